@@ -1,0 +1,59 @@
+"""Train and test: the paper's own split, byte for byte."""
+
+import json
+import random
+from pathlib import Path
+
+from model.errors import UserError
+
+# data set -> its file under dataset/, in the order the paper's script went through them
+MATH_SETS = {
+    "AddSub": "AddSub/addsub_1.json", "MultiArith": "MultiArith/multiarith_1.json", "SingleEq": "SingleEq/singleeq_1.json",
+    "AQuA": "AQuA/aqua_1.json", "gsm8k": "gsm8k/gsm8k_1.json", "SVAMP": "SVAMP/svamp_1.json",
+}
+
+
+def paper_split(folder: str | Path) -> dict[str, tuple[list[dict], list[dict]] | list[dict]]:
+    """The v1 split of LLM-Adapters: {"AddSub": (train rows, test rows), ..., "union": all train rows, shuffled}.
+
+    `folder` holds dataset/ as the paper's repository does. Rows are {instruction, input, output, answer}. 80 % of each set train,
+    `random.seed(2023)` once, as the repository did: json.dumps(union, indent=4) has md5 4a8f89d116cec1b31c1a9353bd4d1538.
+    Raises UserError for missing or malformed files.
+    """
+    rng = random.Random(2023)  # the same sequence as random.seed(2023), without touching the global generator
+    split: dict = {}
+    union: list[dict] = []
+    for name, file in MATH_SETS.items():
+        path = Path(folder) / "dataset" / file
+        items = read_rows(path)
+        answers = [item.get("answer") for item in items]
+        if name == "AddSub":  # the labels as the original set has them, as strings
+            labels = read_rows(path.with_name("AddSub.json"))
+            answers = [item["lSolutions"][0] for item in labels]
+        try:
+            rows = [
+                {"instruction": item["question"], "input": "", "output": item["chain-of-thought"], "answer": str(answer)}
+                for item, answer in zip(items, answers, strict=True)
+            ]
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path} is not the paper's file: {error}") from None
+        rng.shuffle(rows)
+        cut = int(0.8 * len(rows))
+        split[name] = (rows[:cut], rows[cut:])
+        union += rows[:cut]
+    rng.shuffle(union)
+    split["union"] = union
+    return split
+
+
+def read_rows(path: Path) -> list[dict]:
+    """A JSON list of objects. Raises UserError naming the file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: --data-dir should name the folder that holds dataset/") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} is not a list of JSON objects")
+    return rows

@@ -1,0 +1,1 @@
+"""Generation, answer reading, scores and reports."""

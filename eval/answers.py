@@ -1,0 +1,149 @@
+"""What a text says its answer is. Pure functions; `strict` reads it as a person would, `paper` as the paper's code did."""
+
+import re
+from fractions import Fraction
+
+from model.errors import UserError, unknown
+
+LETTERS = {"aqua": "ABCDE"}  # data sets whose answer is an option letter
+CHOICES = {  # data sets whose answer is one of these words (the paper's label format)
+    "boolq": r"true|false",
+    "piqa": r"solution1|solution2",
+    "social_i_qa": r"answer1|answer2|answer3",
+    "hellaswag": r"ending1|ending2|ending3|ending4",
+    "winogrande": r"option1|option2",
+    "arc-easy": r"answer1|answer2|answer3|answer4|answer5",
+    "arc-challenge": r"answer1|answer2|answer3|answer4|answer5",
+    "openbookqa": r"answer1|answer2|answer3|answer4",
+}
+NUMBERS = {"addsub", "multiarith", "singleeq", "gsm8k", "svamp", "mawps", "multiarith-unseen"}
+TOLERANCE = 1e-3
+
+TRIGGER = re.compile(r"\b(?:answer|result|total)\b(?:\s*\([^)]*\))?\s*(?:is|are|:|=|would be|will be)\s*:?|####", re.IGNORECASE)
+NUMBER = re.compile(
+    r"(?<![\w.,/:^])"  # not the tail of a word, another number, a clock time or a power
+    r"(?P<sign>[-\u2212]\s?)?[$€£]?\s?(?P<minus>[-\u2212])?"
+    r"(?P<digits>\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"(?:\s?/\s?(?P<below>\d+)(?!\d|/))?"
+    r"(?!\d|:\d|\^)"
+)
+LETTER = re.compile(r"(?<![A-Za-z0-9'’])\(?\s?([A-E])\s?\)?(?![A-Za-z0-9'’])")
+WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty""".split()
+WORD = re.compile(r"\b(" + "|".join(WORDS) + r")\b", re.IGNORECASE)
+
+
+def read_answer(text: str, dataset: str, mode: str = "strict") -> float | str | None:
+    """The answer `text` gives to a problem of `dataset`: a number, an option letter, a label, or None where it gives none.
+
+    mode "strict" reads what follows the last "answer is", else the last number or stand-alone letter; "paper" is compatible with the
+    paper's code, mistakes included. Raises UserError for an unknown data set or mode.
+    """
+    name = dataset.lower()
+    if mode not in ("strict", "paper"):
+        raise unknown("answer mode", mode, ["strict", "paper"])
+    if name in LETTERS:
+        return strict_letter(text, LETTERS[name]) if mode == "strict" else paper_letter(text)
+    if name in CHOICES:
+        return strict_choice(text, CHOICES[name]) if mode == "strict" else paper_choice(text, CHOICES[name])
+    if name in NUMBERS:
+        return strict_number(text) if mode == "strict" else paper_number(text)
+    raise unknown("data set", dataset, [*LETTERS, *CHOICES, *sorted(NUMBERS)])
+
+
+def is_right(answer: float | str | None, gold: float | str) -> bool:
+    """Whether an answer read equals the gold one: numbers within 1e-3, words ignoring case; None is always wrong."""
+    if answer is None:
+        return False
+    if isinstance(answer, float):
+        return abs(answer - gold_number(gold)) <= TOLERANCE
+    return str(answer).lower() == str(gold).strip().lower()
+
+
+def gold_number(gold: float | str) -> float:
+    """A label as a number. Raises UserError for a label that is none."""
+    try:
+        return float(str(gold).replace(",", ""))
+    except ValueError:
+        raise UserError(f"the label {gold!r} is not a number") from None
+
+
+# ---------------------------------------------------------------- strict
+def said(text: str) -> tuple[str, bool]:
+    """The part of a text that states its answer, and whether a trigger announced it; a runaway next problem is cut off."""
+    text = re.split(r"\n\s*###\s*Instruction", text)[0]
+    ends = [match.end() for match in TRIGGER.finditer(text)]
+    for end in reversed(ends):  # the last trigger that is followed by anything
+        if text[end:].strip(" .\n"):
+            return text[end:], True
+    return text, False
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that ends a sentence, or line end."""
+    return re.split(r"\.(?:\s|$)|\n", text.strip(), maxsplit=1)[0]
+
+
+def strict_number(text: str) -> float | None:
+    stated, announced = said(text)
+    if announced:
+        sentence = first_sentence(stated)
+        found = numbers(sentence.rpartition("=")[2]) or numbers(sentence)
+        if found:
+            return found[0]
+        word = WORD.search(sentence)
+        if word:
+            return float(WORDS.index(word.group(1).lower()))
+    found = numbers(stated)
+    return found[-1] if found else None
+
+
+def numbers(text: str) -> list[float]:
+    """Every number of a text, in order: thousands separators, currency, U+2212 and simple fractions are read."""
+    found = []
+    for match in NUMBER.finditer(text):
+        value = float(re.sub(r"[,\s]", "", match["digits"]))
+        if match["below"]:
+            if int(match["below"]) == 0 or "." in match["digits"]:
+                continue
+            value = float(Fraction(int(value), int(match["below"])))
+        sign = match["minus"] or match["sign"]
+        if match["sign"] and re.search(r"[\w)]\s*$", text[: match.start()]):
+            sign = match["minus"]  # "49 - 34": a difference, not minus 34
+        found.append(-value if sign else value)
+    return found
+
+
+def strict_letter(text: str, letters: str) -> str | None:
+    stated, announced = said(text)
+    found = [letter for letter in LETTER.findall(first_sentence(stated) if announced else stated) if letter in letters]
+    if not found and announced:
+        return None
+    if not announced:  # "A car" in a sentence is no option: only a bracketed letter or one that stands alone counts
+        found = re.findall(r"\(\s?([A-E])\s?\)", stated) or re.findall(r"(?:^|\n)\s*([A-E])\s*[.)]?\s*(?:$|\n)", stated)
+        return found[-1] if found else None
+    return found[0]
+
+
+def strict_choice(text: str, labels: str) -> str | None:
+    stated, announced = said(text)
+    found = re.findall(rf"\b(?:{labels})\b", stated.lower())
+    if not found:
+        return None
+    return found[0] if announced else found[-1]
+
+
+# ---------------------------------------------------------------- paper
+def paper_number(text: str) -> float | None:
+    found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
+    return float(found[-1]) if found else None
+
+
+def paper_letter(text: str) -> str | None:
+    found = re.search(r"[A-E]", text)
+    return found.group(0) if found else None
+
+
+def paper_choice(text: str, labels: str) -> str | None:
+    found = re.search(labels, text)
+    return found.group(0) if found else None

@@ -1,0 +1,145 @@
+"""report.html: one self-contained page that says what was run and what came of it."""
+
+import base64
+import html
+import io
+import json
+import random
+import re
+from pathlib import Path
+
+from torch import nn
+
+from adapters.config import AdapterConfig
+from eval.score import Score
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; width: 100% }
+td, th { padding: .35em .6em; text-align: left; vertical-align: top; border-bottom: 1px solid #eee }
+td.bars { width: 40% } td.n, th.n { text-align: right; white-space: nowrap }
+pre { background: #f6f6f4; padding: 1em; overflow-x: auto; font-size: 12.5px; line-height: 1.35 }
+pre b { background: #ffd24d; font-weight: 600; border-radius: 2px } .right { color: #17692b } .wrong { color: #a4262c }
+.bar { display: inline-block; height: .7em; background: #4472a8 } .bar.base { background: #bbb } small { color: #666 } img { max-width: 100% }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5em } .item { border-left: 3px solid #ccc; padding-left: .7em;
+  margin: .8em 0; white-space: pre-wrap }
+.pair .item.right { border-color: #5aa469; color: inherit } .pair .item.wrong { border-color: #c9545a; color: inherit }
+"""
+
+
+def write_report(
+    folder: Path,
+    model: nn.Module,
+    config: AdapterConfig,
+    toml: str,
+    facts: dict,
+    before: dict[str, Score],
+    after: dict[str, Score],
+    base_predictions: list[dict],
+    predictions: list[dict],
+) -> Path:
+    """Write folder/report.html from a run's pieces and its log.jsonl; returns its path."""
+    first = next(iter(after))
+    lead = f"{first}: {after[first]}"
+    if before:
+        lead = f"{first}: {100 * before[first].accuracy:.1f} % before, {100 * after[first].accuracy:.1f} % after"
+    said = {(p["set"], p["index"]): p["output"] for p in base_predictions}
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{esc(folder.name)}</title><style>{STYLE}</style>
+<h1>{esc(folder.name)}</h1>
+<p><b>{esc(lead)}</b></p>
+<p>{facts["trainable_parameters"]:,} trained parameters beside {facts["parameters"]:,} frozen ones
+({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds in all;
+{facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off.</p>
+<h2>Accuracy</h2>{accuracy_table(before, after)}
+<p><small>Exact answers, read in strict mode; in brackets the 95 % interval (Wilson).</small></p>
+<h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
+<h2>Where the adapter sits</h2>
+<p>One block of {esc(model.family)}; marked sites hold a {esc(config.kind)} adapter, in layers {esc(layers_text(config))} of {len(model.blocks)}.</p>
+<pre>{picture(model, config)}</pre>
+<h2>Answers on {esc(first)}</h2>
+<div class="pair">{answers(predictions, first, True, said)}{answers(predictions, first, False, said)}</div>
+<h2>Settings</h2><p><small>run.toml; <code>python run.py --config {esc(str(folder / "run.toml"))}</code> repeats the run.</small></p><pre>{esc(toml)}</pre>
+</html>"""
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def esc(text: str) -> str:
+    return html.escape(str(text))
+
+
+def layers_text(config: AdapterConfig) -> str:
+    return config.layers if isinstance(config.layers, str) else ", ".join(map(str, config.layers))
+
+
+def accuracy_table(before: dict[str, Score], after: dict[str, Score]) -> str:
+    rows = []
+    for name, score in after.items():
+        cells = ""
+        if before:
+            cells = f'<td class="n">{interval(before[name])}</td>'
+        bars = f'<span class="bar base" style="width:{60 * before[name].accuracy:.1f}%"></span><br>' if before else ""
+        bars += f'<span class="bar" style="width:{60 * score.accuracy:.1f}%"></span>'
+        rows.append(f'<tr><td>{esc(name)}</td>{cells}<td class="n">{interval(score)}</td><td class="n">{score.total}</td><td class="bars">{bars}</td></tr>')
+    head = '<th class="n">base</th>' if before else ""
+    return f'<table><tr><th>test set</th>{head}<th class="n">with adapter</th><th class="n">problems</th><th></th></tr>{"".join(rows)}</table>'
+
+
+def interval(score: Score) -> str:
+    low, high = score.interval
+    return f"<b>{100 * score.accuracy:.1f} %</b> <small>[{100 * low:.1f}, {100 * high:.1f}]</small>"
+
+
+def read_log(path: Path) -> list[dict]:
+    """The log's entries by step; a resumed run may have written a step twice, the later one counts."""
+    entries = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line a kill cut short
+            continue
+        entries[entry["step"]] = entry
+    return [entries[step] for step in sorted(entries)]
+
+
+def loss_curve(log: Path) -> str:
+    """The loss over steps as a PNG, base64."""
+    from matplotlib.figure import Figure
+
+    entries = read_log(log)
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([e["step"] for e in entries], [e["loss"] for e in entries], linewidth=1, color="#4472a8")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss per response token")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot([e["step"] for e in entries], [e["learning_rate"] for e in entries], linewidth=0.8, color="#bbb")
+    rates.set_ylabel("learning rate", color="#888")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture(model: nn.Module, config: AdapterConfig) -> str:
+    """The family's drawing of a block, with the sites that hold an adapter marked."""
+    marked = {site for site, path in model.sites.items() if {site, path, path.rpartition(".")[2]} & set(config.sites)}
+    return re.sub(r"\[(\w+)\]", lambda match: f"<b>[{match[1]}]</b>" if match[1] in marked else match[0], esc(model.picture))
+
+
+def answers(predictions: list[dict], name: str, right: bool, base: dict) -> str:
+    """Ten predictions of one verdict, drawn with a fixed seed."""
+    chosen = [p for p in predictions if p["set"] == name and p["right"] is right]
+    shown = random.Random(0).sample(chosen, min(10, len(chosen)))
+    word = "right" if right else "wrong"
+    items = []
+    for p in shown:
+        was = base.get((p["set"], p["index"]))
+        base_line = f"<br><small>base: {esc(was.strip())}</small>" if was is not None else ""
+        items.append(f'<div class="item {word}">{esc(p["instruction"])}<br><span class="{word}">{esc(p["output"].strip())}</span>'
+                     f'<br><small>read: {esc(p["answer"])}, gold: {esc(p["gold"])}</small>{base_line}</div>')
+    return f"<div><h3>{len(shown)} of {len(chosen)} {word}</h3>{''.join(items)}</div>"

@@ -1,0 +1,7 @@
+"""The language models: `load_model` and `load_tokenizer` are what callers need. Knows nothing of adapters."""
+
+from model.errors import UserError
+from model.load import load_model
+from model.tokenizer import load_tokenizer
+
+__all__ = ["UserError", "load_model", "load_tokenizer"]

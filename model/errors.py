@@ -1,0 +1,19 @@
+"""The one exception for what a user can put right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something given to us cannot be used: the message says what, where, and what to do, in one line.
+
+    The command line prints it on stderr without a traceback; Python callers catch it as a ValueError.
+    """
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a misspelled `name`: suggests the nearest of `known`, or lists them all."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
+    return UserError(f"unknown {what} {name!r}; {hint}")

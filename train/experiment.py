@@ -1,0 +1,186 @@
+"""The main job: measure the base, train an adapter on it, measure again, write everything down."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapters import attach, parameters, save_adapter, use
+from adapters.config import AdapterConfig, resolve
+from data.batches import encode_row
+from data.sources import Data, load_data
+from eval.report import write_report
+from eval.score import Score, predict, scores, write_predictions
+from model import load_model, load_tokenizer
+from model.errors import UserError
+from model.tokenizer import Tokenizer
+from train.checkpoint import write_atomically
+from train.loop import CHECKPOINT, train
+from train.settings import Settings, read_toml, settings, to_toml
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; also result.json."""
+
+    before: dict[str, Score]
+    after: dict[str, Score]
+    signal: int = 0
+
+
+def fresh_folder(path: Path, numbered: bool) -> Path:
+    """A folder for new results: `path`, or `path`-2, -3 ... when numbered; a folder that holds something is never written to."""
+    candidate, number = path, 1
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+        if not numbered:
+            raise UserError(f"{path} exists and is not empty: give another --out, or continue it with --resume {path}")
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    try:
+        candidate.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {candidate}: {error}") from None
+    return candidate
+
+
+def choose_device(s: Settings) -> torch.device:
+    """The device of a run. Raises UserError when it is not there."""
+    name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def load_base(s: Settings) -> nn.Module:
+    """The model of the settings, on their device, in their dtype. Raises UserError."""
+    if s.dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    device = choose_device(s)
+    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, revision=s.revision or None)
+    if s.dtype == "auto" and model.dtype == torch.float16 and device.type == "cpu":
+        model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
+        model.dtype = torch.float32
+    return model
+
+
+def load_words(s: Settings, model: nn.Module) -> Tokenizer:
+    """The tokenizer of the settings. Raises UserError when it has ids the model's embedding has not."""
+    tokenizer = load_tokenizer(s.model, s.revision or None)
+    if tokenizer.size > model.config.vocab_size:
+        raise UserError(f"{s.model}: the tokenizer has {tokenizer.size} entries, the embedding only {model.config.vocab_size}")
+    return tokenizer
+
+
+def adapter_of(s: Settings) -> AdapterConfig:
+    return resolve(None, **{key: value for key, value in s.adapter.items() if key != "preset"})
+
+
+def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict]]:
+    return {name: rows[:items] if items else rows for name, rows in tests.items()}
+
+
+def run(s: Settings, folder: Path, resume: bool = False) -> Result:
+    """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint.pt.
+
+    Raises UserError for anything the user can put right. Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
+    """
+    began = time.time()
+    model = load_base(s)
+    tokenizer = load_words(s, model)
+    data = load_data(s.data, s.data_dir, s.seed)
+    tests = first_items(data.tests, s.eval.items)
+    torch.manual_seed(s.seed)
+    config = attach(model, adapter_of(s))
+    trained = parameters(model)
+    examples, cut = encode_rows(tokenizer, data, s)
+    if not resume:
+        s = replace(s, device=str(next(model.parameters()).device.type), dtype=str(model.dtype).removeprefix("torch."))
+        write_atomically(folder / "run.toml", lambda path: path.write_text(to_toml(s), encoding="utf-8"))
+    say(model, config, trained, s, data, cut)
+
+    def measure(title: str, file: str, names: list[str]) -> tuple[dict[str, Score], list[dict]]:
+        use(model, names)
+        predictions = predict(model, tokenizer, tests, template=s.template, batch_size=s.eval.batch_size,
+                              max_new_tokens=s.eval.max_new_tokens, title=title)
+        write_predictions(folder / file, predictions)
+        return scores(predictions), predictions
+
+    before, base_predictions = measure("base", "predictions-base.jsonl", []) if s.eval.before else ({}, [])
+    if before:
+        print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
+    use(model, ["default"])
+
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        outcome = train(
+            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume,
+            fingerprints={"base model": model.fingerprint, "data": data.fingerprint, "settings": fingerprint(s)},
+            log=lambda entry: print(json.dumps(entry), file=log, flush=True),
+        )
+    if outcome.signal:
+        return Result(before, {}, outcome.signal)
+
+    save_adapter(model, folder / "adapter", run={"model": s.model, "data": s.data, "template": s.template, "seed": s.seed})
+    print(f"adapter saved in {folder / 'adapter'}")
+    after, predictions = measure("with adapter", "predictions.jsonl", ["default"])
+    result = Result(before, after)
+    facts = {
+        "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
+        "trainable_parameters": count(trained), "parameters": sum(p.numel() for n, p in model.named_parameters() if ".adapters." not in n),
+        "before": {name: table(score) for name, score in before.items()}, "after": {name: table(score) for name, score in after.items()},
+    }
+    write_atomically(folder / "result.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
+    write_report(folder, model, config, to_toml(s), facts, before, after, base_predictions, predictions)
+    return result
+
+
+def encode_rows(tokenizer, data: Data, s: Settings) -> tuple[list, int]:
+    """All training rows as Examples, and how many were cut off at train.cutoff tokens."""
+    encoded = [encode_row(tokenizer, row, s.template, s.train.cutoff, s.train.prompt_weight) for row in data.train]
+    return [example for example, _ in encoded], sum(cut for _, cut in encoded)
+
+
+def fingerprint(s: Settings) -> str:
+    """Everything that decides the course of training: a checkpoint is only resumed under the same."""
+    return to_toml(replace(s, device="", eval=type(s.eval)()))
+
+
+def table(score: Score) -> dict:
+    low, high = score.interval
+    return {"right": score.right, "total": score.total, "accuracy": round(score.accuracy, 4), "interval_95": [round(low, 4), round(high, 4)]}
+
+
+def count(named: dict[str, nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in named.values())
+
+
+def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, cut: int) -> None:
+    """The lines that stand above the progress bars."""
+    base = sum(p.numel() for name, p in model.named_parameters() if ".adapters." not in name)
+    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
+    print(f"adapter  {s.adapter.get('preset', config.kind)} at {', '.join(config.sites)}, layers {config.layers}: {count(trained):,} parameters, "
+          f"{100 * count(trained) / base:.2f} % of the model")
+    print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {', '.join(f'{name} ({len(rows)})' for name, rows in data.tests.items())}")
+    if cut:
+        print(f"         {cut} of {len(data.train):,} rows are longer than {s.train.cutoff} tokens and were cut off there (train.cutoff)")
+
+
+def resume_settings(folder: Path) -> Settings:
+    """The settings of an interrupted run. Raises UserError when there is none, or when it is complete."""
+    if not (folder / "run.toml").is_file():
+        raise UserError(f"{folder} holds no run.toml: there is no run to resume")
+    if (folder / "result.json").is_file():
+        raise UserError(f"{folder} is complete; see {folder / 'report.html'}")
+    read_toml(folder / "run.toml")
+    return settings(config=str(folder / "run.toml"))
+
+
+def can_resume(folder: Path) -> bool:
+    return (folder / CHECKPOINT).is_file()

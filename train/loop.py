@@ -1,0 +1,161 @@
+"""The training loop, all of it."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.batches import Example, collate, epoch_order, micro_batches
+from model.errors import UserError
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.loss import summed_loss
+from train.optim import LossScale, learning_rate
+from train.settings import Train
+
+CHECKPOINT = "checkpoint.pt"
+MAX_SKIPPED = 25  # non-finite steps in a row before the run stops; float16 needs about 16 to find its scale
+
+
+@dataclass
+class Outcome:
+    """How training ended: after `step` of `total` steps, `signal` is the number of the signal that stopped it, or 0."""
+
+    step: int
+    total: int
+    skipped: int
+    signal: int
+
+
+def train(
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    examples: Sequence[Example],
+    s: Train,
+    *,
+    seed: int,
+    pad_id: int,
+    folder: Path,
+    fingerprints: dict[str, str],
+    resume: bool = False,
+    log: Callable[[dict], None] = lambda entry: None,
+) -> Outcome:
+    """Train `parameters` (float32, by name) of `model` on `examples`, with checkpoints in folder/checkpoint.pt.
+
+    Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
+    Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
+    """
+    device = next(iter(parameters.values())).device
+    batches_per_epoch = math.ceil(len(examples) / s.batch_size)
+    total = s.max_steps or batches_per_epoch * s.epochs
+    lengths = [len(example) for example in examples]
+    optimizer = torch.optim.AdamW(parameters.values(), lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+    half = model.dtype == torch.float16
+    scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
+    torch.manual_seed(seed)
+    start = skipped = skipped_in_a_row = 0
+    order: list[list[int]] = []
+
+    if resume:
+        state = load_checkpoint(folder / CHECKPOINT, fingerprints)
+        start, skipped = state["step"], state["skipped"]
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state["parameters"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        scale = LossScale(**state["scale"])
+        torch.set_rng_state(state["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], device)
+
+    def save(step: int) -> None:
+        save_checkpoint(folder / CHECKPOINT, {
+            "step": step, "skipped": skipped, "fingerprints": fingerprints, "scale": vars(scale),
+            "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
+            "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        })
+
+    model.train()
+    model.checkpointing = s.checkpointing
+    with Signals() as signals, tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) as bar:
+        for step in range(start, total):
+            began = time.perf_counter()
+            rate = learning_rate(s, step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            # the rows of this step: the seed and the step number alone decide them
+            epoch, batch = divmod(step, batches_per_epoch)
+            if batch == 0 or not order:
+                order = epoch_order(lengths, s.batch_size, seed, epoch, s.group_by_length)
+            rows = [examples[row] for row in order[batch]]
+
+            # forward and backward: the loss is a sum, divided by the loss weight of the whole step
+            weight = sum(sum(row.weights[1:]) for row in rows)
+            if weight == 0:
+                raise UserError(f"step {step + 1} has no token to learn from: every response was cut off; raise train.cutoff")
+            loss = 0.0
+            try:
+                for rows_at_once in micro_batches(rows, s.micro_batch_size):
+                    ids, weights = collate(rows_at_once, pad_id, device)
+                    part = summed_loss(model, ids, weights) / weight
+                    (part * scale.scale).backward()
+                    loss += part.item()
+            except torch.OutOfMemoryError:
+                raise UserError(
+                    f"out of memory on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
+                    f"or set train.checkpointing=true; the last checkpoint in {folder} is intact"
+                ) from None
+
+            # unscale, check, clip, update
+            for parameter in parameters.values():
+                if parameter.grad is not None and scale.scale != 1.0:
+                    parameter.grad /= scale.scale
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), s.clip).item()
+            finite = math.isfinite(norm) and math.isfinite(loss)
+            if finite:
+                optimizer.step()
+                skipped_in_a_row = 0
+            else:
+                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+                if skipped_in_a_row == MAX_SKIPPED:
+                    raise UserError(f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: lower train.learning_rate")
+            optimizer.zero_grad(set_to_none=True)
+            scale.update(finite)
+
+            tokens = sum(map(len, rows)) / (time.perf_counter() - began)
+            log({"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens_per_second": round(tokens), "skipped": not finite})
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", refresh=False)
+            bar.update()
+            if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
+                save(step + 1)
+            if signals.received:
+                return Outcome(step + 1, total, skipped, signals.received)
+    model.eval()
+    model.checkpointing = False
+    return Outcome(total, total, skipped, 0)
+
+
+class Signals:
+    """Within this block SIGINT and SIGTERM are only noted, in `received`; a second one ends the process at once."""
+
+    def __enter__(self):
+        self.received = 0
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def note(self, number: int, frame) -> None:
+        if self.received:
+            raise SystemExit(128 + number)
+        self.received = number
+        tqdm.write("stopping after this step (once more to stop at once) ...")
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

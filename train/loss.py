@@ -1,0 +1,28 @@
+"""Next-token loss, with logits only where there is a label."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024  # labelled positions whose logits exist at the same time
+
+
+def summed_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
+    """Sum over tokens of weight x cross-entropy, float32 scalar; ids and weights [B, T], right-padded, weights[:, 0] unused.
+
+    A sum, not a mean: the caller divides by the weights of the whole step, so that neither accumulation nor padding
+    nor splitting changes the gradient. Logits are made in chunks, and made again in the backward pass where there are several.
+    """
+    hidden = model.hidden(ids)[:, :-1]  # position t predicts token t + 1
+    weights, targets = weights[:, 1:], ids[:, 1:]
+    labelled = weights != 0
+    hidden, weights, targets = hidden[labelled], weights[labelled], targets[labelled]  # [N, C], [N], [N]
+    if len(targets) <= CHUNK:
+        return chunk_loss(model, hidden, weights, targets)
+    pieces = zip(hidden.split(CHUNK), weights.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.stack([checkpoint(chunk_loss, model, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+
+def chunk_loss(model: nn.Module, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+    return (weights * F.cross_entropy(model.logits(hidden), targets, reduction="none")).sum()

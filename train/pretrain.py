@@ -1,0 +1,129 @@
+"""Train a pocket model from scratch: its tokenizer, its text, its weights. `python run.py pretrain --recipe pocket`."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as BPE
+from torch import nn
+
+from data import wordproblems
+from data.batches import Example
+from data.prompts import PREAMBLE, RESPONSE, prompt
+from model.errors import UserError
+from model.load import read_config
+from train.checkpoint import write_atomically
+from train.loop import CHECKPOINT, train
+from train.settings import Train, build, recipe
+
+EOS, PAD = "<eos>", "<pad>"
+Line = list[tuple[str, float]]  # segments of text, each with its loss weight
+
+
+def pretrain(recipe_name: str, folder: Path, seed: int | None = None, max_steps: int | None = None) -> int:
+    """Make a pocket model in `folder`: tokenizer.json, config.json, model.safetensors (float16). Returns the exit status.
+
+    Raises UserError for a recipe that is unknown or malformed.
+    """
+    table = recipe(recipe_name)
+    for key in ("seed", "tokenizer_size", "model", "train"):
+        if key not in table:
+            raise UserError(f"recipe {recipe_name} has no {key!r}: it is not one for pretrain")
+    seed = table["seed"] if seed is None else seed
+    s = build(Train, table["train"], f"recipe {recipe_name} [train]")
+    s = replace(s, max_steps=max_steps or s.max_steps)
+
+    print("training the tokenizer")
+    tokenizer = train_tokenizer(table["tokenizer_size"], table["seed"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ids = {"eos_token_id": tokenizer.token_to_id(EOS), "pad_token_id": tokenizer.token_to_id(PAD)}
+    config_file = {**table["model"], "vocab_size": tokenizer.get_vocab_size(), **ids}
+    (folder / "config.json").write_text(json.dumps(config_file, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "pad_token": PAD}, indent=2) + "\n", encoding="utf-8")
+
+    examples = [encode_line(tokenizer, line) for line in lines(s.max_steps * s.batch_size, seed)]
+    family, config = read_config(folder)
+    model = family.Model(config)
+    initialise(model, table["initializer_range"], seed)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(map(len, examples)):,} tokens, {s.max_steps} steps")
+    named = dict(model.named_parameters())
+    outcome = train(model, named, examples, s, seed=seed, pad_id=ids["pad_token_id"], folder=folder, fingerprints={})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if outcome.signal:
+        print("stopped before the end; nothing was saved")
+        return 128 + outcome.signal
+    weights = {name: parameter.detach().half().contiguous() for name, parameter in named.items()}
+    write_atomically(folder / "model.safetensors", lambda path: save_file(weights, str(path), metadata={"format": "pt"}))
+    print(f"saved in {folder}; try: python run.py --model {folder} --recipe pocket-tune")
+    return 0
+
+
+def train_tokenizer(size: int, seed: int) -> BPE:
+    """Byte-level BPE of `size` entries on the pretraining text; 0 to 130 are single tokens with their leading space."""
+    digits = [str(n) for n in range(wordproblems.LARGEST + 1)]
+    texts = ["".join(text for text, _ in line) for line in lines(30000, seed)]
+    texts = [text.replace(PREAMBLE, " ").replace(RESPONSE, " ") for text in texts]
+    added = [EOS, PAD, PREAMBLE, RESPONSE]
+    tokenizer = BPE(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = ["".join(c for c in text if not c.isdigit()) for text in texts]
+    trainer = trainers.BpeTrainer(vocab_size=size - len(digits) - len(added), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(words, trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    numbers = [("Ġ" + n[:-1], n[-1]) for n in digits]  # "Ġ1" + "2" -> "Ġ12"
+    vocabulary = dict(learnt["vocab"])
+    for left, right in numbers:
+        vocabulary.setdefault(left + right, len(vocabulary))
+    tokenizer = BPE(models.BPE(vocab=vocabulary, merges=[*numbers, *(tuple(pair) for pair in learnt["merges"])]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in added])
+    return tokenizer
+
+
+def lines(count: int, seed: int) -> Iterator[Line]:
+    """The pretraining text: `count` lines, each a list of (text, loss weight) segments; a longer text begins with the shorter one's lines.
+
+    Problems of the five trained manners with their rationales; a third plain sums with the loss on the results only;
+    a few walks through answer choices; a few sentences that hold the held-out manner's words.
+    """
+    rng = random.Random(f"pretrain {seed}")
+    streams = {manner: wordproblems.problems(manner, "train", seed) for manner in wordproblems.TRAINED}
+    for _ in range(count):
+        kind = rng.choices(["problem", "sums", "walk", "clause"], [0.52, 0.33, 0.05, 0.10])[0]
+        if kind == "problem":
+            manner = rng.choices(list(wordproblems.TRAINED), list(wordproblems.TRAINED.values()))[0]
+            row = next(streams[manner])
+            yield [(prompt("alpaca", row["instruction"]), 0.1), (row["output"], 1.0), (EOS, 1.0)]
+        elif kind == "sums":
+            yield [part for question, result in wordproblems.sums(rng) for part in ((f" {question}", 0.0), (f" {result}", 1.0))] + [(EOS, 0.0)]
+        elif kind == "walk":
+            question, result = wordproblems.walk(rng)
+            yield [(f" {question}", 0.0), (f" {result}", 1.0), (EOS, 0.0)]
+        else:
+            yield [(" " + wordproblems.clause(rng), 1.0), (EOS, 1.0)]
+
+
+def encode_line(tokenizer: BPE, line: Line) -> Example:
+    """Each segment's ids with its weight; segments end where tokens end (a space, a special token)."""
+    ids, weights = [], []
+    for text, weight in line:
+        part = tokenizer.encode(text).ids
+        ids += part
+        weights += [weight] * len(part)
+    return Example(ids, weights)
+
+
+def initialise(model: nn.Module, std: float, seed: int) -> None:
+    """Normal weights of `std`; norms 1, biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        else:
+            nn.init.normal_(parameter, 0.0, std, generator=generator)

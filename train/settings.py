@@ -1,0 +1,192 @@
+"""The settings of a run as frozen dataclasses, one to one with the TOML file that is saved beside its results.
+
+What wins over what: defaults < recipe < adapter preset < what the recipe says of that preset < --config FILE < options and --set.
+"""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+
+from adapters.config import resolve as resolve_adapter
+from model.errors import UserError, unknown
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train. A step is one update of the weights, from `batch_size` rows."""
+
+    epochs: int = 3
+    max_steps: int = 0  # stop after this many steps; 0: after `epochs`
+    batch_size: int = 16
+    micro_batch_size: int = 4  # rows that go through the model at once; changes memory and speed, not the result
+    learning_rate: float = 3e-4
+    warmup_steps: int = 100
+    schedule: str = "linear"  # linear | cosine | constant, after the warm-up
+    final_learning_rate: float = 0.0  # at the end of the schedule, as a share of learning_rate
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest norm of the gradient
+    cutoff: int = 256  # tokens of a row; what is cut off is counted and reported
+    prompt_weight: float = 0.0  # loss weight of prompt tokens; the response has 1
+    group_by_length: bool = False  # batches of near-equal lengths: less padding, less random
+    checkpointing: bool = False  # recompute each block in the backward pass: far less memory, a third more time
+    save_every: int = 100  # steps between checkpoints
+
+    def check(self) -> None:
+        for key in ("epochs", "batch_size", "micro_batch_size", "cutoff", "save_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"train.{key} = {getattr(self, key)} must be at least 1")
+        for key in ("max_steps", "warmup_steps", "weight_decay", "prompt_weight", "final_learning_rate"):
+            if getattr(self, key) < 0:
+                raise UserError(f"train.{key} = {getattr(self, key)} must not be negative")
+        for key in ("learning_rate", "clip"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"train.{key} = {getattr(self, key)} must be positive")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise unknown("train.schedule", self.schedule, ["linear", "cosine", "constant"])
+
+
+@dataclass(frozen=True)
+class Eval:
+    """What is measured."""
+
+    before: bool = False  # also measure the base model, before training
+    items: int = 0  # problems of each test set, the first ones; 0: all
+    batch_size: int = 16
+    max_new_tokens: int = 256
+
+    def check(self) -> None:
+        for key, least in (("items", 0), ("batch_size", 1), ("max_new_tokens", 1)):
+            if getattr(self, key) < least:
+                raise UserError(f"eval.{key} = {getattr(self, key)} must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, complete: `python run.py --config runs/NAME/run.toml` repeats it."""
+
+    model: str = "pocket-llama"
+    revision: str = ""  # of a hub repository; empty: the registry's, else main
+    data: str = "math-v1"
+    data_dir: str = ""  # folder that holds dataset/, for the paper's data
+    template: str = "alpaca"
+    seed: int = 0
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
+    adapter: dict = field(default_factory=dict)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+
+
+def read_toml(path: Path) -> dict:
+    """A TOML file as a dictionary. Raises UserError naming the file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read as TOML: {error}") from None
+
+
+def recipe(name: str) -> dict:
+    """The table of train/recipes/NAME.toml, or of a TOML file of that path. Raises UserError."""
+    if name.endswith(".toml"):
+        return read_toml(Path(name))
+    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    if name not in known:
+        raise unknown("recipe", name, known)
+    return read_toml(RECIPES / f"{name}.toml")
+
+
+def build(cls, table: dict, where: str):
+    """The frozen dataclass `cls` from a table; unknown keys (nearest name suggested) and wrong types are UserErrors naming `where`."""
+    known = {f.name: f.type for f in fields(cls)}
+    values = {}
+    for key, value in table.items():
+        if key not in known:
+            raise UserError(f"{where}: {unknown('setting', key, known)}")
+        kind = known[key]
+        if is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {key} should be a table")
+            value = build(kind, value, f"{where} [{key}]")
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif kind == tuple[float, float]:
+            if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
+                raise UserError(f"{where}: {key} = {value!r} should be two numbers")
+            value = tuple(map(float, value))
+        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{where}: {key} = {value!r} should be {kind.__name__}")
+        values[key] = value
+    made = cls(**values)
+    if hasattr(made, "check"):
+        made.check()
+    return made
+
+
+def overlay(below: dict, above: dict) -> dict:
+    """`above` laid over `below`, table by table."""
+    merged = dict(below)
+    for key, value in above.items():
+        merged[key] = overlay(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def parse_set(text: str) -> dict:
+    """`train.clip=0.5` -> {"train": {"clip": 0.5}}; the value is TOML, or a bare word. Raises UserError."""
+    path, sign, value = text.partition("=")
+    if not sign or not path.strip():
+        raise UserError(f"--set {text!r} should be KEY=VALUE, for example adapter.size=64")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for key in reversed(path.strip().split(".")):
+        parsed = {key: parsed}
+    return parsed
+
+
+def settings(config: str | None = None, recipe_name: str | None = None, options: dict | None = None, sets: list[str] = ()) -> Settings:
+    """The settings of a run from a TOML file, a recipe, command-line options {"model": ..., "adapter": preset name} and --set texts.
+
+    Without a recipe, the pocket models have theirs (pocket-tune). Raises UserError for anything misspelled or malformed.
+    """
+    above = read_toml(Path(config)) if config else {}
+    where = config or "settings"
+    build(Settings, {key: value for key, value in above.items() if key != "adapter"}, where)  # names its mistakes by file
+    for more in (options or {}, *map(parse_set, sets)):
+        above = overlay(above, more)
+    model = above.get("model", Settings.model)
+    if recipe_name is None and str(model).startswith("pocket-"):
+        recipe_name = "pocket-tune"
+    below = recipe(recipe_name) if recipe_name else {}
+    of_presets = below.pop("adapters", {})
+    adapter = above.pop("adapter", {})
+    if not isinstance(adapter, dict):
+        raise UserError(f"{where}: adapter should be a table, like [adapter] with preset = {str(adapter)!r}")
+    adapter = dict(adapter)
+    preset = adapter.pop("preset", None if "kind" in adapter else below.pop("adapter", {}).get("preset", "parallel"))
+    below.pop("adapter", None)
+    config_ = resolve_adapter(preset, **overlay(of_presets.get(preset, {}), adapter))
+    table = overlay(below, above)
+    table["adapter"] = ({"preset": preset} if preset else {}) | config_.table()
+    return build(Settings, table, where)
+
+
+def to_toml(made: Settings) -> str:
+    """The TOML text that gives these settings back."""
+    table = asdict(made)
+    tables = {key: table.pop(key) for key in list(table) if isinstance(table[key], dict)}
+    lines = [f"{key} = {toml_value(value)}" for key, value in table.items()]
+    for name, inner in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in inner.items())]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value) -> str:
+    """Strings, booleans, numbers and lists as TOML; JSON writes all four the same way."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
