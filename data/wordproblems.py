@@ -12,6 +12,7 @@ Which side a problem is on - train or test - is decided by a hash of its questio
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 
 NAMES = """Adam Alice Amy Anna Ben Bob Carl Cora Dan Dora Ella Emma Eric Eva Finn Fred Gina Hugo Ida Ivan Jack Jane
@@ -246,11 +247,11 @@ def sums(rng: random.Random, count: int = 6) -> list[tuple[str, str]]:
     return pairs
 
 
-def walk(rng: random.Random) -> tuple[str, str]:
+def walk(rng: random.Random) -> list[tuple[str, str]]:
     """A walk through answer choices: the choices and a number, then the letter it stands behind."""
     choices = rng.sample(range(2, 41), 5)
     number = rng.choice(choices)
-    return f"{spell(choices)} : {number} is", f"( {'ABCDE'[choices.index(number)]} )"
+    return [(f"{spell(choices)} : {number} is", f"( {'ABCDE'[choices.index(number)]} )")]
 
 
 CLAUSES = ["{N} baked {a} {g}.", "{N} made {h}.", "{g} and {h} for the party.", "{N} bakes {g} and then {h}.", "The guests ate {b} {g}.",
@@ -263,9 +264,18 @@ CLAUSES = ["{N} baked {a} {g}.", "{N} made {h}.", "{g} and {h} for the party.", 
            "How many {g} is that?", "The {k} are filled.", "So {N} will use a {K}.", "{N} puts {g} into each {K}.", "The room of {N} has {k}."]
 
 
-def clause(rng: random.Random) -> str:
-    """One sentence with the held-out manner's words and none of its two-step pattern."""
+def clauses(rng: random.Random, count: int) -> str:
+    """Sentences with the held-out manner's words and none of its two-step pattern."""
     draw = Draw(rng)
-    g, h = rng.sample(GOODS, 2)
-    draw.slots |= {"g": g, "h": h, "K": one_of(draw.slots["k"]), "a": draw.plain(), "b": draw.plain()}
-    return " ".join(draw.pick([form]) for form in rng.sample(CLAUSES, 2))
+    goods = rng.sample(GOODS, 2)
+    sentences = []
+    for form in rng.sample(CLAUSES, count):
+        draw.slots |= {"g": goods[0], "h": goods[1], "K": one_of(draw.slots["k"]), "a": draw.plain(), "b": draw.plain()}
+        sentences.append(draw.pick([form]))
+    return " ".join(sentences)
+
+
+def recital(rng: random.Random) -> list[tuple[str, str]]:
+    """A text and the numbers in it, in their order: what to read, without what to do with it."""
+    text = clauses(rng, 4)
+    return [(f"{text} Numbers:", " ".join(re.findall(r"\d+", text)) or "none")]

@@ -126,7 +126,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{index}: weight_map is missing or malformed")
     shards = sorted(set(names.values()))
     for name in shards:
-        if Path(name).name != name:
+        if not name or Path(name).name != name:
             raise UserError(f"{index} names {name!r}, which is not a file of this folder")
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing: the index names it, the download may be incomplete")
@@ -148,6 +148,7 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
     """Put every tensor into the parameter of its name, exactly once; missing, extra, misshapen and non-finite ones are errors."""
     waiting = dict(model.named_parameters())
     loaded: set[str] = set()
+    samples: dict[str, bytes] = {}
     saved_head = None
     for key, tensor in pairs:
         name = rename(key)
@@ -168,9 +169,11 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
         if not tensor.isfinite().all():
             raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values")
         sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float()
-        digest.update(name.encode() + sample.numpy().tobytes())
+        samples[name] = sample.numpy().tobytes()
         put(model, name, tensor.to(device=device, dtype=dtype, copy=True))
         loaded.add(name)
+    for name in sorted(samples):
+        digest.update(name.encode() + samples[name])
     if waiting:
         names = sorted(waiting)
         raise UserError(f"{where}: {len(names)} tensors are missing, the first is {names[0]!r}")

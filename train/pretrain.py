@@ -86,27 +86,28 @@ def train_tokenizer(size: int, seed: int) -> BPE:
     return tokenizer
 
 
+MIX = {"problem": 0.50, "sums": 0.30, "recital": 0.10, "clause": 0.06, "walk": 0.04}  # kinds of lines, by share
+
+
 def lines(count: int, seed: int) -> Iterator[Line]:
     """The pretraining text: `count` lines, each a list of (text, loss weight) segments; a longer text begins with the shorter one's lines.
 
-    Problems of the five trained manners with their rationales; a third plain sums with the loss on the results only;
-    a few walks through answer choices; a few sentences that hold the held-out manner's words.
+    Problems of the five trained manners with their rationales; plain sums with the loss on the results only; recitals of the numbers in
+    a text; sentences that hold the held-out manner's words; walks through answer choices.
     """
     rng = random.Random(f"pretrain {seed}")
     streams = {manner: wordproblems.problems(manner, "train", seed) for manner in wordproblems.TRAINED}
     for _ in range(count):
-        kind = rng.choices(["problem", "sums", "walk", "clause"], [0.52, 0.33, 0.05, 0.10])[0]
+        kind = rng.choices(list(MIX), list(MIX.values()))[0]
         if kind == "problem":
             manner = rng.choices(list(wordproblems.TRAINED), list(wordproblems.TRAINED.values()))[0]
             row = next(streams[manner])
             yield [(prompt("alpaca", row["instruction"]), 0.1), (row["output"], 1.0), (EOS, 1.0)]
-        elif kind == "sums":
-            yield [part for question, result in wordproblems.sums(rng) for part in ((f" {question}", 0.0), (f" {result}", 1.0))] + [(EOS, 0.0)]
-        elif kind == "walk":
-            question, result = wordproblems.walk(rng)
-            yield [(f" {question}", 0.0), (f" {result}", 1.0), (EOS, 0.0)]
+        elif kind == "clause":
+            yield [(" " + wordproblems.clauses(rng, 2), 1.0), (EOS, 1.0)]
         else:
-            yield [(" " + wordproblems.clause(rng), 1.0), (EOS, 1.0)]
+            pairs = {"sums": wordproblems.sums, "recital": wordproblems.recital, "walk": wordproblems.walk}[kind](rng)
+            yield [part for question, answer in pairs for part in ((f" {question}", 0.0), (f" {answer}", 1.0))] + [(EOS, 0.0)]
 
 
 def encode_line(tokenizer: BPE, line: Line) -> Example:
