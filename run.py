@@ -167,7 +167,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
     from data.sources import load_data
     from eval.score import predict, scores, write_predictions
-    from train.experiment import first_items, fresh_folder, table
+    from train.experiment import first_items, fresh_folder, make_folder, table
 
     more = given(options, ("data", "data_dir"))
     more["eval"] = given(options, ("items", "batch_size", "max_new_tokens"))
@@ -178,6 +178,7 @@ def evaluate(options: argparse.Namespace) -> int:
     folder = fresh_folder(Path(options.out) if options.out else default, numbered=not options.out)
     predictions = predict(model, tokenizer, first_items(data.tests, made.eval.items), template=template, batch_size=made.eval.batch_size,
                           max_new_tokens=made.eval.max_new_tokens)
+    make_folder(folder)
     write_predictions(folder / "predictions.jsonl", predictions)
     found = scores(predictions)
     facts = {"model": made.model, "adapter": str(adapter) if adapter else None, "data": made.data, "template": template,
@@ -267,10 +268,11 @@ def pretrain_command():
 
 
 def pretrain(options: argparse.Namespace) -> int:
-    from train.experiment import fresh_folder
+    from train.experiment import fresh_folder, make_folder
     from train.pretrain import pretrain as train_from_scratch
 
     folder = fresh_folder(Path(options.out), numbered=False)
+    make_folder(folder)
     return train_from_scratch(options.recipe, folder, options.seed, options.max_steps)
 
 

@@ -11,7 +11,7 @@ import pytest
 from data import wordproblems
 from data.sources import load_data
 from data.split import MATH_SETS, paper_split
-from data.wordproblems import HELD_OUT, MANNERS, TRAINED, problems, side
+from data.wordproblems import HELD_OUT, MANNERS, problems, side
 from model import UserError, load_tokenizer
 from train.pretrain import encode_line, lines
 

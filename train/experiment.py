@@ -34,18 +34,22 @@ class Result:
 
 
 def fresh_folder(path: Path, numbered: bool) -> Path:
-    """A folder for new results: `path`, or `path`-2, -3 ... when numbered; a folder that holds something is never written to."""
+    """Where new results go: `path`, or `path`-2, -3 ... when numbered; never a folder that holds something. Made by who writes to it."""
     candidate, number = path, 1
     while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
         if not numbered:
-            raise UserError(f"{path} exists and is not empty: give another --out, or continue it with --resume {path}")
+            raise UserError(f"{path} exists and is not empty: give another --out, or continue an interrupted run with --resume {path}")
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
-    try:
-        candidate.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {candidate}: {error}") from None
     return candidate
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error}") from None
 
 
 def choose_device(s: Settings) -> torch.device:
@@ -102,6 +106,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     trained = parameters(model)
     examples, cut = encode_rows(tokenizer, data, s)
     if not resume:
+        make_folder(folder)
         s = replace(s, device=str(next(model.parameters()).device.type), dtype=str(model.dtype).removeprefix("torch."))
         write_atomically(folder / "run.toml", lambda path: path.write_text(to_toml(s), encoding="utf-8"))
     say(model, config, trained, s, data, cut)

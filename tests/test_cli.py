@@ -1,0 +1,190 @@
+"""The command line as a user meets it, in processes of its own: what it writes, and what it says when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import write_checkpoint
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--max-steps", "3", "--items", "4"]
+
+
+def run(*arguments, cwd=None, **more):
+    environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=300, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """One complete short run in a folder of its own."""
+    cwd = tmp_path_factory.mktemp("work")
+    done = run(*QUICK, "--seed", "3", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "report:" in done.stdout
+    return cwd / "runs" / "pocket-llama-parallel-wordproblems"
+
+
+def test_a_run_leaves_everything_behind(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"run.toml", "log.jsonl", "adapter", "predictions-base.jsonl", "predictions.jsonl", "result.json", "report.html", "checkpoint.pt"}
+    settings = tomllib.loads((finished / "run.toml").read_text())
+    assert (settings["seed"], settings["train"]["max_steps"], settings["adapter"]["preset"]) == (3, 3, "parallel")
+    assert [json.loads(line)["step"] for line in (finished / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    result = json.loads((finished / "result.json").read_text())
+    assert result["after"]["multiarith"]["total"] == result["before"]["multiarith"]["total"] == 4
+    predictions = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 4 * 7
+    page = (finished / "report.html").read_text()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<b>[attn]</b>" in page
+    assert "data:image/png;base64," in page
+
+
+def test_run_toml_repeats_the_run(finished, tmp_path):
+    again = run("--config", finished / "run.toml", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    for name in ("predictions.jsonl", "predictions-base.jsonl"):
+        assert (tmp_path / "again" / name).read_text() == (finished / name).read_text()
+    losses = [[json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (finished, tmp_path / "again")]
+    assert losses[0] == losses[1]
+
+
+def test_evaluate_repeats_the_runs_own_numbers(finished, tmp_path):
+    done = run("evaluate", finished, "--out", tmp_path / "e", "--batch-size", 3)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "e" / "predictions.jsonl").read_text() == (finished / "predictions.jsonl").read_text()
+    base = run("evaluate", "--model", "pocket-llama", "--items", 4, "--out", tmp_path / "b")
+    assert base.returncode == 0, base.stderr
+    assert (tmp_path / "b" / "predictions.jsonl").read_text() == (finished / "predictions-base.jsonl").read_text()
+
+
+def test_generate(finished, folder):
+    told = run("generate", finished, "--instruction", "Tom has 3 pens. Amy gives Tom 4 more. How many pens does Tom have now?")
+    assert told.returncode == 0, told.stderr
+    assert "The answer is" in told.stdout
+    first = run("generate", "--model", folder, "--prompt-ids", "5,6,7", "--max-new-tokens", "2")
+    assert first.returncode == 0, first.stderr
+    assert len(first.stdout.strip().split(",")) == 2
+
+
+@pytest.mark.parametrize("adapter", ["series", "lora"])
+def test_the_other_adapters(tmp_path, adapter):
+    done = run(*QUICK, "--adapter", adapter, "--set", "eval.before=false", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["llm_adapters"]["run"]["template"] == "alpaca"
+
+
+def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
+    """Ctrl-C after the first steps, then --resume: the same adapter as the undisturbed run, to the bit."""
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "run.py"), "--config", str(finished / "run.toml"), "--out", str(out), "--set", "train.max_steps=12"]
+    whole = run("--config", finished / "run.toml", "--out", tmp_path / "whole", "--set", "train.max_steps=12")
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (out / "log.jsonl").is_file() or (out / "log.jsonl").read_text().count("\n") < 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, output
+    assert f"--resume {out}" in output
+    assert not (out / "adapter").exists()
+    done = run("--resume", out)
+    assert done.returncode == 0, done.stderr
+    name = "adapter/adapter_model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert "is complete" in run("--resume", out).stderr
+
+
+def checked(*arguments, said: str, status: int = 1):
+    done = run(*arguments)
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "pocket-lama"], "did you mean 'pocket-llama'"),
+        (["--model", "llama-7b", "--data-dir", "x"], "huggyllama/llama-7b"),
+        (["--adapter", "paralel"], "did you mean 'parallel'"),
+        (["--data", "wordproblem"], "did you mean 'wordproblems'"),
+        (["--data", "math-v1"], "--data-dir"),
+        (["--data", "math-v1", "--data-dir", "/nowhere"], "addsub_1.json is missing"),
+        (["--config", "/nowhere.toml"], "does not exist"),
+        (["--recipe", "pocket-tun"], "did you mean 'pocket-tune'"),
+        (["--set", "train.learning_rat=1"], "did you mean 'learning_rate'"),
+        (["--set", "adapter.sise=1"], "did you mean 'size'"),
+        (["--set", "train.batch_size=0"], "at least 1"),
+        (["--set", "nothing"], "KEY=VALUE"),
+        (["--dtype", "float8"], "float8"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--resume", "/nowhere"], "no run.toml"),
+        (["evaluate", "/nowhere"], "no run.toml"),
+        (["evaluate", "--adapter", "/nowhere"], "no adapter folder"),
+        (["generate", "--prompt-ids", "5,x"], "5,6,7"),
+        (["generate", "--prompt-ids", "5,99999"], "token ids 0 to"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = [] if arguments[0] in ("generate", "--resume") else ["--out", str(tmp_path / "out")]
+    checked(*arguments, *out, said=said)
+
+
+def test_an_unknown_command():
+    checked("trian", said="did you mean 'train'", status=2)
+
+
+def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(tmp_path):
+    (tmp_path / "my.toml").write_text("[train]\nlearnin_rate = 1e-3\n")
+    checked("--config", tmp_path / "my.toml", said="my.toml [train]: unknown setting 'learnin_rate'; did you mean 'learning_rate'")
+    (tmp_path / "my.toml").write_text("[train\n")
+    checked("--config", tmp_path / "my.toml", said="cannot be read as TOML")
+
+
+def test_results_are_never_overwritten(finished):
+    checked("--out", finished, said="exists and is not empty")
+    before = (finished / "result.json").read_text()
+    done = run(*QUICK, "--seed", "4", "--set", "eval.before=false", cwd=finished.parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert (finished.parent / f"{finished.name}-2" / "result.json").is_file()
+    assert (finished / "result.json").read_text() == before
+
+
+def test_a_tokenizer_larger_than_the_embedding(tmp_path):
+    folder = write_checkpoint(tmp_path / "tiny")
+    (folder / "tokenizer.json").write_bytes((ROOT / "model/pocket/llama/tokenizer.json").read_bytes())
+    checked("evaluate", "--model", folder, "--data", "wordproblems", "--out", tmp_path / "out", said="the embedding only 61")
+
+
+def test_debug_shows_the_traceback():
+    done = run("--adapter", "nothing", "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_help_names_every_command():
+    done = run("--help")
+    assert done.returncode == 0
+    for word in ("evaluate", "generate", "pretrain", "--resume", "--set"):
+        assert word in done.stdout
+
+
+def test_pretrain_makes_a_model_that_trains(tmp_path):
+    done = run("pretrain", "--max-steps", "2", "--out", tmp_path / "fresh")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "fresh").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    tuned = run("--model", tmp_path / "fresh", "--recipe", "pocket-tune", *QUICK, "--out", tmp_path / "out")
+    assert tuned.returncode == 0, tuned.stderr

@@ -1,0 +1,69 @@
+"""Greedy decoding: what it returns, and that nothing about the batch changes it."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import DEVICES
+
+from adapters import attach
+from data.wordproblems import problems
+from eval.generate import generate
+from eval.score import Score, left_pad, predict, scores
+from model import UserError, load_model, load_tokenizer
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [16, 17, 18, 19], [20, 21]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_token_is_the_most_likely_after_those_before(folder, device):
+    model = load_model(str(folder), device=device)
+    ids = torch.tensor([PROMPTS[1]], device=device)
+    for token in generate(model, ids, max_new_tokens=9)[0]:
+        assert token == model(ids)[0, -1].argmax()
+        ids = torch.cat((ids, torch.tensor([[token]], device=device)), dim=1)
+
+
+def test_results_do_not_depend_on_batch_padding_or_order(tiny):
+    attach(tiny, "parallel", size=4, init="bert")
+    stop = [generate(tiny, torch.tensor([row]), max_new_tokens=3)[0][2] for row in PROMPTS[:2]]  # so that rows end at different times
+    alone = [generate(tiny, *left_pad([row], 0, "cpu"), max_new_tokens=12, stop_ids=stop)[0] for row in PROMPTS]
+    assert len({len(row) for row in alone}) > 1
+    for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 17):
+        together = generate(tiny, *left_pad([PROMPTS[i] for i in order], 0, "cpu"), max_new_tokens=12, stop_ids=stop)
+        assert together == [alone[i] for i in order]
+
+
+def test_a_stop_token_ends_a_row_and_is_not_returned(tiny):
+    free = generate(tiny, torch.tensor([PROMPTS[0]]), max_new_tokens=6)[0]
+    first = free.index(free[3])
+    assert generate(tiny, torch.tensor([PROMPTS[0]]), max_new_tokens=6, stop_ids=[free[3]])[0] == free[:first]
+
+
+def test_what_cannot_be_continued_says_so(tiny):
+    ids = torch.tensor([[3, 4], [5, 6]])
+    with pytest.raises(UserError, match="empty prompt"):
+        generate(tiny, torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(UserError, match="empty prompt"):
+        generate(tiny, ids, torch.tensor([[1, 1], [0, 0]]))
+    with pytest.raises(UserError, match="padded on the left"):
+        generate(tiny, ids, torch.tensor([[1, 1], [1, 0]]))
+    with pytest.raises(UserError, match="beam"):
+        generate(tiny, ids, beams=4)
+
+
+def test_accuracy_does_not_depend_on_batch_size_and_predictions_are_kept_whole():
+    model, tokenizer = load_model("pocket-llama", dtype=torch.float32), load_tokenizer("pocket-llama")
+    tests = {name: list(itertools.islice(problems(name, "test", 0), 8)) for name in ("addsub", "aqua")}
+    one, many = (predict(model, tokenizer, tests, template="alpaca", batch_size=size, max_new_tokens=48) for size in (3, 16))
+    assert one == many
+    assert [(p["set"], p["index"]) for p in one] == [(name, i) for name in tests for i in range(8)]
+    assert set(one[0]) == {"set", "index", "instruction", "prompt", "gold", "output", "answer", "right"}
+    assert scores(one)["addsub"].right == sum(p["right"] for p in one if p["set"] == "addsub") >= 6
+
+
+def test_the_interval_is_wilsons():
+    low, high = Score(81, 263).interval  # the example of Newcombe (1998), method 3
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert Score(0, 20).interval[0] == 0
+    assert Score(20, 20).interval[1] == 1
