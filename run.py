@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
 
         print(f"run.py: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         return 2
-    parser, act = {"train": train_command, "evaluate": evaluate_command, "generate": generate_command, "pretrain": pretrain_command}[command]()
+    parser, act = PARSERS[command]()
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(rest)
     from model.errors import UserError
@@ -105,7 +105,12 @@ def train(options: argparse.Namespace) -> int:
         made = settings(options.config, options.recipe, chosen, options.set)
         name = f"{Path(made.model).name}-{made.adapter.get('preset', made.adapter['kind'])}-{made.data}"
         folder = fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out)
-    result = run(made, folder, resume=bool(options.resume) and can_resume(folder))
+    try:
+        result = run(made, folder, resume=bool(options.resume) and can_resume(folder))
+    except KeyboardInterrupt:  # while measuring; in training the loop itself takes care
+        if folder.exists():
+            print(f"\nstopped; continue with: python run.py --resume {folder}")
+        raise
     if result.signal:
         print(f"stopped; continue with: python run.py --resume {folder}")
         return 128 + result.signal
@@ -167,11 +172,13 @@ def evaluate(options: argparse.Namespace) -> int:
 
     from data.sources import load_data
     from eval.score import predict, scores, write_predictions
+    from model.registry import find
     from train.experiment import first_items, fresh_folder, make_folder, table
 
     more = given(options, ("data", "data_dir"))
     more["eval"] = given(options, ("items", "batch_size", "max_new_tokens"))
     made, adapter = run_settings(options, more)
+    find(made.model)
     data = load_data(made.data, made.data_dir, made.seed)
     model, tokenizer, template = load_with_adapter(made, adapter)
     default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{made.data}"
@@ -275,6 +282,8 @@ def pretrain(options: argparse.Namespace) -> int:
     make_folder(folder)
     return train_from_scratch(options.recipe, folder, options.seed, options.max_steps)
 
+
+PARSERS = {"train": train_command, "evaluate": evaluate_command, "generate": generate_command, "pretrain": pretrain_command}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

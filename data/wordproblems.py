@@ -41,7 +41,7 @@ MORE = ["{M} gives {N} {b} more.", "{N} buys {b} more.", "Then {N} finds {b} mor
 LESS = ["{N} gives {b} to {M}.", "{N} loses {b} of them.", "{N} sells {b} of them.", "Then {M} takes {b} away.", "{N} uses {b} {t}."]
 NOW = ["How many {t} does {N} have now?", "How many {t} are there now?", "What is the number of {t} now?", "Find how many {t} {N} has now."]
 GROUPS = ["There are {a} {k} with {b} {t} in each.", "{N} has {a} {k} of {b} {t}.", "{N} owns {a} {k} and each has {b} {t}.",
-          "{N} puts {b} {t} into each of {a} {k}."]
+          "{N} puts {a} {t} into each of {b} {k}."]
 IN_ALL = ["How many {t} are there in all?", "How many {t} does {N} have in all?", "What is the total number of {t}?", "Find the number of {t}."]
 SHARE = ["{N} shares {a} {t} among {b} friends.", "All {a} {t} are shared among {b} children.", "{N} splits {a} {t} into {b} parts.",
          "{N} puts {a} {t} into {b} equal piles."]
@@ -201,7 +201,7 @@ def two_steps(draw: Draw, first: str, second: str) -> tuple[int, int, int, int, 
 
 # ---------------------------------------------------------------- problems by manner
 MANNERS = {"addsub": addsub, "singleeq": singleeq, "svamp": svamp, "gsm8k": gsm8k, "aqua": aqua, "multiarith": multiarith}
-TRAINED = {"addsub": 3, "singleeq": 2, "svamp": 3, "gsm8k": 3, "aqua": 2}  # manner -> share in pretraining
+TRAINED = {"addsub": 3, "singleeq": 2, "svamp": 4, "gsm8k": 3, "aqua": 2}  # manner -> share in pretraining
 HELD_OUT = "multiarith"
 
 

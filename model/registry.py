@@ -10,7 +10,7 @@ POCKET = Path(__file__).parent / "pocket"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a short name leads: the family file that computes it and the hub repository that holds it."""
+    """A checkpoint of the hub: the family file that computes it ("" where only its config.json can tell) and its repository."""
 
     family: str
     repo: str
@@ -43,25 +43,28 @@ def pocket_names() -> list[str]:
     return [f"pocket-{folder.name}" for folder in sorted(POCKET.iterdir()) if (folder / "config.json").is_file()]
 
 
+def find(name: str) -> Path | Entry:
+    """What `name` stands for, without touching the network. Raises UserError for a name that is neither known nor a folder."""
+    if name.startswith("pocket-") and name in pocket_names():
+        return POCKET / name.removeprefix("pocket-")
+    if Path(name).is_dir():
+        return Path(name)
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return Entry("", name)
+    if "/" in name or "\\" in name:
+        raise UserError(f"model folder {name!r} does not exist")
+    raise unknown("model", name, [*pocket_names(), *REGISTRY])
+
+
 def resolve(name: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder that holds the checkpoint `name`: a pocket model, a folder of yours, or a download (kept in the hub's cache).
 
     weights=False fetches the tokenizer's files and no others. Raises UserError for an unknown name, and when the hub cannot be reached.
     """
-    if name.startswith("pocket-"):
-        if name not in pocket_names():
-            raise unknown("model", name, [*pocket_names(), *REGISTRY])
-        return POCKET / name.removeprefix("pocket-")
-    if Path(name).is_dir():
-        return Path(name)
-    if name in REGISTRY:
-        entry = REGISTRY[name]
-        return download(entry.repo, revision or entry.revision, weights)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return download(name, revision or "main", weights)
-    if "/" in name or "\\" in name:
-        raise UserError(f"model folder {name!r} does not exist")
-    raise unknown("model", name, [*pocket_names(), *REGISTRY])
+    found = find(name)
+    return found if isinstance(found, Path) else download(found.repo, revision or found.revision, weights)
 
 
 def download(repo: str, revision: str, weights: bool) -> Path:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import write_checkpoint
 
+import run as command_line
+
 ROOT = Path(__file__).parent.parent
 QUICK = ["--max-steps", "3", "--items", "4"]
 
@@ -104,20 +106,26 @@ def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
     assert "is complete" in run("--resume", out).stderr
 
 
-def checked(*arguments, said: str, status: int = 1):
-    done = run(*arguments)
-    assert done.returncode == status, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert said in lines[0]
-    assert "Traceback" not in done.stderr
+@pytest.fixture
+def checked(capfd):
+    """Call the command line in this process (importing torch anew takes seconds) and expect one line on stderr."""
+
+    def check(*arguments, said: str, status: int = 1):
+        assert command_line.main([str(argument) for argument in arguments]) == status
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert said in lines[0]
+
+    return check
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--model", "pocket-lama"], "did you mean 'pocket-llama'"),
-        (["--model", "llama-7b", "--data-dir", "x"], "huggyllama/llama-7b"),
+        (["--model", "llama-7b", "--data", "wordproblems"], "huggyllama/llama-7b"),
+        (["--model", "lama-7b"], "did you mean 'llama-7b'"),
+        (["--set", 'template="alpacca"'], "did you mean 'alpaca'"),
         (["--adapter", "paralel"], "did you mean 'parallel'"),
         (["--data", "wordproblem"], "did you mean 'wordproblems'"),
         (["--data", "math-v1"], "--data-dir"),
@@ -137,24 +145,24 @@ def checked(*arguments, said: str, status: int = 1):
         (["generate", "--prompt-ids", "5,99999"], "token ids 0 to"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, said, tmp_path, monkeypatch):
+def test_mistakes_end_in_one_line(checked, arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = [] if arguments[0] in ("generate", "--resume") else ["--out", str(tmp_path / "out")]
     checked(*arguments, *out, said=said)
 
 
-def test_an_unknown_command():
+def test_an_unknown_command(checked):
     checked("trian", said="did you mean 'train'", status=2)
 
 
-def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(tmp_path):
+def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(checked, tmp_path):
     (tmp_path / "my.toml").write_text("[train]\nlearnin_rate = 1e-3\n")
     checked("--config", tmp_path / "my.toml", said="my.toml [train]: unknown setting 'learnin_rate'; did you mean 'learning_rate'")
     (tmp_path / "my.toml").write_text("[train\n")
     checked("--config", tmp_path / "my.toml", said="cannot be read as TOML")
 
 
-def test_results_are_never_overwritten(finished):
+def test_results_are_never_overwritten(checked, finished):
     checked("--out", finished, said="exists and is not empty")
     before = (finished / "result.json").read_text()
     done = run(*QUICK, "--seed", "4", "--set", "eval.before=false", cwd=finished.parent.parent)
@@ -163,10 +171,17 @@ def test_results_are_never_overwritten(finished):
     assert (finished / "result.json").read_text() == before
 
 
-def test_a_tokenizer_larger_than_the_embedding(tmp_path):
+def test_a_tokenizer_larger_than_the_embedding(checked, tmp_path):
     folder = write_checkpoint(tmp_path / "tiny")
     (folder / "tokenizer.json").write_bytes((ROOT / "model/pocket/llama/tokenizer.json").read_bytes())
     checked("evaluate", "--model", folder, "--data", "wordproblems", "--out", tmp_path / "out", said="the embedding only 61")
+
+
+def test_a_mistake_in_a_process_of_its_own():
+    done = run("--model", "pocket-lama")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_debug_shows_the_traceback():

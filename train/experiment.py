@@ -11,11 +11,13 @@ from torch import nn
 from adapters import attach, parameters, save_adapter, use
 from adapters.config import AdapterConfig, resolve
 from data.batches import encode_row
+from data.prompts import prompt
 from data.sources import Data, load_data
 from eval.report import write_report
 from eval.score import Score, predict, scores, write_predictions
 from model import load_model, load_tokenizer
 from model.errors import UserError
+from model.registry import find
 from model.tokenizer import Tokenizer
 from train.checkpoint import write_atomically
 from train.loop import CHECKPOINT, train
@@ -97,9 +99,11 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     Raises UserError for anything the user can put right. Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
     """
     began = time.time()
+    find(s.model)  # a misspelled name or a missing file is told before anything is downloaded
+    prompt(s.template, "")
+    data = load_data(s.data, s.data_dir, s.seed)
     model = load_base(s)
     tokenizer = load_words(s, model)
-    data = load_data(s.data, s.data_dir, s.seed)
     tests = first_items(data.tests, s.eval.items)
     torch.manual_seed(s.seed)
     config = attach(model, adapter_of(s))
@@ -154,7 +158,7 @@ def encode_rows(tokenizer, data: Data, s: Settings) -> tuple[list, int]:
 
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    return to_toml(replace(s, device="", eval=type(s.eval)()))
+    return to_toml(replace(s, device="", data_dir="", eval=type(s.eval)()))
 
 
 def table(score: Score) -> dict:
