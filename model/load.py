@@ -3,19 +3,25 @@
 import hashlib
 import importlib
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
 from model.registry import resolve
 
 FAMILIES = ["llama"]  # model_type in config.json -> the file of that name; one row a family
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+LONGEST_HEADER = 100_000_000  # bytes, as the format itself sets it
 
 # Fields of config.json that do not change what the forward pass computes.
 IGNORED = {
@@ -134,14 +140,61 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every file of the checkpoint, one tensor in memory at a time."""
+    """(name, tensor) of every file of the checkpoint; each tensor is read when it is asked for, into memory of its own."""
     for path in weight_files(folder):
         try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - a safetensors file is no dict
-                    yield key, file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
+            with open(path, "rb") as file:
+                for name, dtype, shape, start, end in read_header(file, path):
+                    raw = torch.empty(end - start, dtype=torch.uint8)
+                    file.seek(start)
+                    if end > start and file.readinto(memoryview(raw.numpy())) != end - start:
+                        raise UserError(f"{path} ends before tensor {name!r} does")
+                    yield name, raw.view(dtype).view(shape)
+        except OSError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def read_header(file, path: Path) -> list[tuple[str, torch.dtype, list[int], int, int]]:
+    """(name, dtype, shape, first byte, end byte) of each tensor of a safetensors file, in the order of the bytes.
+
+    The format: 8 bytes with the header's length, a JSON header, the data. The library's own reader holds the whole file in memory,
+    a second copy of the model; this one lets a tensor be read alone. Raises UserError unless the tensors fill the data exactly.
+    """
+    size = path.stat().st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        raise UserError(f"{path} cannot be read: it is cut short, or no safetensors file")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=distinct)
+        header.pop("__metadata__", None)
+        entries = [(name, DTYPES[one["dtype"]], one["shape"], *one["data_offsets"]) for name, one in header.items()]
+        entries.sort(key=lambda entry: entry[3:])
+        at = 0
+        for name, dtype, shape, start, end in entries:
+            count = math.prod(shape)
+            if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or start != at or end - start != count * dtype.itemsize:
+                raise UserError(f"{path}: tensor {name!r} has a shape and an extent that do not fit")
+            at = end
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read: its header is malformed ({type(error).__name__}: {error})") from None
+    if 8 + length + at != size:
+        raise UserError(f"{path} cannot be read: it holds {size - 8 - length} bytes of data, its header describes {at}")
+    return [(name, dtype, shape, 8 + length + start, 8 + length + end) for name, dtype, shape, start, end in entries]
+
+
+def distinct(pairs: list[tuple]) -> dict:
+    """A JSON object whose keys occur once."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite; a finite sum says so without a second tensor of the same size."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, device: torch.device, digest, where: str) -> None:
@@ -166,11 +219,11 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
             raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(expected.shape)}")
         if not tensor.is_floating_point():
             raise UserError(f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values")
         sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float()
         samples[name] = sample.numpy().tobytes()
-        put(model, name, tensor.to(device=device, dtype=dtype, copy=True))
+        put(model, name, tensor.to(device=device, dtype=dtype))
         loaded.add(name)
     for name in sorted(samples):
         digest.update(name.encode() + samples[name])
@@ -180,7 +233,7 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
     if saved_head is not None and not torch.equal(model.input_embedding.weight, saved_head.to(device=device, dtype=dtype or saved_head.dtype)):
         warnings.warn(f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored", stacklevel=3)
         model.untie()
-        put(model, "lm_head.weight", saved_head.to(device=device, dtype=dtype, copy=True))
+        put(model, "lm_head.weight", saved_head.to(device=device, dtype=dtype))
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:

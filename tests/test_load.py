@@ -2,6 +2,9 @@
 
 import json
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +58,26 @@ def test_one_tensor_of_the_file_at_a_time(folder):
     name, first = next(pairs)
     assert isinstance(first, torch.Tensor)
     assert len([name, *(key for key, _ in pairs)]) == len(load_file(str(folder / "model.safetensors")))
+
+
+MEASURE = """
+import resource, sys; sys.path.insert(0, {root!r})
+import torch
+from model import load_model
+load_model("pocket-llama")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_model({folder!r})
+peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_loading_holds_one_copy_of_the_model(tmp_path):
+    folder = write_checkpoint(tmp_path, vocab_size=100_000, hidden_size=256, num_hidden_layers=1, tie_word_embeddings=True)  # 103 MB
+    code = MEASURE.format(root=str(Path(__file__).parent.parent), folder=str(folder))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.8 < float(done.stdout) < 1.3
 
 
 def test_a_file_replaced_after_loading_does_not_reach_the_model(folder):
@@ -139,6 +162,33 @@ def test_broken_checkpoints_are_named(folder, what, said):
         load_model(str(folder))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+ONE = '"model.norm.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{" + ONE + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}',  # overlapping
+        "{" + ONE + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 99]}}',  # past the end
+        "{" + ONE + ', "b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 16]}}',  # shape and extent differ
+        "{" + ONE + ', "b": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 16]}}',
+        "{" + ONE + ', "b": {"dtype": "F32", "shape": [2.0], "data_offsets": [8, 16]}}',
+        "{" + ONE + ', "b": {"dtype": "F9", "shape": [2], "data_offsets": [8, 16]}}',  # unknown type
+        "{" + ONE + ', "b": {"dtype": "F32", "shape": [2]}}',
+        "{" + ONE + ", " + ONE + "}",  # twice
+        "{" + ONE + "}",  # data left over
+        "{" + ONE + ', "b": 7}',
+        "[" * 100_000,
+        "[1]", "{", "\udcff",
+    ],
+)
+def test_malformed_headers_are_refused(folder, header):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode("utf-8", "surrogateescape") + b"\0" * 16)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_model(str(folder))
 
 
 @pytest.mark.parametrize("name", ["../model-1.safetensors", "/etc/passwd", "sub/model.safetensors", ""])
