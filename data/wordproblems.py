@@ -12,7 +12,6 @@ Which side a problem is on - train or test - is decided by a hash of its questio
 
 import hashlib
 import random
-import re
 from collections.abc import Iterator
 
 NAMES = """Adam Alice Amy Anna Ben Bob Carl Cora Dan Dora Ella Emma Eric Eva Finn Fred Gina Hugo Ida Ivan Jack Jane
@@ -273,9 +272,3 @@ def clauses(rng: random.Random, count: int) -> str:
         draw.slots |= {"g": goods[0], "h": goods[1], "K": one_of(draw.slots["k"]), "a": draw.plain(), "b": draw.plain()}
         sentences.append(draw.pick([form]))
     return " ".join(sentences)
-
-
-def recital(rng: random.Random) -> list[tuple[str, str]]:
-    """A text and the numbers in it, in their order: what to read, without what to do with it."""
-    text = clauses(rng, 4)
-    return [(f"{text} Numbers:", " ".join(re.findall(r"\d+", text)) or "none")]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1024  # labelled positions whose logits exist at the same time
+CHUNK = 256  # labelled positions whose logits exist at the same time
 
 
 def summed_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:

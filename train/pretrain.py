@@ -86,14 +86,14 @@ def train_tokenizer(size: int, seed: int) -> BPE:
     return tokenizer
 
 
-MIX = {"problem": 0.50, "sums": 0.30, "recital": 0.10, "clause": 0.06, "walk": 0.04}  # kinds of lines, by share
+MIX = {"problem": 0.54, "sums": 0.31, "clause": 0.10, "walk": 0.05}  # kinds of lines, by share
 
 
 def lines(count: int, seed: int) -> Iterator[Line]:
     """The pretraining text: `count` lines, each a list of (text, loss weight) segments; a longer text begins with the shorter one's lines.
 
-    Problems of the five trained manners with their rationales; plain sums with the loss on the results only; recitals of the numbers in
-    a text; sentences that hold the held-out manner's words; walks through answer choices.
+    Problems of the five trained manners with their rationales; plain sums with the loss on the results only; sentences that hold the
+    held-out manner's words; walks through answer choices.
     """
     rng = random.Random(f"pretrain {seed}")
     streams = {manner: wordproblems.problems(manner, "train", seed) for manner in wordproblems.TRAINED}
@@ -106,7 +106,7 @@ def lines(count: int, seed: int) -> Iterator[Line]:
         elif kind == "clause":
             yield [(" " + wordproblems.clauses(rng, 2), 1.0), (EOS, 1.0)]
         else:
-            pairs = {"sums": wordproblems.sums, "recital": wordproblems.recital, "walk": wordproblems.walk}[kind](rng)
+            pairs = wordproblems.sums(rng) if kind == "sums" else wordproblems.walk(rng)
             yield [part for question, answer in pairs for part in ((f" {question}", 0.0), (f" {answer}", 1.0))] + [(EOS, 0.0)]
 
 
