@@ -11,7 +11,7 @@ from torch import nn
 from adapters.attach import adapter_names, all_sites, attach
 from adapters.config import AdapterConfig, resolve
 from model.errors import UserError, unknown
-from model.load import read_json
+from model.files import read_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # in front of every module path in PEFT's files

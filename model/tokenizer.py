@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.errors import UserError
-from model.load import read_json
+from model.files import read_json
 from model.registry import resolve
 
 

@@ -12,7 +12,7 @@ from conftest import write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from model import UserError, load_model
-from model.load import tensors
+from model.files import tensors
 
 IDS = torch.tensor([[3, 4, 5, 6]])
 
