@@ -47,7 +47,7 @@ def test_a_run_leaves_everything_behind(finished):
     page = (finished / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
-    assert "<b>[attn]</b>" in page
+    assert "<b>[up]</b>" in page
     assert "data:image/png;base64," in page
 
 
