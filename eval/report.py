@@ -56,7 +56,7 @@ def write_report(
 <p><small>Exact answers, read in strict mode; in brackets the 95 % interval (Wilson).</small></p>
 <h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
 <h2>Where the adapter sits</h2>
-<p>One block of {esc(model.family)}; marked sites hold a {esc(config.kind)} adapter, in layers {esc(layers_text(config))} of {len(model.blocks)}.</p>
+<p>One block of {esc(model.family)}; marked sites hold a {esc(config.kind)} adapter, in {esc(layers_text(config, len(model.blocks)))}.</p>
 <pre>{picture(model, config)}</pre>
 <h2>Answers on {esc(first)}</h2>
 <div class="pair">{answers(predictions, first, True, said)}{answers(predictions, first, False, said)}</div>
@@ -71,8 +71,12 @@ def esc(text: str) -> str:
     return html.escape(str(text))
 
 
-def layers_text(config: AdapterConfig) -> str:
-    return config.layers if isinstance(config.layers, str) else ", ".join(map(str, config.layers))
+def layers_text(config: AdapterConfig, count: int) -> str:
+    if config.layers == "all":
+        return f"all {count} layers"
+    if isinstance(config.layers, str):
+        return f"the {config.layers} of {count} layers"
+    return f"layers {', '.join(map(str, config.layers))} of {count}"
 
 
 def accuracy_table(before: dict[str, Score], after: dict[str, Score]) -> str:

@@ -69,6 +69,8 @@ def load_base(s: Settings) -> nn.Module:
     """The model of the settings, on their device, in their dtype. Raises UserError."""
     if s.dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    if s.threads:
+        torch.set_num_threads(s.threads)
     device = choose_device(s)
     model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, revision=s.revision or None)
     if s.dtype == "auto" and model.dtype == torch.float16 and device.type == "cpu":

@@ -31,13 +31,14 @@ def pretrain(recipe_name: str, folder: Path, seed: int | None = None, max_steps:
     Raises UserError for a recipe that is unknown or malformed.
     """
     table = recipe(recipe_name)
-    for key in ("seed", "tokenizer_size", "model", "train"):
+    for key in ("seed", "threads", "tokenizer_size", "model", "train"):
         if key not in table:
             raise UserError(f"recipe {recipe_name} has no {key!r}: it is not one for pretrain")
     seed = table["seed"] if seed is None else seed
     s = build(Train, table["train"], f"recipe {recipe_name} [train]")
     s = replace(s, max_steps=max_steps or s.max_steps)
 
+    torch.set_num_threads(table["threads"])
     print("training the tokenizer")
     tokenizer = train_tokenizer(table["tokenizer_size"], table["seed"])
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -76,6 +76,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"  # auto: cuda where there is one, else cpu
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
+    threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
     adapter: dict = field(default_factory=dict)
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
