@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 COMMANDS = {
@@ -103,6 +104,7 @@ def train(options: argparse.Namespace) -> int:
         made = resume_settings(folder)
     else:
         made = settings(options.config, options.recipe, chosen, options.set)
+        made = replace(made, model=whole_path(made.model), data_dir=whole_path(made.data_dir))
         name = f"{Path(made.model).name}-{made.adapter.get('preset', made.adapter['kind'])}-{made.data}"
         folder = fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out)
     try:
@@ -117,6 +119,11 @@ def train(options: argparse.Namespace) -> int:
     print_scores(result.before, result.after)
     print(f"report: {folder / 'report.html'}")
     return 0
+
+
+def whole_path(name: str) -> str:
+    """A folder's path from the root, so that the run can be resumed from anywhere; other names as they are."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def print_scores(before: dict, after: dict) -> None:

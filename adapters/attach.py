@@ -74,8 +74,8 @@ def use(model: nn.Module, names: list[str]) -> None:
         site.active = tuple(site.adapters[name] for name in names if name in site.adapters)
 
 
-def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the adapters that are switched on, by their path: what an optimizer gets."""
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the adapters that are switched on, by their path."""
     return {
         f"{path}.adapters.{name}.{leaf}": parameter
         for path, site in all_sites(model)
@@ -83,3 +83,8 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(adapter, Adapter) and adapter in site.active
         for leaf, parameter in adapter.named_parameters()
     }
+
+
+def parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the adapters that are switched on: what an optimizer gets."""
+    return list(named_parameters(model).values())

@@ -7,7 +7,7 @@ import torch
 from conftest import write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from adapters import attach, load_adapter, merge, parameters, save_adapter, use
+from adapters import attach, load_adapter, merge, named_parameters, parameters, save_adapter, use
 from adapters.attach import all_sites
 from adapters.config import layer_numbers, presets, resolve
 from model import UserError, load_model
@@ -26,7 +26,7 @@ def small(method: dict) -> dict:
 def randomise(model) -> None:
     """Adapters away from their identity start."""
     generator = torch.Generator().manual_seed(3)
-    for parameter in parameters(model).values():
+    for parameter in parameters(model):
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
@@ -52,7 +52,7 @@ def test_every_parameter_gets_a_gradient_also_after_a_pass_without(tiny, method,
     with torch.no_grad():
         tiny(IDS)
     tiny(IDS).square().mean().backward()
-    for name, parameter in parameters(tiny).items():
+    for name, parameter in named_parameters(tiny).items():
         assert parameter.grad.abs().max() > 0, name
         assert parameter.dtype == torch.float32
     for name, parameter in tiny.named_parameters():
@@ -97,7 +97,7 @@ def test_merged_lora_answers_the_same(tmp_path, bias):
     randomise(model)
     before = model(IDS)
     merge(model)
-    assert not list(parameters(model))
+    assert not parameters(model)
     torch.testing.assert_close(model(IDS), before, rtol=1e-4, atol=1e-4)
     assert not any(".adapters." in name for name, _ in model.named_parameters())
 
@@ -115,7 +115,7 @@ def test_bottlenecks_say_why_they_cannot_be_merged_and_stay(tiny):
 def test_parameter_counts_follow_the_shapes(tiny):
     attach(tiny, "lora", r=2, sites=["q", "v"], layers="last 2")
     q, v = 2 * (32 + 32), 2 * (32 + 16)  # two key/value heads of four
-    assert sum(p.numel() for p in parameters(tiny).values()) == 2 * (q + v)
+    assert sum(p.numel() for p in parameters(tiny)) == 2 * (q + v)
 
 
 def test_layers():
@@ -240,7 +240,7 @@ def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tiny, tmp_path)
 
 def test_non_finite_adapters_are_not_saved(tiny, tmp_path):
     attach(tiny, "lora", r=2)
-    next(iter(parameters(tiny).values())).data[0, 0] = torch.inf
+    next(iter(parameters(tiny))).data[0, 0] = torch.inf
     with pytest.raises(UserError, match="NaN or infinite"):
         save_adapter(tiny, tmp_path / "saved")
     assert not (tmp_path / "saved").exists()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import DEVICES
 
-from adapters import attach, parameters
+from adapters import attach, named_parameters, parameters
 from data.batches import Example, collate, encode_row, epoch_order, micro_batches
 from data.prompts import prompt
 from model import UserError, load_model
@@ -47,12 +47,12 @@ def model_with(folder, preset="parallel", device="cpu", dtype=None, **changes):
 def run(model, folder, s=S, **more):
     entries = []
     arguments = {"seed": 1, "pad_id": 0, "folder": folder, "fingerprints": {"base model": "b"}, "log": entries.append} | more
-    outcome = train(model, parameters(model), examples(), s, **arguments)
+    outcome = train(model, named_parameters(model), examples(), s, **arguments)
     return outcome, entries
 
 
 def state(model) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in parameters(model).values()]
+    return [parameter.detach().clone() for parameter in parameters(model)]
 
 
 def same(a, b) -> bool:
@@ -65,7 +65,7 @@ def gradients(model, s: Train) -> list[torch.Tensor]:
     weight = sum(sum(row.weights[1:]) for row in rows)
     for part in micro_batches(rows, s.micro_batch_size):
         (loss.summed_loss(model, *collate(part, 0, "cpu")) / weight).backward()
-    found = [parameter.grad.clone() for parameter in parameters(model).values()]
+    found = [parameter.grad.clone() for parameter in parameters(model)]
     model.zero_grad()
     return found
 

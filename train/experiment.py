@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adapters import attach, parameters, save_adapter, use
+from adapters import attach, named_parameters, save_adapter, use
 from adapters.config import AdapterConfig, resolve
 from data.batches import encode_row
 from data.prompts import prompt
@@ -109,7 +109,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     tests = first_items(data.tests, s.eval.items)
     torch.manual_seed(s.seed)
     config = attach(model, adapter_of(s))
-    trained = parameters(model)
+    trained = named_parameters(model)
     examples, cut = encode_rows(tokenizer, data, s)
     if not resume:
         make_folder(folder)
