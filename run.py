@@ -178,9 +178,10 @@ def evaluate(options: argparse.Namespace) -> int:
     import json
 
     from data.sources import load_data
-    from eval.score import predict, scores, write_predictions
+    from eval.score import check_labels, predict, scores, write_predictions
+    from model.files import make_folder, write_text
     from model.registry import find
-    from train.experiment import first_items, fresh_folder, make_folder, table
+    from train.experiment import first_items, fresh_folder, table
 
     more = given(options, ("data", "data_dir"))
     more["eval"] = given(options, ("items", "batch_size", "max_new_tokens"))
@@ -190,14 +191,16 @@ def evaluate(options: argparse.Namespace) -> int:
     model, tokenizer, template = load_with_adapter(made, adapter)
     default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{made.data}"
     folder = fresh_folder(Path(options.out) if options.out else default, numbered=not options.out)
-    predictions = predict(model, tokenizer, first_items(data.tests, made.eval.items), template=template, batch_size=made.eval.batch_size,
+    tests = first_items(data.tests, made.eval.items)
+    check_labels(tests)
+    predictions = predict(model, tokenizer, tests, template=template, batch_size=made.eval.batch_size,
                           max_new_tokens=made.eval.max_new_tokens)
     make_folder(folder)
     write_predictions(folder / "predictions.jsonl", predictions)
     found = scores(predictions)
     facts = {"model": made.model, "adapter": str(adapter) if adapter else None, "data": made.data, "template": template,
              "scores": {name: table(score) for name, score in found.items()}}
-    (folder / "result.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
     print_scores({}, found)
     print(f"predictions: {folder / 'predictions.jsonl'}")
     return 0
@@ -282,12 +285,10 @@ def pretrain_command():
 
 
 def pretrain(options: argparse.Namespace) -> int:
-    from train.experiment import fresh_folder, make_folder
+    from train.experiment import fresh_folder
     from train.pretrain import pretrain as train_from_scratch
 
-    folder = fresh_folder(Path(options.out), numbered=False)
-    make_folder(folder)
-    return train_from_scratch(options.recipe, folder, options.seed, options.max_steps)
+    return train_from_scratch(options.recipe, fresh_folder(Path(options.out), numbered=False), options.seed, options.max_steps)
 
 
 PARSERS = {"train": train_command, "evaluate": evaluate_command, "generate": generate_command, "pretrain": pretrain_command}

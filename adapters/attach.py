@@ -17,17 +17,21 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
     The base is frozen; the adapter's parameters are float32 on the device of the weights beside them. Raises UserError for unknown
     presets, sites, options and layers, for a name already taken, and for a method that cannot work at a site.
     """
+    if isinstance(preset, AdapterConfig) and changes:
+        raise UserError(f"an AdapterConfig is complete and takes no changes ({', '.join(changes)}); give a preset's name with them")
     config = preset if isinstance(preset, AdapterConfig) else resolve(preset, **changes)
     if name in adapter_names(model):
         raise UserError(f"the model already has an adapter named {name!r}; give another name")
-    if not name.isidentifier():
-        raise UserError(f"adapter name {name!r} should be letters, digits and _ only")
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":
+        raise UserError(f"adapter name {name!r} cannot be used: it should be letters, digits and _, no digit first, and no word of torch's own")
     for parameter_name, parameter in model.named_parameters():
         if ".adapters." not in parameter_name:
             parameter.requires_grad_(False)
     method = METHODS[config.kind]
     places = [find_site(model, layer, site) for layer in layer_numbers(config.layers, len(model.blocks)) for site in config.sites]
     for path, site in places:
+        if [other for other, _ in places].count(path) > 1:
+            raise UserError(f"{path} is named twice by sites {list(config.sites)} and layers {config.layers}")
         if method.linear_only and not isinstance(site, Linear):
             raise UserError(f"{config.kind} works on Linears, and {path} is a whole sub-layer; there is: {', '.join(linear_sites(model))}")
     made = [(site, method(config.options, site)) for _, site in places]

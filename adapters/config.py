@@ -1,5 +1,6 @@
 """The configuration of an adapter: a preset's name and changes to it -> a checked, complete AdapterConfig."""
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -38,13 +39,13 @@ def resolve(preset: str | None = None, **changes) -> AdapterConfig:
     Raises UserError for unknown presets, kinds and options (naming the nearest) and for values of the wrong type.
     """
     known = presets()
-    if preset is not None and preset not in known:
+    if preset is not None and (not isinstance(preset, str) or preset not in known):
         raise unknown("adapter", preset, known)
     table = {"layers": "all", **(known[preset] if preset else {}), **changes}
     for key in ("kind", "sites"):
         if key not in table:
             raise UserError(f"the adapter's configuration has no {key!r}")
-    if table["kind"] not in METHODS:
+    if not isinstance(table["kind"], str) or table["kind"] not in METHODS:
         raise unknown("adapter kind", table["kind"], METHODS)
     method = METHODS[table["kind"]]
     types = {field.name: field.type for field in fields(method.Options)}
@@ -56,12 +57,16 @@ def resolve(preset: str | None = None, **changes) -> AdapterConfig:
             raise unknown(f"option of {table['kind']} adapters", key, [*PLACEMENT, *types])
         if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"adapter option {key} = {value} is not a finite number")
         if not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
             raise UserError(f"adapter option {key} = {value!r} should be {types[key].__name__}")
         options[key] = value
     sites, layers = table["sites"], table["layers"]
     if not isinstance(sites, list | tuple) or not sites or not all(isinstance(site, str) for site in sites):
         raise UserError(f"adapter option sites = {sites!r} should be a list of site names")
+    if not isinstance(layers, str | list | tuple):
+        raise UserError(f'adapter option layers = {layers!r} should be "all", "first n", "last n" or a list of numbers')
     config = AdapterConfig(table["kind"], tuple(sites), layers if isinstance(layers, str) else tuple(layers), method.Options(**options))
     config.options.check()
     return config
@@ -73,10 +78,10 @@ def layer_numbers(layers: str | tuple[int, ...], count: int) -> list[int]:
         return list(range(count))
     if isinstance(layers, str):
         side, _, number = layers.partition(" ")
-        if side not in ("first", "last") or not number.isdigit() or not 0 < int(number) <= count:
+        if side not in ("first", "last") or not (number.isascii() and number.isdigit()) or not 0 < int(number) <= count:
             raise UserError(f'layers = {layers!r} should be "all", "first n", "last n" (n from 1 to {count}) or a list of numbers')
         return list(range(count))[: int(number)] if side == "first" else list(range(count))[-int(number) :]
-    wrong = [layer for layer in layers if not isinstance(layer, int) or not 0 <= layer < count]
+    wrong = [layer for layer in layers if type(layer) is not int or not 0 <= layer < count]
     if wrong or not layers:
         raise UserError(f"layers = {list(layers)!r}: the model has layers 0 to {count - 1}")
     return list(layers)

@@ -11,7 +11,7 @@ from torch import nn
 from adapters.attach import adapter_names, all_sites, attach
 from adapters.config import AdapterConfig, resolve
 from model.errors import UserError, unknown
-from model.files import read_json
+from model.files import make_folder, read_json, write_atomically, write_text
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # in front of every module path in PEFT's files
@@ -19,7 +19,7 @@ OURS = "llm_adapters"  # our own section of adapter_config.json
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", format: str = "native", run: dict | None = None) -> None:
-    """Write the adapter `name` into `folder` and read it back to check it.
+    """Write the adapter `name` into `folder` (in place of one that is there) and read it back to check it.
 
     LoRA files are those of PEFT 0.21, bottlenecks have the paper's tensor names; both carry our section with the base's fingerprint,
     the full configuration and `run` (prompt template, ...). format "peft" is refused for what PEFT cannot read. Raises UserError.
@@ -49,12 +49,9 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", fo
             peft["layers_to_transform"] = sorted({int(part) for path in adapters for part in path.split(".") if part.isdigit()})
     peft[OURS] = {"family": model.family, "base_fingerprint": model.fingerprint, "adapter": config.table(), "run": run or {}}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(peft, indent=2) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the adapter to {folder}: {error}") from None
+    make_folder(folder)
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, str(path), metadata={"format": "pt"}))
+    write_text(folder / CONFIG, json.dumps(peft, indent=2) + "\n")
     back = read_tensors(folder)
     if back.keys() != tensors.keys() or any(not torch.equal(back[key], tensors[key]) for key in tensors):
         raise UserError(f"{folder / WEIGHTS} does not hold what was written; the disk may be full or failing")

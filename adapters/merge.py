@@ -1,5 +1,7 @@
 """Fold adapters into the weights beside them."""
 
+import hashlib
+
 import torch
 from torch import nn
 
@@ -11,7 +13,9 @@ from model.parts import Linear
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Fold every adapter that is switched on into its Linear, in float32, cast once; plain weights remain.
+    """Fold every adapter that is switched on into its Linear, in float32, cast once; adapters switched off stay as they are.
+
+    The model is another base from then on: its fingerprint changes, so that adapters made for the old one are not loaded onto it.
 
     Raises UserError, with the model unchanged, when an adapter that is on cannot be folded.
     """
@@ -21,7 +25,8 @@ def merge(model: nn.Module) -> None:
                 raise UserError(
                     f"the {adapter.config.kind} adapter at {path} is not a linear map of one weight and cannot be merged; evaluate and generate use it unmerged"
                 )
-    for _, site in all_sites(model):
+    digest = hashlib.sha256(model.fingerprint.encode())
+    for path, site in all_sites(model):
         if site.active:
             weight, bias = site.weight.float(), None if site.bias is None else site.bias.float()
             for adapter in site.active:
@@ -29,5 +34,8 @@ def merge(model: nn.Module) -> None:
             site.weight = nn.Parameter(weight.to(site.weight.dtype), requires_grad=False)
             if bias is not None:
                 site.bias = nn.Parameter(bias.to(site.weight.dtype), requires_grad=False)
-        site.active = ()
-        site.adapters.clear()
+            digest.update(path.encode() + site.weight.flatten()[:: max(1, site.weight.numel() // 64)].float().cpu().numpy().tobytes())
+            for name in [name for name, adapter in site.adapters.items() if adapter in site.active]:
+                del site.adapters[name]
+            site.active = ()
+            model.fingerprint = digest.hexdigest()[:16]

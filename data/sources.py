@@ -30,6 +30,8 @@ class Data:
 
 def word_problems(data_dir: str, seed: int) -> Data:
     """The held-out manner mixed with the trained ones; the test problems are the same for every seed."""
+    if data_dir:
+        raise UserError("data set wordproblems is made here and takes no --data-dir; did you mean --data math-v1?")
     rng = random.Random(f"wordproblems {seed}")
     streams = {manner: wordproblems.problems(manner, "train", 1000 + seed) for manner in wordproblems.MANNERS}
     train = []

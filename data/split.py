@@ -26,17 +26,22 @@ def paper_split(folder: str | Path) -> dict[str, tuple[list[dict], list[dict]] |
     for name, file in MATH_SETS.items():
         path = Path(folder) / "dataset" / file
         items = read_rows(path)
-        answers = [item.get("answer") for item in items]
-        if name == "AddSub":  # the labels as the original set has them, as strings
-            labels = read_rows(path.with_name("AddSub.json"))
-            answers = [item["lSolutions"][0] for item in labels]
         try:
+            answers = [item["answer"] for item in items]
+            if name == "AddSub":  # the labels as the original set has them, as strings
+                answers = [item["lSolutions"][0] for item in read_rows(path.with_name("AddSub.json"))]
             rows = [
                 {"instruction": item["question"], "input": "", "output": item["chain-of-thought"], "answer": str(answer)}
                 for item, answer in zip(items, answers, strict=True)
             ]
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path} is not the paper's file: {error}") from None
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is not the paper's file ({type(error).__name__}: {error})") from None
+        for number, row in enumerate(rows):
+            for key in ("instruction", "output"):
+                if not isinstance(row[key], str):
+                    raise UserError(f"{path}, item {number + 1}: the {'question' if key == 'instruction' else 'rationale'} is not a text")
         rng.shuffle(rows)
         cut = int(0.8 * len(rows))
         split[name] = (rows[:cut], rows[cut:])
@@ -52,8 +57,8 @@ def read_rows(path: Path) -> list[dict]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: --data-dir should name the folder that holds dataset/") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is not a list of JSON objects")
+    if not isinstance(rows, list) or len(rows) < 2 or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} is not a list of two or more JSON objects")
     return rows

@@ -1,5 +1,6 @@
 """What a text says its answer is. Pure functions; `strict` reads it as a person would, `paper` as the paper's code did."""
 
+import math
 import re
 from fractions import Fraction
 
@@ -18,13 +19,14 @@ CHOICES = {  # data sets whose answer is one of these words (the paper's label f
 }
 NUMBERS = {"addsub", "multiarith", "singleeq", "gsm8k", "svamp", "mawps", "multiarith-unseen"}
 TOLERANCE = 1e-3
+LARGEST = 1e15
 
 TRIGGER = re.compile(r"\b(?:answer|result|total)\b(?:\s*\([^)]*\))?\s*(?:is|are|:|=|would be|will be)\s*:?|####", re.IGNORECASE)
 NUMBER = re.compile(
     r"(?<![\w.,/:^])"  # not the tail of a word, another number, a clock time or a power
     r"(?P<sign>[-\u2212]\s?)?[$€£]?\s?(?P<minus>[-\u2212])?"
     r"(?P<digits>\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:\s?/\s?(?P<below>\d+)(?!\d|/))?"
+    r"(?:\s?/\s?(?P<below>\d{1,9})(?!\d|/))?"
     r"(?!\d|:\d|\^)"
 )
 LETTER = re.compile(r"(?<![A-Za-z0-9'’])\(?\s?([A-E])\s?\)?(?![A-Za-z0-9'’])")
@@ -51,6 +53,11 @@ def read_answer(text: str, dataset: str, mode: str = "strict") -> float | str | 
     raise unknown("data set", dataset, [*LETTERS, *CHOICES, *sorted(NUMBERS)])
 
 
+def is_numeric(dataset: str) -> bool:
+    """Whether the answers of a data set are numbers."""
+    return dataset.lower() in NUMBERS
+
+
 def is_right(answer: float | str | None, gold: float | str) -> bool:
     """Whether an answer read equals the gold one: numbers within 1e-3, words ignoring case; None is always wrong."""
     if answer is None:
@@ -63,7 +70,10 @@ def is_right(answer: float | str | None, gold: float | str) -> bool:
 def gold_number(gold: float | str) -> float:
     """A label as a number. Raises UserError for a label that is none."""
     try:
-        return float(str(gold).replace(",", ""))
+        number = float(str(gold).replace(",", ""))
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     except ValueError:
         raise UserError(f"the label {gold!r} is not a number") from None
 
@@ -103,6 +113,8 @@ def numbers(text: str) -> list[float]:
     found = []
     for match in NUMBER.finditer(text):
         value = float(re.sub(r"[,\s]", "", match["digits"]))
+        if value > LARGEST:  # a runaway string of digits is no answer
+            continue
         if match["below"]:
             if int(match["below"]) == 0 or "." in match["digits"]:
                 continue
@@ -136,7 +148,7 @@ def strict_choice(text: str, labels: str) -> str | None:
 # ---------------------------------------------------------------- paper
 def paper_number(text: str) -> float | None:
     found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
-    return float(found[-1]) if found else None
+    return float(found[-1]) if found and len(found[-1]) < 300 else None
 
 
 def paper_letter(text: str) -> str | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from adapters.config import AdapterConfig
 from eval.score import Score
+from model.files import write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -62,9 +63,8 @@ def write_report(
 <div class="pair">{answers(predictions, first, True, said)}{answers(predictions, first, False, said)}</div>
 <h2>Settings</h2><p><small>run.toml; <code>python run.py --config {esc(str(folder / "run.toml"))}</code> repeats the run.</small></p><pre>{esc(toml)}</pre>
 </html>"""
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def esc(text: str) -> str:
@@ -113,7 +113,7 @@ def loss_curve(log: Path) -> str:
     """The loss over steps as a PNG, base64."""
     from matplotlib.figure import Figure
 
-    entries = read_log(log)
+    entries = [entry for entry in read_log(log) if entry["loss"] is not None]
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot([e["step"] for e in entries], [e["loss"] for e in entries], linewidth=1, color="#4472a8")

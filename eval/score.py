@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from torch import nn
 from tqdm import tqdm
 
 from data.prompts import prompt
-from eval.answers import is_right, read_answer
+from eval.answers import gold_number, is_numeric, is_right, read_answer
 from eval.generate import generate
-from model.errors import UserError
+from model.errors import UserError, is_out_of_memory
+from model.files import write_text
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,12 @@ def predict(
     template: str,
     batch_size: int,
     max_new_tokens: int,
-    save: Callable[[list[dict]], None] = lambda predictions: None,
     title: str = "",
 ) -> list[dict]:
     """Greedy answers to the rows {instruction, answer} of each data set, as a list in the order given.
 
     A prediction holds set, index, instruction, prompt, output, answer (as read, strict), gold and right. Batches are of similar
-    length, whichever sets they come from; `save` gets each batch's predictions as soon as they are there.
+    length, whichever sets they come from. Raises UserError when memory runs out.
     """
     device = next(model.parameters()).device
     pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else 0
@@ -81,16 +80,28 @@ def predict(
             batch = by_length[start : start + batch_size]
             try:
                 outputs = generate(model, *left_pad([ids[job] for job in batch], pad_id, device), max_new_tokens=max_new_tokens, stop_ids=stop_ids)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise UserError(f"out of memory on {device} with {batch_size} problems at once: lower eval.batch_size") from None
             for number, output in zip(batch, outputs, strict=True):
                 job = jobs[number]
                 job["output"] = tokenizer.decode(output)
                 job["answer"] = read_answer(job["output"], job["set"])
                 job["right"] = is_right(job["answer"], job["gold"])
-            save([jobs[number] for number in batch])
             bar.update(len(batch))
     return jobs
+
+
+def check_labels(problems: dict[str, list[dict]]) -> None:
+    """Raise UserError for a label that cannot be compared, before any time is spent on answers."""
+    for name, rows in problems.items():
+        for number, row in enumerate(rows):
+            if is_numeric(name):
+                try:
+                    gold_number(row["answer"])
+                except UserError as error:
+                    raise UserError(f"{name}, problem {number + 1}: {error}") from None
 
 
 def scores(predictions: list[dict]) -> dict[str, Score]:
@@ -103,7 +114,4 @@ def scores(predictions: list[dict]) -> dict[str, Score]:
 
 def write_predictions(path: Path, predictions: list[dict]) -> None:
     """One JSON object a line."""
-    try:
-        path.write_text("".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from None
+    write_text(path, "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions))

@@ -17,3 +17,10 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
     return UserError(f"unknown {what} {name!r}; {hint}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory: an exception of its own on a GPU, a RuntimeError with these words on a CPU."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -1,11 +1,13 @@
-"""The files of a checkpoint folder: JSON, and tensors read one at a time from safetensors."""
+"""Files: JSON, tensors read one at a time from safetensors, and writing that leaves a whole file or none."""
 
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model.errors import UserError
@@ -20,10 +22,10 @@ LONGEST_HEADER = 100_000_000  # bytes, as the format itself sets it
 def read_json(path: Path) -> dict:
     """A JSON object from a file, or UserError naming the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object")
@@ -100,3 +102,43 @@ def distinct(pairs: list[tuple]) -> dict:
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
     return found
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path), then fsync and rename it to `path`; a kill at any moment leaves the old file or the new one.
+
+    Raises UserError naming the path when the disk is full or the folder cannot be written; the old file stays.
+    """
+    for stray in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+        stray.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole text file, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error}") from None

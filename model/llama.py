@@ -82,6 +82,8 @@ def rope_frequencies(config: Config, device=None) -> Tensor:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return inv_freq
+    if kind in ("linear", "llama3") and not scaling["factor"] > 0:
+        raise UserError(f"config.json: rope factor {scaling['factor']} must be positive")
     if kind == "linear":
         return inv_freq / scaling["factor"]
     if kind == "llama3":  # long wavelengths are stretched by `factor`, short ones kept, a smooth band between

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import math
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,9 @@ IGNORED = {
     "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "rope_interleaved", "torch_dtype", "transformers_version",
     "transformers.js_config", "unk_token_id", "use_cache", "problem_type", "is_encoder_decoder",
 }
+
+
+LIMITS = {"num_hidden_layers": 1000, "hidden_size": 2**17, "num_attention_heads": 2**12}  # sizes below these; others below 2^24
 
 
 def load_model(
@@ -45,23 +49,26 @@ def load_model(
     family, config = read_config(folder)
     with torch.device("meta"):
         model = family.Model(config)
-    digest = hashlib.sha256(repr(config).encode())
-    load_weights(model, family.rename, tensors(folder), dtype, torch.device(device), digest, where=str(folder))
+    fingerprint = load_weights(model, family.rename, tensors(folder), dtype, torch.device(device), where=str(folder))
     model.dtype = next(model.parameters()).dtype
     model.folder = folder
-    model.fingerprint = digest.hexdigest()[:16]  # of the config and a sample of every tensor as stored: what an adapter was made for
+    model.fingerprint = fingerprint  # what an adapter was made for
     return model.requires_grad_(False).eval()
 
 
 def read_config(folder: Path):
     """folder/config.json -> (family module, its Config). Raises UserError for what is missing, malformed or unsupported."""
     path = folder / "config.json"
-    raw = read_json(path)
+    return family_and_config(read_json(path), str(path))
+
+
+def family_and_config(raw: dict, where: str):
+    """The fields of a config.json -> (family module, its Config)."""
     kind = raw.get("model_type")
     if kind not in FAMILIES:
-        raise UserError(f"{path}: model_type {kind!r} is not supported; there is: {', '.join(FAMILIES)}")
+        raise UserError(f"{where}: model_type {kind!r} is not supported; there is: {', '.join(FAMILIES)}")
     family = importlib.import_module(f"model.{kind}")
-    return family, config_from(family.Config, raw, str(path))
+    return family, config_from(family.Config, raw, where)
 
 
 def config_from(cls, raw: dict, where: str):
@@ -89,14 +96,16 @@ def config_from(cls, raw: dict, where: str):
 
 
 def check_type(key: str, value, kind, where: str) -> None:
-    """Refuse a config value of the wrong type; sizes must be positive and below 2^24."""
+    """Refuse a config value of the wrong type; sizes must be positive and not absurd."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
+        if not 0 < value < math.inf:
+            raise UserError(f"{where}: {key} = {value} must be a positive number")
         return
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where}: {key} = {value!r} should be {getattr(kind, '__name__', kind)}")
-    if number and isinstance(value, int) and not 0 < value < 2**24:
-        raise UserError(f"{where}: {key} = {value} is out of range")
+    if number and isinstance(value, int) and not 0 < value < LIMITS.get(key, 2**24):
+        raise UserError(f"{where}: {key} = {value} is out of range (1 to {LIMITS.get(key, 2**24) - 1})")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -104,43 +113,54 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
-def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, device: torch.device, digest, where: str) -> None:
-    """Put every tensor into the parameter of its name, exactly once; missing, extra, misshapen and non-finite ones are errors."""
-    waiting = dict(model.named_parameters())
-    loaded: set[str] = set()
+def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, device: torch.device, where: str) -> str:
+    """Put every tensor into the parameter of its name, exactly once; missing, extra, misshapen and non-finite ones are errors.
+
+    Returns the fingerprint: a hash of every tensor's name, shape and a sample of its values as stored.
+    """
+    waiting = {name: parameter.shape for name, parameter in model.named_parameters()}
+    tied = "lm_head.weight" not in waiting
+    if tied:  # files may hold the head all the same
+        waiting["lm_head.weight"] = model.input_embedding.weight.shape
     samples: dict[str, bytes] = {}
     saved_head = None
     for key, tensor in pairs:
         name = rename(key)
         if name is None:
             continue
-        if name == "lm_head.weight" and model.lm_head is None:  # tied, and in the file all the same
-            saved_head = tensor
-            continue
-        if name in loaded:
+        if name in samples:
             raise UserError(f"{where}: tensor {key!r} is there twice")
         if name not in waiting:
             raise UserError(f"{where}: {unknown('tensor', key, waiting)}")
-        expected = waiting.pop(name)
-        if tensor.shape != expected.shape:
-            raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(expected.shape)}")
+        shape = waiting.pop(name)
+        if tensor.shape != shape:
+            raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}")
         if not tensor.is_floating_point():
             raise UserError(f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
-        if not is_finite(tensor):
-            raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values")
         sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float()
-        samples[name] = sample.numpy().tobytes()
-        put(model, name, tensor.to(device=device, dtype=dtype))
-        loaded.add(name)
-    for name in sorted(samples):
-        digest.update(name.encode() + samples[name])
+        samples[name] = repr(list(shape)).encode() + sample.numpy().tobytes()
+        tensor = tensor.to(device=device, dtype=dtype)
+        if not is_finite(tensor):
+            raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {tensor.dtype}")
+        if tied and name == "lm_head.weight":
+            saved_head = tensor
+        else:
+            put(model, name, tensor)
+    if tied:
+        waiting.pop("lm_head.weight", None)
     if waiting:
         names = sorted(waiting)
         raise UserError(f"{where}: {len(names)} tensors are missing, the first is {names[0]!r}")
-    if saved_head is not None and not torch.equal(model.input_embedding.weight, saved_head.to(device=device, dtype=dtype or saved_head.dtype)):
+    if saved_head is not None and torch.equal(model.input_embedding.weight, saved_head):
+        del samples["lm_head.weight"]
+    elif saved_head is not None:
         warnings.warn(f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored", stacklevel=3)
         model.untie()
-        put(model, "lm_head.weight", saved_head.to(device=device, dtype=dtype))
+        put(model, "lm_head.weight", saved_head)
+    digest = hashlib.sha256(model.family.encode())
+    for name in sorted(samples):
+        digest.update(name.encode() + samples[name])
+    return digest.hexdigest()[:16]
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:

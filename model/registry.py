@@ -34,8 +34,8 @@ REGISTRY = {
     "smollm2-1.7b": Entry("llama", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
 }
 
-TOKENIZER_FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"]
-MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+TOKENIZER_FILES = ["config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
 
 
 def pocket_names() -> list[str]:
@@ -64,7 +64,11 @@ def resolve(name: str, revision: str | None = None, weights: bool = True) -> Pat
     weights=False fetches the tokenizer's files and no others. Raises UserError for an unknown name, and when the hub cannot be reached.
     """
     found = find(name)
-    return found if isinstance(found, Path) else download(found.repo, revision or found.revision, weights)
+    if isinstance(found, Path):
+        if revision:
+            raise UserError(f"revision {revision!r}: {name} is a folder here, only repositories of the hub have revisions")
+        return found
+    return download(found.repo, revision or found.revision, weights)
 
 
 def download(repo: str, revision: str, weights: bool) -> Path:

@@ -13,7 +13,7 @@ def main() -> None:
     folder = write_checkpoint(Path(GOLDEN), seed=7, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     tensors = {}
-    for side in ("plain", "left"):
+    for side in ("plain", "left", "right"):
         ids, mask = batch(side)
         with torch.no_grad():
             logits = model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits

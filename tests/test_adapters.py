@@ -102,6 +102,21 @@ def test_merged_lora_answers_the_same(tmp_path, bias):
     assert not any(".adapters." in name for name, _ in model.named_parameters())
 
 
+def test_a_merged_model_is_another_base_and_keeps_what_was_off(folder, tmp_path):
+    model = load_model(str(folder))
+    attach(model, "parallel", name="off", size=3)
+    use(model, [])
+    attach(model, "lora", name="on", r=3)
+    use(model, ["on"])
+    randomise(model)
+    merge(model)
+    assert {name for _, site in all_sites(model) for name in site.adapters} == {"off"}
+    attach(model, "lora", name="later", r=2)
+    save_adapter(model, tmp_path / "saved", name="later")
+    with pytest.raises(UserError, match="another base model"):
+        load_adapter(load_model(str(folder)), tmp_path / "saved")
+
+
 def test_bottlenecks_say_why_they_cannot_be_merged_and_stay(tiny):
     attach(tiny, "lora", name="lin", r=2)
     attach(tiny, "parallel", name="bent", size=4)
@@ -151,6 +166,14 @@ def test_dropout_only_while_training(tiny):
         ({"preset": "parallel", "writes": "input"}, "not on whole sub-layers"),
         ({"preset": "series", "writes": "input", "sites": ["up"]}, "not there yet"),
         ({"preset": "lora", "r": 0}, "rank"),
+        ({"preset": "lora", "sites": ["q", "q_proj"]}, "named twice"),
+        ({"preset": "lora", "layers": [0, 0]}, "named twice"),
+        ({"preset": "lora", "layers": 2}, "layers = 2"),
+        ({"preset": "lora", "layers": "last ²"}, "should be"),
+        ({"preset": "lora", "alpha": float("inf")}, "finite"),
+        ({"preset": "lora", "name": "1math"}, "no digit first"),
+        ({"preset": "lora", "name": "keys"}, "torch's own"),
+        ({"preset": resolve("lora"), "r": 4}, "takes no changes"),
     ],
 )
 def test_mistakes_are_named_and_change_nothing(tiny, arguments, said):

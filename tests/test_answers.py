@@ -28,6 +28,8 @@ NUMBERS = [  # text, strict, paper
     ("The answer is\n\n", None, None),
     ("49 - 34 leaves 15", 15, 15),
     ("Infinity", None, None),
+    ("The answer is " + "9" * 400 + "/2", None, 2),
+    ("1/" + "5" * 5000, 1, None),
 ]
 
 LETTERS = [

@@ -138,6 +138,15 @@ def checked(capfd):
         (["--set", "nothing"], "KEY=VALUE"),
         (["--dtype", "float8"], "float8"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "meta"], "not one of"),
+        (["--data-dir", "/nowhere"], "takes no --data-dir"),
+        (["--seed", "99999999999999999999999"], "seed"),
+        (["--set", "threads=-1"], "threads"),
+        (["--set", "train.clip=inf"], "finite"),
+        (["--set", "train.betas=[1.5, 0.9]"], "between 0 and 1"),
+        (["--set", "adapter.layers=2"], "layers = 2"),
+        (["--set", 'adapter.preset=["lora"]'], "lora"),
+        (["--set", "train.cutoff=3"], "raise it"),
         (["--resume", "/nowhere"], "no run.toml"),
         (["evaluate", "/nowhere"], "no run.toml"),
         (["evaluate", "--adapter", "/nowhere"], "no adapter folder"),
@@ -149,6 +158,38 @@ def test_mistakes_end_in_one_line(checked, arguments, said, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     out = [] if arguments[0] in ("generate", "--resume") else ["--out", str(tmp_path / "out")]
     checked(*arguments, *out, said=said)
+
+
+def test_another_adapter_over_a_saved_configuration_is_that_adapter(finished, tmp_path):
+    from train.settings import settings
+
+    made = settings(str(finished / "run.toml"), options={"adapter": {"preset": "series"}})
+    assert made.adapter == settings(options={"adapter": {"preset": "series"}}).adapter
+    assert made.adapter["reads"] == "output"
+    assert settings(str(finished / "run.toml"), sets=["adapter.size=9"]).adapter == settings(sets=["adapter.size=9"]).adapter
+
+
+def test_recipes_are_read_whole(tmp_path, checked):
+    from train.settings import settings
+
+    path = tmp_path / "mine.toml"
+    path.write_text('[adapter]\npreset = "lora"\nr = 4\n[adapters.series]\nsize = 6\n')
+    assert settings(recipe_name=str(path)).adapter["r"] == 4
+    assert settings(recipe_name=str(path), options={"adapter": {"preset": "series"}}).adapter["size"] == 6
+    for text, said in (
+        ("[adapters.paralel]", "did you mean 'parallel'"), ("adapters = 3", "should hold tables"), ('adapter = "lora"', "should be a table"),
+        ("[adapters]\nparallel = 3", "should hold tables"), ("[train]\nclipp = 1.0", "mine.toml [train]: unknown setting 'clipp'"),
+    ):
+        path.write_text(text)
+        checked("--recipe", path, said=said)
+
+
+def test_pretrain_refuses_what_it_cannot_use(tmp_path, checked):
+    out = ["--out", tmp_path / "new"]
+    checked("pretrain", "--max-steps", "-1", *out, said="at least 1")
+    checked("pretrain", "--max-steps", "0", *out, said="at least 1")
+    checked("pretrain", "--recipe", "pocket-tune", *out, said="not one for pretrain")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_unknown_command(checked):
@@ -188,6 +229,7 @@ def test_debug_shows_the_traceback():
     done = run("--adapter", "nothing", "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+    assert "UserError: unknown adapter 'nothing'" in done.stderr
 
 
 def test_help_names_every_command():

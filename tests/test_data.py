@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from data import wordproblems
+from data.prompts import PREAMBLE, RESPONSE
 from data.sources import load_data
 from data.split import MATH_SETS, paper_split
 from data.wordproblems import HELD_OUT, MANNERS, problems, side
 from model import UserError, load_tokenizer
 from train.pretrain import encode_line, lines
+from train.settings import recipe
 
 PAPER = Path(__file__).parent.parent.parent / "shared" / "data" / "LLM-Adapters"
+SHIPPED = recipe("pocket")  # what the shipped model was made with
 ALL = [*MANNERS, f"{HELD_OUT}-unseen"]
 
 
@@ -47,8 +50,11 @@ def test_no_test_problem_is_in_any_training_data(words):
     tests = {row["instruction"] for rows in words.tests.values() for row in rows}
     assert len(tests) == sum(map(len, words.tests.values()))
     assert not tests & {row["instruction"] for seed in (0, 1) for row in load_data("wordproblems", seed=seed).train}
-    text = "\n".join("".join(part for part, _ in line) for line in lines(20000, seed=0))
-    assert not [question for question in tests if question in text]
+    shown = set()
+    for line in lines(SHIPPED["train"]["max_steps"] * SHIPPED["train"]["batch_size"], SHIPPED["seed"]):
+        shown.add(line[0][0].removeprefix(PREAMBLE).removesuffix(RESPONSE))
+    assert len(shown) > 40_000
+    assert not tests & shown
 
 
 def test_sides_are_decided_by_the_question_alone():
@@ -137,10 +143,21 @@ def test_missing_and_malformed_files_are_named(tmp_path):
         load_data("math-v1", str(tmp_path))
     folder = write_paper_folder(tmp_path)
     path = folder / "dataset" / MATH_SETS["SVAMP"]
-    for text, said in (("[{}]", "not the paper's file"), ("{}", "not a list"), ("[", "cannot be read as JSON"), ("[1]", "not a list")):
+    for text, said in (
+        ("[{}, {}]", "not the paper's file"), ("{}", "not a list"), ("[", "cannot be read as JSON"), ("[1, 2]", "not a list"), ("[]", "not a list"),
+        ("[" * 100_000, "cannot be read as JSON"), ("9" * 5000, "cannot be read as JSON"),
+        ('[{"question": null, "chain-of-thought": "a", "answer": 1}, {}]', "not the paper's file"),
+        ('[{"question": null, "chain-of-thought": "a", "answer": 1}, {"question": "b", "chain-of-thought": "c", "answer": 2}]', "item 1: the question"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=said) as error:
             load_data("math-v1", str(folder))
         assert "svamp_1.json" in str(error.value)
+    labels = path.parent.parent / "AddSub" / "AddSub.json"
+    labels.write_text('[{"lSolutions": []}, {}]')
+    with pytest.raises(UserError, match="not the paper's file"):
+        load_data("math-v1", str(folder))
     with pytest.raises(UserError, match="did you mean 'math-v1'"):
         load_data("math_v1")
+    with pytest.raises(UserError, match="takes no --data-dir"):
+        load_data("wordproblems", str(folder))

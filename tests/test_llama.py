@@ -65,7 +65,7 @@ def test_logits_equal_transformers(tmp_path, name, side):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("side", ["plain", "left"])
+@pytest.mark.parametrize("side", ["plain", "left", "right"])
 def test_golden_logits(side, device):
     """The same check against stored tensors (tests/make_golden.py wrote them), so that parity runs without transformers."""
     ours = load_model(str(GOLDEN), device=device)
@@ -73,6 +73,23 @@ def test_golden_logits(side, device):
     ids, mask = golden[f"{side}.ids"], golden[f"{side}.mask"]
     logits = ours(ids.to(device), mask.to(device)).cpu()
     assert difference(logits, golden[f"{side}.logits"], mask) < 1e-4
+    cache = ours.new_cache(*ids.shape)
+    steps = [ours(ids[:, t : t + 1].to(device), mask[:, : t + 1].to(device), cache=cache) for t in range(ids.shape[1])]
+    assert difference(torch.cat(steps, dim=1).cpu(), golden[f"{side}.logits"], mask) < 1e-4
+
+
+@pytest.mark.parametrize("side", ["plain", "left"])
+def test_cached_steps_equal_transformers(folder, tiny, side):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    ids, mask = batch(side)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache, past = tiny.new_cache(3, 9), None
+    for start, end in ((0, 6), (6, 7), (7, 8), (8, 9)):
+        with torch.no_grad():
+            out = theirs(ids[:, start:end], attention_mask=mask[:, :end], position_ids=positions[:, start:end], past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        assert difference(tiny(ids[:, start:end], mask[:, :end], cache=cache), out.logits, mask[:, start:end]) < 1e-4
 
 
 @pytest.mark.parametrize("side", ["plain", "left"])
@@ -142,6 +159,10 @@ def test_rmsnorm_divides_in_float32():
         ({"hidden_size": "big"}, "hidden_size"),
         ({"sliding_window": 5}, "sliding_window"),
         ({"model_type": "mamba"}, "mamba"),
+        ({"num_hidden_layers": 10_000}, "num_hidden_layers"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor"),
     ],
 )
 def test_unsupported_settings_are_refused_by_name(folder, change, named):

@@ -53,11 +53,17 @@ def test_the_fingerprint_is_of_the_stored_weights(tmp_path):
 
 
 def test_one_tensor_of_the_file_at_a_time(folder):
-    """The iterator hands out a tensor only when asked, so no second copy of the model builds up."""
-    pairs = tensors(folder)
-    name, first = next(pairs)
-    assert isinstance(first, torch.Tensor)
-    assert len([name, *(key for key, _ in pairs)]) == len(load_file(str(folder / "model.safetensors")))
+    """A tensor is read when it is asked for: what stands further back in the file may still change."""
+    path = folder / "model.safetensors"
+    whole, pairs = {key: tensor.clone() for key, tensor in load_file(str(path)).items()}, tensors(folder)
+    found = dict([next(pairs)])
+    raw = path.read_bytes()
+    with open(path, "r+b") as file:  # zeros over the last tensor's bytes
+        file.seek(len(raw) - 64)
+        file.write(b"\0" * 64)
+    found |= dict(pairs)
+    assert found.keys() == whole.keys()
+    assert sum(not torch.equal(found[key], whole[key]) for key in whole) == 1
 
 
 MEASURE = """
@@ -81,6 +87,28 @@ def test_loading_holds_one_copy_of_the_model(tmp_path):
     assert 0.8 < float(done.stdout) < 1.3
 
 
+def test_a_weight_too_large_for_the_asked_dtype_is_refused(folder):
+    path = str(folder / "model.safetensors")
+    weights = load_file(path)
+    weights["model.norm.weight"][0] = 1e6
+    save_file(weights, path)
+    load_model(str(folder))
+    with pytest.raises(UserError, match=r"NaN or infinite values, as torch\.float16"):
+        load_model(str(folder), dtype=torch.float16)
+
+
+def test_the_spelling_of_the_config_does_not_change_the_fingerprint(folder):
+    before = load_model(str(folder)).fingerprint
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"head_dim": 8, "rope_theta": 10000, "max_position_embeddings": 99}))
+    assert load_model(str(folder)).fingerprint == before
+
+
+def test_a_folder_has_no_revisions(folder):
+    with pytest.raises(UserError, match="only repositories of the hub have revisions"):
+        load_model(str(folder), revision="v2")
+
+
 def test_a_file_replaced_after_loading_does_not_reach_the_model(folder):
     model = load_model(str(folder))
     before = model(IDS)
@@ -96,11 +124,18 @@ def test_a_tied_head_that_is_also_in_the_file(tmp_path):
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, path)
     assert load_model(str(folder)).lm_head is None
+    assert load_model(str(folder)).fingerprint == tied.fingerprint
     weights["lm_head.weight"] *= 2
     save_file(weights, path)
     with pytest.warns(UserWarning, match="differs from the embedding"):
         untied = load_model(str(folder))
     torch.testing.assert_close(untied(IDS), 2 * tied(IDS))
+    assert untied.fingerprint != tied.fingerprint
+    for wrong, said in ((torch.ones(7, 32), "config asks for"), (torch.full((61, 32), torch.nan), "NaN"), (torch.ones(61, 32).long(), "floating point")):
+        weights["lm_head.weight"] = wrong
+        save_file(weights, path)
+        with pytest.raises(UserError, match=said):
+            load_model(str(folder))
 
 
 def test_saved_buffers_and_missing_prefixes(folder):

@@ -1,6 +1,5 @@
 """The loop: what may not change the result does not, what is interrupted continues to the bit, what is not finite is not kept."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,9 +16,10 @@ from adapters import attach, named_parameters, parameters
 from data.batches import Example, collate, encode_row, epoch_order, micro_batches
 from data.prompts import prompt
 from model import UserError, load_model
+from model.files import write_atomically
 from model.parts import Linear
 from train import loop, loss
-from train.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.loop import CHECKPOINT, train
 from train.optim import LossScale, learning_rate
 from train.settings import Train
@@ -139,6 +139,67 @@ def test_the_loss_falls_and_the_base_stays_to_the_bit(folder, tmp_path, preset, 
             assert parameter.dtype == dtype
 
 
+def test_micro_batches_and_checkpointing_leave_the_steps_as_they_are(folder, tmp_path, monkeypatch):
+    """In the loop itself: the loss of a step is over the tokens of the whole step, however its rows go through the model."""
+    from model import llama
+
+    calls = []
+    true_checkpoint = llama.checkpoint
+    monkeypatch.setattr(llama, "checkpoint", lambda *a, **k: calls.append(1) or true_checkpoint(*a, **k))
+    _, whole = run(model_with(folder), tmp_path, replace(S, micro_batch_size=6))
+    assert not calls
+    for change in ({"micro_batch_size": 1}, {"micro_batch_size": 6, "checkpointing": True}):
+        _, parts = run(model_with(folder), tmp_path, replace(S, **change))
+        for a, b in zip(whole, parts, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+            assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-2)
+    assert calls
+
+
+@pytest.mark.parametrize("change", [{"clip": 1e-3}, {"betas": (0.5, 0.9)}, {"weight_decay": 0.5}, {"learning_rate": 0.01}, {"schedule": "constant"}], ids=str)
+def test_every_setting_reaches_the_optimizer(folder, tmp_path, change):
+    first, second = model_with(folder), model_with(folder)
+    run(first, tmp_path)
+    run(second, tmp_path, replace(S, **change))
+    assert not same(state(first), state(second))
+
+
+def test_float16_gradients_are_unscaled_before_they_are_used(folder, tmp_path):
+    s = replace(S, max_steps=1, learning_rate=1e-6)
+    (_, exact), (_, half) = (run(model_with(folder, dtype=dtype), tmp_path, s) for dtype in (torch.float32, torch.float16))
+    assert half[0]["gradient_norm"] == pytest.approx(exact[0]["gradient_norm"], rel=0.05)
+
+
+def test_a_second_signal_ends_at_once():
+    with loop.Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(SystemExit, match="130"):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_weights_that_are_not_finite_are_never_saved(folder, tmp_path):
+    model = model_with(folder)
+    run(model, tmp_path)
+    saved = (tmp_path / CHECKPOINT).read_bytes()
+
+    def spoil(entry):
+        next(iter(parameters(model))).data.fill_(torch.inf)
+
+    with pytest.raises(UserError, match="not finite after step"):
+        run(model, tmp_path, replace(S, max_steps=1), log=spoil)
+    assert (tmp_path / CHECKPOINT).read_bytes() == saved
+
+
+def test_memory_of_the_cpu_runs_out_in_one_line_too(folder, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(loop, "summed_loss", full)
+    with pytest.raises(UserError, match="out of memory on cpu"):
+        run(model_with(folder), tmp_path)
+
+
 def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
     first, second = model_with(folder), model_with(folder)
     run(first, tmp_path)
@@ -255,6 +316,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
+def test_a_write_is_flushed_to_disk_and_cleans_up_after_the_killed(tmp_path, monkeypatch):
+    flushed = []
+    true_fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or true_fsync(handle))
+    (tmp_path / ".checkpoint.pt.123.tmp").write_bytes(b"half")
+    save_checkpoint(tmp_path / "checkpoint.pt", {})
+    assert [Path(name).name.startswith(".checkpoint.pt") or name == str(tmp_path) for name in flushed] == [True, True]
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
 def test_the_mode_of_a_file_follows_the_umask(tmp_path):
     save_checkpoint(tmp_path / "checkpoint.pt", {})
     umask = os.umask(0)
@@ -307,6 +378,9 @@ def test_kill_minus_nine_leaves_a_whole_checkpoint(tmp_path, times):
 
 def test_the_log_survives_a_line_cut_short(tmp_path):
     from eval.report import read_log
+    from train.experiment import Log
 
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo\n' + json.dumps({"step": 2, "loss": 1}) + "\n")
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')  # as a kill leaves it
+    with Log(tmp_path / "log.jsonl") as log:
+        log.write({"step": 2, "loss": 1})
     assert [entry["loss"] for entry in read_log(tmp_path / "log.jsonl")] == [3, 1]

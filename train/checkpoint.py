@@ -1,38 +1,12 @@
-"""Files that are complete or not there: written beside their final name, flushed to disk, renamed."""
+"""The state of a training run in one file."""
 
-import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from model.errors import UserError
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path), then fsync and rename it to `path`; a kill at any moment leaves the old file or the new one.
-
-    Raises UserError naming the path when the disk is full or the folder cannot be written; the old file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+from model.files import write_atomically
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -48,7 +22,9 @@ def load_checkpoint(path: Path, fingerprints: dict) -> dict:
         raise UserError(f"{path} is missing: there is no checkpoint to resume from") from None
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    saved = state.get("fingerprints", {})
+    if not isinstance(state, dict) or not isinstance(state.get("fingerprints"), dict):
+        raise UserError(f"{path} is not a checkpoint of this program")
+    saved = state["fingerprints"]
     changed = sorted(key for key in saved.keys() | fingerprints.keys() if saved.get(key) != fingerprints.get(key))
     if changed:
         raise UserError(f"{path} was made with another {', '.join(changed)}; resume with what it was started with, or start a new run")

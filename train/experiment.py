@@ -10,18 +10,18 @@ from torch import nn
 
 from adapters import attach, named_parameters, save_adapter, use
 from adapters.config import AdapterConfig, resolve
-from data.batches import encode_row
+from data.batches import Example, encode_row
 from data.prompts import prompt
 from data.sources import Data, load_data
 from eval.report import write_report
-from eval.score import Score, predict, scores, write_predictions
+from eval.score import Score, check_labels, predict, scores, write_predictions
 from model import load_model, load_tokenizer
 from model.errors import UserError
+from model.files import make_folder, write_text
 from model.registry import find
 from model.tokenizer import Tokenizer
-from train.checkpoint import write_atomically
 from train.loop import CHECKPOINT, train
-from train.settings import Settings, read_toml, settings, to_toml
+from train.settings import Settings, settings, to_toml
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,22 +36,15 @@ class Result:
 
 
 def fresh_folder(path: Path, numbered: bool) -> Path:
-    """Where new results go: `path`, or `path`-2, -3 ... when numbered; never a folder that holds something. Made by who writes to it."""
+    """Where new results go: `path`, or `path`-2, -3 ... when numbered; never a folder that holds something. Who writes there makes it."""
     candidate, number = path, 1
     while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
         if not numbered:
-            raise UserError(f"{path} exists and is not empty: give another --out, or continue an interrupted run with --resume {path}")
+            hint = f", or continue the run in it with --resume {path}" if (path / "run.toml").is_file() else ""
+            raise UserError(f"{path} exists and is not empty: give another --out{hint}")
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def make_folder(path: Path) -> None:
-    """The folder and those above it. Raises UserError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error}") from None
 
 
 def choose_device(s: Settings) -> torch.device:
@@ -59,9 +52,12 @@ def choose_device(s: Settings) -> torch.device:
     name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1 ...")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} cannot be used: torch sees {torch.cuda.device_count()} CUDA devices here")
     return device
 
 
@@ -84,6 +80,9 @@ def load_words(s: Settings, model: nn.Module) -> Tokenizer:
     tokenizer = load_tokenizer(s.model, s.revision or None)
     if tokenizer.size > model.config.vocab_size:
         raise UserError(f"{s.model}: the tokenizer has {tokenizer.size} entries, the embedding only {model.config.vocab_size}")
+    for kind in ("bos", "eos", "pad"):
+        if (getattr(tokenizer, f"{kind}_id") or 0) >= model.config.vocab_size:
+            raise UserError(f"{s.model}: {kind}_token_id {getattr(tokenizer, f'{kind}_id')} is not below the vocabulary's {model.config.vocab_size}")
     return tokenizer
 
 
@@ -107,15 +106,16 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     model = load_base(s)
     tokenizer = load_words(s, model)
     tests = first_items(data.tests, s.eval.items)
+    check_labels(tests)
     torch.manual_seed(s.seed)
     config = attach(model, adapter_of(s))
     trained = named_parameters(model)
-    examples, cut = encode_rows(tokenizer, data, s)
+    examples, cut, empty = encode_rows(tokenizer, data, s)
     if not resume:
         make_folder(folder)
-        s = replace(s, device=str(next(model.parameters()).device.type), dtype=str(model.dtype).removeprefix("torch."))
-        write_atomically(folder / "run.toml", lambda path: path.write_text(to_toml(s), encoding="utf-8"))
-    say(model, config, trained, s, data, cut)
+        s = replace(s, device=str(next(model.parameters()).device), dtype=str(model.dtype).removeprefix("torch."))
+        write_text(folder / "run.toml", to_toml(s))
+    say(model, config, trained, s, data, cut, empty)
 
     def measure(title: str, file: str, names: list[str]) -> tuple[dict[str, Score], list[dict]]:
         use(model, names)
@@ -129,11 +129,10 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
     use(model, ["default"])
 
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+    with Log(folder / "log.jsonl") as log:
         outcome = train(
-            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume,
+            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume, log=log.write,
             fingerprints={"base model": model.fingerprint, "data": data.fingerprint, "settings": fingerprint(s)},
-            log=lambda entry: print(json.dumps(entry), file=log, flush=True),
         )
     if outcome.signal:
         return Result(before, {}, outcome.signal)
@@ -147,15 +146,44 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
         "trainable_parameters": count(trained), "parameters": sum(p.numel() for n, p in model.named_parameters() if ".adapters." not in n),
         "before": {name: table(score) for name, score in before.items()}, "after": {name: table(score) for name, score in after.items()},
     }
-    write_atomically(folder / "result.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
     write_report(folder, model, config, to_toml(s), facts, before, after, base_predictions, predictions)
+    write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
     return result
 
 
-def encode_rows(tokenizer, data: Data, s: Settings) -> tuple[list, int]:
-    """All training rows as Examples, and how many were cut off at train.cutoff tokens."""
+class Log:
+    """log.jsonl: a line a step, appended to; a line that a kill cut short is ended first."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        try:
+            torn = self.path.is_file() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
+            self.file = open(self.path, "a", encoding="utf-8")
+            if torn:
+                self.file.write("\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+        return self
+
+    def write(self, entry: dict) -> None:
+        try:
+            print(json.dumps(entry), file=self.file, flush=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+
+
+def encode_rows(tokenizer, data: Data, s: Settings) -> tuple[list[Example], int, int]:
+    """Training rows as Examples; how many were cut off at train.cutoff tokens; how many of these kept no token to learn and were left out."""
     encoded = [encode_row(tokenizer, row, s.template, s.train.cutoff, s.train.prompt_weight) for row in data.train]
-    return [example for example, _ in encoded], sum(cut for _, cut in encoded)
+    examples = [example for example, _ in encoded if any(example.weights[1:])]
+    if not examples:
+        raise UserError(f"no row of {data.name} keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
+    return examples, sum(cut for _, cut in encoded), len(encoded) - len(examples)
 
 
 def fingerprint(s: Settings) -> str:
@@ -172,7 +200,7 @@ def count(named: dict[str, nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in named.values())
 
 
-def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, cut: int) -> None:
+def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, cut: int, empty: int) -> None:
     """The lines that stand above the progress bars."""
     base = sum(p.numel() for name, p in model.named_parameters() if ".adapters." not in name)
     print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
@@ -180,7 +208,8 @@ def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, dat
           f"{100 * count(trained) / base:.2f} % of the model")
     print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {', '.join(f'{name} ({len(rows)})' for name, rows in data.tests.items())}")
     if cut:
-        print(f"         {cut} of {len(data.train):,} rows are longer than {s.train.cutoff} tokens and were cut off there (train.cutoff)")
+        print(f"         {cut} of {len(data.train):,} rows are longer than {s.train.cutoff} tokens and were cut off there (train.cutoff)"
+              + (f"; {empty} had no room for a response and were left out" if empty else ""))
 
 
 def resume_settings(folder: Path) -> Settings:
@@ -189,7 +218,6 @@ def resume_settings(folder: Path) -> Settings:
         raise UserError(f"{folder} holds no run.toml: there is no run to resume")
     if (folder / "result.json").is_file():
         raise UserError(f"{folder} is complete; see {folder / 'report.html'}")
-    read_toml(folder / "run.toml")
     return settings(config=str(folder / "run.toml"))
 
 

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.batches import Example, collate, epoch_order, micro_batches
-from model.errors import UserError
+from model.errors import UserError, is_out_of_memory
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.loss import summed_loss
 from train.optim import LossScale, learning_rate
@@ -45,7 +46,7 @@ def train(
     resume: bool = False,
     log: Callable[[dict], None] = lambda entry: None,
 ) -> Outcome:
-    """Train `parameters` (float32, by name) of `model` on `examples`, with checkpoints in folder/checkpoint.pt.
+    """Train `parameters` (float32, by name) of `model` on `examples`, each with a token to learn, with checkpoints in folder/checkpoint.pt.
 
     Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
@@ -63,7 +64,7 @@ def train(
 
     if resume:
         state = load_checkpoint(folder / CHECKPOINT, fingerprints)
-        start, skipped = state["step"], state["skipped"]
+        start, skipped, skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state["parameters"][name])
@@ -74,8 +75,11 @@ def train(
             torch.cuda.set_rng_state(state["cuda_rng"], device)
 
     def save(step: int) -> None:
+        for name, parameter in parameters.items():
+            if not parameter.isfinite().all():
+                raise UserError(f"{name} is not finite after step {step}: lower train.learning_rate; the last checkpoint in {folder} is from before")
         save_checkpoint(folder / CHECKPOINT, {
-            "step": step, "skipped": skipped, "fingerprints": fingerprints, "scale": vars(scale),
+            "step": step, "skipped": skipped, "skipped_in_a_row": skipped_in_a_row, "fingerprints": fingerprints, "scale": vars(scale),
             "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
             "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -98,8 +102,6 @@ def train(
 
             # forward and backward: the loss is a sum, divided by the loss weight of the whole step
             weight = sum(sum(row.weights[1:]) for row in rows)
-            if weight == 0:
-                raise UserError(f"step {step + 1} has no token to learn from: every response was cut off; raise train.cutoff")
             loss = 0.0
             try:
                 for rows_at_once in micro_batches(rows, s.micro_batch_size):
@@ -107,7 +109,9 @@ def train(
                     part = summed_loss(model, ids, weights) / weight
                     (part * scale.scale).backward()
                     loss += part.item()
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise UserError(
                     f"out of memory on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
                     f"or set train.checkpointing=true; the last checkpoint in {folder} is intact"
@@ -130,7 +134,10 @@ def train(
             scale.update(finite)
 
             tokens = sum(map(len, rows)) / (time.perf_counter() - began)
-            log({"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens_per_second": round(tokens), "skipped": not finite})
+            log({
+                "step": step + 1, "loss": loss if math.isfinite(loss) else None, "learning_rate": rate,
+                "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite,
+            })
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", refresh=False)
             bar.update()
             if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
@@ -147,7 +154,9 @@ class Signals:
 
     def __enter__(self):
         self.received = 0
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # the only one that may listen
+            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def note(self, number: int, frame) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from torch import nn
 from data import wordproblems
 from data.batches import Example
 from data.prompts import PREAMBLE, RESPONSE, prompt
-from model.errors import UserError
-from model.load import read_config
-from train.checkpoint import write_atomically
-from train.loop import CHECKPOINT, train
+from model.errors import UserError, unknown
+from model.files import make_folder, write_atomically, write_text
+from model.load import family_and_config
+from train.loop import train
 from train.settings import Train, build, recipe
 
 EOS, PAD = "<eos>", "<pad>"
@@ -31,35 +32,42 @@ def pretrain(recipe_name: str, folder: Path, seed: int | None = None, max_steps:
     Raises UserError for a recipe that is unknown or malformed.
     """
     table = recipe(recipe_name)
-    for key in ("seed", "threads", "tokenizer_size", "model", "train"):
+    keys = ("seed", "threads", "tokenizer_size", "initializer_range", "model", "train")
+    for key in keys:
         if key not in table:
             raise UserError(f"recipe {recipe_name} has no {key!r}: it is not one for pretrain")
+    for key in table:
+        if key not in keys:
+            raise UserError(f"recipe {recipe_name}: {unknown('setting', key, keys)}")
     seed = table["seed"] if seed is None else seed
     s = build(Train, table["train"], f"recipe {recipe_name} [train]")
-    s = replace(s, max_steps=max_steps or s.max_steps)
+    s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
+    if s.max_steps < 1:
+        raise UserError(f"max_steps = {s.max_steps} must be at least 1: the text is made for that many steps")
 
     torch.set_num_threads(table["threads"])
     print("training the tokenizer")
     tokenizer = train_tokenizer(table["tokenizer_size"], table["seed"])
-    tokenizer.save(str(folder / "tokenizer.json"))
     ids = {"eos_token_id": tokenizer.token_to_id(EOS), "pad_token_id": tokenizer.token_to_id(PAD)}
-    config_file = {**table["model"], "vocab_size": tokenizer.get_vocab_size(), **ids}
-    (folder / "config.json").write_text(json.dumps(config_file, indent=2) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "pad_token": PAD}, indent=2) + "\n", encoding="utf-8")
-
+    raw = {**table["model"], "vocab_size": tokenizer.get_vocab_size(), **ids}
     examples = [encode_line(tokenizer, line) for line in lines(s.max_steps * s.batch_size, seed)]
-    family, config = read_config(folder)
+    family, config = family_and_config(raw, f"recipe {recipe_name} [model]")
     model = family.Model(config)
     initialise(model, table["initializer_range"], seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(map(len, examples)):,} tokens, {s.max_steps} steps")
     named = dict(model.named_parameters())
-    outcome = train(model, named, examples, s, seed=seed, pad_id=ids["pad_token_id"], folder=folder, fingerprints={})
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        outcome = train(model, named, examples, s, seed=seed, pad_id=ids["pad_token_id"], folder=Path(work), fingerprints={})
     if outcome.signal:
         print("stopped before the end; nothing was saved")
         return 128 + outcome.signal
+
+    make_folder(folder)
     weights = {name: parameter.detach().half().contiguous() for name, parameter in named.items()}
     write_atomically(folder / "model.safetensors", lambda path: save_file(weights, str(path), metadata={"format": "pt"}))
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_text(folder / "tokenizer_config.json", json.dumps({"eos_token": EOS, "pad_token": PAD}, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
     print(f"saved in {folder}; try: python run.py --model {folder} --recipe pocket-tune")
     return 0
 

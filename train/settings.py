@@ -4,10 +4,12 @@ What wins over what: defaults < recipe < adapter preset < what the recipe says o
 """
 
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
+from adapters.config import presets
 from adapters.config import resolve as resolve_adapter
 from model.errors import UserError, unknown
 
@@ -21,7 +23,7 @@ class Train:
     epochs: int = 3
     max_steps: int = 0  # stop after this many steps; 0: after `epochs`
     batch_size: int = 16
-    micro_batch_size: int = 4  # rows that go through the model at once; changes memory and speed, not the result
+    micro_batch_size: int = 4  # rows that go through the model at once: memory and speed; the result only by rounding and dropout's draws
     learning_rate: float = 3e-4
     warmup_steps: int = 100
     schedule: str = "linear"  # linear | cosine | constant, after the warm-up
@@ -81,6 +83,12 @@ class Settings:
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
 
+    def check(self) -> None:
+        if self.threads < 0:
+            raise UserError(f"threads = {self.threads} must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed = {self.seed} should be between 0 and 2^63 - 1")
+
 
 def read_toml(path: Path) -> dict:
     """A TOML file as a dictionary. Raises UserError naming the file."""
@@ -116,10 +124,14 @@ def build(cls, table: dict, where: str):
             value = build(kind, value, f"{where} [{key}]")
         elif kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        elif kind is float and isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: {key} = {value} is not a finite number")
         elif kind == tuple[float, float]:
             if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
                 raise UserError(f"{where}: {key} = {value!r} should be two numbers")
             value = tuple(map(float, value))
+            if not all(0 <= v < 1 for v in value):
+                raise UserError(f"{where}: {key} = {list(value)} should lie between 0 and 1")
         elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"{where}: {key} = {value!r} should be {kind.__name__}")
         values[key] = value
@@ -152,30 +164,46 @@ def parse_set(text: str) -> dict:
 
 
 def settings(config: str | None = None, recipe_name: str | None = None, options: dict | None = None, sets: list[str] = ()) -> Settings:
-    """The settings of a run from a TOML file, a recipe, command-line options {"model": ..., "adapter": preset name} and --set texts.
+    """The settings of a run from a TOML file, a recipe, command-line options {"model": ..., "adapter": {"preset": ...}} and --set texts.
 
     Without a recipe, the pocket models have theirs (pocket-tune). Raises UserError for anything misspelled or malformed.
     """
-    above = read_toml(Path(config)) if config else {}
-    where = config or "settings"
-    build(Settings, {key: value for key, value in above.items() if key != "adapter"}, where)  # names its mistakes by file
-    for more in (options or {}, *map(parse_set, sets)):
-        above = overlay(above, more)
-    model = above.get("model", Settings.model)
+    tables = [(config or "--config", read_toml(Path(config)) if config else {}), ("options", options or {})]
+    tables += [(f"--set {text}", parse_set(text)) for text in sets]
+    model = next((table["model"] for _, table in reversed(tables) if "model" in table), Settings.model)
     if recipe_name is None and str(model).startswith("pocket-"):
         recipe_name = "pocket-tune"
-    below = recipe(recipe_name) if recipe_name else {}
-    of_presets = below.pop("adapters", {})
-    adapter = above.pop("adapter", {})
-    if not isinstance(adapter, dict):
-        raise UserError(f"{where}: adapter should be a table, like [adapter] with preset = {str(adapter)!r}")
+    if recipe_name:
+        tables.insert(0, (f"recipe {recipe_name}", recipe(recipe_name)))
+
+    whole: dict = {}
+    adapter: dict = {}
+    of_presets: dict = {}
+    for where, table in tables:
+        table = dict(table)
+        if where.startswith("recipe"):
+            of_presets = preset_tables(table.pop("adapters", {}), where)
+        change = table.pop("adapter", {})
+        if not isinstance(change, dict):
+            raise UserError(f"{where}: adapter should be a table, such as [adapter] with preset = {str(change)!r}")
+        build(Settings, table, where)  # a mistake is named with the place it stands in
+        whole = overlay(whole, table)
+        adapter = change if change.keys() & {"preset", "kind"} else adapter | change  # another method starts anew
     adapter = dict(adapter)
-    preset = adapter.pop("preset", None if "kind" in adapter else below.pop("adapter", {}).get("preset", "parallel"))
-    below.pop("adapter", None)
-    config_ = resolve_adapter(preset, **overlay(of_presets.get(preset, {}), adapter))
-    table = overlay(below, above)
-    table["adapter"] = ({"preset": preset} if preset else {}) | config_.table()
-    return build(Settings, table, where)
+    preset = adapter.pop("preset", None if "kind" in adapter else "parallel")
+    below = of_presets.get(preset, {}) if isinstance(preset, str) else {}
+    whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(preset, **(below | adapter)).table()
+    return build(Settings, whole, "settings")
+
+
+def preset_tables(tables, where: str) -> dict[str, dict]:
+    """A recipe's [adapters.NAME] tables: each must name a preset. Raises UserError."""
+    for name, table in tables.items() if isinstance(tables, dict) else [("adapters", None)]:
+        if not isinstance(table, dict):
+            raise UserError(f"{where}: adapters should hold tables, such as [adapters.lora]")
+        if name not in presets():
+            raise UserError(f"{where}: {unknown('adapter', name, presets())}")
+    return tables
 
 
 def to_toml(made: Settings) -> str:
