@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def predict(
     ids = [tokenizer.encode(job["prompt"]) for job in jobs]
     by_length = sorted(range(len(jobs)), key=lambda job: (-len(ids[job]), job))
     model.eval()
-    with tqdm(total=len(jobs), unit="problem", desc=title, dynamic_ncols=True) as bar:
+    with tqdm(total=len(jobs), unit="problem", desc=title, dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
         for start in range(0, len(jobs), batch_size):
             batch = by_length[start : start + batch_size]
             try:

@@ -20,9 +20,10 @@ FAMILIES = ["llama"]  # model_type in config.json -> the file of that name; one 
 IGNORED = {
     "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
     "id2label", "initializer_range", "is_llama_config", "label2id", "max_sequence_length", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "rope_interleaved", "torch_dtype", "transformers_version",
-    "transformers.js_config", "unk_token_id", "use_cache", "problem_type", "is_encoder_decoder",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "torch_dtype", "transformers_version",
+    "transformers.js_config", "unk_token_id", "use_cache", "problem_type",
 }
+ONLY = {"rope_interleaved": False, "is_encoder_decoder": False}  # fields that are known in one value
 
 
 LIMITS = {"num_hidden_layers": 1000, "hidden_size": 2**17, "num_attention_heads": 2**12}  # sizes below these; others below 2^24
@@ -85,7 +86,7 @@ def config_from(cls, raw: dict, where: str):
         if key in known:
             check_type(key, value, known[key], where)
             values[key] = value
-        elif key not in IGNORED:
+        elif key not in IGNORED and (key not in ONLY or value != ONLY[key]):
             raise UserError(f"{where}: setting {key!r} = {value!r} is not supported")
     config = cls(**values)
     try:

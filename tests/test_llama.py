@@ -158,6 +158,7 @@ def test_rmsnorm_divides_in_float32():
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"hidden_size": "big"}, "hidden_size"),
         ({"sliding_window": 5}, "sliding_window"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
         ({"model_type": "mamba"}, "mamba"),
         ({"num_hidden_layers": 10_000}, "num_hidden_layers"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
@@ -170,6 +171,15 @@ def test_unsupported_settings_are_refused_by_name(folder, change, named):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=named):
         load_model(str(folder))
+
+
+def test_settings_that_change_nothing_are_passed_over(folder):
+    """What published files carry besides: conversions, training, serving."""
+    config = json.loads((folder / "config.json").read_text())
+    more = {"max_sequence_length": 2048, "pretraining_tp": 2, "rope_interleaved": False, "torch_dtype": "float16", "rope_scaling": None, "pad_token_id": -1}
+    before = load_model(str(folder))(torch.tensor([[3, 4]]))
+    (folder / "config.json").write_text(json.dumps(config | more))
+    assert torch.equal(load_model(str(folder))(torch.tensor([[3, 4]])), before)
 
 
 def test_every_site_of_the_table_is_there(tiny):

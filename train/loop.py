@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -85,9 +86,10 @@ def train(
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         })
 
+    interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
     model.train()
     model.checkpointing = s.checkpointing
-    with Signals() as signals, tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) as bar:
+    with Signals() as signals, tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
         for step in range(start, total):
             began = time.perf_counter()
             rate = learning_rate(s, step, total)
