@@ -24,21 +24,20 @@ def main(arguments: list[str]) -> int:
         return 2
     parser, act = PARSERS[command]()
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(rest)
-    from model.errors import UserError
+    options, extra = parser.parse_known_args(rest)
+    from model.errors import UserError, unknown
 
     try:
+        if extra and extra[0] in COMMANDS:
+            raise UserError(f"the command comes first: python run.py {extra[0]} ...")
+        if extra:
+            raise unknown(f"option of {command}", extra[0], [option for action in parser._actions for option in action.option_strings])
         return act(options)
     except UserError as error:
         if options.debug:
             raise
         print(f"run.py: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        if options.debug:
-            raise
-        print("run.py: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -69,17 +68,17 @@ def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
 
 # ---------------------------------------------------------------- train
 def train_command():
-    parser = new_parser("train", "Any setting of run.toml can be changed with --set, for example --set train.learning_rate=1e-3 --set adapter.size=64")
+    parser = new_parser("train", "Any setting of train/settings.py can be changed with --set, for example --set train.learning_rate=1e-3 --set adapter.size=64")
     add_model_options(parser)
     parser.add_argument("--adapter", help="series, parallel (default) or lora")
-    parser.add_argument("--data", help="wordproblems (default of the pocket models) or math-v1")
+    parser.add_argument("--data", help="wordproblems (default of the models named pocket-*) or math-v1 (default of all others)")
     parser.add_argument("--data-dir", help="folder that holds the paper's dataset/")
     parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of another run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; may be repeated")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--max-steps", type=int, help="stop after this many steps")
-    parser.add_argument("--items", type=int, help="measure on the first N problems of each test set only")
+    parser.add_argument("--seed", type=int, help="of the adapter's start, the order of rows and dropout; default 0")
+    parser.add_argument("--max-steps", type=int, help="stop after this many steps; 0: after train.epochs")
+    parser.add_argument("--items", type=int, help="measure on the first N problems of each test set only; 0: all")
     parser.add_argument("--out", help="folder of the results; default runs/MODEL-ADAPTER-DATA, numbered when it exists")
     parser.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder, with its own settings")
     return parser, train
@@ -102,6 +101,8 @@ def train(options: argparse.Namespace) -> int:
             raise UserError("--resume continues a run with its own settings; give no other option with it")
         folder = Path(options.resume)
         made = resume_settings(folder)
+        if not can_resume(folder):
+            print(f"{folder} has no checkpoint yet: starting from step 0")
     else:
         made = settings(options.config, options.recipe, chosen, options.set)
         made = replace(made, model=whole_path(made.model), data_dir=whole_path(made.data_dir))
@@ -109,14 +110,16 @@ def train(options: argparse.Namespace) -> int:
         folder = fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out)
     try:
         result = run(made, folder, resume=bool(options.resume) and can_resume(folder))
-    except KeyboardInterrupt:  # while measuring; in training the loop itself takes care
+    except (KeyboardInterrupt, SystemExit):  # while measuring, or at a second signal; at the first the loop itself takes care
         if folder.exists():
-            print(f"\nstopped; continue with: python run.py --resume {folder}")
+            print(f"\nstopped; continue from the last checkpoint with: python run.py --resume {folder}")
         raise
     if result.signal:
         print(f"stopped; continue with: python run.py --resume {folder}")
         return 128 + result.signal
-    print_scores(result.before, result.after)
+    print_scores(result.before, result.after, "with adapter")
+    if not result.before:
+        print("(the base was not measured; --set eval.before=true does)")
     print(f"report: {folder / 'report.html'}")
     return 0
 
@@ -126,11 +129,11 @@ def whole_path(name: str) -> str:
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
-def print_scores(before: dict, after: dict) -> None:
+def print_scores(before: dict, after: dict, title: str) -> None:
     width = max(map(len, after))
-    print(f"\n{'test set':{width}}  {'base' + ' ' * 27 if before else ''}with adapter")
+    print(f"\n{'test set':{width}}  {'base':31}{title}" if before else f"\n{'test set':{width}}  {title}")
     for name, score in after.items():
-        print(f"{name:{width}}  {str(before[name]) + '   ' if before else ''}{score}")
+        print(f"{name:{width}}  {before[name]!s:31}{score}" if before else f"{name:{width}}  {score}")
 
 
 # ---------------------------------------------------------------- evaluate
@@ -141,9 +144,9 @@ def evaluate_command():
     parser.add_argument("--adapter", help="folder of a saved adapter; without it the base is measured")
     parser.add_argument("--data", help="wordproblems or math-v1")
     parser.add_argument("--data-dir", help="folder that holds the paper's dataset/")
-    parser.add_argument("--items", type=int, help="the first N problems of each test set only")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--items", type=int, help="the first N problems of each test set only; 0: all")
+    parser.add_argument("--batch-size", type=int, help="problems answered at once; changes speed and memory only")
+    parser.add_argument("--max-new-tokens", type=int, help="an answer ends here at the latest")
     parser.add_argument("--out", help="folder of the results; default RUN/evaluate or runs/evaluate-MODEL-DATA, numbered when it exists")
     return parser, evaluate
 
@@ -155,10 +158,14 @@ def run_settings(options: argparse.Namespace, more: dict):
 
     chosen = given(options, MODEL_OPTIONS) | more
     adapter = Path(options.adapter) if options.adapter else None
+    if adapter and (adapter / "adapter").is_dir():
+        raise UserError(f"--adapter {adapter} is the folder of a run; its adapter is {adapter / 'adapter'}")
     if not options.run:
         return settings(options=chosen), adapter
     if not (Path(options.run) / "run.toml").is_file():
         raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
+    if adapter is None and not (Path(options.run) / "adapter").is_dir():
+        raise UserError(f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}")
     return settings(config=str(Path(options.run) / "run.toml"), options=chosen), adapter or Path(options.run) / "adapter"
 
 
@@ -180,13 +187,12 @@ def evaluate(options: argparse.Namespace) -> int:
     from data.sources import load_data
     from eval.score import check_labels, predict, scores, write_predictions
     from model.files import make_folder, write_text
-    from model.registry import find
-    from train.experiment import first_items, fresh_folder, table
+    from train.experiment import check_model, first_items, fresh_folder, table
 
     more = given(options, ("data", "data_dir"))
     more["eval"] = given(options, ("items", "batch_size", "max_new_tokens"))
     made, adapter = run_settings(options, more)
-    find(made.model)
+    check_model(made.model)
     data = load_data(made.data, made.data_dir, made.seed)
     model, tokenizer, template = load_with_adapter(made, adapter)
     default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{made.data}"
@@ -201,7 +207,8 @@ def evaluate(options: argparse.Namespace) -> int:
     facts = {"model": made.model, "adapter": str(adapter) if adapter else None, "data": made.data, "template": template,
              "scores": {name: table(score) for name, score in found.items()}}
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
-    print_scores({}, found)
+    print(f"\nmodel {made.model}, {f'adapter {adapter}' if adapter else 'no adapter'}, data {made.data}, template {template}")
+    print_scores({}, found, "with adapter" if adapter else "base")
     print(f"predictions: {folder / 'predictions.jsonl'}")
     return 0
 
@@ -216,7 +223,7 @@ def generate_command():
     what.add_argument("--prompt", help="text to continue as it stands")
     what.add_argument("--instruction", help="text to put into the prompt template first")
     what.add_argument("--prompt-ids", help="token ids to continue, as 5,6,7; needs no tokenizer")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="stop here at the latest (64)")
     return parser, generate
 
 
@@ -278,8 +285,8 @@ def parse_ids(text: str, size: int) -> list[int]:
 def pretrain_command():
     parser = new_parser("pretrain")
     parser.add_argument("--recipe", default="pocket", help="a recipe of train/recipes, or a TOML file")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--seed", type=int, help="of weights and text; default: the recipe's")
+    parser.add_argument("--max-steps", type=int, help="steps, and with them the length of the text; default: the recipe's")
     parser.add_argument("--out", required=True, help="folder of the new model")
     return parser, pretrain
 
@@ -294,4 +301,10 @@ def pretrain(options: argparse.Namespace) -> int:
 PARSERS = {"train": train_command, "evaluate": evaluate_command, "generate": generate_command, "pretrain": pretrain_command}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            raise
+        print("run.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -54,7 +54,7 @@ def resolve(preset: str | None = None, **changes) -> AdapterConfig:
         if key in PLACEMENT:
             continue
         if key not in types:
-            raise unknown(f"option of {table['kind']} adapters", key, [*PLACEMENT, *types])
+            raise unknown(f"option of {table['kind']} adapters", key, [*types, *PLACEMENT])
         if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if isinstance(value, float) and not math.isfinite(value):

@@ -51,7 +51,7 @@ def write_report(
 <h1>{esc(folder.name)}</h1>
 <p><b>{esc(lead)}</b></p>
 <p>{facts["trainable_parameters"]:,} trained parameters beside {facts["parameters"]:,} frozen ones
-({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds in all;
+({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds since it was last started;
 {facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off.</p>
 <h2>Accuracy</h2>{accuracy_table(before, after)}
 <p><small>Exact answers, read in strict mode; in brackets the 95 % interval (Wilson).</small></p>

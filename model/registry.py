@@ -88,6 +88,6 @@ def download(repo: str, revision: str, weights: bool) -> Path:
         raise UserError(f"{repo!r} is no hub repository name: {error}") from None
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{repo} is not in the local cache and the hub cannot be reached ({type(error).__name__}): "
+            f"{repo} is no folder here and not in the local cache, and the hub cannot be reached ({type(error).__name__}): "
             "check the network, unset HF_HUB_OFFLINE, or give a local folder with --model"
         ) from None

@@ -64,8 +64,12 @@ def test_evaluate_repeats_the_runs_own_numbers(finished, tmp_path):
     done = run("evaluate", finished, "--out", tmp_path / "e", "--batch-size", 3)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "e" / "predictions.jsonl").read_text() == (finished / "predictions.jsonl").read_text()
+    assert "adapter" in done.stdout
+    assert "with adapter" in done.stdout
     base = run("evaluate", "--model", "pocket-llama", "--items", 4, "--out", tmp_path / "b")
     assert base.returncode == 0, base.stderr
+    assert "no adapter, data wordproblems" in base.stdout
+    assert "with adapter" not in base.stdout
     assert (tmp_path / "b" / "predictions.jsonl").read_text() == (finished / "predictions-base.jsonl").read_text()
 
 
@@ -99,6 +103,7 @@ def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
     assert process.returncode == 130, output
     assert f"--resume {out}" in output
     assert not (out / "adapter").exists()
+    assert f"not finished, it has no adapter yet: continue it with --resume {out}" in run("evaluate", out).stderr
     done = run("--resume", out)
     assert done.returncode == 0, done.stderr
     name = "adapter/adapter_model.safetensors"
@@ -148,6 +153,12 @@ def checked(capfd):
         (["--set", 'adapter.preset=["lora"]'], "lora"),
         (["--set", "train.cutoff=3"], "raise it"),
         (["--resume", "/nowhere"], "no run.toml"),
+        (["--sed", "4"], "unknown option of train '--sed'; did you mean '--seed'"),
+        (["--items", "1", "evaluate", "runs/x"], "the command comes first: python run.py evaluate"),
+        (["--config", "/"], "is a folder"),
+        (["--recipe", "pocket"], "from scratch"),
+        (["--model", "/"], "config.json is missing"),
+        (["evaluate", "--max-steps", "4"], "unknown option of evaluate '--max-steps'"),
         (["evaluate", "/nowhere"], "no run.toml"),
         (["evaluate", "--adapter", "/nowhere"], "no adapter folder"),
         (["generate", "--prompt-ids", "5,x"], "5,6,7"),
@@ -188,7 +199,7 @@ def test_pretrain_refuses_what_it_cannot_use(tmp_path, checked):
     out = ["--out", tmp_path / "new"]
     checked("pretrain", "--max-steps", "-1", *out, said="at least 1")
     checked("pretrain", "--max-steps", "0", *out, said="at least 1")
-    checked("pretrain", "--recipe", "pocket-tune", *out, said="not one for pretrain")
+    checked("pretrain", "--recipe", "pocket-tune", *out, said="is not one for pretrain")
     assert not (tmp_path / "new").exists()
 
 
@@ -204,7 +215,8 @@ def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(checked, tmp_pat
 
 
 def test_results_are_never_overwritten(checked, finished):
-    checked("--out", finished, said="exists and is not empty")
+    checked("--out", finished, said="exists and is not empty: give another --out\n".strip())
+    checked("evaluate", "--adapter", finished, "--model", "pocket-llama", said=f"its adapter is {finished / 'adapter'}")
     before = (finished / "result.json").read_text()
     done = run(*QUICK, "--seed", "4", "--set", "eval.before=false", cwd=finished.parent.parent)
     assert done.returncode == 0, done.stderr

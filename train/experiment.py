@@ -18,6 +18,7 @@ from eval.score import Score, check_labels, predict, scores, write_predictions
 from model import load_model, load_tokenizer
 from model.errors import UserError
 from model.files import make_folder, write_text
+from model.load import read_config
 from model.registry import find
 from model.tokenizer import Tokenizer
 from train.loop import CHECKPOINT, train
@@ -40,8 +41,9 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
     candidate, number = path, 1
     while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
         if not numbered:
-            hint = f", or continue the run in it with --resume {path}" if (path / "run.toml").is_file() else ""
-            raise UserError(f"{path} exists and is not empty: give another --out{hint}")
+            unfinished = (path / "run.toml").is_file() and not (path / "result.json").is_file()
+            hint = f", or continue the run in it with: python run.py --resume {path}" if unfinished else ""
+            raise UserError(f"{path} exists and is not {'empty' if path.is_dir() else 'a folder'}: give another --out{hint}")
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
@@ -59,6 +61,13 @@ def choose_device(s: Settings) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name!r} cannot be used: torch sees {torch.cuda.device_count()} CUDA devices here")
     return device
+
+
+def check_model(name: str) -> None:
+    """Raise UserError for a misspelled model or a folder that holds none, before anything is downloaded or made."""
+    found = find(name)
+    if isinstance(found, Path):
+        read_config(found)
 
 
 def load_base(s: Settings) -> nn.Module:
@@ -100,7 +109,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     Raises UserError for anything the user can put right. Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
     """
     began = time.time()
-    find(s.model)  # a misspelled name or a missing file is told before anything is downloaded
+    check_model(s.model)
     prompt(s.template, "")
     data = load_data(s.data, s.data_dir, s.seed)
     model = load_base(s)

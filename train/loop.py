@@ -64,6 +64,7 @@ def train(
     order: list[list[int]] = []
 
     if resume:
+        tqdm.write(f"continuing from {folder / CHECKPOINT}")
         state = load_checkpoint(folder / CHECKPOINT, fingerprints)
         start, skipped, skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
         with torch.no_grad():

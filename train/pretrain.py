@@ -35,7 +35,7 @@ def pretrain(recipe_name: str, folder: Path, seed: int | None = None, max_steps:
     keys = ("seed", "threads", "tokenizer_size", "initializer_range", "model", "train")
     for key in keys:
         if key not in table:
-            raise UserError(f"recipe {recipe_name} has no {key!r}: it is not one for pretrain")
+            raise UserError(f"recipe {recipe_name} is not one for pretrain: it has no {key!r}")
     for key in table:
         if key not in keys:
             raise UserError(f"recipe {recipe_name}: {unknown('setting', key, keys)}")

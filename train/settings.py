@@ -96,6 +96,8 @@ def read_toml(path: Path) -> dict:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: give a TOML file, such as {path / 'run.toml'}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
 
@@ -175,6 +177,8 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
         recipe_name = "pocket-tune"
     if recipe_name:
         tables.insert(0, (f"recipe {recipe_name}", recipe(recipe_name)))
+        if "tokenizer_size" in tables[0][1]:
+            raise UserError(f"recipe {recipe_name} makes a model from scratch: use it with python run.py pretrain --recipe {recipe_name} --out FOLDER")
 
     whole: dict = {}
     adapter: dict = {}
