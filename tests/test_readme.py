@@ -75,6 +75,13 @@ def test_every_command_of_the_readme_parses():
         parser.parse_args(arguments[1:] if arguments and arguments[0] == name else arguments)
 
 
+def test_the_python_block_runs(tmp_path, monkeypatch):
+    block = next(text for text in re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) if "load_model(" in text)
+    monkeypatch.chdir(tmp_path)  # it saves an adapter
+    exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "my-adapter" / "adapter_config.json").is_file()
+
+
 def imports(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
