@@ -32,7 +32,7 @@ def one_of(box: str) -> str:
 
 
 # ---------------------------------------------------------------- the five trained manners
-# Forms are (text, sum): the text is filled with {N} {M} names, {t} {u} things, {k} containers, {a} {b} {c} numbers.
+# A form is filled with {N} {M} names, {t} {u} things, {k} containers, {a} {b} {c} numbers.
 
 HAVE = ["{N} has {a} {t}.", "{N} starts with {a} {t}.", "{N} owns {a} {t}.", "{N} found {a} {t}.", "There are {a} {t} in the house of {N}.",
         "{N} got {a} {t} from {M}."]
@@ -72,12 +72,12 @@ class Draw:
         return " ".join(form.format(**self.slots) for form in forms)
 
 
-def add_or_subtract(draw: Draw) -> tuple[str, str, int]:
-    """(change form table index, sum text, result) for a one-step change of {a} by {b}."""
+def add_or_subtract(draw: Draw) -> tuple[list[str], str, int]:
+    """Draw {a} and its change by {b}: (the forms that tell it, the sum as text, its result)."""
     a, b = draw.plain(), draw.plain()
     more = draw.rng.random() < 0.5
     if not more:
-        a, b = a + b, b
+        a += b
     draw.slots |= {"a": a, "b": b}
     return (MORE, f"{a} + {b} = {a + b}", a + b) if more else (LESS, f"{a} - {b} = {a - b}", a - b)
 

@@ -39,8 +39,8 @@ def write_report(
     after: dict[str, Score],
     base_predictions: list[dict],
     predictions: list[dict],
-) -> Path:
-    """Write folder/report.html from a run's pieces and its log.jsonl; returns its path."""
+) -> None:
+    """Write folder/report.html from a run's pieces and its log.jsonl."""
     first = next(iter(after))
     lead = f"{first}: {after[first]}"
     if before:
@@ -64,7 +64,6 @@ def write_report(
 <h2>Settings</h2><p><small>run.toml; <code>python run.py --config {esc(str(folder / "run.toml"))}</code> repeats the run.</small></p><pre>{esc(toml)}</pre>
 </html>"""
     write_text(folder / "report.html", page)
-    return folder / "report.html"
 
 
 def esc(text: str) -> str:

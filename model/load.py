@@ -24,8 +24,6 @@ IGNORED = {
     "transformers.js_config", "unk_token_id", "use_cache", "problem_type",
 }
 ONLY = {"rope_interleaved": False, "is_encoder_decoder": False}  # fields that are known in one value
-
-
 LIMITS = {"num_hidden_layers": 1000, "hidden_size": 2**17, "num_attention_heads": 2**12}  # sizes below these; others below 2^24
 
 

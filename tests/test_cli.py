@@ -64,7 +64,7 @@ def test_evaluate_repeats_the_runs_own_numbers(finished, tmp_path):
     done = run("evaluate", finished, "--out", tmp_path / "e", "--batch-size", 3)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "e" / "predictions.jsonl").read_text() == (finished / "predictions.jsonl").read_text()
-    assert "adapter" in done.stdout
+    assert f"adapter {finished / 'adapter'}, data wordproblems" in done.stdout
     assert "with adapter" in done.stdout
     base = run("evaluate", "--model", "pocket-llama", "--items", 4, "--out", tmp_path / "b")
     assert base.returncode == 0, base.stderr
@@ -120,6 +120,7 @@ def checked(capfd):
         lines = capfd.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert said in lines[0]
+        return lines[0]
 
     return check
 
@@ -215,7 +216,7 @@ def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(checked, tmp_pat
 
 
 def test_results_are_never_overwritten(checked, finished):
-    checked("--out", finished, said="exists and is not empty: give another --out\n".strip())
+    assert "--resume" not in checked("--out", finished, said="exists and is not empty: give another --out")  # it is complete
     checked("evaluate", "--adapter", finished, "--model", "pocket-llama", said=f"its adapter is {finished / 'adapter'}")
     before = (finished / "result.json").read_text()
     done = run(*QUICK, "--seed", "4", "--set", "eval.before=false", cwd=finished.parent.parent)

@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to; also result.json."""
+    """What a run came to: the scores without and with the adapter, and the signal that stopped it, or 0."""
 
     before: dict[str, Score]
     after: dict[str, Score]
@@ -152,7 +152,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     result = Result(before, after)
     facts = {
         "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
-        "trainable_parameters": count(trained), "parameters": sum(p.numel() for n, p in model.named_parameters() if ".adapters." not in n),
+        "trainable_parameters": count(trained), "parameters": count_base(model),
         "before": {name: table(score) for name, score in before.items()}, "after": {name: table(score) for name, score in after.items()},
     }
     write_report(folder, model, config, to_toml(s), facts, before, after, base_predictions, predictions)
@@ -209,9 +209,14 @@ def count(named: dict[str, nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in named.values())
 
 
+def count_base(model: nn.Module) -> int:
+    """Parameters of the model without its adapters."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name)
+
+
 def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, cut: int, empty: int) -> None:
     """The lines that stand above the progress bars."""
-    base = sum(p.numel() for name, p in model.named_parameters() if ".adapters." not in name)
+    base = count_base(model)
     print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
     print(f"adapter  {s.adapter.get('preset', config.kind)} at {', '.join(config.sites)}, layers {config.layers}: {count(trained):,} parameters, "
           f"{100 * count(trained) / base:.2f} % of the model")

@@ -26,10 +26,9 @@ MAX_SKIPPED = 25  # non-finite steps in a row before the run stops; float16 need
 
 @dataclass
 class Outcome:
-    """How training ended: after `step` of `total` steps, `signal` is the number of the signal that stopped it, or 0."""
+    """How training ended: after `step` steps, `signal` is the number of the signal that stopped it, or 0."""
 
     step: int
-    total: int
     skipped: int
     signal: int
 
@@ -146,10 +145,10 @@ def train(
             if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
                 save(step + 1)
             if signals.received:
-                return Outcome(step + 1, total, skipped, signals.received)
+                return Outcome(step + 1, skipped, signals.received)
     model.eval()
     model.checkpointing = False
-    return Outcome(total, total, skipped, 0)
+    return Outcome(total, skipped, 0)
 
 
 class Signals:
