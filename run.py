@@ -285,6 +285,7 @@ def parse_ids(text: str, size: int) -> list[int]:
 def pretrain_command():
     parser = new_parser("pretrain")
     parser.add_argument("--recipe", default="pocket", help="a recipe of train/recipes, or a TOML file")
+    parser.add_argument("--family", default="llama", help="llama (default), bloom, opt or gptj")
     parser.add_argument("--seed", type=int, help="of weights and text; default: the recipe's")
     parser.add_argument("--max-steps", type=int, help="steps, and with them the length of the text; default: the recipe's")
     parser.add_argument("--out", required=True, help="folder of the new model")
@@ -295,7 +296,7 @@ def pretrain(options: argparse.Namespace) -> int:
     from train.experiment import fresh_folder
     from train.pretrain import pretrain as train_from_scratch
 
-    return train_from_scratch(options.recipe, fresh_folder(Path(options.out), numbered=False), options.seed, options.max_steps)
+    return train_from_scratch(options.recipe, options.family, fresh_folder(Path(options.out), numbered=False), options.seed, options.max_steps)
 
 
 PARSERS = {"train": train_command, "evaluate": evaluate_command, "generate": generate_command, "pretrain": pretrain_command}

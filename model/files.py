@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import pickle
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,9 +24,13 @@ LONGEST_HEADER = 100_000_000  # bytes, as the format itself sets it
 def read_json(path: Path) -> dict:
     """A JSON object from a file, or UserError naming the file."""
     try:
+        if path.stat().st_size > LONGEST_HEADER:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for what it should hold")
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -32,38 +38,91 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def inside(folder: Path, name: str) -> Path:
+    """folder/name. Raises UserError where a link leads out of the folder (but for the hub cache's own links to its blobs)."""
+    path = folder / name
+    try:
+        real, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # a circle of links
+        raise UserError(f"{path} cannot be read: {error}") from None
+    in_cache = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
+    if not (real.is_relative_to(home) or in_cache):
+        raise UserError(f"{path} is a link to {real}, outside the model's folder: copy the file itself there")
+    if real.exists() and not real.is_file():
+        raise UserError(f"{path} is not a file")
+    return path
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: one file, or the shards its index names (inside the folder only)."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        raise UserError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
+    """The weights of a checkpoint, inside the folder only: one file or the shards its index names; safetensors before torch's .bin."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).exists() or (folder / single).is_symlink():
+            return [inside(folder, single)]
+        index = inside(folder, f"{single}.index.json")
+        if index.is_file():
+            return shards(folder, index)
+    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor an index of shards")
+
+
+def shards(folder: Path, index: Path) -> list[Path]:
+    """The files that an index names. Raises UserError for a name that is no plain file of the folder."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index}: weight_map is missing or malformed")
-    shards = sorted(set(names.values()))
-    for name in shards:
-        if not name or Path(name).name != name:
-            raise UserError(f"{index} names {name!r}, which is not a file of this folder")
-        if not (folder / name).is_file():
+    ending = index.name.removesuffix(".index.json").rpartition(".")[2]
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or not name.endswith(f".{ending}") or "\0" in name:
+            raise UserError(f"{index} names {name!r}, which is not a .{ending} file of this folder")
+        if not inside(folder, name).is_file():
             raise UserError(f"{folder / name} is missing: the index names it, the download may be incomplete")
-    return [folder / name for name in shards]
+    return [folder / name for name in sorted(set(names.values()))]
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every file of the checkpoint; each tensor is read when it is asked for, into memory of its own."""
     for path in weight_files(folder):
-        try:
-            with open(path, "rb") as file:
-                for name, dtype, shape, start, end in read_header(file, path):
-                    raw = torch.empty(end - start, dtype=torch.uint8)
-                    file.seek(start)
-                    if end > start and file.readinto(memoryview(raw.numpy())) != end - start:
-                        raise UserError(f"{path} ends before tensor {name!r} does")
-                    yield name, raw.view(dtype).view(shape)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
+        yield from safetensors(path) if path.suffix == ".safetensors" else torch_tensors(path)
+
+
+def torch_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file that torch.save wrote, through torch's unpickler that builds tensors and nothing else.
+
+    The file is mapped, not read, where its format allows. Raises UserError for a file that holds anything but plain tensors by name.
+    """
+    try:
+        mapped = zipfile.is_zipfile(path)
+        if mapped and any(entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(path).infolist()):
+            raise UserError(f"{path} is compressed, torch's own files are not")
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused, it holds more than tensors: {str(error).strip().splitlines()[-1]:.200}") from None
+    except Exception as error:  # whatever a broken pickle makes torch raise
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, not tensors by name")
+    for name in list(found):
+        tensor = found.pop(name)
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(f"{path}: entry {name!r:.100} is not a plain tensor")
+        if tensor.numel() > max(1, tensor.untyped_storage().nbytes() // tensor.itemsize):
+            raise UserError(f"{path}: tensor {name!r:.100} repeats its elements {list(tensor.shape)}")
+        yield name, tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one safetensors file, in the order of its bytes."""
+    try:
+        with open(path, "rb") as file:
+            for name, dtype, shape, start, end in read_header(file, path):
+                raw = torch.empty(end - start, dtype=torch.uint8)
+                file.seek(start)
+                if end > start and file.readinto(memoryview(raw.numpy())) != end - start:
+                    raise UserError(f"{path} ends before tensor {name!r} does")
+                yield name, raw.view(dtype).view(shape)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def read_header(file, path: Path) -> list[tuple[str, torch.dtype, list[int], int, int]]:

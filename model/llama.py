@@ -3,18 +3,13 @@
 Attribute names are the tensor names of the published checkpoints.
 """
 
-import math
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from model.errors import UserError
-from model.parts import Cache, Linear, RMSNorm, Site, Step, attention, causal_mask, rotary_angles, rotate_halves, token_positions
-
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+from model.errors import UserError, unknown
+from model.parts import ACTIVATIONS, Cache, LanguageModel, Linear, RMSNorm, Site, Step, attention, causal_mask, rotary_angles, rotate_halves, token_positions
+from model.rope import check_rope, rope_frequencies
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -28,6 +23,11 @@ x ─┬─ norm ─┬─ [q] ─ rotary ─┐
    │        └─ [v] ──────────┴─ attention ─ [o] ─ [attn] ─ + ─┬─ norm ─┬─ [gate] ─ act ─ × ─ [down] ─ [mlp] ─ + ─ x
    └───────────────────────────────────────────────────────┘  │        └─ [up] ──────────┘                    │
                                                               └───────────────────────────────────────────────┘"""
+
+
+SPELLINGS = {}  # other names of the fields below
+HARMLESS = {"is_llama_config", "max_sequence_length", "pretraining_tp"}  # fields that change nothing here
+ONLY = {"rope_interleaved": False}  # fields known in one value
 
 
 @dataclass(frozen=True)
@@ -61,38 +61,14 @@ class Config:
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
         if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"config.json: hidden_act {self.hidden_act!r} is not supported; there is: {', '.join(ACTIVATIONS)}")
+            raise unknown("hidden_act", self.hidden_act, ACTIVATIONS)
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise UserError(f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
         if self.num_attention_heads % self.kv_heads:
             raise UserError(f"config.json: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.kv_heads}")
         if self.head_size % 2:
             raise UserError(f"config.json: head_dim {self.head_size} is odd; rotary positions need pairs")
-        rope_frequencies(self)
-
-
-def rope_frequencies(config: Config, device=None) -> Tensor:
-    """Inverse frequencies theta^(-2i/D) [D/2], float32, with the checkpoint's context extension.
-
-    Raises UserError for an extension other than `linear` (Chen et al. 2023) and `llama3` (Llama 3.1).
-    """
-    D = config.head_size
-    inv_freq = config.rope_theta ** -(torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)
-    scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return inv_freq
-    if kind in ("linear", "llama3") and not scaling["factor"] > 0:
-        raise UserError(f"config.json: rope factor {scaling['factor']} must be positive")
-    if kind == "linear":
-        return inv_freq / scaling["factor"]
-    if kind == "llama3":  # long wavelengths are stretched by `factor`, short ones kept, a smooth band between
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        old_length = scaling.get("original_max_position_embeddings", config.max_position_embeddings)
-        turns = old_length * inv_freq / (2 * math.pi)  # rotations within the old context
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        return keep * inv_freq + (1 - keep) * inv_freq / scaling["factor"]
-    raise UserError(f"config.json: rope type {kind!r} is not supported; there is: default, linear, llama3")
+        check_rope(self.rope_scaling or {}, self.head_size)
 
 
 def rename(key: str) -> str | None:
@@ -171,18 +147,17 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-class Model(nn.Module):
+class Model(LanguageModel):
     """A LLaMA language model; `load_model` fills it with published weights."""
 
     family, sites, picture = "llama", SITES, PICTURE
 
     def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.model = Decoder(config)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
-        self.checkpointing = False  # True: keep only each block's input for the backward pass and compute the rest again
-        self.dtype = torch.float32  # of the computation
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.tie()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -192,39 +167,10 @@ class Model(nn.Module):
     def input_embedding(self) -> nn.Embedding:
         return self.model.embed_tokens
 
-    def untie(self) -> None:
-        """Give the output head a weight of its own."""
-        self.lm_head = Linear(self.config.hidden_size, self.config.vocab_size)
-
-    def new_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` rows of at most `length` tokens."""
-        c = self.config
-        return Cache(c.num_hidden_layers, batch, c.kv_heads, length, c.head_size, self.dtype, self.model.embed_tokens.weight.device)
-
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Token ids [B, T] -> last hidden states [B, T, C]. With a cache that holds P positions, mask is [B, P + T]."""
-        B, T = ids.shape
-        past = cache.filled if cache is not None else 0
-        if positions is None:
-            positions = token_positions(mask, B, T, past, ids.device)
-        cos, sin = rotary_angles(rope_frequencies(self.config, ids.device), positions, self.dtype)
-        step = Step(cos, sin, causal_mask(mask, T, past, ids.device), cache)
+        """Token ids [B, T] -> last hidden states [B, T, C]; positions [B, T]."""
+        positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if positions is None else positions
+        inv_freq, factor = rope_frequencies(self.config, positions)
+        cos, sin = rotary_angles(inv_freq, positions, self.dtype, factor)
         x = self.model.embed_tokens(ids).to(self.dtype)
-        for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, step, use_reentrant=False)
-            else:
-                x = block(x, step)
-        if cache is not None:
-            cache.filled += T
-        return self.model.norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., C] -> float32 logits [..., V]."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden).float()
-        return F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype)).float()
-
-    def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """ids int64 [B, T], mask 1 = real token [B, T] -> logits [B, T, V]; positions default to cumsum(mask) - 1, pads 0."""
-        return self.logits(self.hidden(ids, mask, positions, cache))
+        return self.model.norm(self.run(x, Step(causal_mask(ids, mask, cache), cache, cos, sin)))

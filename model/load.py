@@ -1,8 +1,7 @@
-"""config.json + safetensors -> a frozen model, each tensor straight from the file onto its device."""
+"""config.json + weights -> a frozen model, each tensor straight from the file onto its device."""
 
 import hashlib
 import importlib
-import math
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -11,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.files import read_json, tensors
+from model.files import inside, read_json, tensors
 from model.registry import resolve
 
-FAMILIES = ["llama"]  # model_type in config.json -> the file of that name; one row a family
+FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
 
-# Fields of config.json that do not change what the forward pass computes.
+# Fields of every config.json that do not change what the forward pass computes; each family's file lists its own.
 IGNORED = {
-    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
-    "id2label", "initializer_range", "is_llama_config", "label2id", "max_sequence_length", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "torch_dtype", "transformers_version",
-    "transformers.js_config", "unk_token_id", "use_cache", "problem_type",
+    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
+    "initializer_range", "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict",
+    "torch_dtype", "transformers_version", "transformers.js_config", "unk_token_id", "use_cache",
+    "do_sample", "max_length", "min_length", "num_beams", "repetition_penalty", "temperature", "top_k", "top_p",  # of generation, once saved here
 }
-ONLY = {"rope_interleaved": False, "is_encoder_decoder": False}  # fields that are known in one value
-LIMITS = {"num_hidden_layers": 1000, "hidden_size": 2**17, "num_attention_heads": 2**12}  # sizes below these; others below 2^24
+ONLY = {"is_encoder_decoder": False}  # fields that are known in one value
+LIMITS = {"num_hidden_layers": 1000, "hidden_size": 2**17, "num_attention_heads": 2**12, "n_layer": 1000, "n_head": 2**12, "n_embd": 2**17}  # sizes below these; others below 2^24
 
 
 def load_model(
@@ -57,39 +56,45 @@ def load_model(
 
 def read_config(folder: Path):
     """folder/config.json -> (family module, its Config). Raises UserError for what is missing, malformed or unsupported."""
-    path = folder / "config.json"
+    path = inside(folder, "config.json")
     return family_and_config(read_json(path), str(path))
 
 
 def family_and_config(raw: dict, where: str):
     """The fields of a config.json -> (family module, its Config)."""
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{where}: model_type {kind!r} is not supported; there is: {', '.join(FAMILIES)}")
     family = importlib.import_module(f"model.{kind}")
-    return family, config_from(family.Config, raw, where)
+    return family, config_from(family, raw, where)
 
 
-def config_from(cls, raw: dict, where: str):
-    """The dataclass `cls` from the fields of a config.json; a field that is neither known nor harmless is refused by name."""
-    raw = dict(raw)
-    rope = raw.pop("rope_parameters", None)  # the spelling of transformers 5: theta and extension in one dict
-    if rope is not None and raw.get("rope_scaling") is None:
-        raw["rope_scaling"] = rope
-    if isinstance(raw.get("rope_scaling"), dict):
-        raw["rope_theta"] = raw["rope_scaling"].get("rope_theta", raw.get("rope_theta", 10000.0))
-    known = {field.name: field.type for field in fields(cls)}
+def config_from(family, raw: dict, where: str):
+    """The family's Config from the fields of a config.json; a field that is neither known nor harmless is refused by name."""
+    known = {field.name: field.type for field in fields(family.Config)}
+    raw, only = dict(raw), ONLY | family.ONLY
+    for other, name in family.SPELLINGS.items():
+        if other in raw and name in raw and raw[other] != raw[name]:
+            raise UserError(f"{where}: {other} = {raw[other]!r} and {name} = {raw[name]!r} are two spellings of one setting and differ")
+        if other in raw:
+            raw[name] = raw.pop(other)
+    if "rope_scaling" in known:
+        rope = raw.pop("rope_parameters", None)  # the spelling of transformers 5: theta and extension in one dict
+        if rope is not None and raw.get("rope_scaling") is None:
+            raw["rope_scaling"] = rope
+        if isinstance(raw.get("rope_scaling"), dict):
+            raw["rope_theta"] = raw["rope_scaling"].get("rope_theta", raw.get("rope_theta", 10000.0))
     values = {}
     for key, value in raw.items():
         if key in known:
             check_type(key, value, known[key], where)
             values[key] = value
-        elif key not in IGNORED and (key not in ONLY or value != ONLY[key]):
-            raise UserError(f"{where}: setting {key!r} = {value!r} is not supported")
-    config = cls(**values)
+        elif key not in IGNORED | family.HARMLESS and (key not in only or value != only[key]):
+            raise UserError(f"{where}: setting {key!r} = {value!r:.200} is not supported")
+    config = family.Config(**values)
     try:
         config.check()
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{where}: incomplete or malformed setting ({type(error).__name__}: {error})") from None
     return config
 
@@ -98,13 +103,13 @@ def check_type(key: str, value, kind, where: str) -> None:
     """Refuse a config value of the wrong type; sizes must be positive and not absurd."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
-        if not 0 < value < math.inf:
-            raise UserError(f"{where}: {key} = {value} must be a positive number")
+        if not 0 < value < 1e30:
+            raise UserError(f"{where}: {key} = {value!r:.50} must be a positive number")
         return
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where}: {key} = {value!r} should be {getattr(kind, '__name__', kind)}")
+        raise UserError(f"{where}: {key} = {value!r:.200} should be {getattr(kind, '__name__', kind)}")
     if number and isinstance(value, int) and not 0 < value < LIMITS.get(key, 2**24):
-        raise UserError(f"{where}: {key} = {value} is out of range (1 to {LIMITS.get(key, 2**24) - 1})")
+        raise UserError(f"{where}: {key} = {value!r:.50} is out of range (1 to {LIMITS.get(key, 2**24) - 1})")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -118,13 +123,14 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
     Returns the fingerprint: a hash of every tensor's name, shape and a sample of its values as stored.
     """
     waiting = {name: parameter.shape for name, parameter in model.named_parameters()}
+    embedding = next(name for name, parameter in model.named_parameters() if parameter is model.input_embedding.weight)
     tied = "lm_head.weight" not in waiting
-    if tied:  # files may hold the head all the same
-        waiting["lm_head.weight"] = model.input_embedding.weight.shape
+    if tied:  # files may hold the head all the same, or the head alone
+        waiting["lm_head.weight"] = waiting[embedding]
     samples: dict[str, bytes] = {}
-    saved_head = None
+    head = None
     for key, tensor in pairs:
-        name = rename(key)
+        name = rename(key.removeprefix("module."))  # saved from a wrapper for parallel training
         if name is None:
             continue
         if name in samples:
@@ -142,20 +148,25 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
         if not is_finite(tensor):
             raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {tensor.dtype}")
         if tied and name == "lm_head.weight":
-            saved_head = tensor
+            head = tensor
         else:
             put(model, name, tensor)
     if tied:
         waiting.pop("lm_head.weight", None)
+        if head is not None and embedding in waiting:
+            put(model, embedding, head)
+            waiting.pop(embedding)
+            samples[embedding] = samples["lm_head.weight"]
     if waiting:
         names = sorted(waiting)
         raise UserError(f"{where}: {len(names)} tensors are missing, the first is {names[0]!r}")
-    if saved_head is not None and torch.equal(model.input_embedding.weight, saved_head):
-        del samples["lm_head.weight"]
-    elif saved_head is not None:
-        warnings.warn(f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored", stacklevel=3)
-        model.untie()
-        put(model, "lm_head.weight", saved_head)
+    if tied:
+        model.tie()
+        if head is not None and torch.equal(model.input_embedding.weight, head):
+            del samples["lm_head.weight"]
+        elif head is not None:
+            warnings.warn(f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored", stacklevel=3)
+            put(model, "lm_head.weight", head)
     digest = hashlib.sha256(model.family.encode())
     for name in sorted(samples):
         digest.update(name.encode() + samples[name])

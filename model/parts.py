@@ -1,4 +1,4 @@
-"""What the families share because it is mathematically the same: sites, Linear, norm, rotary angles, attention, cache.
+"""What the families share because it is the same in all four: sites, Linear, norms, rotary angles, attention, cache, masks.
 
 Letters used for shapes everywhere: B batch, T query length, S key length, C hidden size, H heads,
 K key/value heads (K <= H), D head size, V vocabulary.
@@ -10,6 +10,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.errors import UserError
+
+ACTIVATIONS = {  # by the names of config.json
+    "relu": F.relu, "silu": F.silu, "swish": F.silu, "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
 
 
 class Site(nn.Module):
@@ -68,42 +76,71 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
-def rotary_angles(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position x frequency (Su et al. 2021, eq. 15); inv_freq [D/2] float32, positions [B, T] -> [B, 1, T, D/2]."""
+class LayerNorm(nn.Module):
+    """(x - mean) / std * weight + bias (Ba et al. 2016, eq. 4), computed in float32; affine=False has neither weight nor bias."""
+
+    def __init__(self, size: int, eps: float = 1e-5, affine: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(size)) if affine else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (None, None) if self.weight is None else (self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+
+def rotary_angles(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """factor * cos and sin of position x frequency (Su et al. 2021, eq. 15) -> [B, 1, T, D/2].
+
+    inv_freq [D/2] or [B, 1, 1, D/2] and the product are float32 whatever `dtype` is: in bfloat16 positions above 256 would merge.
+    """
     angles = positions[:, None, :, None].float() * inv_freq
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (factor * angles.cos()).to(dtype), (factor * angles.sin()).to(dtype)
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of x [B, H, T, D]; LLaMA's layout. GPT-J pairs neighbours instead."""
+    """Rotate the pairs (i, i + D/2) of x [B, H, T, D]: LLaMA's layout."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D]; mask bool [B, 1, T, S] or None = causal -> [B, T, H*D]."""
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the neighbours (2i, 2i + 1) of x [B, H, T, D]: GPT-J's layout."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
+
+    mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores. float32: the scores are float32
+    from the product on (the fused kernels always do that; half-precision scores may overflow).
+    """
     B, H, T, D = q.shape
     if T == 1 or (q.device.type == "cpu" and q.dtype != torch.float32):
-        out = attention_plain(q, k, v, mask)
+        out = attention_plain(q, k, v, mask, float32)
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H)
     return out.transpose(1, 2).reshape(B, T, H * D)
 
 
-def attention_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attention_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False) -> Tensor:
     """The same written out -> [B, H, T, D]. The query heads of one key/value head become rows of one product.
 
     The reference for the fused kernels, and faster than they are for one query row and for bf16 on a CPU.
     """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
-    scores = (q.reshape(B, K, H // K * T, D) @ k.transpose(-1, -2)).view(B, K, H // K, T, S)
+    if float32:
+        q, k = q.float(), k.float()
+    q = q / math.sqrt(D)  # before the product: float16 overflows above 65504
+    scores = (q.reshape(B, K, H // K * T, D) @ k.transpose(-1, -2)).view(B, K, H // K, T, S).float()
     if mask is None and T > 1:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        mask = torch.ones(1, 1, T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, :, None], torch.finfo(torch.float32).min)
     elif mask is not None:
-        mask = mask[:, :, None]
-    scores = scores.float() / math.sqrt(D)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+        scores = scores + mask[:, :, None]
     weights = scores.softmax(dim=-1).to(v.dtype)
     return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D)
 
@@ -128,29 +165,92 @@ class Cache:
 class Step:
     """What every block needs to know about this forward pass."""
 
-    cos: Tensor  # [B, 1, T, D/2]
-    sin: Tensor
-    mask: Tensor | None  # bool [B, 1, T, S], True = may look; None = causal, nothing padded
+    mask: Tensor | None  # as `attention` takes it
     cache: Cache | None
+    cos: Tensor | None = None  # [B, 1, T, D/2], where positions rotate
+    sin: Tensor | None = None
 
 
-def token_positions(mask: Tensor | None, B: int, T: int, past: int, device) -> Tensor:
-    """Position of each of the last T tokens [B, T]: real tokens are counted from 0, pads get 0. mask [B, past + T], 1 = real."""
+def token_positions(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    """Position of every token so far [B, past + T]: real tokens are counted from 0, a pad has that of the token before it, or 0.
+
+    ids [B, T]; mask [B, past + T], 1 = real token, None = all are; past is what the cache holds.
+    """
+    B, T = ids.shape
     if mask is None:
-        return torch.arange(past, past + T, device=device).expand(B, T)
-    return (mask.long().cumsum(dim=1) - 1).clamp_(min=0)[:, past:]
+        return torch.arange((cache.filled if cache else 0) + T, device=ids.device).expand(B, -1)
+    return (mask.long().cumsum(dim=1) - 1).clamp_(min=0)
 
 
-def causal_mask(mask: Tensor | None, T: int, past: int, device) -> Tensor | None:
-    """Who may look at whom, bool [B, 1, T, past + T]; None where plain causal order says it all.
+def check_positions(positions: Tensor, limit: int) -> None:
+    """Raise UserError for a position that the model's table does not have."""
+    if int(positions.max()) >= limit:
+        raise UserError(f"position {int(positions.max())} is past the model's last, {limit - 1}: the text is too long for it")
+
+
+def may_look(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    """Who may look at whom, bool [B or 1, 1, T, past + T]: at real tokens, none of them later.
 
     A query always sees itself, so that the rows of pads stay finite.
     """
-    if mask is None and (past == 0 or T == 1):
-        return None
-    S = past + T
-    order = torch.ones(T, S, dtype=torch.bool, device=device).tril(past)
+    T, past = ids.shape[1], cache.filled if cache else 0
+    order = torch.ones(1, 1, T, past + T, dtype=torch.bool, device=ids.device).tril(past)
     if mask is None:
-        return order[None, None]
-    itself = torch.eye(T, S, dtype=torch.bool, device=device).roll(past, dims=1)
+        return order
+    itself = torch.eye(T, past + T, dtype=torch.bool, device=ids.device).roll(past, dims=1)
     return (order & mask.bool()[:, None, None, :]) | itself
+
+
+def causal_mask(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor | None:
+    """`may_look`, or None where plain causal order says it all: nothing padded, and nothing cached or a single query."""
+    if mask is None and (cache is None or cache.filled == 0 or ids.shape[1] == 1):
+        return None
+    return may_look(ids, mask, cache)
+
+
+class LanguageModel(nn.Module):
+    """The machinery around the blocks, the same for every family; the family's own Model is the computation.
+
+    It brings `blocks`, `input_embedding`, `lm_head`, and `hidden(ids, mask, positions, cache)` -> last hidden states [B, T, C].
+    """
+
+    family: str
+    sites: dict[str, str]  # the paper's place -> attribute of a block
+    picture: str
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.checkpointing = False  # True: keep only each block's input for the backward pass and compute the rest again
+        self.dtype = torch.float32  # of the computation
+
+    def tie(self) -> None:
+        """Let the output head use the embedding's weight."""
+        self.lm_head.weight = self.input_embedding.weight
+
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` rows of at most `length` tokens."""
+        c = self.config
+        return Cache(len(self.blocks), batch, c.kv_heads, length, c.head_size, self.dtype, self.input_embedding.weight.device)
+
+    def run(self, x: Tensor, step: Step) -> Tensor:
+        """x [B, T, C] through all blocks."""
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, step, use_reentrant=False)
+            else:
+                x = block(x, step)
+        if step.cache is not None:
+            step.cache.filled += x.shape[1]
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., C] -> float32 logits [..., V]."""
+        return self.lm_head(hidden).float()
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """ids int64 [B, T], mask 1 = real token [B, past + T] -> logits [B, T, V]; positions default to cumsum(mask) - 1, pads 0.
+
+        With a cache that holds `past` positions, ids are the tokens behind them. Raises UserError for a position the model has not.
+        """
+        return self.logits(self.hidden(ids, mask, positions, cache))

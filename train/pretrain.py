@@ -26,21 +26,27 @@ EOS, PAD = "<eos>", "<pad>"
 Line = list[tuple[str, float]]  # segments of text, each with its loss weight
 
 
-def pretrain(recipe_name: str, folder: Path, seed: int | None = None, max_steps: int | None = None) -> int:
+def pretrain(recipe_name: str, family_name: str, folder: Path, seed: int | None = None, max_steps: int | None = None) -> int:
     """Make a pocket model in `folder`: tokenizer.json, config.json, model.safetensors (float16). Returns the exit status.
 
-    Raises UserError for a recipe that is unknown or malformed.
+    Raises UserError for a recipe that is unknown or malformed, and for a family it does not have.
     """
     table = recipe(recipe_name)
-    keys = ("seed", "threads", "tokenizer_size", "initializer_range", "model", "train")
+    keys = ("seed", "threads", "tokenizer_size", "initializer_range", "train", "families")
     for key in keys:
         if key not in table:
             raise UserError(f"recipe {recipe_name} is not one for pretrain: it has no {key!r}")
     for key in table:
         if key not in keys:
             raise UserError(f"recipe {recipe_name}: {unknown('setting', key, keys)}")
+    if family_name not in table["families"]:
+        raise UserError(f"recipe {recipe_name}: {unknown('family', family_name, table['families'])}")
+    own = table["families"][family_name]
+    for key in own:
+        if key not in ("model", "train"):
+            raise UserError(f"recipe {recipe_name} [families.{family_name}]: {unknown('setting', key, ['model', 'train'])}")
     seed = table["seed"] if seed is None else seed
-    s = build(Train, table["train"], f"recipe {recipe_name} [train]")
+    s = build(Train, table["train"] | own.get("train", {}), f"recipe {recipe_name} [train]")
     s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
     if s.max_steps < 1:
         raise UserError(f"max_steps = {s.max_steps} must be at least 1: the text is made for that many steps")
@@ -49,9 +55,9 @@ def pretrain(recipe_name: str, folder: Path, seed: int | None = None, max_steps:
     print("training the tokenizer")
     tokenizer = train_tokenizer(table["tokenizer_size"], table["seed"])
     ids = {"eos_token_id": tokenizer.token_to_id(EOS), "pad_token_id": tokenizer.token_to_id(PAD)}
-    raw = {**table["model"], "vocab_size": tokenizer.get_vocab_size(), **ids}
+    raw = {**own["model"], "vocab_size": tokenizer.get_vocab_size(), **ids}
     examples = [encode_line(tokenizer, line) for line in lines(s.max_steps * s.batch_size, seed)]
-    family, config = family_and_config(raw, f"recipe {recipe_name} [model]")
+    family, config = family_and_config(raw, f"recipe {recipe_name} [families.{family_name}.model]")
     model = family.Model(config)
     initialise(model, table["initializer_range"], seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(map(len, examples)):,} tokens, {s.max_steps} steps")

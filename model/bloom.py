@@ -1,0 +1,175 @@
+"""BLOOM (Le Scao et al. 2022; bloom-560m to bloom, bloomz): the whole model, with its adapter sites.
+
+No positions are embedded: each head sees distance as a penalty on its scores (ALiBi). One Linear makes q, k and v.
+Attribute names are the tensor names of the published checkpoints.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.errors import UserError
+from model.parts import Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, may_look, token_positions
+
+SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (query_key_value)
+    "qkv": "self_attention.query_key_value", "o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h",
+    "attn": "attn_site", "mlp": "mlp_site",
+}
+
+PICTURE = """\
+x ─┬─ norm ── [qkv] ── attention + distance ── [o] ─ [attn] ─ + ─┬─ norm ── [up] ── gelu ── [down] ─ [mlp] ─ + ─ x
+   └──────────────────────────────────────────────────────────┘  └───────────────────────────────────────────┘"""
+
+SPELLINGS = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}  # config.json has both
+HARMLESS = {
+    "attention_softmax_in_fp32", "bias_dropout_fusion", "hidden_dropout", "masked_softmax_fusion", "offset_alibi", "seq_length", "skip_bias_add",
+    "skip_bias_add_qkv",
+}
+ONLY = {"n_inner": None}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of config.json that change the computation, by their published names."""
+
+    vocab_size: int = 250880
+    hidden_size: int = 64
+    n_layer: int = 2
+    n_head: int = 8
+    layer_norm_epsilon: float = 1e-5
+    apply_residual_connection_post_layernorm: bool = False
+    slow_but_exact: bool = False
+    pretraining_tp: int = 1
+    tie_word_embeddings: bool = True
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.n_head
+
+    def check(self) -> None:
+        """Raise UserError for a setting these files cannot compute."""
+        if self.hidden_size % self.n_head:
+            raise UserError(f"config.json: hidden_size {self.hidden_size} is not a multiple of n_head {self.n_head}")
+        if self.slow_but_exact and self.pretraining_tp > 1:
+            raise UserError("config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is not supported; set it to false")
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Penalty per token of distance for each head [H] (Press et al. 2022): 2^(-8i/H); for other counts than powers of two, the
+    slopes of the power below, then every other slope of the power above."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = torch.tensor(2 ** (-(2 ** -(math.log2(power) - 3)))) ** torch.arange(1, power + 1)
+    between = torch.tensor(2 ** (-(2 ** -(math.log2(2 * power) - 3)))) ** torch.arange(1, 2 * (heads - power) + 1, 2)
+    return torch.cat((slopes, between))
+
+
+def alibi(config: Config, positions: Tensor, looks: Tensor) -> Tensor:
+    """What is added to the scores [B, H, T, S]: -slope x distance, and -inf where looks, bool [B, 1, T, S], is False. positions [B, S].
+
+    Counted from the query (softmax does not see the difference): the distances that matter stay exact in bfloat16.
+    """
+    T, slopes = looks.shape[2], alibi_slopes(config.n_head).to(positions.device)
+    distance = positions[:, None, None, :] - positions[:, None, -T:, None]
+    return (slopes[:, None, None] * distance).masked_fill(~looks, -math.inf)
+
+
+def rename(key: str) -> str:
+    """Published tensor name -> ours."""
+    return "transformer." + key if key.startswith(("h.", "word_embeddings", "ln_f.")) else key
+
+
+class Attention(nn.Module):
+    """Causal self-attention; the rows of the fused weight are [heads, (q, k, v), D]."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        C = config.hidden_size
+        self.layer, self.heads = layer, config.n_head
+        self.query_key_value = Linear(C, 3 * C, bias=True)
+        self.dense = Linear(C, C, bias=True)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = self.query_key_value(x).view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)  # each [B, H, T, D]
+        if step.cache is not None:
+            k, v = step.cache.update(self.layer, k, v)
+        return self.dense(attention(q, k, v, step.mask))
+
+
+class MLP(nn.Module):
+    """down(gelu(up(x))), gelu in its tanh form."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        C = config.hidden_size
+        self.dense_h_to_4h = Linear(C, 4 * C, bias=True)
+        self.dense_4h_to_h = Linear(4 * C, C, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> +   (PICTURE above draws all sites)"""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.self_attention = Attention(config, layer)
+        self.attn_site = Site(config.hidden_size)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+        self.mlp_site = Site(config.hidden_size)
+        self.residual_is_normed = config.apply_residual_connection_post_layernorm
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        h = self.input_layernorm(x)
+        x = (h if self.residual_is_normed else x) + self.attn_site(self.self_attention(h, step), h)
+        h = self.post_attention_layernorm(x)
+        return (h if self.residual_is_normed else x) + self.mlp_site(self.mlp(h), h)
+
+
+class Decoder(nn.Module):
+    """Embedding and its norm, blocks, last norm: everything the checkpoints may call `transformer.`"""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+
+
+class Model(LanguageModel):
+    """A BLOOM language model; `load_model` fills it with published weights."""
+
+    family, sites, picture = "bloom", SITES, PICTURE
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.transformer = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.tie()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer.h
+
+    @property
+    def input_embedding(self) -> nn.Embedding:
+        return self.transformer.word_embeddings
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Token ids [B, T] -> last hidden states [B, T, C]. positions are those of all keys, [B, past + T]."""
+        positions = token_positions(ids, mask, cache) if positions is None else positions
+        bias = alibi(self.config, positions, may_look(ids, mask, cache)).to(self.dtype)
+        x = self.transformer.word_embeddings_layernorm(self.transformer.word_embeddings(ids).to(self.dtype))
+        return self.transformer.ln_f(self.run(x, Step(bias, cache)))

@@ -1,0 +1,184 @@
+"""GPT-J (Wang & Komatsuzaki 2021; gpt-j-6b): the whole model, with its adapter sites.
+
+Attention and MLP stand side by side behind one norm; part of each head rotates with the position.
+Attribute names are the tensor names of the published checkpoints.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import UserError, unknown
+from model.parts import (
+    ACTIVATIONS,
+    Cache,
+    LanguageModel,
+    LayerNorm,
+    Linear,
+    Site,
+    Step,
+    attention,
+    causal_mask,
+    check_positions,
+    rotary_angles,
+    rotate_pairs,
+    token_positions,
+)
+
+SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
+    "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out",
+    "attn": "attn_site", "mlp": "mlp_site",
+}
+
+PICTURE = """\
+x ─┬─ norm ─┬─ [q] ─ rotary ─┐
+   │        ├─ [k] ─ rotary ─┤
+   │        ├─ [v] ──────────┴─ attention ─ [o] ─ [attn] ─ + ─ x
+   │        └─ [up] ── act ── [down] ────────────── [mlp] ─┤
+   └───────────────────────────────────────────────────────┘"""
+
+SPELLINGS = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}
+HARMLESS = {
+    "attn_pdrop", "embd_pdrop", "gradient_checkpointing", "n_ctx", "resid_pdrop", "rotary", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class",
+}
+ONLY = {"scale_attn_weights": True}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of config.json that change the computation, by their published names."""
+
+    vocab_size: int = 50400
+    n_positions: int = 2048
+    n_embd: int = 4096
+    n_layer: int = 28
+    n_head: int = 16
+    rotary_dim: int = 64  # of each head; the rest of it does not know positions
+    n_inner: int | None = None  # None: 4 * n_embd
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    def check(self) -> None:
+        """Raise UserError for a setting these files cannot compute."""
+        if self.activation_function not in ACTIVATIONS:
+            raise unknown("activation_function", self.activation_function, ACTIVATIONS)
+        if self.n_embd % self.n_head:
+            raise UserError(f"config.json: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if self.rotary_dim > self.head_size or self.rotary_dim % 2:
+            raise UserError(f"config.json: rotary_dim {self.rotary_dim} must be even and at most the head's {self.head_size}")
+
+
+def rename(key: str) -> str | None:
+    """Published tensor name -> ours; None for the masks that old files carry."""
+    if re.search(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$", key):
+        return None
+    return "transformer." + key if key.startswith(("h.", "wte.", "ln_f.")) else key
+
+
+class Attention(nn.Module):
+    """Causal self-attention; the first rotary_dim of each head's D dimensions rotate, in neighbouring pairs."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        C = config.n_embd
+        self.layer, self.head_size, self.rotary_dim = layer, config.head_size, config.rotary_dim
+        self.q_proj = Linear(C, C)
+        self.k_proj = Linear(C, C)
+        self.v_proj = Linear(C, C)
+        self.out_proj = Linear(C, C)
+
+    def rotate(self, x: Tensor, step: Step) -> Tensor:
+        turning, still = x.split((self.rotary_dim, self.head_size - self.rotary_dim), dim=-1)
+        return torch.cat((rotate_pairs(turning, step.cos, step.sin), still), dim=-1)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        B, T, _ = x.shape
+        q = self.rotate(self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2), step)  # [B, H, T, D]
+        k = self.rotate(self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2), step)
+        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        if step.cache is not None:
+            k, v = step.cache.update(self.layer, k, v)
+        return self.out_proj(attention(q, k, v, step.mask, float32=True))  # its scores overflow float16
+
+
+class MLP(nn.Module):
+    """out(act(in(x)))."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        inner = config.n_inner or 4 * config.n_embd
+        self.fc_in = Linear(config.n_embd, inner, bias=True)
+        self.fc_out = Linear(inner, config.n_embd, bias=True)
+        self.act = ACTIVATIONS[config.activation_function]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc_out(self.act(self.fc_in(x)))
+
+
+class Block(nn.Module):
+    """x -> norm -> attention -> [attn site] and MLP -> [mlp site], both onto x   (PICTURE above draws all sites)"""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.attn_site = Site(config.n_embd)
+        self.mlp = MLP(config)
+        self.mlp_site = Site(config.n_embd)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        h = self.ln_1(x)
+        return x + self.attn_site(self.attn(h, step), h) + self.mlp_site(self.mlp(h), h)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, last norm: everything the checkpoints call `transformer.`"""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+
+
+class Model(LanguageModel):
+    """A GPT-J language model; `load_model` fills it with published weights."""
+
+    family, sites, picture = "gptj", SITES, PICTURE
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.transformer = Decoder(config)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=True)
+        if config.tie_word_embeddings:
+            self.tie()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer.h
+
+    @property
+    def input_embedding(self) -> nn.Embedding:
+        return self.transformer.wte
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Token ids [B, T] -> last hidden states [B, T, C]; positions [B, T]."""
+        positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if positions is None else positions
+        check_positions(positions, self.config.n_positions)
+        R = self.config.rotary_dim
+        inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=ids.device) / R)
+        cos, sin = rotary_angles(inv_freq, positions, self.dtype)
+        x = self.transformer.wte(ids).to(self.dtype)
+        return self.transformer.ln_f(self.run(x, Step(causal_mask(ids, mask, cache), cache, cos, sin)))

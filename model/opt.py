@@ -1,0 +1,180 @@
+"""OPT (Zhang et al. 2022; opt-125m to opt-66b, galactica): the whole model, with its adapter sites.
+
+Learned positions, biases, ReLU. Attribute names are the tensor names of the published checkpoints.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from model.errors import UserError, unknown
+from model.parts import ACTIVATIONS, Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, check_positions, token_positions
+
+SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj", "up": "fc1", "down": "fc2",
+    "attn": "attn_site", "mlp": "mlp_site",
+}
+
+PICTURE = """\
+x ─┬─ norm ─┬─ [q] ─┐
+   │        ├─ [k] ─┤
+   │        └─ [v] ─┴─ attention ─ [o] ─ [attn] ─ + ─┬─ norm ── [up] ── act ── [down] ─ [mlp] ─ + ─ x
+   └──────────────────────────────────────────────┘  └───────────────────────────────────────────┘"""
+
+SPELLINGS = {}
+HARMLESS = {"activation_dropout", "dropout", "has_no_defaults_at_init", "init_std", "layerdrop", "learned_embeddings", "output_projection", "prefix"}
+ONLY = {"scale_embeddings": False}
+OFFSET = 2  # the first rows of the position table are never used
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of config.json that change the computation, by their published names."""
+
+    vocab_size: int = 50272
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    ffn_dim: int = 3072
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 2048
+    activation_function: str = "relu"
+    do_layer_norm_before: bool = True  # opt-350m: norms stand behind the residual add, and there is none at the end
+    _remove_final_layer_norm: bool = False
+    word_embed_proj_dim: int | None = None  # opt-350m: embeddings of another size, projected; None: hidden_size
+    enable_bias: bool = True  # galactica-30b and -120b: no biases, and norms without weights
+    layer_norm_elementwise_affine: bool = True
+    tie_word_embeddings: bool = True
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def embedding_size(self) -> int:
+        return self.word_embed_proj_dim or self.hidden_size
+
+    def check(self) -> None:
+        """Raise UserError for a setting these files cannot compute."""
+        if self.activation_function not in ACTIVATIONS:
+            raise unknown("activation_function", self.activation_function, ACTIVATIONS)
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+
+
+def rename(key: str) -> str:
+    """Published tensor name -> ours."""
+    if key.startswith("decoder."):
+        return "model." + key
+    return "model.decoder." + key if key.startswith(("layers.", "embed_", "final_layer_norm.", "project_")) else key
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        C, bias = config.hidden_size, config.enable_bias
+        self.layer, self.head_size = layer, config.head_size
+        self.q_proj = Linear(C, C, bias)
+        self.k_proj = Linear(C, C, bias)
+        self.v_proj = Linear(C, C, bias)
+        self.out_proj = Linear(C, C, bias)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # [B, H, T, D]
+        k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        if step.cache is not None:
+            k, v = step.cache.update(self.layer, k, v)
+        return self.out_proj(attention(q, k, v, step.mask))
+
+
+class Block(nn.Module):
+    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> +   (PICTURE above draws all sites)
+
+    In opt-350m each norm stands behind its add instead. The MLP's two Linears lie directly in the block, as in the checkpoints.
+    """
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        C, affine = config.hidden_size, config.layer_norm_elementwise_affine
+        self.norm_first = config.do_layer_norm_before
+        self.self_attn = Attention(config, layer)
+        self.attn_site = Site(C)
+        self.self_attn_layer_norm = LayerNorm(C, affine=affine)
+        self.fc1 = Linear(C, config.ffn_dim, config.enable_bias)
+        self.fc2 = Linear(config.ffn_dim, C, config.enable_bias)
+        self.act = ACTIVATIONS[config.activation_function]
+        self.mlp_site = Site(C)
+        self.final_layer_norm = LayerNorm(C, affine=affine)  # the MLP's, whatever its name says
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        h = self.self_attn_layer_norm(x) if self.norm_first else x
+        x = x + self.attn_site(self.self_attn(h, step), h)
+        if not self.norm_first:
+            x = self.self_attn_layer_norm(x)
+        h = self.final_layer_norm(x) if self.norm_first else x
+        x = x + self.mlp_site(self.fc2(self.act(self.fc1(h))), h)
+        return x if self.norm_first else self.final_layer_norm(x)
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks, last norm: everything the checkpoints call `model.decoder.`"""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        C, E = config.hidden_size, config.embedding_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, E)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings + OFFSET, C)
+        self.project_in = Linear(E, C) if E != C else None
+        self.project_out = Linear(C, E) if E != C else None
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        last = config.do_layer_norm_before and not config._remove_final_layer_norm
+        self.final_layer_norm = LayerNorm(C, affine=config.layer_norm_elementwise_affine) if last else None
+
+
+class Inner(nn.Module):
+    """The name `model.` in front of `decoder.`"""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.decoder = Decoder(config)
+
+
+class Model(LanguageModel):
+    """An OPT language model; `load_model` fills it with published weights."""
+
+    family, sites, picture = "opt", SITES, PICTURE
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.model = Inner(config)
+        self.lm_head = Linear(config.embedding_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.tie()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.decoder.layers
+
+    @property
+    def input_embedding(self) -> nn.Embedding:
+        return self.model.decoder.embed_tokens
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Token ids [B, T] -> last hidden states [B, T, embedding size]; positions [B, T]."""
+        decoder = self.model.decoder
+        positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if positions is None else positions
+        check_positions(positions, self.config.max_position_embeddings)
+        x = decoder.embed_tokens(ids).to(self.dtype)
+        if decoder.project_in is not None:
+            x = decoder.project_in(x)
+        x = self.run(x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(causal_mask(ids, mask, cache), cache))
+        if decoder.final_layer_norm is not None:
+            x = decoder.final_layer_norm(x)
+        return x if decoder.project_out is None else decoder.project_out(x)
