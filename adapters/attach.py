@@ -19,7 +19,7 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
     """
     if isinstance(preset, AdapterConfig) and changes:
         raise UserError(f"an AdapterConfig is complete and takes no changes ({', '.join(changes)}); give a preset's name with them")
-    config = preset if isinstance(preset, AdapterConfig) else resolve(preset, **changes)
+    config = (preset if isinstance(preset, AdapterConfig) else resolve(preset, **changes)).on(model.family)
     if name in adapter_names(model):
         raise UserError(f"the model already has an adapter named {name!r}; give another name")
     if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":

@@ -2,12 +2,13 @@
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from adapters.bottleneck import Bottleneck
 from adapters.lora import LoRA
 from model.errors import UserError, unknown
+from model.load import FAMILIES
 
 METHODS = {"bottleneck": Bottleneck, "lora": LoRA}  # kind -> class; one row a method
 PLACEMENT = ("kind", "sites", "layers")
@@ -18,14 +19,19 @@ class AdapterConfig:
     """Which method, where, and with which of its own options."""
 
     kind: str
-    sites: tuple[str, ...]
+    sites: tuple[str, ...] | dict[str, tuple[str, ...]]  # a dict holds them by family, under "any" those of all others
     layers: str | tuple[int, ...]  # "all", "first 8", "last 8", or layer numbers from 0
     options: object
 
+    def on(self, family: str) -> "AdapterConfig":
+        """The same with the sites of one family."""
+        return replace(self, sites=self.sites.get(family, self.sites["any"])) if isinstance(self.sites, dict) else self
+
     def table(self) -> dict:
-        """As one flat TOML table; `resolve` gives the same AdapterConfig back."""
+        """As one TOML table; `resolve` gives the same AdapterConfig back."""
         layers = self.layers if isinstance(self.layers, str) else list(self.layers)
-        return {"kind": self.kind, "sites": list(self.sites), "layers": layers, **asdict(self.options)}
+        sites = {family: list(names) for family, names in self.sites.items()} if isinstance(self.sites, dict) else list(self.sites)
+        return {"kind": self.kind, "sites": sites, "layers": layers, **asdict(self.options)}
 
 
 def presets() -> dict[str, dict]:
@@ -63,13 +69,26 @@ def resolve(preset: str | None = None, **changes) -> AdapterConfig:
             raise UserError(f"adapter option {key} = {value!r} should be {types[key].__name__}")
         options[key] = value
     sites, layers = table["sites"], table["layers"]
-    if not isinstance(sites, list | tuple) or not sites or not all(isinstance(site, str) for site in sites):
-        raise UserError(f"adapter option sites = {sites!r} should be a list of site names")
+    if isinstance(sites, dict):
+        for family in sites:
+            if family not in ("any", *FAMILIES):
+                raise UserError(f"adapter option sites: {unknown('family', family, ['any', *FAMILIES])}")
+        if "any" not in sites:
+            raise UserError(f"adapter option sites = {sites!r} has no 'any', the sites of the families it does not name")
+        sites = {family: site_names(names) for family, names in sites.items()}
+    else:
+        sites = site_names(sites)
     if not isinstance(layers, str | list | tuple):
         raise UserError(f'adapter option layers = {layers!r} should be "all", "first n", "last n" or a list of numbers')
-    config = AdapterConfig(table["kind"], tuple(sites), layers if isinstance(layers, str) else tuple(layers), method.Options(**options))
+    config = AdapterConfig(table["kind"], sites, layers if isinstance(layers, str) else tuple(layers), method.Options(**options))
     config.options.check()
     return config
+
+
+def site_names(names) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"adapter option sites = {names!r} should be a list of site names")
+    return tuple(names)
 
 
 def layer_numbers(layers: str | tuple[int, ...], count: int) -> list[int]:

@@ -16,10 +16,12 @@ def generate(
     max_new_tokens: int = 12,
     beams: int = 1,
     stop_ids: Sequence[int] = (),
+    vocab_size: int | None = None,
     stream: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Continue ids int64 [B, T] (left-padded, mask 1 = real token) greedily -> new tokens of each row, without the stop token.
 
+    Only ids below vocab_size are chosen (GPT-J and OPT have more rows than tokens; None: all).
     A row ends at a stop id or after max_new_tokens; finished rows leave the batch. `stream` sees each step's new tokens.
     Raises UserError for beams > 1, which this version does not have, and for rows without a real token.
     """
@@ -42,7 +44,7 @@ def generate(
     for step in range(max_new_tokens):
         seen = None if mask is None else mask[:, : T + step]
         hidden = model.hidden(ids, seen, cache=cache)
-        token = model.logits(hidden[:, -1]).argmax(dim=-1)  # [rows]
+        token = model.logits(hidden[:, -1])[:, :vocab_size].argmax(dim=-1)  # [rows]
         done |= torch.isin(token, stop)
         for row, new in zip(rows[~done].tolist(), token[~done].tolist(), strict=True):
             outputs[row].append(new)

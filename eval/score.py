@@ -80,7 +80,8 @@ def predict(
         for start in range(0, len(jobs), batch_size):
             batch = by_length[start : start + batch_size]
             try:
-                outputs = generate(model, *left_pad([ids[job] for job in batch], pad_id, device), max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+                rows = left_pad([ids[job] for job in batch], pad_id, device)
+                outputs = generate(model, *rows, max_new_tokens=max_new_tokens, stop_ids=stop_ids, vocab_size=tokenizer.size)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

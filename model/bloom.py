@@ -151,6 +151,7 @@ class Model(LanguageModel):
     """A BLOOM language model; `load_model` fills it with published weights."""
 
     family, sites, picture = "bloom", SITES, PICTURE
+    blocks_at, embedding_at = "transformer.h", "transformer.word_embeddings"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -158,14 +159,6 @@ class Model(LanguageModel):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.tie()
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.transformer.h
-
-    @property
-    def input_embedding(self) -> nn.Embedding:
-        return self.transformer.word_embeddings
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Token ids [B, T] -> last hidden states [B, T, C]. positions are those of all keys, [B, past + T]."""

@@ -60,22 +60,24 @@ def weight_files(folder: Path) -> list[Path]:
             return [inside(folder, single)]
         index = inside(folder, f"{single}.index.json")
         if index.is_file():
-            return shards(folder, index)
+            shards = [inside(folder, name) for name in shard_names(index)]
+            for path in shards:
+                if not path.is_file():
+                    raise UserError(f"{path} is missing: the index names it, the download may be incomplete")
+            return shards
     raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor an index of shards")
 
 
-def shards(folder: Path, index: Path) -> list[Path]:
-    """The files that an index names. Raises UserError for a name that is no plain file of the folder."""
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names. Raises UserError for a name that is no plain file beside it."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index}: weight_map is missing or malformed")
     ending = index.name.removesuffix(".index.json").rpartition(".")[2]
-    for name in sorted(set(names.values())):
+    for name in names.values():
         if Path(name).name != name or not name.endswith(f".{ending}") or "\0" in name:
-            raise UserError(f"{index} names {name!r}, which is not a .{ending} file of this folder")
-        if not inside(folder, name).is_file():
-            raise UserError(f"{folder / name} is missing: the index names it, the download may be incomplete")
-    return [folder / name for name in sorted(set(names.values()))]
+            raise UserError(f"{index} names {name!r:.200}, which is not a .{ending} file of this folder")
+    return sorted(set(names.values()))
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

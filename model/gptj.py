@@ -11,21 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import (
-    ACTIVATIONS,
-    Cache,
-    LanguageModel,
-    LayerNorm,
-    Linear,
-    Site,
-    Step,
-    attention,
-    causal_mask,
-    check_positions,
-    rotary_angles,
-    rotate_pairs,
-    token_positions,
-)
+from model.parts import ACTIVATIONS, Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, query_positions, rotary_angles, rotate_pairs
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out",
@@ -157,6 +143,7 @@ class Model(LanguageModel):
     """A GPT-J language model; `load_model` fills it with published weights."""
 
     family, sites, picture = "gptj", SITES, PICTURE
+    blocks_at, embedding_at = "transformer.h", "transformer.wte"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -165,18 +152,9 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.transformer.h
-
-    @property
-    def input_embedding(self) -> nn.Embedding:
-        return self.transformer.wte
-
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Token ids [B, T] -> last hidden states [B, T, C]; positions [B, T]."""
-        positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if positions is None else positions
-        check_positions(positions, self.config.n_positions)
+        positions = query_positions(ids, mask, cache, positions, limit=self.config.n_positions)
         R = self.config.rotary_dim
         inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=ids.device) / R)
         cos, sin = rotary_angles(inv_freq, positions, self.dtype)

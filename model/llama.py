@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import ACTIVATIONS, Cache, LanguageModel, Linear, RMSNorm, Site, Step, attention, causal_mask, rotary_angles, rotate_halves, token_positions
+from model.parts import ACTIVATIONS, Cache, LanguageModel, Linear, RMSNorm, Site, Step, attention, causal_mask, query_positions, rotary_angles, rotate_halves
 from model.rope import check_rope, rope_frequencies
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
@@ -151,6 +151,7 @@ class Model(LanguageModel):
     """A LLaMA language model; `load_model` fills it with published weights."""
 
     family, sites, picture = "llama", SITES, PICTURE
+    blocks_at, embedding_at = "model.layers", "model.embed_tokens"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -159,17 +160,9 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.model.layers
-
-    @property
-    def input_embedding(self) -> nn.Embedding:
-        return self.model.embed_tokens
-
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Token ids [B, T] -> last hidden states [B, T, C]; positions [B, T]."""
-        positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if positions is None else positions
+        positions = query_positions(ids, mask, cache, positions)
         inv_freq, factor = rope_frequencies(self.config, positions)
         cos, sin = rotary_angles(inv_freq, positions, self.dtype, factor)
         x = self.model.embed_tokens(ids).to(self.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.errors import UserError, unknown
 from model.files import inside, read_json, tensors
-from model.registry import resolve
+from model.registry import cached, find, resolve
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
 
@@ -23,7 +23,9 @@ IGNORED = {
     "do_sample", "max_length", "min_length", "num_beams", "repetition_penalty", "temperature", "top_k", "top_p",  # of generation, once saved here
 }
 ONLY = {"is_encoder_decoder": False}  # fields that are known in one value
-LIMITS = {"num_hidden_layers": 1000, "hidden_size": 2**17, "num_attention_heads": 2**12, "n_layer": 1000, "n_head": 2**12, "n_embd": 2**17}  # sizes below these; others below 2^24
+LIMITS = {  # sizes below these; others below 2^24
+    "num_hidden_layers": 1000, "n_layer": 1000, "hidden_size": 2**17, "n_embd": 2**17, "num_attention_heads": 2**12, "n_head": 2**12,
+}
 
 
 def load_model(
@@ -52,6 +54,20 @@ def load_model(
     model.folder = folder
     model.fingerprint = fingerprint  # what an adapter was made for
     return model.requires_grad_(False).eval()
+
+
+def describe(name: str, revision: str | None = None):
+    """(family module, its Config, where that stands) of a model without its weights: from its folder, the cache, our own registry, or
+    one small download. Raises UserError."""
+    found = find(name)
+    if isinstance(found, Path):
+        folder = resolve(name, revision)
+    else:
+        folder = cached(found.repo, revision or found.revision, "config")
+        if folder is None and found.config and not revision:
+            return *family_and_config(found.config, "registry"), "model/registry.py"
+        folder = folder or resolve(name, revision, need="config")
+    return *read_config(folder), str(folder / "config.json")
 
 
 def read_config(folder: Path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import ACTIVATIONS, Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, check_positions, token_positions
+from model.parts import ACTIVATIONS, Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, query_positions
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj", "up": "fc1", "down": "fc2",
@@ -20,6 +20,12 @@ x ─┬─ norm ─┬─ [q] ─┐
    │        ├─ [k] ─┤
    │        └─ [v] ─┴─ attention ─ [o] ─ [attn] ─ + ─┬─ norm ── [up] ── act ── [down] ─ [mlp] ─ + ─ x
    └──────────────────────────────────────────────┘  └───────────────────────────────────────────┘"""
+
+PICTURE_350M = """\
+x ─┬────────┬─ [q] ─┐
+   │        ├─ [k] ─┤
+   │        └─ [v] ─┴─ attention ─ [o] ─ [attn] ─ + ─ norm ─┬── [up] ── act ── [down] ─ [mlp] ─ + ─ norm ─ x
+   └──────────────────────────────────────────────┘         └───────────────────────────────────┘"""
 
 SPELLINGS = {}
 HARMLESS = {"activation_dropout", "dropout", "has_no_defaults_at_init", "init_std", "layerdrop", "learned_embeddings", "output_projection", "prefix"}
@@ -138,39 +144,25 @@ class Decoder(nn.Module):
         self.final_layer_norm = LayerNorm(C, affine=config.layer_norm_elementwise_affine) if last else None
 
 
-class Inner(nn.Module):
-    """The name `model.` in front of `decoder.`"""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.decoder = Decoder(config)
-
-
 class Model(LanguageModel):
     """An OPT language model; `load_model` fills it with published weights."""
 
-    family, sites, picture = "opt", SITES, PICTURE
+    family, sites = "opt", SITES
+    blocks_at, embedding_at = "model.decoder.layers", "model.decoder.embed_tokens"
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.model = Inner(config)
+        self.picture = PICTURE if config.do_layer_norm_before else PICTURE_350M
+        self.model = nn.Module()
+        self.model.decoder = Decoder(config)
         self.lm_head = Linear(config.embedding_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.tie()
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.model.decoder.layers
-
-    @property
-    def input_embedding(self) -> nn.Embedding:
-        return self.model.decoder.embed_tokens
-
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Token ids [B, T] -> last hidden states [B, T, embedding size]; positions [B, T]."""
         decoder = self.model.decoder
-        positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if positions is None else positions
-        check_positions(positions, self.config.max_position_embeddings)
+        positions = query_positions(ids, mask, cache, positions, limit=self.config.max_position_embeddings)
         x = decoder.embed_tokens(ids).to(self.dtype)
         if decoder.project_in is not None:
             x = decoder.project_in(x)

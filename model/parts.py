@@ -182,10 +182,12 @@ def token_positions(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Te
     return (mask.long().cumsum(dim=1) - 1).clamp_(min=0)
 
 
-def check_positions(positions: Tensor, limit: int) -> None:
-    """Raise UserError for a position that the model's table does not have."""
-    if int(positions.max()) >= limit:
+def query_positions(ids: Tensor, mask: Tensor | None, cache: Cache | None, given: Tensor | None, limit: int | None = None) -> Tensor:
+    """`given`, or those of the last T tokens [B, T]. Raises UserError for a position that the model's table of `limit` does not have."""
+    positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if given is None else given
+    if limit is not None and int(positions.max()) >= limit:
         raise UserError(f"position {int(positions.max())} is past the model's last, {limit - 1}: the text is too long for it")
+    return positions
 
 
 def may_look(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
@@ -211,18 +213,28 @@ def causal_mask(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor
 class LanguageModel(nn.Module):
     """The machinery around the blocks, the same for every family; the family's own Model is the computation.
 
-    It brings `blocks`, `input_embedding`, `lm_head`, and `hidden(ids, mask, positions, cache)` -> last hidden states [B, T, C].
+    It brings `lm_head`, and `hidden(ids, mask, positions, cache)` -> last hidden states [B, T, C].
     """
 
     family: str
     sites: dict[str, str]  # the paper's place -> attribute of a block
     picture: str
+    blocks_at: str  # where in the model they are
+    embedding_at: str
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.checkpointing = False  # True: keep only each block's input for the backward pass and compute the rest again
         self.dtype = torch.float32  # of the computation
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.get_submodule(self.blocks_at)
+
+    @property
+    def input_embedding(self) -> nn.Embedding:
+        return self.get_submodule(self.embedding_at)
 
     def tie(self) -> None:
         """Let the output head use the embedding's weight."""

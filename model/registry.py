@@ -1,41 +1,94 @@
 """Names people type -> where the checkpoint is: a pocket model in this package, a folder, or a repository of the hub."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.errors import UserError, unknown
+from model.files import shard_names, weight_files, write_text
 
 POCKET = Path(__file__).parent / "pocket"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint of the hub: the family file that computes it ("" where only its config.json can tell) and its repository."""
+    """A checkpoint of the hub. `config` are the fields that give its shape, so that it can be counted and drawn without a network;
+    the computation always follows the repository's own config.json."""
 
-    family: str
     repo: str
+    config: dict = field(default_factory=dict)
     revision: str = "main"
 
 
-REGISTRY = {
-    "llama-7b": Entry("llama", "huggyllama/llama-7b"),
-    "llama-13b": Entry("llama", "huggyllama/llama-13b"),
-    "llama-30b": Entry("llama", "huggyllama/llama-30b"),
-    "llama-65b": Entry("llama", "huggyllama/llama-65b"),
-    "llama-2-7b": Entry("llama", "NousResearch/Llama-2-7b-hf"),
-    "llama-2-13b": Entry("llama", "NousResearch/Llama-2-13b-hf"),
-    "llama-2-70b": Entry("llama", "NousResearch/Llama-2-70b-hf"),
-    "llama-3-8b": Entry("llama", "meta-llama/Meta-Llama-3-8B"),
-    "llama-3.2-1b": Entry("llama", "meta-llama/Llama-3.2-1B"),
-    "llama-3.2-3b": Entry("llama", "meta-llama/Llama-3.2-3B"),
-    "tinyllama-1.1b": Entry("llama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
-    "smollm2-135m": Entry("llama", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-    "smollm2-360m": Entry("llama", "HuggingFaceTB/SmolLM2-360M-Instruct"),
-    "smollm2-1.7b": Entry("llama", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+def llama(repo: str, hidden: int, layers: int, heads: int, inner: int, kv: int | None = None, vocab: int = 32000, **more) -> Entry:
+    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner, "vocab_size": vocab}
+    return Entry(repo, {"model_type": "llama", **shape, "num_key_value_heads": kv or heads, **more})
+
+
+def bloom(repo: str, hidden: int, layers: int, heads: int) -> Entry:
+    return Entry(f"bigscience/{repo}", {"model_type": "bloom", "hidden_size": hidden, "n_layer": layers, "n_head": heads, "vocab_size": 250880})
+
+
+def opt(repo: str, hidden: int, layers: int, heads: int, **more) -> Entry:
+    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * hidden, "vocab_size": 50272}
+    return Entry(f"facebook/{repo}", {"model_type": "opt", **shape, **more})
+
+
+TIED = {"tie_word_embeddings": True}
+LLAMA3 = {"vocab": 128256, "rope_theta": 500000.0}
+GALACTICA = {"vocab_size": 50000, "activation_function": "gelu"}
+BARE = {"enable_bias": False, "layer_norm_elementwise_affine": False}
+
+REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else gives the shape
+    "llama-7b": llama("huggyllama/llama-7b", 4096, 32, 32, 11008),
+    "llama-13b": llama("huggyllama/llama-13b", 5120, 40, 40, 13824),
+    "llama-30b": llama("huggyllama/llama-30b", 6656, 60, 52, 17920),
+    "llama-65b": llama("huggyllama/llama-65b", 8192, 80, 64, 22016),
+    "llama-2-7b": llama("NousResearch/Llama-2-7b-hf", 4096, 32, 32, 11008),
+    "llama-2-13b": llama("NousResearch/Llama-2-13b-hf", 5120, 40, 40, 13824),
+    "llama-2-70b": llama("NousResearch/Llama-2-70b-hf", 8192, 80, 64, 28672, kv=8),
+    "llama-3-8b": llama("meta-llama/Meta-Llama-3-8B", 4096, 32, 32, 14336, kv=8, **LLAMA3),
+    "llama-3.2-1b": llama("meta-llama/Llama-3.2-1B", 2048, 16, 32, 8192, kv=8, head_dim=64, **LLAMA3, **TIED),
+    "llama-3.2-3b": llama("meta-llama/Llama-3.2-3B", 3072, 28, 24, 8192, kv=8, head_dim=128, **LLAMA3, **TIED),
+    "tinyllama-1.1b": llama("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 2048, 22, 32, 5632, kv=4),
+    "smollm2-135m": llama("HuggingFaceTB/SmolLM2-135M-Instruct", 576, 30, 9, 1536, kv=3, vocab=49152, **TIED),
+    "smollm2-360m": llama("HuggingFaceTB/SmolLM2-360M-Instruct", 960, 32, 15, 2560, kv=5, vocab=49152, **TIED),
+    "smollm2-1.7b": llama("HuggingFaceTB/SmolLM2-1.7B-Instruct", 2048, 24, 32, 8192, vocab=49152, **TIED),
+    "bloom-560m": bloom("bloom-560m", 1024, 24, 16),
+    "bloom-1b1": bloom("bloom-1b1", 1536, 24, 16),
+    "bloom-1b7": bloom("bloom-1b7", 2048, 24, 16),
+    "bloom-3b": bloom("bloom-3b", 2560, 30, 32),
+    "bloom-7b1": bloom("bloom-7b1", 4096, 30, 32),
+    "bloom": bloom("bloom", 14336, 70, 112),
+    "bloomz-560m": bloom("bloomz-560m", 1024, 24, 16),
+    "bloomz-1b1": bloom("bloomz-1b1", 1536, 24, 16),
+    "bloomz-1b7": bloom("bloomz-1b7", 2048, 24, 16),
+    "bloomz-3b": bloom("bloomz-3b", 2560, 30, 32),
+    "bloomz-7b1": bloom("bloomz-7b1", 4096, 30, 32),
+    "bloomz-7b1-mt": bloom("bloomz-7b1-mt", 4096, 30, 32),
+    "bloomz": bloom("bloomz", 14336, 70, 112),
+    "bloomz-mt": bloom("bloomz-mt", 14336, 70, 112),
+    "opt-125m": opt("opt-125m", 768, 12, 12),
+    "opt-350m": opt("opt-350m", 1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
+    "opt-1.3b": opt("opt-1.3b", 2048, 24, 32),
+    "opt-2.7b": opt("opt-2.7b", 2560, 32, 32),
+    "opt-6.7b": opt("opt-6.7b", 4096, 32, 32),
+    "opt-13b": opt("opt-13b", 5120, 40, 40),
+    "opt-30b": opt("opt-30b", 7168, 48, 56),
+    "opt-66b": opt("opt-66b", 9216, 64, 72),
+    "galactica-125m": opt("galactica-125m", 768, 12, 12, **GALACTICA),
+    "galactica-1.3b": opt("galactica-1.3b", 2048, 24, 32, **GALACTICA),
+    "galactica-6.7b": opt("galactica-6.7b", 4096, 32, 32, **GALACTICA),
+    "galactica-30b": opt("galactica-30b", 7168, 48, 56, **GALACTICA, **BARE),
+    "galactica-120b": opt("galactica-120b", 10240, 96, 80, **GALACTICA, **BARE),
+    "gptj-6b": Entry("EleutherAI/gpt-j-6b", {"model_type": "gptj"}, revision="float16"),
 }
 
-TOKENIZER_FILES = ["config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is there
+WORDS = ("config.json", *TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+BOT, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"  # the hub's own, and the title of its pull requests
+CONVERTED = "safetensors-by-bot"  # our local name for such a branch in the hub's cache
 
 
 def pocket_names() -> list[str]:
@@ -52,41 +105,127 @@ def find(name: str) -> Path | Entry:
     if name in REGISTRY:
         return REGISTRY[name]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return Entry("", name)
+        return Entry(name)
     if "/" in name or "\\" in name:
         raise UserError(f"model folder {name!r} does not exist")
     raise unknown("model", name, [*pocket_names(), *REGISTRY])
 
 
-def resolve(name: str, revision: str | None = None, weights: bool = True) -> Path:
-    """The folder that holds the checkpoint `name`: a pocket model, a folder of yours, or a download (kept in the hub's cache).
+def resolve(name: str, revision: str | None = None, need: str = "weights") -> Path:
+    """The folder that holds the checkpoint `name`: a pocket model, a folder of yours, the hub's cache, or a download into it.
 
-    weights=False fetches the tokenizer's files and no others. Raises UserError for an unknown name, and when the hub cannot be reached.
+    need: "weights" (and all else), "tokenizer" (and config.json), or "config"; no other files are fetched. Raises UserError for an
+    unknown name, and when the hub cannot be reached or refuses.
     """
     found = find(name)
     if isinstance(found, Path):
         if revision:
             raise UserError(f"revision {revision!r}: {name} is a folder here, only repositories of the hub have revisions")
         return found
-    return download(found.repo, revision or found.revision, weights)
+    revision = revision or found.revision
+    return cached(found.repo, revision, need) or download(found.repo, revision, need)
 
 
-def download(repo: str, revision: str, weights: bool) -> Path:
-    """Fetch `repo` into the hub's cache, with a progress bar, or find it there; only the files a checkpoint needs."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+def cached(repo: str, revision: str, need: str) -> Path | None:
+    """The repository's folder in the hub's cache, if everything that is needed is there already."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for branch in (CONVERTED, revision) if revision == "main" else (revision,):
+        try:
+            config = try_to_load_from_cache(repo, "config.json", revision=branch)
+        except HFValidationError:
+            return None
+        if isinstance(config, str) and is_complete(Path(config).parent, need):
+            return Path(config).parent
+    return None
+
+
+def is_complete(folder: Path, need: str) -> bool:
+    if need == "tokenizer":
+        return any((folder / name).is_file() for name in TOKENIZERS)
+    try:
+        return need == "config" or bool(weight_files(folder))
+    except UserError:
+        return False
+
+
+def download(repo: str, revision: str, need: str) -> Path:
+    """Fetch what is needed of `repo` into the hub's cache, with a progress bar. Raises UserError."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    with hub_errors(repo, revision):
+        api, branch = HfApi(), revision
+        listed = api.list_repo_files(repo, revision=revision)
+        files = ["config.json"] if need == "config" else [name for name in WORDS if name in listed]
+        if need == "weights":
+            if revision == "main" and not any(name.endswith(".safetensors") for name in listed):
+                branch = conversion(api, repo) or revision
+                listed = listed if branch == revision else api.list_repo_files(repo, revision=branch)
+            files += weights_of(api, repo, branch, listed)
+        if "config.json" not in listed:
+            raise UserError(f"{repo} ({revision}) has no config.json: it is no language model that this program reads")
+        folder = Path(snapshot_download(repo, revision=branch, allow_patterns=files))
+    if branch != revision:
+        write_text(folder.parent.parent / "refs" / CONVERTED, folder.name)
+    return folder
+
+
+def weights_of(api, repo: str, branch: str, listed: list[str]) -> list[str]:
+    """The files of the weights: safetensors if there are any, else torch's; one file, or an index and the shards it names."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = f"{single}.index.json"
+        if single in listed:
+            return [single]
+        if index in listed:
+            path = Path(api.hf_hub_download(repo, index, revision=branch))
+            return [index, *shard_names(path)]
+    raise UserError(f"{repo} ({branch}) has no weights that this program reads: neither model.safetensors nor pytorch_model.bin, nor an index of shards")
+
+
+def conversion(api, repo: str) -> str | None:
+    """The branch on which the hub's own bot put safetensors of what main holds now; None where there is none, or another one's."""
+    for request in api.get_repo_discussions(repo, discussion_type="pull_request"):
+        if request.author == BOT and request.title == CONVERSION and request.is_pull_request and request.status == "open":
+            theirs, ours = api.list_repo_commits(repo, revision=request.git_reference), api.list_repo_commits(repo, revision="main")
+            if ours[0].commit_id in [commit.commit_id for commit in theirs]:  # not of an older main
+                return request.git_reference
+    return None
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str) -> Iterator[None]:
+    """What the hub's library raises -> one line that says which repository and what to do."""
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES if weights else TOKENIZER_FILES))
+        yield
+    except UserError:
+        raise
     except GatedRepoError:
         raise UserError(f"{repo} is gated: accept its licence on the hub and set HF_TOKEN, or give a local folder with --model") from None
     except RevisionNotFoundError:
         raise UserError(f"{repo} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
-        raise UserError(f"the hub has no repository {repo!r} (or HF_TOKEN may not read it)") from None
+        raise UserError(f"the hub has no repository {repo!r}, or HF_TOKEN may not read it: check the name and the token") from None
+    except DisabledRepoError:
+        raise UserError(f"{repo} is disabled on the hub") from None
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no hub repository name: {error}") from None
-    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{repo!r} is no hub repository name: {str(error).partition(chr(10))[0]}") from None
+    except (HTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None) if isinstance(error, HfHubHTTPError) else None
+        if status in (401, 403):
+            raise UserError(f"the hub refuses the token for {repo} (status {status}): set HF_TOKEN to a valid one, or unset it for public models") from None
+        if status is not None:
+            raise UserError(f"the hub answers {status} for {repo}: try again later, or give a local folder with --model") from None
         raise UserError(
             f"{repo} is no folder here and not in the local cache, and the hub cannot be reached ({type(error).__name__}): "
             "check the network, unset HF_HUB_OFFLINE, or give a local folder with --model"

@@ -142,4 +142,4 @@ def name_of(token) -> str | None:
 
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     """The tokenizer of a registry name, hub repository or folder. Raises UserError when its files are missing or malformed."""
-    return Tokenizer(resolve(name, revision, weights=False))
+    return Tokenizer(resolve(name, revision, need="tokenizer"))

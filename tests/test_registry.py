@@ -1,63 +1,160 @@
-"""Names -> folders, and one line for each way a download can fail."""
+"""Names -> folders: what is fetched from a hub, in which order, and one line for each way that can fail."""
 
-import huggingface_hub
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+import torch
+from conftest import write_checkpoint
+from fake_hub import Hub, pull_request, serving
+from safetensors.torch import load_file
+from test_load import shard
 
 from model import UserError, load_model
-from model.registry import MODEL_FILES, REGISTRY, pocket_names, resolve
+from model.load import describe
+from model.registry import POCKET, REGISTRY, pocket_names, resolve
+from model.show import count, models_text, show_text, skeleton
+
+ROOT = Path(__file__).parent.parent
 
 
-class Response:
-    status_code, headers, request = 404, {}, None
+@pytest.fixture
+def hub(tmp_path):
+    """A hub, and ask(code) which runs Python in a new process that sees no other hub."""
+    made = Hub()
+    with serving(made) as address:
+
+        def ask(code: str, **environment) -> subprocess.CompletedProcess:
+            variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"} | environment
+            code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom model.registry import resolve\n{code}"
+            return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=60)
+
+        made.ask = ask
+        yield made
 
 
-def hub(monkeypatch, result):
-    calls = []
-
-    def snapshot_download(repo, **arguments):
-        calls.append((repo, arguments))
-        if isinstance(result, Exception):
-            raise result
-        return str(result)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return calls
+def fetched(hub: Hub, code: str, **environment) -> str:
+    done = hub.ask(f"print({code})", **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
-def failure(kind):
-    error = kind.__new__(kind)
-    Exception.__init__(error, "no")
-    return error
+def failed(hub: Hub, code: str, **environment) -> str:
+    done = hub.ask(f"from model import UserError\ntry:\n    {code}\nexcept UserError as error:\n    print(error)\nelse:\n    print('nothing')", **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, done.stdout
+    return done.stdout
 
 
-def test_a_short_name_is_fetched_from_its_repository(monkeypatch, folder):
-    calls = hub(monkeypatch, folder)
-    assert load_model("llama-7b").family == "llama"
-    assert calls == [("huggyllama/llama-7b", {"revision": "main", "allow_patterns": MODEL_FILES})]
-    resolve("someone/some-model", revision="abc")
-    assert calls[-1][0] == "someone/some-model"
-    assert calls[-1][1]["revision"] == "abc"
+def junk(folder: Path, *names: str) -> Path:
+    """Files beside a checkpoint that nobody needs."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * 10)
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (GatedRepoError, "HF_TOKEN"), (RepositoryNotFoundError, "no repository"),
-        (LocalEntryNotFoundError, "cannot be reached"), (OSError, "cannot be reached"),
-    ],
-)
-def test_every_failure_is_one_line(monkeypatch, kind, said):
-    hub(monkeypatch, failure(kind))
-    with pytest.raises(UserError, match=said) as error:
+def as_bin(folder: Path) -> Path:
+    torch.save(load_file(str(folder / "model.safetensors")), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_only_what_is_needed_is_fetched(hub, tmp_path):
+    folder = write_checkpoint(tmp_path / "repo")
+    junk(folder, "tokenizer.json", "README.md", "pytorch_model.bin", "tf_model.h5", "original/model.safetensors", "consolidated.safetensors", "flax_model.msgpack")
+    hub.add("someone/model", folder)
+    where = fetched(hub, "resolve('someone/model', need='config')")
+    assert set(hub.gets) == {"config.json"}
+    hub.gets.clear()
+    fetched(hub, "resolve('someone/model', need='tokenizer')")
+    assert set(hub.gets) <= {"config.json", "tokenizer.json"}
+    hub.gets.clear()
+    assert fetched(hub, "resolve('someone/model')") == where
+    assert set(hub.gets) == {"model.safetensors"}
+    hub.gets.clear()
+    assert fetched(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1") == where  # the cache is enough
+    assert hub.gets == []
+    assert torch.equal(load_model(where)(torch.tensor([[5, 6]])), load_model(str(folder))(torch.tensor([[5, 6]])))
+
+
+def test_shards_by_whatever_name_the_index_gives(hub, tmp_path):
+    folder = write_checkpoint(tmp_path / "repo")
+    shard(folder)
+    junk(folder, "model_00009-of-00009.safetensors", "pytorch_model.bin.index.json")
+    hub.add("someone/model", folder)
+    where = fetched(hub, "resolve('someone/model')")
+    assert sum(name.endswith(".safetensors") for name in hub.gets) == 3
+    assert "model_00009-of-00009.safetensors" not in hub.gets
+    (Path(where) / "model-00002-of-00003.safetensors").unlink()  # an interrupted download is completed
+    hub.gets.clear()
+    assert fetched(hub, "resolve('someone/model')") == where
+    load_model(where)
+
+
+def test_the_bots_conversion_before_bin(hub, tmp_path):
+    main, converted = as_bin(write_checkpoint(tmp_path / "main")), write_checkpoint(tmp_path / "converted", seed=3)
+    hub.add("someone/model", main)
+    hub.add("someone/model", converted, "refs/pr/7", after="main")
+    hub.add("someone/model", write_checkpoint(tmp_path / "evil", seed=9), "refs/pr/8", after="main")
+    hub.requests["someone/model"] = [pull_request(8, "somebody"), pull_request(9, "SFconvertbot", title="Other"), pull_request(7, "SFconvertbot")]
+    where = fetched(hub, "resolve('someone/model')")
+    assert (Path(where) / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
+    assert "pytorch_model.bin" not in hub.gets
+    assert fetched(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1") == where
+
+
+@pytest.mark.parametrize("why", ["another author", "closed", "of an older main", "none"])
+def test_bin_where_there_is_no_conversion_to_trust(hub, tmp_path, why):
+    main = as_bin(write_checkpoint(tmp_path / "main"))
+    hub.add("someone/model", main)
+    hub.add("someone/model", write_checkpoint(tmp_path / "pr", seed=3), "refs/pr/7", after="" if why == "of an older main" else "main")
+    author, status = "somebody" if why == "another author" else "SFconvertbot", "closed" if why == "closed" else "open"
+    hub.requests["someone/model"] = [] if why == "none" else [pull_request(7, author, status=status)]
+    where = fetched(hub, "resolve('someone/model')")
+    assert set(hub.gets) == {"config.json", "pytorch_model.bin"}
+    assert load_model(where).fingerprint == load_model(str(main)).fingerprint
+
+
+def test_every_refusal_is_one_line(hub, tmp_path):
+    hub.add("someone/model", write_checkpoint(tmp_path / "repo"))
+    hub.add("someone/empty", junk(tmp_path / "empty", "config.json", "README.md"))
+    hub.add("someone/bare", junk(tmp_path / "bare", "model.safetensors"))
+    hub.refuse |= {"someone/gated": (403, "GatedRepo"), "someone/token": (401, ""), "someone/broken": (500, ""), "someone/off": (403, "DisabledRepo")}
+    for code, said in (
+        ("resolve('someone/nothing')", "the hub has no repository 'someone/nothing'"),
+        ("resolve('someone/model', 'v9')", "has no revision 'v9'"),
+        ("resolve('someone/gated')", "is gated: accept its licence on the hub and set HF_TOKEN"),
+        ("resolve('someone/token')", "HF_TOKEN"),
+        ("resolve('someone/broken')", "the hub answers 500"),
+        ("resolve('someone/empty')", "no weights that this program reads"),
+        ("resolve('someone/bare')", "has no config.json"),
+        ("resolve('some one/model')", "no hub repository name"),
+    ):
+        assert said in failed(hub, code), code
+    assert "cannot be reached" in failed(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1")
+    assert "cannot be reached" in failed(hub, "resolve('someone/model')", HF_ENDPOINT="http://127.0.0.1:9")
+
+
+def test_two_processes_fetch_one_intact_copy(hub, tmp_path):
+    folder = write_checkpoint(tmp_path / "repo", hidden_size=256, intermediate_size=512, vocab_size=20_000)
+    hub.add("someone/model", folder)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        places = set(pool.map(lambda _: fetched(hub, "resolve('someone/model')"), range(2)))
+    assert len(places) == 1
+    assert (Path(places.pop()) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_no_network_here_ends_in_one_line():
+    with pytest.raises(UserError, match="cannot be reached") as error:
         resolve("llama-7b")
     assert "huggyllama/llama-7b" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_no_network_here_ends_in_that_line():
-    with pytest.raises(UserError, match="cannot be reached"):
-        resolve("llama-7b")
 
 
 @pytest.mark.parametrize(
@@ -72,12 +169,50 @@ def test_misspelled_names(name, said):
         resolve(name)
 
 
-def test_the_pocket_models_are_small():
+def test_the_pocket_models_are_small_and_of_every_family():
+    from model.load import FAMILIES
+
+    assert set(pocket_names()) == {f"pocket-{family}" for family in FAMILIES}
     for name in pocket_names():
         assert sum(path.stat().st_size for path in resolve(name).iterdir()) <= 4 * 2**20
 
 
-def test_every_entry_names_a_family_that_is_there():
-    from model.load import FAMILIES
+PUBLISHED = {  # parameters, as counted for these checkpoints elsewhere
+    "llama-7b": 6_738_415_616, "llama-13b": 13_015_864_320, "llama-30b": 32_528_943_616, "llama-65b": 65_285_660_672, "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824, "tinyllama-1.1b": 1_100_048_384,
+    "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384, "bloom-560m": 559_214_592, "bloom-1b1": 1_065_314_304,
+    "bloom-1b7": 1_722_408_960, "bloom-3b": 3_002_557_440, "bloom-7b1": 7_069_016_064, "bloom": 176_247_271_424, "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416, "opt-1.3b": 1_315_758_080, "opt-2.7b": 2_651_596_800, "opt-6.7b": 6_658_473_984, "gptj-6b": 6_050_882_784,
+}  # fmt: skip
 
-    assert {entry.family for entry in REGISTRY.values()} <= set(FAMILIES)
+
+def test_parameter_counts_of_the_registry():
+    for name, parameters in PUBLISHED.items():
+        family, config, _ = describe(name)
+        assert count(skeleton(family, config)) == parameters, name
+
+
+def test_models_lists_every_name():
+    text = models_text()
+    assert set(pocket_names()) | set(REGISTRY) == {line.split()[0] for line in text.splitlines()[1:-2]}
+    assert "6,738,415,616      13.5 GB  huggyllama/llama-7b" in text
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "bloom-560m", "opt-350m", "gptj-6b", "pocket-opt"])
+def test_show_adds_up(name):
+    """Sites and norms add up to the block, the parts to the model."""
+    text = show_text(name)
+    numbers = [int(found[1].replace(",", "")) for found in re.finditer(r"^  .*?([\d,]+)(?:   .* in 16 bits)?$", text, re.MULTILINE)]
+    family, config, _ = describe(name)
+    model = skeleton(family, config)
+    rows = len(model.sites) + 1
+    assert sum(numbers[:rows]) == numbers[rows] == count(model.blocks[0])
+    assert sum(numbers[rows + 1 : -1]) == numbers[-1] == count(model)
+    assert model.picture in text
+
+
+def test_show_reads_a_folder_without_weights(tmp_path):
+    (tmp_path / "config.json").write_text((POCKET / "bloom" / "config.json").read_text())
+    assert "[qkv]" in show_text(str(tmp_path))
+    with pytest.raises(UserError, match="cannot be reached"):
+        show_text("someone/model")

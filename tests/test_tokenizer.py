@@ -11,9 +11,10 @@ import pytest
 from model import UserError, load_tokenizer
 
 TEXTS = [
-    "Tom has 3 pens.", "  two  spaces", " one", "trailing  ", "naïve café", "e\u0301 é", "’“”…", "日本語と中文", "مرحبا بالعالم", "🙂👍🏽👩‍👩‍👧", "def f(x):\n\treturn x**2",
+    "Tom has 3 pens.", "  two  spaces", " one", "trailing  ", "naïve café", "e\u0301 é", "’“”…", "日本語と中文", "مرحبا بالعالم", "🙂👍🏽",
+    "\U0001f469\u200d\U0001f467", "def f(x):\n\treturn x**2",
     "1,234.50 and 2048", "\n\nx\r\n", "\u0000\u200b", "", "a</s>b", "I like you.", "Ἀρχιμήδης ∑ᵢ xᵢ² ≤ ½",
-]  # fmt: skip
+]
 
 
 def helper(package: str) -> Path:
@@ -180,7 +181,8 @@ def test_broken_files_are_named(tmp_path, gpt_folder):
     with pytest.raises(UserError, match=r"merges\.txt is missing"):
         load_tokenizer(str(tmp_path))
     for vocab, merges, named in (
-        ('{"a": "b"}', "a b", "vocab"), ('{"a": -1}', "a b", "vocab"), ("[]", "a b", "vocab"), ('{"a": 0}', "a b", "merges"), ('{"a": 0}', "a\nb c d", "merges"),
+        ('{"a": "b"}', "a b", "vocab"), ('{"a": -1}', "a b", "vocab"), ("[]", "a b", "vocab"),
+        ('{"a": 0}', "a b", "merges"), ('{"a": 0}', "a\nb c d", "merges"),
     ):
         (tmp_path / "vocab.json").write_text(vocab)
         (tmp_path / "merges.txt").write_text(merges)

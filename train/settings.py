@@ -221,5 +221,7 @@ def to_toml(made: Settings) -> str:
 
 
 def toml_value(value) -> str:
-    """Strings, booleans, numbers and lists as TOML; JSON writes all four the same way."""
+    """Strings, booleans, numbers and lists as TOML; JSON writes all four the same way. A table is written in one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml_value(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

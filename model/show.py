@@ -1,0 +1,97 @@
+"""What can be said of a model without its weights: the table of known names, and one block drawn with its sites, shapes and counts."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from model.load import describe, family_and_config
+from model.parts import Linear, Site
+from model.registry import POCKET, REGISTRY, cached, pocket_names
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def skeleton(family, config) -> nn.Module:
+    """The model without memory: every parameter has its shape and no values."""
+    with torch.device("meta"):
+        return family.Model(config)
+
+
+def parameters(family, config) -> int:
+    """Of the whole model, counted on one of its blocks."""
+    layers = "n_layer" if hasattr(config, "n_layer") else "num_hidden_layers"
+    model = skeleton(family, replace(config, **{layers: 1}))
+    return count(model) + (getattr(config, layers) - 1) * count(model.blocks[0])
+
+
+def models_text() -> str:
+    """A line for each name: family, parameters, bytes of the published weights (two a parameter), repository, and whether it is here."""
+    lines = [f"{'name':16}{'family':8}{'parameters':>16}{'16-bit size':>13}  where"]
+    for name in pocket_names():
+        family, config, _ = describe(name)
+        size = (POCKET / name.removeprefix("pocket-") / "model.safetensors").stat().st_size
+        lines.append(f"{name:16}{family.Model.family:8}{parameters(family, config):16,}{size_text(size):>13}  comes with this package")
+    for name, entry in REGISTRY.items():
+        family, config = family_and_config(entry.config, "registry")
+        total = parameters(family, config)
+        here = "  (in the cache)" if cached(entry.repo, entry.revision, "weights") else ""
+        branch = "" if entry.revision == "main" else f" @ {entry.revision}"
+        lines.append(f"{name:16}{family.Model.family:8}{total:16,}{size_text(2 * total):>13}  {entry.repo}{branch}{here}")
+    return "\n".join([*lines, "", "Any other repository of the hub (owner/name) and any folder with config.json and weights will do as well."])
+
+
+def size_text(size: float) -> str:
+    """Bytes in decimal units, as the hub shows them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+def show_text(name: str, revision: str | None = None) -> str:
+    """The model's block drawn with its sites, then shape and parameters of each, and the sums. Raises UserError."""
+    family, config, where = describe(name, revision)
+    model = skeleton(family, config)
+    block, depth = model.blocks[0], len(model.blocks)
+    rows = []
+    for site, path in model.sites.items():
+        module = block.get_submodule(path)
+        shape = f"{module.in_features} -> {module.out_features}" if isinstance(module, Linear) else f"{module.out_features}, whole sub-layer"
+        rows.append((f"[{site}]", path if isinstance(module, Linear) else "", shape, count(module)))
+    rest = count(block) - sum(row[3] for row in rows)
+    rows.append(("", "norms", "", rest))
+    lines = [f"{name}: {family.Model.family}, {count(model):,} parameters", f"from {where}", ""]
+    lines += [model.picture, "", f"one block of {depth}:"]
+    lines += [f"  {site:8}{path:34}{shape:26}{total:>14,}" for site, path, shape, total in rows]
+    lines += [f"  {'':68}{count(block):>14,}", "", "the model:"]
+    for part, total in parts(model, block, depth):
+        lines.append(f"  {part:68}{total:>14,}")
+    lines.append(f"  {'all':68}{count(model):>14,}   {size_text(2 * count(model))} in 16 bits")
+    lines += ["", f"heads: {attention_text(model)}", f"adapters go to any site above: python run.py --model {name} --adapter lora --set 'adapter.sites=[...]'"]
+    return "\n".join(lines)
+
+
+def parts(model: nn.Module, block: nn.Module, depth: int) -> list[tuple[str, int]]:
+    """The parameters outside of the blocks by their names, and all blocks as one."""
+    found = [(f"{model.embedding_at} {list(model.input_embedding.weight.shape)}", count(model.input_embedding))]
+    found.append((f"{depth} blocks", depth * count(block)))
+    for path, module in model.named_modules():
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if own and not f"{path}.".startswith((f"{model.blocks_at}.", f"{model.embedding_at}.", "lm_head.")):
+            found.append((path, own))
+    if model.lm_head.weight is model.input_embedding.weight:
+        bias = 0 if model.lm_head.bias is None else model.lm_head.bias.numel()
+        return [*found, ("lm_head, the embedding's weight" + (" and its own bias" if bias else ""), bias)]
+    return [*found, (f"lm_head {list(model.lm_head.weight.shape)}", count(model.lm_head))]
+
+
+def attention_text(model: nn.Module) -> str:
+    config = model.config
+    heads = getattr(config, "num_attention_heads", None) or config.n_head
+    shared = "" if config.kv_heads == heads else f", {config.kv_heads} of keys and values"
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return f"{heads} of {config.head_size}{shared}; " + (f"positions up to {longest:,}" if longest else "no limit on positions")

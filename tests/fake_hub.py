@@ -1,0 +1,104 @@
+"""A model hub on this machine: enough of its HTTP interface for huggingface_hub to list and fetch repositories. It counts what is asked."""
+
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+DATE = "2024-01-01T00:00:00.000Z"
+
+
+class Hub:
+    """repos: name -> branch -> (commit, folder of its files); requests: the pull requests of each repository; gets: files fetched."""
+
+    def __init__(self):
+        self.repos: dict[str, dict[str, tuple[str, Path]]] = {}
+        self.parents: dict[str, list[str]] = {}  # commit -> those before it
+        self.requests: dict[str, list[dict]] = {}
+        self.refuse: dict[str, tuple[int, str]] = {}  # repository -> (status, error code)
+        self.gets: list[str] = []
+
+    def add(self, repo: str, folder: Path, branch: str = "main", after: str = "") -> str:
+        commit = hashlib.sha1(f"{repo} {branch}".encode()).hexdigest()
+        self.repos.setdefault(repo, {})[branch] = (commit, folder)
+        self.parents[commit] = [self.repos[repo][after][0]] if after else []
+        return commit
+
+    def find(self, repo: str, revision: str) -> tuple[str, Path] | None:
+        branches = self.repos.get(repo, {})
+        by_commit = {commit: (commit, folder) for commit, folder in branches.values()}
+        return branches.get(revision) or by_commit.get(revision)
+
+
+@contextmanager
+def serving(hub: Hub):
+    """The address of a server for `hub`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments):
+            pass
+
+        def answer(self, status: int, body: bytes = b"", **headers):
+            self.send_response(status)
+            for key, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def json(self, value):
+            self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def do_GET(self):
+            path = unquote(urlparse(self.path).path)
+            match = re.match(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision|commits|discussions)(?:/(.*))?)?$", path)
+            file = re.match(r"/([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.*)$", path)
+            repo = (match or file)[1] if match or file else ""
+            if repo in hub.refuse:
+                status, code = hub.refuse[repo]
+                return self.answer(status, X_Error_Code=code, X_Error_Message=code)
+            if repo not in hub.repos:
+                return self.answer(404, X_Error_Code="RepoNotFound")
+            if match and match[2] == "discussions":
+                return self.json({"discussions": hub.requests.get(repo, []), "count": len(hub.requests.get(repo, [])), "start": 0})
+            found = hub.find(repo, (match[3] if match else file[2]) or "main")
+            if found is None:
+                return self.answer(404, X_Error_Code="RevisionNotFound")
+            commit, folder = found
+            if file:
+                target = folder / file[3]
+                if not target.is_file():
+                    return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+                body = target.read_bytes()
+                if self.command == "GET":
+                    hub.gets.append(file[3])
+                return self.answer(200, body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=commit)
+            names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+            if match[2] == "tree":
+                return self.json([{"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": "0" * 40} for name in names])
+            if match[2] == "commits":
+                authors = [{"user": "someone"}]
+                return self.json([{"id": c, "title": "t", "message": "", "date": DATE, "authors": authors} for c in [commit, *hub.parents[commit]]])
+            return self.json({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": [{"rfilename": name} for name in names]})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def pull_request(number: int, author: str, title: str = "Adding `safetensors` variant of this model", status: str = "open") -> dict:
+    more = {"author": {"name": author}, "isPullRequest": True, "createdAt": DATE, "repo": {"name": "someone/model", "type": "model"}}
+    return {"num": number, "title": title, "status": status, **more}

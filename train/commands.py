@@ -1,0 +1,109 @@
+"""train and pretrain on the command line; the other packages' commands take their model options from here."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from model.errors import UserError
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="pocket-llama (default), a name like llama-7b, a hub repository or a folder")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
+
+
+MODEL_OPTIONS = ("model", "revision", "device", "dtype")
+
+
+def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
+    """The options that were given on the command line, as settings."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def add_train(parser: argparse.ArgumentParser):
+    parser.epilog = "Any setting of train/settings.py can be changed with --set, for example --set train.learning_rate=1e-3 --set adapter.size=64"
+    add_model_options(parser)
+    parser.add_argument("--adapter", help="series, parallel (default) or lora")
+    parser.add_argument("--data", help="wordproblems (default of the models named pocket-*) or math-v1 (default of all others)")
+    parser.add_argument("--data-dir", help="folder that holds the paper's dataset/")
+    parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
+    parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of another run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; may be repeated")
+    parser.add_argument("--seed", type=int, help="of the adapter's start, the order of rows and dropout; default 0")
+    parser.add_argument("--max-steps", type=int, help="stop after this many steps; 0: after train.epochs")
+    parser.add_argument("--items", type=int, help="measure on the first N problems of each test set only; 0: all")
+    parser.add_argument("--out", help="folder of the results; default runs/MODEL-ADAPTER-DATA, numbered when it exists")
+    parser.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder, with its own settings")
+    return train
+
+
+def train(options: argparse.Namespace) -> int:
+    from train.experiment import can_resume, fresh_folder, resume_settings, run
+    from train.settings import settings
+
+    chosen = given(options, (*MODEL_OPTIONS, "data", "data_dir", "seed"))
+    if options.adapter is not None:
+        chosen["adapter"] = {"preset": options.adapter}
+    if options.max_steps is not None:
+        chosen["train"] = {"max_steps": options.max_steps}
+    if options.items is not None:
+        chosen["eval"] = {"items": options.items}
+    if options.resume:
+        if chosen or options.set or options.config or options.recipe or options.out:
+            raise UserError("--resume continues a run with its own settings; give no other option with it")
+        folder = Path(options.resume)
+        made = resume_settings(folder)
+        if not can_resume(folder):
+            print(f"{folder} has no checkpoint yet: starting from step 0")
+    else:
+        made = settings(options.config, options.recipe, chosen, options.set)
+        made = replace(made, model=whole_path(made.model), data_dir=whole_path(made.data_dir))
+        name = f"{Path(made.model).name}-{made.adapter.get('preset', made.adapter['kind'])}-{made.data}"
+        folder = fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out)
+    try:
+        result = run(made, folder, resume=bool(options.resume) and can_resume(folder))
+    except (KeyboardInterrupt, SystemExit):  # while measuring, or at a second signal; at the first the loop itself takes care
+        if folder.exists():
+            print(f"\nstopped; continue from the last checkpoint with: python run.py --resume {folder}")
+        raise
+    if result.signal:
+        print(f"stopped; continue with: python run.py --resume {folder}")
+        return 128 + result.signal
+    print_scores(result.before, result.after, "with adapter")
+    if not result.before:
+        print("(the base was not measured; --set eval.before=true does)")
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def whole_path(name: str) -> str:
+    """A folder's path from the root, so that the run can be resumed from anywhere; other names as they are."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
+def print_scores(before: dict, after: dict, title: str) -> None:
+    width = max(map(len, after))
+    print(f"\n{'test set':{width}}  {'base':31}{title}" if before else f"\n{'test set':{width}}  {title}")
+    for name, score in after.items():
+        print(f"{name:{width}}  {before[name]!s:31}{score}" if before else f"{name:{width}}  {score}")
+
+
+def add_pretrain(parser: argparse.ArgumentParser):
+    parser.add_argument("--recipe", default="pocket", help="a recipe of train/recipes, or a TOML file")
+    parser.add_argument("--family", default="llama", help="llama (default), bloom, opt or gptj")
+    parser.add_argument("--seed", type=int, help="of weights and text; default: the recipe's")
+    parser.add_argument("--max-steps", type=int, help="steps, and with them the length of the text; default: the recipe's")
+    parser.add_argument("--out", required=True, help="folder of the new model")
+    return pretrain
+
+
+def pretrain(options: argparse.Namespace) -> int:
+    from train.experiment import fresh_folder
+    from train.pretrain import pretrain as train_from_scratch
+
+    return train_from_scratch(options.recipe, options.family, fresh_folder(Path(options.out), numbered=False), options.seed, options.max_steps)
+
+
+COMMANDS = {"train": add_train, "pretrain": add_pretrain}  # word -> the function that adds its options and returns what carries them out
