@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 
 COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "train": ("train", "train an adapter and measure it (also without the word)"),
@@ -11,6 +12,7 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "generate": ("eval", "continue a prompt"),
     "models": ("model", "list the names --model knows, with parameters and sizes"),
     "show": ("model", "draw a model's block with its sites, shapes and counts; needs no weights"),
+    "benchmark": ("eval", "measure speed and memory of this machine"),
     "pretrain": ("train", "train a pocket model from scratch"),
 }
 
@@ -23,6 +25,7 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         print(f"run.py: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         return 2
+    warnings.showwarning = lambda message, *_: print(f"run.py: {message}", file=sys.stderr)
     parser, act = build(command)
     options, extra = parser.parse_known_args(rest)
     try:

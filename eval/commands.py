@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from model.errors import UserError
+from model.errors import UserError, unknown
 from train.commands import MODEL_OPTIONS, add_model_options, given, print_scores
 
 
@@ -144,4 +144,22 @@ def parse_ids(text: str, size: int) -> list[int]:
     return ids
 
 
-COMMANDS = {"evaluate": add_evaluate, "generate": add_generate}
+def add_benchmark(parser: argparse.ArgumentParser):
+    parser.add_argument("--case", default="load", help="load: time and memory from the files to a model that is ready")
+    parser.add_argument("--model", default="smollm2-135m", help="a known name (random weights of its shape are used) or a folder")
+    parser.add_argument("--repeats", type=int, default=3, help="the least of so many runs counts (3)")
+    return benchmark
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    from eval.benchmark import CASES
+
+    if options.case not in CASES:
+        raise unknown("benchmark case", options.case, CASES)
+    if options.repeats < 1:
+        raise UserError(f"--repeats {options.repeats} must be at least 1")
+    print(CASES[options.case](options.model, options.repeats))
+    return 0
+
+
+COMMANDS = {"evaluate": add_evaluate, "generate": add_generate, "benchmark": add_benchmark}

@@ -145,7 +145,7 @@ def read_header(file, path: Path) -> list[tuple[str, torch.dtype, list[int], int
         at = 0
         for name, dtype, shape, start, end in entries:
             count = math.prod(shape)
-            if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or start != at or end - start != count * dtype.itemsize:
+            if not all(type(n) is int and 0 <= n < 2**62 for n in (*shape, start, end)) or start != at or end - start != count * dtype.itemsize:
                 raise UserError(f"{path}: tensor {name!r} has a shape and an extent that do not fit")
             at = end
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model.load import describe, family_and_config
-from model.parts import Linear, Site
+from model.parts import Linear
 from model.registry import POCKET, REGISTRY, cached, pocket_names
 
 

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only
 
 import pytest
 import torch
-from families import config_of
+from families import TINY, config_of
 from safetensors.torch import save_file
 
 from model import load_model
@@ -37,6 +37,17 @@ def write_checkpoint(folder: Path, family: str = "llama", seed: int = 0, dtype: 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return write_checkpoint(tmp_path / "tiny")
+
+
+@pytest.fixture(params=TINY)
+def any_folder(tmp_path, request) -> Path:
+    """A tiny checkpoint of each family."""
+    return write_checkpoint(tmp_path / "any", request.param)
+
+
+@pytest.fixture
+def any_tiny(any_folder):
+    return load_model(str(any_folder))
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Checkpoints: every tensor used exactly once, every mistake named in one line, nothing read outside the folder."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from conftest import write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from model import UserError, load_model
+from model import UserError, load_model, load_tokenizer
 from model.files import tensors
 
 IDS = torch.tensor([[3, 4, 5, 6]])
@@ -139,15 +141,6 @@ def test_a_tied_head_that_is_also_in_the_file(tmp_path):
             load_model(str(folder))
 
 
-def test_saved_buffers_and_missing_prefixes(folder):
-    path = str(folder / "model.safetensors")
-    expected = load_model(str(folder))(IDS)
-    weights = {key.removeprefix("model."): value for key, value in load_file(path).items()}
-    weights["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    save_file(weights, path)
-    assert torch.equal(load_model(str(folder))(IDS), expected)
-
-
 def edit(folder, what: str) -> None:
     path = folder / "model.safetensors"
     weights, config = load_file(str(path)), json.loads((folder / "config.json").read_text())
@@ -211,6 +204,7 @@ ONE = '"model.norm.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 99]}}',  # past the end
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 16]}}',  # shape and extent differ
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 16]}}',
+        "{" + ONE + ', "b": {"dtype": "F32", "shape": [0, 1' + "0" * 99 + '], "data_offsets": [8, 8]}}',
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [2.0], "data_offsets": [8, 16]}}',
         "{" + ONE + ', "b": {"dtype": "F9", "shape": [2], "data_offsets": [8, 16]}}',  # unknown type
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [2]}}',
@@ -244,3 +238,179 @@ def test_a_missing_shard_is_named(folder):
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"model-00002-of-00003\.safetensors is missing"):
         load_model(str(folder))
+
+
+def as_bin(folder: Path, shards: int = 1, **options) -> Path:
+    """Turn model.safetensors into torch's own format."""
+    whole = load_file(str(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(whole, folder / "pytorch_model.bin", **options)
+        return folder
+    names = [f"pytorch_model-{i + 1:05}-of-{shards:05}.bin" for i in range(shards)]
+    where = {key: names[i % shards] for i, key in enumerate(sorted(whole))}
+    for name in names:
+        torch.save({key: whole[key] for key in whole if where[key] == name}, folder / name, **options)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "opt", "gptj"])
+@pytest.mark.parametrize("options", [{}, {"shards": 3}, {"_use_new_zipfile_serialization": False}], ids=["one", "shards", "before torch 1.6"])
+def test_torchs_own_files_give_the_same_model(tmp_path, family, options):
+    folder = write_checkpoint(tmp_path, family, dtype=torch.float16)
+    expected = load_model(str(folder))
+    found = load_model(str(as_bin(folder, **options)))
+    assert found.fingerprint == expected.fingerprint
+    assert torch.equal(found(IDS), expected(IDS))
+
+
+def test_safetensors_come_before_bin(folder):
+    torch.save({"nothing": torch.ones(1)}, folder / "pytorch_model.bin")
+    load_model(str(folder))
+
+
+def test_tensors_of_a_bin_are_views_strides_and_parameters(folder):
+    """What published files hold: parameters, slices of larger storages, transposed tensors; each becomes a plain tensor of its own."""
+    expected = load_model(str(folder))(IDS)
+    whole = load_file(str(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    big = torch.zeros(100, 32)
+    big[7:68] = whole["lm_head.weight"]
+    whole["lm_head.weight"] = big[7:68]
+    whole["model.layers.0.self_attn.q_proj.weight"] = whole["model.layers.0.self_attn.q_proj.weight"].t().contiguous().t()
+    whole = {key: torch.nn.Parameter(value) for key, value in whole.items()}
+    torch.save(whole, folder / "pytorch_model.bin")
+    model = load_model(str(folder))
+    assert torch.equal(model(IDS), expected)
+    assert all(p.is_contiguous() and p.untyped_storage().nbytes() == p.numel() * 4 for p in model.parameters())
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, (f"touch {EXECUTED}",))
+
+
+EXECUTED = "/tmp/llm-adapters-a-pickle-was-executed"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda: {"model.norm.weight": Evil()}, "refused, it holds more than tensors"),
+        (lambda: [torch.ones(2)], "not tensors by name"),
+        (lambda: {"model.norm.weight": [1.0]}, "is not a plain tensor"),
+        (lambda: {7: torch.ones(2)}, "is not a plain tensor"),
+        (lambda: {"model.norm.weight": torch.ones(2).to_sparse()}, "is not a plain tensor"),
+        (lambda: {"model.norm.weight": torch.ones(1).expand(10**12)}, "repeats its elements"),
+        (lambda: {}, "tensors are missing"),
+    ],
+)
+def test_what_a_bin_may_not_hold(folder, content, said):
+    (folder / "model.safetensors").unlink()
+    torch.save(content(), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=said) as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
+    assert not Path(EXECUTED).exists()
+
+
+def test_broken_bins_are_named(folder):
+    as_bin(folder)
+    path = folder / "pytorch_model.bin"
+    raw = path.read_bytes()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(folder / "packed", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    for content, said in (
+        (raw[: len(raw) // 2], "cannot be read"), (b"", "cannot be read"), (b"PK\x03\x04" + b"x" * 50, "cannot be read"), (b"x" * 1000, "pytorch_model.bin"),
+        ((folder / "packed").read_bytes(), "is compressed"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=said) as error:
+            load_model(str(folder))
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+PREFIXES = {"llama": "model.", "bloom": "transformer.", "opt": "model.", "gptj": "transformer."}
+BUFFERS = {
+    "llama": ["model.layers.1.self_attn.rotary_emb.inv_freq"],
+    "gptj": ["transformer.h.0.attn.bias", "transformer.h.2.attn.masked_bias"],
+}
+
+
+@pytest.mark.parametrize("family", PREFIXES)
+@pytest.mark.parametrize("spelling", ["without prefix", "wrapped", "with buffers"])
+def test_spellings_of_published_names(tmp_path, family, spelling):
+    folder = write_checkpoint(tmp_path, family)
+    path = str(folder / "model.safetensors")
+    expected, weights = load_model(str(folder)), load_file(path)
+    if spelling == "without prefix":
+        weights = {key.removeprefix(PREFIXES[family]): value for key, value in weights.items()}
+    if spelling == "wrapped":
+        weights = {f"module.{key}": value for key, value in weights.items()}
+    if spelling == "with buffers":
+        weights |= {key: torch.ones(2, 2, dtype=torch.uint8) for key in BUFFERS.get(family, [])}
+    save_file(weights, path)
+    found = load_model(str(folder))
+    assert torch.equal(found(IDS), expected(IDS))
+    assert found.fingerprint == expected.fingerprint
+    weights["transformer.h.0.attn.extra_bias"] = torch.ones(2)  # only the known buffers are passed over
+    save_file(weights, path)
+    with pytest.raises(UserError, match="unknown tensor"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("family", PREFIXES)
+@pytest.mark.parametrize("held", ["embedding", "both", "head"])
+def test_a_tied_head_absent_doubled_or_alone(tmp_path, family, held):
+    folder = write_checkpoint(tmp_path, family, tie_word_embeddings=True)
+    path = str(folder / "model.safetensors")
+    expected, weights = load_model(str(folder)), load_file(path)
+    embedding = next(key for key in weights if key.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight")))
+    if held != "embedding":
+        weights["lm_head.weight"] = weights[embedding].clone()
+    if held == "head":
+        del weights[embedding]
+    save_file(weights, path)
+    found = load_model(str(folder))
+    assert found.lm_head.weight is found.input_embedding.weight
+    assert torch.equal(found(IDS), expected(IDS))
+    assert found.fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"])
+def test_links_out_of_the_folder_are_not_followed(folder, tmp_path, name):
+    if name == "model.safetensors.index.json":
+        shard(folder)
+    outside = tmp_path / "outside"
+    outside.write_text((folder / name).read_text() if name.endswith("json") and (folder / name).exists() else "{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(UserError, match=r"is a link to .*outside the model's folder"):
+        (load_tokenizer if name.startswith("tokenizer") else load_model)(str(folder))
+
+
+def test_links_inside_and_those_of_the_hubs_cache_are_followed(folder, tmp_path):
+    (folder / "model.safetensors").rename(folder / "weights")
+    (folder / "model.safetensors").symlink_to("weights")
+    load_model(str(folder))
+    cache = tmp_path / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for name, source in (("config.json", "config.json"), ("model.safetensors", "weights")):
+        (folder / source).rename(cache / "blobs" / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    load_model(str(snapshot))
+
+
+def test_circles_of_links_folders_and_pipes_are_named(folder):
+    path = folder / "model.safetensors"
+    path.unlink()
+    for make in (lambda: path.symlink_to("model.safetensors"), path.mkdir, lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            load_model(str(folder))
+        path.rmdir() if path.is_dir() else path.unlink()

@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import write_checkpoint
 from fake_hub import Hub, pull_request, serving
-from safetensors.torch import load_file
-from test_load import shard
+from test_load import as_bin, shard
 
 from model import UserError, load_model
 from model.load import describe
@@ -28,7 +27,8 @@ def hub(tmp_path):
     with serving(made) as address:
 
         def ask(code: str, **environment) -> subprocess.CompletedProcess:
-            variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"} | environment
+            ours = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+            variables = os.environ | ours | environment
             code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom model.registry import resolve\n{code}"
             return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=60)
 
@@ -57,15 +57,9 @@ def junk(folder: Path, *names: str) -> Path:
     return folder
 
 
-def as_bin(folder: Path) -> Path:
-    torch.save(load_file(str(folder / "model.safetensors")), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    return folder
-
-
 def test_only_what_is_needed_is_fetched(hub, tmp_path):
     folder = write_checkpoint(tmp_path / "repo")
-    junk(folder, "tokenizer.json", "README.md", "pytorch_model.bin", "tf_model.h5", "original/model.safetensors", "consolidated.safetensors", "flax_model.msgpack")
+    junk(folder, "tokenizer.json", "README.md", "pytorch_model.bin", "tf_model.h5", "original/model.safetensors", "consolidated.safetensors")
     hub.add("someone/model", folder)
     where = fetched(hub, "resolve('someone/model', need='config')")
     assert set(hub.gets) == {"config.json"}

@@ -1,0 +1,97 @@
+"""Measurements by script: each prints figures and, where there is one, the ratio to a peer measured in turn in the same job."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from model.errors import UserError
+from model.load import describe
+from model.registry import find, resolve
+from model.show import skeleton
+
+ROOT = Path(__file__).parent.parent
+
+START = """
+import json, sys, time
+root, pocket, folder = sys.argv[1:]
+began = time.perf_counter()
+def peak(): return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+END = """
+ready = time.perf_counter() - began
+size = sum(p.numel() * p.element_size() for p in model.parameters())
+print(json.dumps({"seconds": ready, "import": imported, "bytes": size, "peak": (peak() - before) / size}))
+"""
+OURS = START + """
+sys.path.insert(0, root)
+from model import load_model
+load_model("pocket-llama")  # what torch allocates once for its threads and libraries
+imported, before = time.perf_counter() - began, peak()
+model = load_model(folder)
+""" + END
+PEER = START + """
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(pocket, dtype="auto")
+imported, before = time.perf_counter() - began, peak()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+""" + END
+
+
+def load_text(name: str, repeats: int) -> str:
+    """Seconds from the start of Python to a model that is ready, and the peak of memory while loading over the bytes of the model.
+
+    A local model is loaded as it is; for another name, random weights of its shape are written to a temporary folder first, as one
+    safetensors file and as torch's .bin. transformers, where it is installed, does the same in turn. The least of `repeats` counts.
+    """
+    if not Path("/proc/self/status").is_file():
+        raise UserError("the peak of memory is read from /proc, which this system has not")
+    with tempfile.TemporaryDirectory() as work:
+        found = find(name)
+        folders = {"as it is": resolve(name)} if isinstance(found, Path) else random_checkpoint(name, Path(work))
+        lines = [f"{name}: from the start of Python to ready, least of {repeats}", f"{'':34}{'seconds':>9}{'of it loading':>15}{'peak / model':>14}"]
+        for kind, folder in folders.items():
+            codes = {"this project": OURS}
+            if importlib.util.find_spec("transformers") is not None:
+                codes["transformers"] = PEER
+            runs = {who: [] for who in codes}
+            for _ in range(repeats):
+                for who, code in codes.items():
+                    runs[who].append(measure(code, folder))
+            best = {who: min(run["seconds"] for run in measured) for who, measured in runs.items()}
+            for who, measured in runs.items():
+                loading = min(run["seconds"] - run["import"] for run in measured)
+                lines.append(f"{kind + ', ' + who:34}{best[who]:9.2f}{loading:15.2f}{max(run['peak'] for run in measured):14.2f}")
+            if len(best) == 2:
+                lines.append(f"{'':34}{best['transformers'] / best['this project']:9.2f} times as fast")
+    return "\n".join(lines)
+
+
+def measure(code: str, folder: Path) -> dict:
+    """What a fresh Python prints for this code."""
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(resolve("pocket-llama")), str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"the measurement ended with: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def random_checkpoint(name: str, folder: Path) -> dict[str, Path]:
+    """Random bfloat16 weights in the shape of a known model, once as safetensors and once as .bin."""
+    family, config, _ = describe(name)
+    weights = {key: torch.randn(p.shape, dtype=torch.bfloat16) * 0.02 for key, p in skeleton(family, config).named_parameters()}
+    raw = {key: value for key, value in vars(config).items() if value is not None} | {"model_type": family.Model.family}
+    made = {"safetensors": folder / "safetensors", ".bin": folder / "bin"}
+    for path in made.values():
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(raw))
+    save_file(weights, str(made["safetensors"] / "model.safetensors"), metadata={"format": "pt"})
+    torch.save(weights, made[".bin"] / "pytorch_model.bin")
+    return made
+
+
+CASES = {"load": load_text}
