@@ -68,3 +68,11 @@ def test_settings_that_change_nothing_are_passed_over(folder):
     before = load_model(str(folder))(torch.tensor([[3, 4]]))
     (folder / "config.json").write_text(json.dumps(config | more))
     assert torch.equal(load_model(str(folder))(torch.tensor([[3, 4]])), before)
+
+
+def test_rotary_angles_are_float32_whatever_the_models_dtype():
+    """Positions above 256 are no bfloat16 numbers; frequencies are not either."""
+    positions, inv_freq = torch.tensor([[1000, 1001, 2047]]), 10000.0 ** -(torch.arange(0, 8, 2) / 8)
+    exact = rotary_angles(inv_freq, positions, torch.float32)
+    for half, whole in zip(rotary_angles(inv_freq, positions, torch.bfloat16), exact, strict=True):
+        assert torch.equal(half, whole.bfloat16())

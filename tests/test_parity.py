@@ -20,7 +20,11 @@ PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [16, 17, 18, 19], [20, 2
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32):
     transformers = pytest.importorskip("transformers")
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model, found = load(folder, dtype=dtype, attn_implementation="eager", output_loading_info=True)
+    assert not found["missing_keys"]  # a bias that we forgot would be zeros there
+    assert not found["unexpected_keys"]
+    return model.eval()
 
 
 def positions_of(model, mask: torch.Tensor) -> dict:
