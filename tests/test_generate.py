@@ -67,3 +67,36 @@ def test_the_interval_is_wilsons():
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
     assert Score(0, 20).interval[0] == 0
     assert Score(20, 20).interval[1] == 1
+
+
+def test_rows_that_no_token_names_are_never_chosen(tiny):
+    free = generate(tiny, torch.tensor([PROMPTS[0]]), max_new_tokens=6)[0]
+    below = max(free)
+    masked = generate(tiny, torch.tensor([PROMPTS[0]]), max_new_tokens=6, vocab_size=below)[0]
+    assert max(masked) < below
+    position = free.index(below)
+    assert masked[:position] == free[:position]
+
+
+def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
+    """A pocket model with rows added to its embedding, as GPT-J has them, that would always win."""
+    import json
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from model.registry import POCKET
+
+    folder = tmp_path / "gptj"
+    shutil.copytree(POCKET / "gptj", folder)
+    weights, config = load_file(str(folder / "model.safetensors")), json.loads((folder / "config.json").read_text())
+    for name, value in (("transformer.wte.weight", 0.0), ("lm_head.weight", 0.0), ("lm_head.bias", 1000.0)):
+        weights[name] = torch.cat((weights[name], torch.full((7, *weights[name].shape[1:]), value, dtype=torch.float16)))
+    save_file(weights, str(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 7}))
+    tests = {"addsub": list(itertools.islice(problems("addsub", "test", 0), 4))}
+    found = [
+        predict(load_model(name, dtype=torch.float32), load_tokenizer(name), tests, template="alpaca", batch_size=4, max_new_tokens=40)
+        for name in ("pocket-gptj", str(folder))
+    ]
+    assert found[0] == found[1]
