@@ -11,36 +11,34 @@ import torch
 from safetensors.torch import save_file
 
 from model.errors import UserError
-from model.load import describe
+from model.load import describe, skeleton
 from model.registry import find, resolve
-from model.show import skeleton
 
 ROOT = Path(__file__).parent.parent
 
-START = """
+# What each process runs: from nothing to a model that is ready. `root`, `pocket` and `folder` are its arguments.
+TIME = """
 import json, sys, time
-root, pocket, folder = sys.argv[1:]
 began = time.perf_counter()
+root, pocket, folder = sys.argv[1:]
+{imports}
+imported = time.perf_counter()
+model = {load}(folder{more})
+print(json.dumps({{"seconds": time.perf_counter() - began, "loading": time.perf_counter() - imported}}))
+"""
+MEMORY = """
+import json, sys
+root, pocket, folder = sys.argv[1:]
+{imports}
 def peak(): return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+{load}(pocket{more})  # what torch allocates once for itself
+before = peak()
+model = {load}(folder{more})
+touched = [float(p.sum()) for p in model.parameters()]  # a model that is mapped and not yet read would count as nothing
+print(json.dumps({{"peak": (peak() - before) / sum(p.numel() * p.element_size() for p in model.parameters())}}))
 """
-END = """
-ready = time.perf_counter() - began
-size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(json.dumps({"seconds": ready, "import": imported, "bytes": size, "peak": (peak() - before) / size}))
-"""
-OURS = START + """
-sys.path.insert(0, root)
-from model import load_model
-load_model("pocket-llama")  # what torch allocates once for its threads and libraries
-imported, before = time.perf_counter() - began, peak()
-model = load_model(folder)
-""" + END
-PEER = START + """
-from transformers import AutoModelForCausalLM
-AutoModelForCausalLM.from_pretrained(pocket, dtype="auto")
-imported, before = time.perf_counter() - began, peak()
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-""" + END
+OURS = {"imports": "sys.path.insert(0, root); from model import load_model", "load": "load_model", "more": ""}
+PEER = {"imports": "from transformers import AutoModelForCausalLM", "load": "AutoModelForCausalLM.from_pretrained", "more": ', dtype="auto"'}
 
 
 def load_text(name: str, repeats: int) -> str:
@@ -56,19 +54,18 @@ def load_text(name: str, repeats: int) -> str:
         folders = {"as it is": resolve(name)} if isinstance(found, Path) else random_checkpoint(name, Path(work))
         lines = [f"{name}: from the start of Python to ready, least of {repeats}", f"{'':34}{'seconds':>9}{'of it loading':>15}{'peak / model':>14}"]
         for kind, folder in folders.items():
-            codes = {"this project": OURS}
-            if importlib.util.find_spec("transformers") is not None:
-                codes["transformers"] = PEER
-            runs = {who: [] for who in codes}
+            who = {"this project": OURS} | ({"transformers": PEER} if importlib.util.find_spec("transformers") else {})
+            times = {name: [] for name in who}
             for _ in range(repeats):
-                for who, code in codes.items():
-                    runs[who].append(measure(code, folder))
-            best = {who: min(run["seconds"] for run in measured) for who, measured in runs.items()}
-            for who, measured in runs.items():
-                loading = min(run["seconds"] - run["import"] for run in measured)
-                lines.append(f"{kind + ', ' + who:34}{best[who]:9.2f}{loading:15.2f}{max(run['peak'] for run in measured):14.2f}")
-            if len(best) == 2:
-                lines.append(f"{'':34}{best['transformers'] / best['this project']:9.2f} times as fast")
+                for name, code in who.items():
+                    times[name].append(measure(TIME.format(**code), folder))
+            for name, code in who.items():
+                seconds, loading = (min(run[key] for run in times[name]) for key in ("seconds", "loading"))
+                peak = measure(MEMORY.format(**code), folder)["peak"]
+                lines.append(f"{kind + ', ' + name:34}{seconds:9.2f}{loading:15.2f}{peak:14.2f}")
+            if len(who) == 2:
+                ours, theirs = (min(run["seconds"] for run in times[name]) for name in who)
+                lines.append(f"{'':34}{theirs / ours:9.2f} times as fast")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import UserError
-from model.parts import Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, may_look, token_positions
+from model.parts import Cache, Embedding, LanguageModel, LayerNorm, Linear, Site, Step, attention, may_look, token_positions
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (query_key_value)
     "qkv": "self_attention.query_key_value", "o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h",
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
         self.word_embeddings_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)

@@ -1,9 +1,12 @@
 """Files: JSON, tensors read one at a time from safetensors, and writing that leaves a whole file or none."""
 
+import ctypes
 import json
 import math
+import mmap
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,7 +113,20 @@ def torch_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             raise UserError(f"{path}: entry {name!r:.100} is not a plain tensor")
         if tensor.numel() > max(1, tensor.untyped_storage().nbytes() // tensor.itemsize):
             raise UserError(f"{path}: tensor {name!r:.100} repeats its elements {list(tensor.shape)}")
-        yield name, tensor.detach().clone(memory_format=torch.contiguous_format)
+        copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+        if mapped:
+            forget(tensor)
+        yield name, copy
+
+
+def forget(tensor: Tensor) -> None:
+    """Let go of the mapped pages behind a tensor that was copied, where the system can: they would count as a second model."""
+    if sys.platform == "linux":
+        page = mmap.PAGESIZE
+        start = -(-tensor.untyped_storage().data_ptr() // page) * page
+        length = tensor.untyped_storage().data_ptr() + tensor.untyped_storage().nbytes() - start
+        if length > 0:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import ACTIVATIONS, Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, query_positions, rotary_angles, rotate_pairs
+from model.parts import (
+    ACTIVATIONS,
+    Cache,
+    Embedding,
+    LanguageModel,
+    LayerNorm,
+    Linear,
+    Site,
+    Step,
+    attention,
+    causal_mask,
+    query_positions,
+    rotary_angles,
+    rotate_pairs,
+)
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out",
@@ -134,7 +148,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
 

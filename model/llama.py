@@ -8,7 +8,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import ACTIVATIONS, Cache, LanguageModel, Linear, RMSNorm, Site, Step, attention, causal_mask, query_positions, rotary_angles, rotate_halves
+from model.parts import (
+    ACTIVATIONS,
+    Cache,
+    Embedding,
+    LanguageModel,
+    Linear,
+    RMSNorm,
+    Site,
+    Step,
+    attention,
+    causal_mask,
+    query_positions,
+    rotary_angles,
+    rotate_halves,
+)
 from model.rope import check_rope, rope_frequencies
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
@@ -142,7 +156,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

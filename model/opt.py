@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import ACTIVATIONS, Cache, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, query_positions
+from model.parts import ACTIVATIONS, Cache, Embedding, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, query_positions
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj", "up": "fc1", "down": "fc2",
@@ -135,8 +135,8 @@ class Decoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         C, E = config.hidden_size, config.embedding_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, E)
-        self.embed_positions = nn.Embedding(config.max_position_embeddings + OFFSET, C)
+        self.embed_tokens = Embedding(config.vocab_size, E)
+        self.embed_positions = Embedding(config.max_position_embeddings + OFFSET, C)
         self.project_in = Linear(E, C) if E != C else None
         self.project_out = Linear(C, E) if E != C else None
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))

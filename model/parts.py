@@ -63,12 +63,23 @@ class Linear(Site):
         return self.after(F.linear(x, self.weight.to(x.dtype), bias), x)
 
 
+class Embedding(nn.Module):
+    """Row i of weight [rows, size] for the integer i. (torch's own starts with random numbers, and its import for that takes seconds.)"""
+
+    def __init__(self, rows: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, size))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, the division in float32 (Zhang & Sennrich 2019, eq. 4)."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,8 +92,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, size: int, eps: float = 1e-5, affine: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(size)) if affine else None
+        self.weight = nn.Parameter(torch.empty(size)) if affine else None
+        self.bias = nn.Parameter(torch.empty(size)) if affine else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,7 +244,7 @@ class LanguageModel(nn.Module):
         return self.get_submodule(self.blocks_at)
 
     @property
-    def input_embedding(self) -> nn.Embedding:
+    def input_embedding(self) -> Embedding:
         return self.get_submodule(self.embedding_at)
 
     def tie(self) -> None:

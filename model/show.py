@@ -2,22 +2,15 @@
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
-from model.load import describe, family_and_config
+from model.load import describe, family_and_config, skeleton
 from model.parts import Linear
 from model.registry import POCKET, REGISTRY, cached, pocket_names
 
 
 def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def skeleton(family, config) -> nn.Module:
-    """The model without memory: every parameter has its shape and no values."""
-    with torch.device("meta"):
-        return family.Model(config)
 
 
 def parameters(family, config) -> int:

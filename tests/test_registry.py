@@ -13,9 +13,9 @@ from fake_hub import Hub, pull_request, serving
 from test_load import as_bin, shard
 
 from model import UserError, load_model
-from model.load import describe
+from model.load import describe, skeleton
 from model.registry import POCKET, REGISTRY, pocket_names, resolve
-from model.show import count, models_text, show_text, skeleton
+from model.show import count, models_text, show_text
 
 ROOT = Path(__file__).parent.parent
 
