@@ -11,12 +11,12 @@ class UserError(ValueError):
     """
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a misspelled `name`: suggests the nearest of `known`, or lists them all."""
+def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
+    """The error for a misspelled `name`: suggests the nearest of `known`, or lists them all, or says where they are `listed`."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
-    return UserError(f"unknown {what} {name!r}; {hint}")
+    hint = f"did you mean {near[0]!r}?" if near else listed or f"there is: {', '.join(known)}"
+    return UserError(f"unknown {what} {name!r:.200}; {hint}")
 
 
 def is_out_of_memory(error: Exception) -> bool:

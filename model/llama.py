@@ -8,22 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import (
-    ACTIVATIONS,
-    Cache,
-    Embedding,
-    LanguageModel,
-    Linear,
-    RMSNorm,
-    Site,
-    Step,
-    attention,
-    causal_mask,
-    query_positions,
-    rotary_angles,
-    rotate_halves,
-)
-from model.rope import check_rope, rope_frequencies
+from model.parts import ACTIVATIONS, Cache, Embedding, LanguageModel, Linear, RMSNorm, Site, Step, attention, causal_mask, query_positions, rotate_halves
+from model.rope import check_rope, rope_angles
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -177,7 +163,6 @@ class Model(LanguageModel):
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Token ids [B, T] -> last hidden states [B, T, C]; positions [B, T]."""
         positions = query_positions(ids, mask, cache, positions)
-        inv_freq, factor = rope_frequencies(self.config, positions)
-        cos, sin = rotary_angles(inv_freq, positions, self.dtype, factor)
+        cos, sin = rope_angles(self.config, positions, self.dtype)
         x = self.model.embed_tokens(ids).to(self.dtype)
         return self.model.norm(self.run(x, Step(causal_mask(ids, mask, cache), cache, cos, sin)))

@@ -108,7 +108,7 @@ def find(name: str) -> Path | Entry:
         return Entry(name)
     if "/" in name or "\\" in name:
         raise UserError(f"model folder {name!r} does not exist")
-    raise unknown("model", name, [*pocket_names(), *REGISTRY])
+    raise unknown("model", name, [*pocket_names(), *REGISTRY], "python run.py models lists the names; a folder or a hub repository will do as well")
 
 
 def resolve(name: str, revision: str | None = None, need: str = "weights") -> Path:
@@ -153,15 +153,17 @@ def is_complete(folder: Path, need: str) -> bool:
 def download(repo: str, revision: str, need: str) -> Path:
     """Fetch what is needed of `repo` into the hub's cache, with a progress bar. Raises UserError."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # what goes wrong is said once, by us
     with hub_errors(repo, revision):
         api, branch = HfApi(), revision
-        listed = api.list_repo_files(repo, revision=revision)
+        listed = files_of(api, repo, revision)
         files = ["config.json"] if need == "config" else [name for name in WORDS if name in listed]
         if need == "weights":
             if revision == "main" and not any(name.endswith(".safetensors") for name in listed):
                 branch = conversion(api, repo) or revision
-                listed = listed if branch == revision else api.list_repo_files(repo, revision=branch)
+                listed = listed if branch == revision else files_of(api, repo, branch)
             files += weights_of(api, repo, branch, listed)
         if "config.json" not in listed:
             raise UserError(f"{repo} ({revision}) has no config.json: it is no language model that this program reads")
@@ -169,6 +171,10 @@ def download(repo: str, revision: str, need: str) -> Path:
     if branch != revision:
         write_text(folder.parent.parent / "refs" / CONVERTED, folder.name)
     return folder
+
+
+def files_of(api, repo: str, branch: str) -> list[str]:
+    return [file.rfilename for file in api.model_info(repo, revision=branch, timeout=15).siblings]
 
 
 def weights_of(api, repo: str, branch: str, listed: list[str]) -> list[str]:

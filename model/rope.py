@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError, unknown
+from model.parts import rotary_angles
 
 TYPES = {  # rope_type -> its options; those with ! must be there
     "default": (),
@@ -43,6 +44,12 @@ def check_rope(scaling: dict, head_size: int) -> None:
         raise UserError(f"config.json: rope high_freq_factor {scaling['high_freq_factor']} must be above low_freq_factor {scaling['low_freq_factor']}")
     if kind == "dynamic" and head_size <= 2:
         raise UserError("config.json: rope type dynamic needs a head_dim above 2")
+
+
+def rope_angles(config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin for positions [B, T], as `rotary_angles` gives them, with the extension that config.rope_scaling asks for."""
+    inv_freq, factor = rope_frequencies(config, positions)
+    return rotary_angles(inv_freq, positions, dtype, factor)
 
 
 def rope_frequencies(config, positions: Tensor) -> tuple[Tensor, float]:
