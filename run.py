@@ -20,11 +20,14 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
 def main(arguments: list[str]) -> int:
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "train"
     rest = arguments[1:] if arguments and arguments[0] == command else arguments
-    from model.errors import UserError, unknown
+    from model.errors import UserError, is_out_of_memory, unknown
 
     if command not in COMMANDS:
         print(f"run.py: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? instead
     warnings.showwarning = lambda message, *_: print(f"run.py: {message}", file=sys.stderr)
     parser, act = build(command)
     options, extra = parser.parse_known_args(rest)
@@ -38,6 +41,11 @@ def main(arguments: list[str]) -> int:
         if options.debug:
             raise
         print(f"run.py: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if options.debug or not is_out_of_memory(error):
+            raise
+        print("run.py: out of memory: use a smaller model or dtype, fewer rows at once, or fewer tokens", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

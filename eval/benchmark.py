@@ -57,12 +57,12 @@ def load_text(name: str, repeats: int) -> str:
             who = {"this project": OURS} | ({"transformers": PEER} if importlib.util.find_spec("transformers") else {})
             times = {name: [] for name in who}
             for _ in range(repeats):
-                for name, code in who.items():
-                    times[name].append(measure(TIME.format(**code), folder))
-            for name, code in who.items():
-                seconds, loading = (min(run[key] for run in times[name]) for key in ("seconds", "loading"))
+                for peer, code in who.items():
+                    times[peer].append(measure(TIME.format(**code), folder))
+            for peer, code in who.items():
+                seconds, loading = (min(run[key] for run in times[peer]) for key in ("seconds", "loading"))
                 peak = measure(MEMORY.format(**code), folder)["peak"]
-                lines.append(f"{kind + ', ' + name:34}{seconds:9.2f}{loading:15.2f}{peak:14.2f}")
+                lines.append(f"{kind + ', ' + peer:34}{seconds:9.2f}{loading:15.2f}{peak:14.2f}")
             if len(who) == 2:
                 ours, theirs = (min(run["seconds"] for run in times[name]) for name in who)
                 lines.append(f"{'':34}{theirs / ours:9.2f} times as fast")
@@ -73,7 +73,7 @@ def measure(code: str, folder: Path) -> dict:
     """What a fresh Python prints for this code."""
     done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(resolve("pocket-llama")), str(folder)], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"the measurement ended with: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"the measurement ended with: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

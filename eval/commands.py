@@ -101,8 +101,8 @@ def generate(options: argparse.Namespace) -> int:
     from train.experiment import load_base
 
     made, adapter = run_settings(options, {})
-    if options.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {options.max_new_tokens} must be at least 1")
+    if not 1 <= options.max_new_tokens <= 1_000_000:
+        raise UserError(f"--max-new-tokens {options.max_new_tokens} should be between 1 and 1,000,000")
     if options.prompt_ids is not None:
         model = load_base(made)
         if adapter:

@@ -52,6 +52,8 @@ def generate(
             stream(token[~done].tolist())
         if done.all():
             break
+        if mask is not None:
+            mask[done, T + step :] = 0  # a finished row takes no further positions
         if done.sum() * 2 >= len(done):  # go on with the unfinished rows only
             mask = None if mask is None else mask[~done]
             cache.keys, cache.values = cache.keys[:, ~done], cache.values[:, ~done]

@@ -162,7 +162,10 @@ class Model(LanguageModel):
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Token ids [B, T] -> last hidden states [B, T, C]. positions are those of all keys, [B, past + T]."""
+        looks = may_look(ids, mask, cache)
         positions = token_positions(ids, mask, cache) if positions is None else positions
-        bias = alibi(self.config, positions, may_look(ids, mask, cache)).to(self.dtype)
+        if positions.shape[1] != looks.shape[-1]:
+            raise UserError(f"BLOOM takes the positions of all {looks.shape[-1]} tokens so far, cached ones too; {positions.shape[1]} are given")
+        bias = alibi(self.config, positions, looks).to(self.dtype)
         x = self.transformer.word_embeddings_layernorm(self.transformer.word_embeddings(ids).to(self.dtype))
         return self.transformer.ln_f(self.run(x, Step(bias, cache)))

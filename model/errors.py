@@ -14,7 +14,7 @@ class UserError(ValueError):
 def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
     """The error for a misspelled `name`: suggests the nearest of `known`, or lists them all, or says where they are `listed`."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name)[:200], known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else listed or f"there is: {', '.join(known)}"
     return UserError(f"unknown {what} {name!r:.200}; {hint}")
 

@@ -21,13 +21,14 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
-LONGEST_HEADER = 100_000_000  # bytes, as the format itself sets it
+LONGEST_JSON = 20_000_000  # bytes; the largest published indexes and headers have a tenth of it
+MOST_SHARDS = 10_000
 
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file, or UserError naming the file."""
     try:
-        if path.stat().st_size > LONGEST_HEADER:
+        if path.stat().st_size > LONGEST_JSON:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for what it should hold")
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
     except FileNotFoundError:
@@ -77,7 +78,9 @@ def shard_names(index: Path) -> list[str]:
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index}: weight_map is missing or malformed")
     ending = index.name.removesuffix(".index.json").rpartition(".")[2]
-    for name in names.values():
+    if len(set(names.values())) > MOST_SHARDS:
+        raise UserError(f"{index} names {len(set(names.values())):,} files, too many for a checkpoint")
+    for name in set(names.values()):
         if Path(name).name != name or not name.endswith(f".{ending}") or "\0" in name:
             raise UserError(f"{index} names {name!r:.200}, which is not a .{ending} file of this folder")
     return sorted(set(names.values()))
@@ -151,18 +154,18 @@ def read_header(file, path: Path) -> list[tuple[str, torch.dtype, list[int], int
     """
     size = path.stat().st_size
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, LONGEST_HEADER):
+    if size < 8 or length > min(size - 8, LONGEST_JSON):
         raise UserError(f"{path} cannot be read: it is cut short, or no safetensors file")
     try:
         header = json.loads(file.read(length), object_pairs_hook=distinct)
         header.pop("__metadata__", None)
         entries = [(name, DTYPES[one["dtype"]], one["shape"], *one["data_offsets"]) for name, one in header.items()]
-        entries.sort(key=lambda entry: entry[3:])
+        entries.sort(key=lambda entry: entry[3:])  # what cannot be compared raises TypeError
         at = 0
         for name, dtype, shape, start, end in entries:
-            count = math.prod(shape)
-            if not all(type(n) is int and 0 <= n < 2**62 for n in (*shape, start, end)) or start != at or end - start != count * dtype.itemsize:
-                raise UserError(f"{path}: tensor {name!r} has a shape and an extent that do not fit")
+            numbers_fit = len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**62 for n in (*shape, start, end))
+            if not numbers_fit or start != at or end - start != math.prod(shape) * dtype.itemsize:
+                raise UserError(f"{path}: tensor {name!r:.200} has a shape and an extent that do not fit")
             at = end
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):

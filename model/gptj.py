@@ -41,8 +41,8 @@ x ─┬─ norm ─┬─ [q] ─ rotary ─┐
 
 SPELLINGS = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}
 HARMLESS = {
-    "attn_pdrop", "embd_pdrop", "gradient_checkpointing", "n_ctx", "resid_pdrop", "rotary", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class",
+    "attn_pdrop", "embd_pdrop", "n_ctx", "resid_pdrop", "rotary", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj",
 }
 ONLY = {"scale_attn_weights": True}
 

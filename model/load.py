@@ -18,12 +18,14 @@ FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the
 
 # Fields of every config.json that do not change what the forward pass computes; each family's file lists its own.
 IGNORED = {
-    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
-    "initializer_range", "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict",
-    "torch_dtype", "transformers_version", "transformers.js_config", "unk_token_id", "use_cache",
+    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+    "cls_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "initializer_range",
+    "label2id", "model_type", "neftune_noise_alpha", "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "pruned_heads",
+    "return_dict", "sep_token_id", "task_specific_params", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "unk_token_id", "unsloth_version", "use_bfloat16", "use_cache",
     "do_sample", "max_length", "min_length", "num_beams", "repetition_penalty", "temperature", "top_k", "top_p",  # of generation, once saved here
 }
-ONLY = {"is_encoder_decoder": False}  # fields that are known in one value
+ONLY = {"is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False, "partial_rotary_factor": 1.0}  # fields that are known in one value
 LIMITS = {  # sizes below these; others below 2^24
     "num_hidden_layers": 1000, "n_layer": 1000, "hidden_size": 2**17, "n_embd": 2**17, "num_attention_heads": 2**12, "n_head": 2**12,
 }
@@ -92,7 +94,7 @@ def family_and_config(raw: dict, where: str):
     """The fields of a config.json -> (family module, its Config)."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{where}: model_type {kind!r} is not supported; there is: {', '.join(FAMILIES)}")
+        raise UserError(f"{where}: model_type {kind!r:.200} is not supported; there is: {', '.join(FAMILIES)}")
     family = importlib.import_module(f"model.{kind}")
     return family, config_from(family, raw, where)
 
@@ -108,7 +110,7 @@ def config_from(family, raw: dict, where: str):
             raw[name] = raw.pop(other)
     if "rope_scaling" in known:
         rope = raw.pop("rope_parameters", None)  # the spelling of transformers 5: theta and extension in one dict
-        if rope is not None and raw.get("rope_scaling") is None:
+        if rope and not raw.get("rope_scaling"):
             raw["rope_scaling"] = rope
         if isinstance(raw.get("rope_scaling"), dict):
             raw["rope_theta"] = raw["rope_scaling"].get("rope_theta", raw.get("rope_theta", 10000.0))
@@ -118,7 +120,7 @@ def config_from(family, raw: dict, where: str):
             check_type(key, value, known[key], where)
             values[key] = value
         elif key not in IGNORED | family.HARMLESS and (key not in only or value != only[key]):
-            raise UserError(f"{where}: setting {key!r} = {value!r:.200} is not supported")
+            raise UserError(f"{where}: setting {key!r:.100} = {value!r:.200} is not supported")
     config = family.Config(**values)
     try:
         config.check()
@@ -162,9 +164,9 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
         if name is None:
             continue
         if name in samples:
-            raise UserError(f"{where}: tensor {key!r} is there twice")
+            raise UserError(f"{where}: tensor {key!r:.200} is there twice")
         if name not in waiting:
-            raise UserError(f"{where}: {unknown('tensor', key, waiting)}")
+            raise UserError(f"{where}: {unknown('tensor', key, waiting, 'the model has none of that name')}")
         shape = waiting.pop(name)
         if tensor.shape != shape:
             raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}")

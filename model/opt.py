@@ -28,7 +28,7 @@ x ─┬────────┬─ [q] ─┐
    └──────────────────────────────────────────────┘         └───────────────────────────────────┘"""
 
 SPELLINGS = {}
-HARMLESS = {"activation_dropout", "dropout", "has_no_defaults_at_init", "init_std", "layerdrop", "learned_embeddings", "output_projection", "prefix"}
+HARMLESS = {"activation_dropout", "dropout", "has_no_defaults_at_init", "init_std", "layerdrop", "learned_embeddings", "output_projection"}
 ONLY = {"scale_embeddings": False}
 OFFSET = 2  # the first rows of the position table are never used
 

@@ -272,8 +272,9 @@ class LanguageModel(nn.Module):
         return self.lm_head(hidden).float()
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """ids int64 [B, T], mask 1 = real token [B, past + T] -> logits [B, T, V]; positions default to cumsum(mask) - 1, pads 0.
+        """ids int64 [B, T], mask 1 = real token [B, past + T] -> logits [B, T, V].
 
-        With a cache that holds `past` positions, ids are the tokens behind them. Raises UserError for a position the model has not.
+        With a cache that holds `past` positions, ids are the tokens behind them. positions [B, T] (BLOOM: of all keys, [B, past + T])
+        default to `token_positions`. Raises UserError for a position the model has not.
         """
         return self.logits(self.hidden(ids, mask, positions, cache))

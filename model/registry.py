@@ -85,8 +85,9 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
     "gptj-6b": Entry("EleutherAI/gpt-j-6b", {"model_type": "gptj"}, revision="float16"),
 }
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is there
-WORDS = ("config.json", *TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+WORDS = (
+    "config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)
 BOT, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"  # the hub's own, and the title of its pull requests
 CONVERTED = "safetensors-by-bot"  # our local name for such a branch in the hub's cache
 
@@ -100,8 +101,11 @@ def find(name: str) -> Path | Entry:
     """What `name` stands for, without touching the network. Raises UserError for a name that is neither known nor a folder."""
     if name.startswith("pocket-") and name in pocket_names():
         return POCKET / name.removeprefix("pocket-")
-    if Path(name).is_dir():
-        return Path(name)
+    try:
+        if Path(name).is_dir():
+            return Path(name)
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise UserError(f"{name!r:.100} can be no model: {str(error)[:100]}") from None
     if name in REGISTRY:
         return REGISTRY[name]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -123,11 +127,22 @@ def resolve(name: str, revision: str | None = None, need: str = "weights") -> Pa
             raise UserError(f"revision {revision!r}: {name} is a folder here, only repositories of the hub have revisions")
         return found
     revision = revision or found.revision
-    return cached(found.repo, revision, need) or download(found.repo, revision, need)
+    folder = cached(found.repo, revision, need)
+    if folder is None:
+        try:
+            folder = download(found.repo, revision, need)
+        except UserError:
+            folder = cached(found.repo, revision, need, lenient=True)
+            if folder is None:
+                raise
+    return folder
 
 
-def cached(repo: str, revision: str, need: str) -> Path | None:
-    """The repository's folder in the hub's cache, if everything that is needed is there already."""
+def cached(repo: str, revision: str, need: str, lenient: bool = False) -> Path | None:
+    """The repository's folder in the hub's cache, if everything that is needed is there already.
+
+    lenient does without tokenizer_config.json, which few repositories lack: without it the hub is asked first.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -136,14 +151,18 @@ def cached(repo: str, revision: str, need: str) -> Path | None:
             config = try_to_load_from_cache(repo, "config.json", revision=branch)
         except HFValidationError:
             return None
-        if isinstance(config, str) and is_complete(Path(config).parent, need):
+        if isinstance(config, str) and is_complete(Path(config).parent, need, lenient):
             return Path(config).parent
     return None
 
 
-def is_complete(folder: Path, need: str) -> bool:
+def is_complete(folder: Path, need: str, lenient: bool) -> bool:
+    def there(name):
+        return (folder / name).is_file()
+
     if need == "tokenizer":
-        return any((folder / name).is_file() for name in TOKENIZERS)
+        words = there("tokenizer.json") or there("tokenizer.model") or (there("vocab.json") and there("merges.txt"))
+        return words and (lenient or there("tokenizer_config.json"))
     try:
         return need == "config" or bool(weight_files(folder))
     except UserError:
@@ -226,6 +245,8 @@ def hub_errors(repo: str, revision: str) -> Iterator[None]:
         raise UserError(f"{repo} is disabled on the hub") from None
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no hub repository name: {str(error).partition(chr(10))[0]}") from None
+    except ValueError as error:  # a character that no header can hold, an address that is none
+        raise UserError(f"{repo}: the request cannot be made ({type(error).__name__}: {str(error)[:100]}): check HF_TOKEN and HF_ENDPOINT") from None
     except (HTTPError, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None) if isinstance(error, HfHubHTTPError) else None
         if status in (401, 403):

@@ -26,7 +26,7 @@ def check_rope(scaling: dict, head_size: int) -> None:
     """Raise UserError for an extension that is unknown, incomplete, or has options of another."""
     kind = rope_type(scaling)
     if not isinstance(kind, str) or kind not in TYPES:
-        raise UserError(f"config.json: rope type {kind!r} is not supported; there is: {', '.join(TYPES)}")
+        raise UserError(f"config.json: rope type {kind!r:.100} is not supported; there is: {', '.join(TYPES)}")
     options = [option.rstrip("!") for option in TYPES[kind]]
     for key, value in scaling.items():
         if key == "partial_rotary_factor" and value == 1:
@@ -36,7 +36,7 @@ def check_rope(scaling: dict, head_size: int) -> None:
         if key in ("rope_type", "type", "truncate", "finetuned") or (value is None and f"{key}!" not in TYPES[kind]):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            raise UserError(f"config.json: rope {key} = {value!r} should be a positive number")
+            raise UserError(f"config.json: rope {key:.100} = {value!r:.100} should be a positive number")
     for option in TYPES[kind]:
         if option.endswith("!") and option.rstrip("!") not in scaling:
             raise UserError(f"config.json: rope type {kind} needs {option.rstrip('!')!r}")

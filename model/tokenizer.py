@@ -8,6 +8,8 @@ from model.errors import UserError
 from model.files import inside, read_json
 from model.registry import resolve
 
+LARGEST = 100_000_000  # bytes of a tokenizer's file
+
 
 class FileTokenizer:
     """`tokenizer.json`, run by the `tokenizers` library. bos=True applies the file's own template of special tokens."""
@@ -20,6 +22,7 @@ class FileTokenizer:
         self.inner.no_padding()
         self.inner.no_truncation()
         self.size = 1 + max(self.inner.get_vocab().values(), default=-1)
+        self.base_size = 1 + max(self.inner.get_vocab(with_added_tokens=False).values(), default=-1)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         return self.inner.encode(text, add_special_tokens=bos).ids
@@ -32,9 +35,9 @@ class FileTokenizer:
 
 
 class MergesTokenizer(FileTokenizer):
-    """GPT-2's byte-level BPE as OPT and GPT-J have it: `vocab.json` and `merges.txt`; `special` are tokens that are never split."""
+    """GPT-2's byte-level BPE as OPT and GPT-J have it: `vocab.json` and `merges.txt`; special and added tokens are never split."""
 
-    def __init__(self, folder: Path, special: list[str]):
+    def __init__(self, folder: Path, special: list[str], added: dict[str, int], names: dict):
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         vocab, merges = inside(folder, "vocab.json"), inside(folder, "merges.txt")
@@ -44,34 +47,45 @@ class MergesTokenizer(FileTokenizer):
         if not all(type(number) is int and 0 <= number < 2**31 for number in known.values()):
             raise UserError(f"{vocab} does not hold token numbers")
         self.inner = Tokenizer(reading(merges, lambda: models.BPE.from_file(str(vocab), str(merges))))
-        self.inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=names.get("add_prefix_space") is True)
         self.inner.decoder = decoders.ByteLevel()
         self.inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special if token in known])
-        self.size = 1 + max(known.values(), default=-1)
+        self.base_size = 1 + max(known.values(), default=-1)
+        for token, number in sorted(added.items(), key=lambda pair: pair[1]):
+            self.inner.add_tokens([AddedToken(token, normalized=False)])
+            if self.inner.token_to_id(token) != number:
+                raise UserError(f"{folder / 'added_tokens.json'}: {token!r:.100} cannot have the number {number}, which does not follow the others")
+        self.size = max(self.base_size, 1 + max(added.values(), default=-1))
 
 
 class SentencePieceTokenizer:
     """`tokenizer.model` of LLaMA 1 and 2; bos=True puts <s> in front. Its control tokens are known in a text, as everywhere else."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, added: dict[str, int], names: dict):
         from sentencepiece import SentencePieceProcessor
 
         path = inside(folder, "tokenizer.model")
+        if names.get("add_prefix_space") is False:
+            raise UserError(f"{folder / 'tokenizer_config.json'}: add_prefix_space = false is not supported beside tokenizer.model")
         self.inner = reading(path, lambda: SentencePieceProcessor(model_file=str(path)))
-        self.size = self.inner.vocab_size()
-        special = [i for i in range(self.size) if self.inner.is_control(i) or self.inner.is_unknown(i)]
-        self.special = {self.inner.id_to_piece(i): i for i in special}
+        self.base_size = self.inner.vocab_size()
+        self.size = max(self.base_size, 1 + max(added.values(), default=-1))
+        special = [i for i in range(self.base_size) if self.inner.is_control(i) or self.inner.is_unknown(i)]
+        self.special = {reading(path, lambda i=i: self.inner.id_to_piece(i)): i for i in special} | added
+        self.bos = self.inner.bos_id() if names.get("add_bos_token") is not False else -1
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        ids = [self.inner.bos_id()] if bos and self.inner.bos_id() >= 0 else []
+        ids = [self.bos] if bos and self.bos >= 0 else []
         for part in re.split("(" + "|".join(map(re.escape, self.special)) + ")", text) if self.special else [text]:
             ids += [self.special[part]] if part in self.special else self.inner.encode(part)
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self.inner.decode(ids)
+        return self.inner.decode([i for i in ids if i < self.base_size])
 
     def token_id(self, token: str) -> int | None:
+        if token in self.special:
+            return self.special[token]
         found = self.inner.piece_to_id(token)
         return found if self.inner.id_to_piece(found) == token else None
 
@@ -90,27 +104,37 @@ class Tokenizer:
     """`.encode(text, bos=True) -> list[int]`, `.decode(ids) -> str`, `.bos_id`, `.eos_id`, `.pad_id` (None where there is none).
 
     The special tokens are those of the folder's tokenizer_config.json, else special_tokens_map.json, else the ids of config.json.
-    What stands in front of a text is what the file's template says; with `add_bos_token`, and for OPT, it is always the BOS.
+    What stands in front of a text is what the file's template says; with `add_bos_token`, and for OPT's `vocab.json`, it is always the BOS.
     """
 
     def __init__(self, folder: Path):
         names, config = read_optional(folder, "special_tokens_map.json"), read_optional(folder, "config.json")
         names |= {key: value for key, value in read_optional(folder, "tokenizer_config.json").items() if value is not None}
         special = {kind: name_of(names.get(f"{kind}_token")) for kind in ("bos", "eos", "pad", "unk")}
+        added = read_optional(folder, "added_tokens.json")
+        if not all(type(number) is int and 0 <= number < 2**31 for number in added.values()):
+            raise UserError(f"{folder / 'added_tokens.json'} does not hold token numbers")
+        for name in ("tokenizer.json", "tokenizer.model", "merges.txt"):
+            if (folder / name).is_file() and inside(folder, name).stat().st_size > LARGEST:
+                raise UserError(f"{folder / name} has {(folder / name).stat().st_size:,} bytes, too many for a tokenizer")
         if inside(folder, "tokenizer.json").is_file():
             self.inner = FileTokenizer(folder)
+        elif names.get("add_eos_token") is True:
+            raise UserError(f"{folder / 'tokenizer_config.json'}: add_eos_token = true is not supported; training puts the end behind a response by itself")
         elif inside(folder, "tokenizer.model").is_file():
-            self.inner = SentencePieceTokenizer(folder)
+            self.inner = SentencePieceTokenizer(folder, added, names)
         elif inside(folder, "vocab.json").is_file():
-            self.inner = MergesTokenizer(folder, list(dict.fromkeys(filter(None, special.values()))))
+            self.inner = MergesTokenizer(folder, list(dict.fromkeys(filter(None, special.values()))), added, names)
         else:
             raise UserError(f"{folder} holds no tokenizer: neither tokenizer.json, tokenizer.model, nor vocab.json with merges.txt")
-        self.size = self.inner.size
+        self.folder, self.size, self.base_size = folder, self.inner.size, self.inner.base_size
+        self.limit = self.size  # ids from here on do not exist for the model beside it
         self.bos_id, self.eos_id, self.pad_id = (self.special_id(kind, special[kind], config) for kind in ("bos", "eos", "pad"))
-        self.always_bos = self.bos_id is not None and names.get("add_bos_token", config.get("model_type") == "opt") is True
+        is_opt = config.get("model_type") == "opt" and isinstance(self.inner, MergesTokenizer)
+        self.always_bos = self.bos_id is not None and names.get("add_bos_token", is_opt) is True
 
     def special_id(self, kind: str, name: str | None, config: dict) -> int | None:
-        found = self.inner.token_id(name) if name else None
+        found = reading(self.folder, lambda: self.inner.token_id(name)) if name else None
         if found is None:
             found = config.get(f"{kind}_token_id")
         if isinstance(found, list):
@@ -119,14 +143,29 @@ class Tokenizer:
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Text -> ids; bos=True adds what the model expects in front of a text, bos=False never adds anything."""
-        ids = self.inner.encode(text, bos)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"the text {text!r:.50} is no valid Unicode and cannot be made into tokens")
+        ids = reading(self.folder, lambda: self.inner.encode(text, bos))
+        if max(ids, default=0) >= self.limit:
+            raise UserError(f"the tokenizer in {self.folder} makes {max(ids)} of a part of {text!r:.50}; the model's embedding has {self.limit} rows")
         return [self.bos_id, *ids] if bos and self.always_bos and ids[:1] != [self.bos_id] else ids
+
+    def fit(self, rows: int) -> None:
+        """Bind it to an embedding of so many rows. Raises UserError when its vocabulary is larger; added tokens may lie beyond, unused."""
+        if self.base_size > rows:
+            raise UserError(f"{self.folder}: the tokenizer has {self.base_size} entries, the embedding only {rows}")
+        for kind in ("bos", "eos"):
+            if (getattr(self, f"{kind}_id") or 0) >= rows:
+                raise UserError(f"{self.folder}: {kind}_token_id {getattr(self, f'{kind}_id')} is not below the vocabulary's {rows}")
+        if (self.pad_id or 0) >= rows:
+            self.pad_id = None  # what pads hold is masked; any row will do
+        self.limit, self.size = rows, min(self.size, rows)
 
     def decode(self, ids: list[int], after: list[int] = ()) -> str:
         """Ids -> text, special tokens left out. `after`: ids in front of them, so that a space between the two is kept."""
         before = list(after)[-16:]
-        head, whole = self.inner.decode(before), self.inner.decode([*before, *ids])
-        return whole[len(head) :] if before and whole.startswith(head) else self.inner.decode(list(ids))
+        head, whole, alone = (reading(self.folder, lambda part=part: self.inner.decode(part)) for part in (before, [*before, *ids], list(ids)))
+        return whole[len(head) :] if before and whole.startswith(head) else alone
 
 
 def read_optional(folder: Path, name: str) -> dict:

@@ -34,7 +34,8 @@ def generate(folder: Path, *what: str) -> tuple[int, str]:
     """(exit status, stderr) of the command, in this process."""
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-        status = command_line.main(["generate", "--model", str(folder), *(what or ("--prompt-ids", "5,6,7")), "--max-new-tokens", "2"])
+        limit = () if "--max-new-tokens" in what else ("--max-new-tokens", "2")
+        status = command_line.main(["generate", "--model", str(folder), *(what or ("--prompt-ids", "5,6,7")), *limit])
     return status, errors.getvalue()
 
 
@@ -92,6 +93,7 @@ CASES = {
     "config: a string": (lambda f: change_config(f, hidden_size="32"), "hidden_size"),
     "config: true for a number": (lambda f: change_config(f, hidden_size=True), "hidden_size"),
     "config: model type": (lambda f: change_config(f, model_type="mamba"), "mamba"),
+    "config: a model type without end": (lambda f: change_config(f, model_type="m" * 10**6), "mmm"),
     "config: model type a list": (lambda f: change_config(f, model_type=["llama"]), "model_type"),
     "config: no model type": (lambda f: change_config(f, model_type=None), "model_type"),
     "config: rope type": (lambda f: change_config(f, rope_scaling={"rope_type": "longrope"}), "longrope"),
@@ -111,6 +113,14 @@ CASES = {
     "weights: cut short": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:999]), "cannot be read"),
     "weights: header past the end": (lambda f: write_header(f, b"{}", length=2**63), "cannot be read"),
     "weights: zeros": (lambda f: sparse(f / "model.safetensors", 2 * 10**9), "header is malformed"),
+    "weights: a shape that is no number": (
+        lambda f: write_header(f, b'{"a": {"dtype": "F32", "shape": ["a", 1500000000], "data_offsets": [0, 16]}}'), "do not fit",
+    ),
+    "weights: a shape without end": (
+        lambda f: write_header(f, b'{"a": {"dtype": "F32", "shape": [' + b"9" * 18 + b",1" * 10**6 + b'], "data_offsets": [0, 16]}}'), "do not fit",
+    ),
+    "weights: a header of nests": (lambda f: write_header(f, b'{"a": [' + b"[]," * 10**7 + b"[]]}"), "cannot be read"),
+    "weights: a name without end": (lambda f: write_header(f, b'{"' + b"a" * 10**7 + b'": 7}'), "cannot be read"),
     "weights: no tensors": (lambda f: write_header(f, b"{}", b""), "tensors are missing"),
     "index: a shard outside": (
         lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')),
@@ -119,6 +129,11 @@ CASES = {
     "index: a shard missing": (
         lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}')),
         "is missing",
+    ),
+    "index: millions of shards": (
+        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(300_000)}}))),
+        "too many for a checkpoint",
     ),
     "index: no map": (lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text('{"weight_map": []}')), "weight_map"),
     "index: a name with a zero": (
@@ -208,6 +223,11 @@ def with_words(folder: Path, **files: str) -> Path:
         ({"vocab__json": '{"a": 0}', "merges__txt": "a b c"}, "merges.txt cannot be read"),
         ({"tokenizer_config__json": "[1]"}, "tokenizer_config.json holds"),
         ({"special_tokens_map__json": "{"}, "special_tokens_map.json cannot be read"),
+        ({"tokenizer__json": '{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"[UNK]"}}'}, "cannot be read"),
+        ({"tokenizer__model": "x", "tokenizer_config__json": '{"add_prefix_space": false}'}, "add_prefix_space"),
+        ({"tokenizer__model": "x", "tokenizer_config__json": '{"add_eos_token": true}'}, "add_eos_token"),
+        ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": 7}'}, "added_tokens.json"),
+        ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": "c"}'}, "added_tokens.json"),
     ],
 )
 def test_broken_tokenizers_are_named(folder, files, said):
@@ -216,7 +236,35 @@ def test_broken_tokenizers_are_named(folder, files, said):
 
 def test_a_tokenizer_larger_than_the_embedding(folder):
     shutil.copy(POCKET / "llama" / "tokenizer.json", folder)
-    assert "the tokenizer has 900 entries, the embedding only 61" in check(folder, "--prompt", "hello")
+    assert "the tokenizer has 896 entries, the embedding only 61" in check(folder, "--prompt", "hello")
+
+
+def test_added_tokens_beyond_the_embedding_are_an_error_only_where_they_are_used(tmp_path):
+    """Published: Llama-2 and CodeLlama repositories whose tokenizer has a pad or fill-in token more than the embedding has rows."""
+    folder = tmp_path / "pocket"
+    shutil.copytree(POCKET / "llama", folder)
+    made = json.loads((folder / "tokenizer.json").read_text())
+    made["added_tokens"].append(made["added_tokens"][1] | {"id": 900, "content": "<PAD2>"})
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<eos>", "pad_token": "<PAD2>"}')
+    assert check(folder, "--prompt", "Tom has 3 pens.") == ""
+    assert "the model's embedding has 900 rows" in check(folder, "--prompt", "Tom has <PAD2> pens.")
+
+
+@pytest.mark.parametrize("what", [("--prompt", "a\udcff"), ("--instruction", "a\udcff"), ("--prompt-ids", "5", "--max-new-tokens", "100000000000")])
+def test_options_that_cannot_be_carried_out(what):
+    assert check(Path("pocket-llama"), *what)
+
+
+def test_a_name_too_long_for_a_folder():
+    assert "can be no model" in check(Path("a" * 300))
+
+
+def test_a_sparse_tokenizer_of_a_gigabyte_is_not_read(folder):
+    for name in ("tokenizer.json", "tokenizer.model", "merges.txt"):
+        sparse(folder / name, 10**9)
+        assert "too many for a tokenizer" in check(folder, "--prompt", "hello")
+        (folder / name).unlink()
 
 
 # ---------------------------------------------------------------- fuzzing
@@ -333,6 +381,28 @@ def test_fuzzed_tokenizers(tmp_path):
         (folder / "tokenizer.json").write_text(json.dumps(made | outer | {"model": model | inner}))
         check(folder, "--prompt", "Tom has 3 pens.")
         (folder / "tokenizer.json").write_bytes(raw[:at] + noise + raw[at + len(noise) :])
+        check(folder, "--prompt", "Tom has 3 pens.")
+
+    fuzz()
+
+
+def test_fuzzed_sentencepiece_models(tmp_path):
+    """A small model made for the test, with bytes changed."""
+    import sentencepiece
+
+    made, folder = io.BytesIO(), tmp_path / "pocket"
+    shutil.copytree(POCKET / "llama", folder)
+    (folder / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat"] * 50), model_writer=made, vocab_size=270, model_type="bpe", byte_fallback=True, minloglevel=2,
+        hard_vocab_limit=False,
+    )
+    raw = made.getvalue()
+
+    @settings(FUZZ, max_examples=80)
+    @given(st.binary(min_size=1, max_size=8), st.integers(0, len(raw)))
+    def fuzz(noise, at):
+        (folder / "tokenizer.model").write_bytes(raw[:at] + noise + raw[at + len(noise) :])
         check(folder, "--prompt", "Tom has 3 pens.")
 
     fuzz()

@@ -190,3 +190,23 @@ def test_every_site_is_in_the_table_and_in_the_picture(tmp_path, family):
 
 def test_config_of_leaves_out_none():
     assert "n_head" not in config_of("bloom", n_head=None)
+
+
+def test_a_finished_row_takes_no_positions_from_the_others(tmp_path):
+    """OPT's table ends at 64: a row of 62 tokens that stops at once must not stop shorter rows beside it."""
+    model = load_model(str(write_checkpoint(tmp_path, "opt")))
+    long = torch.randint(3, 61, (62,), generator=torch.Generator().manual_seed(4)).tolist()
+    stop = generate(model, torch.tensor([long]), max_new_tokens=1)[0]
+    rows = [long, *PROMPTS]
+    alone = [generate(model, torch.tensor([row]), max_new_tokens=10 if row is not long else 2, stop_ids=stop)[0] for row in rows]
+    assert generate(model, *left_pad(rows, 0, "cpu"), max_new_tokens=10, stop_ids=stop) == alone
+
+
+def test_bloom_takes_positions_of_all_keys(tmp_path):
+    model = load_model(str(write_checkpoint(tmp_path, "bloom")))
+    ids, cache = torch.tensor([PROMPTS[1]]), model.new_cache(1, 7)
+    model(ids[:, :6], cache=cache)
+    with pytest.raises(UserError, match="positions of all 7 tokens"):
+        model(ids[:, 6:], positions=torch.tensor([[6]]), cache=cache)
+    cache.filled = 6
+    assert difference(model(ids[:, 6:], positions=torch.arange(7)[None], cache=cache), model(ids)[:, 6:], torch.ones(1, 1)) < 1e-4

@@ -142,6 +142,34 @@ def test_a_template_that_has_the_bos_gets_no_second_one(tmp_path, opt_folder):
     assert load_tokenizer(str(opt_folder)).encode("pens") == ids
 
 
+def test_galactica_has_no_bos(opt_folder):
+    """It is an OPT with a tokenizer.json of its own, which puts nothing in front."""
+    load_tokenizer(str(opt_folder)).inner.inner.save(str(opt_folder / "tokenizer.json"))
+    (opt_folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (opt_folder / "config.json").write_text('{"model_type": "opt", "bos_token_id": 0}')
+    ours = load_tokenizer(str(opt_folder))
+    assert ours.encode("pens") == ours.encode("pens", bos=False)
+
+
+def test_settings_of_tokenizer_config(llama_folder, gpt_folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for name in ("tokenizer.model", "config.json"):
+        shutil.copy(llama_folder / name, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 32000}')
+    ours = load_tokenizer(str(tmp_path))
+    assert ours.encode("a<pad>b") == [264, 32000, 287]
+    assert (ours.size, ours.decode([264, 32000])) == (32001, "a")
+    other = tmp_path / "gpt"
+    shutil.copytree(gpt_folder, other)
+    (other / "added_tokens.json").write_text('{"<|extra|>": 50257}')
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": True}))
+    ours, theirs = load_tokenizer(str(other)), transformers.GPT2Tokenizer.from_pretrained(str(other))
+    assert ours.encode("hello<|extra|>b")[1] == 50257
+    assert ours.encode("hello") == theirs("hello")["input_ids"]
+
+
 def test_sentencepiece_without_a_bos(tmp_path):
     import sentencepiece
 

@@ -87,11 +87,7 @@ def load_base(s: Settings) -> nn.Module:
 def load_words(s: Settings, model: nn.Module) -> Tokenizer:
     """The tokenizer of the settings. Raises UserError when it has ids the model's embedding has not."""
     tokenizer = load_tokenizer(s.model, s.revision or None)
-    if tokenizer.size > model.config.vocab_size:
-        raise UserError(f"{s.model}: the tokenizer has {tokenizer.size} entries, the embedding only {model.config.vocab_size}")
-    for kind in ("bos", "eos", "pad"):
-        if (getattr(tokenizer, f"{kind}_id") or 0) >= model.config.vocab_size:
-            raise UserError(f"{s.model}: {kind}_token_id {getattr(tokenizer, f'{kind}_id')} is not below the vocabulary's {model.config.vocab_size}")
+    tokenizer.fit(model.config.vocab_size)
     return tokenizer
 
 

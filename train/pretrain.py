@@ -4,7 +4,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -26,40 +26,66 @@ EOS, PAD = "<eos>", "<pad>"
 Line = list[tuple[str, float]]  # segments of text, each with its loss weight
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe for pretrain: what all families share, and a table for each."""
+
+    seed: int
+    threads: int
+    tokenizer_size: int
+    initializer_range: float
+    train: dict
+    families: dict
+
+    def check(self) -> None:
+        for key, least in (("threads", 1), ("tokenizer_size", 400)):  # the bytes, the numbers and the special tokens are 391
+            if getattr(self, key) < least:
+                raise UserError(f"{key} = {getattr(self, key)} must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Own:
+    """One family's table: its config.json, and what is laid over the recipe's [train]."""
+
+    model: dict
+    train: dict = field(default_factory=dict)
+
+
 def pretrain(recipe_name: str, family_name: str, folder: Path, seed: int | None = None, max_steps: int | None = None) -> int:
     """Make a pocket model in `folder`: tokenizer.json, config.json, model.safetensors (float16). Returns the exit status.
 
     Raises UserError for a recipe that is unknown or malformed, and for a family it does not have.
     """
+    where = f"recipe {recipe_name}"
     table = recipe(recipe_name)
-    keys = ("seed", "threads", "tokenizer_size", "initializer_range", "train", "families")
-    for key in keys:
+    for key in (one.name for one in fields(Recipe)):
         if key not in table:
-            raise UserError(f"recipe {recipe_name} is not one for pretrain: it has no {key!r}")
-    for key in table:
-        if key not in keys:
-            raise UserError(f"recipe {recipe_name}: {unknown('setting', key, keys)}")
-    if family_name not in table["families"]:
-        raise UserError(f"recipe {recipe_name}: {unknown('family', family_name, table['families'])}")
-    own = table["families"][family_name]
-    for key in own:
-        if key not in ("model", "train"):
-            raise UserError(f"recipe {recipe_name} [families.{family_name}]: {unknown('setting', key, ['model', 'train'])}")
-    seed = table["seed"] if seed is None else seed
-    s = build(Train, table["train"] | own.get("train", {}), f"recipe {recipe_name} [train]")
+            raise UserError(f"{where} is not one for pretrain: it has no {key!r}")
+    r = build(Recipe, table, where)
+    if family_name not in r.families:
+        raise UserError(f"{where}: {unknown('family', family_name, r.families)}")
+    where = f"{where} [families.{family_name}]"
+    if not isinstance(r.families[family_name], dict) or "model" not in r.families[family_name]:
+        raise UserError(f"{where} has no table 'model'")
+    own = build(Own, r.families[family_name], where)
+    seed = r.seed if seed is None else seed
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed = {seed} should be between 0 and 2^63 - 1")
+    s = build(Train, r.train | own.train, f"{where} [train]")
     s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
     if s.max_steps < 1:
         raise UserError(f"max_steps = {s.max_steps} must be at least 1: the text is made for that many steps")
+    make_folder(folder)  # before the minutes that training takes
 
-    torch.set_num_threads(table["threads"])
+    torch.set_num_threads(r.threads)
     print("training the tokenizer")
-    tokenizer = train_tokenizer(table["tokenizer_size"], table["seed"])
+    tokenizer = train_tokenizer(r.tokenizer_size, r.seed)
     ids = {"eos_token_id": tokenizer.token_to_id(EOS), "pad_token_id": tokenizer.token_to_id(PAD)}
-    raw = {**own["model"], "vocab_size": tokenizer.get_vocab_size(), **ids}
+    raw = {**own.model, "vocab_size": tokenizer.get_vocab_size(), **ids}
     examples = [encode_line(tokenizer, line) for line in lines(s.max_steps * s.batch_size, seed)]
-    family, config = family_and_config(raw, f"recipe {recipe_name} [families.{family_name}.model]")
+    family, config = family_and_config(raw, f"{where} model")
     model = family.Model(config)
-    initialise(model, table["initializer_range"], seed)
+    initialise(model, r.initializer_range, seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(map(len, examples)):,} tokens, {s.max_steps} steps")
     named = dict(model.named_parameters())
     with tempfile.TemporaryDirectory() as work:
@@ -68,7 +94,6 @@ def pretrain(recipe_name: str, family_name: str, folder: Path, seed: int | None 
         print("stopped before the end; nothing was saved")
         return 128 + outcome.signal
 
-    make_folder(folder)
     weights = {name: parameter.detach().half().contiguous() for name, parameter in named.items()}
     write_atomically(folder / "model.safetensors", lambda path: save_file(weights, str(path), metadata={"format": "pt"}))
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
