@@ -143,8 +143,11 @@ def cached(repo: str, revision: str, need: str, lenient: bool = False) -> Path |
 
     lenient does without tokenizer_config.json, which few repositories lack: without it the hub is asked first.
     """
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ValueError as error:  # it reads its environment while it is imported
+        raise UserError(f"huggingface_hub cannot start ({error}): check HF_ENDPOINT and the other HF_ variables") from None
 
     for branch in (CONVERTED, revision) if revision == "main" else (revision,):
         try:
