@@ -73,7 +73,8 @@ def measure(code: str, folder: Path) -> dict:
     """What a fresh Python prints for this code."""
     done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(resolve("pocket-llama")), str(folder)], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"the measurement ended with: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1].removeprefix('model.errors.UserError: ')}")
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise UserError(f"the measurement ended with: {last.removeprefix('model.errors.UserError: ')}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
