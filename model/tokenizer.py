@@ -112,7 +112,7 @@ class Tokenizer:
         names |= {key: value for key, value in read_optional(folder, "tokenizer_config.json").items() if value is not None}
         special = {kind: name_of(names.get(f"{kind}_token")) for kind in ("bos", "eos", "pad", "unk")}
         added = read_optional(folder, "added_tokens.json")
-        if not all(type(number) is int and 0 <= number < 2**31 for number in added.values()):
+        if not all(token and type(number) is int and 0 <= number < 2**31 for token, number in added.items()):
             raise UserError(f"{folder / 'added_tokens.json'} does not hold token numbers")
         for name in ("tokenizer.json", "tokenizer.model", "merges.txt"):
             if (folder / name).is_file() and inside(folder, name).stat().st_size > LARGEST:

@@ -228,6 +228,7 @@ def with_words(folder: Path, **files: str) -> Path:
         ({"tokenizer__model": "x", "tokenizer_config__json": '{"add_eos_token": true}'}, "add_eos_token"),
         ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": 7}'}, "added_tokens.json"),
         ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": "c"}'}, "added_tokens.json"),
+        ({"tokenizer__model": "x", "added_tokens__json": '{"": 1}'}, "added_tokens.json"),
     ],
 )
 def test_broken_tokenizers_are_named(folder, files, said):
