@@ -1,13 +1,16 @@
 """Put adapters into a model's sites, switch them, list their parameters."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from adapters.base import Adapter
-from adapters.config import METHODS, AdapterConfig, layer_numbers, resolve
+from adapters.compose import Composition, Group
+from adapters.config import METHODS, AdapterConfig, Part, layer_numbers, resolve
 from model.errors import UserError, unknown
-from model.parts import Linear, Site
+from model.sites import Linear, Site
 
 
 def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default", **changes) -> AdapterConfig:
@@ -15,7 +18,7 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
 
     `preset` is a name of presets.toml (changed by keywords: size=64, sites=["q"], layers="last 8") or an AdapterConfig.
     The base is frozen; the adapter's parameters are float32 on the device of the weights beside them. Raises UserError for unknown
-    presets, sites, options and layers, for a name already taken, and for a method that cannot work at a site.
+    presets, sites, options and layers, for a name already taken, and for a method that cannot work at a site; the model is then unchanged.
     """
     if isinstance(preset, AdapterConfig) and changes:
         raise UserError(f"an AdapterConfig is complete and takes no changes ({', '.join(changes)}); give a preset's name with them")
@@ -24,38 +27,106 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
         raise UserError(f"the model already has an adapter named {name!r}; give another name")
     if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":
         raise UserError(f"adapter name {name!r} cannot be used: it should be letters, digits and _, no digit first, and no word of torch's own")
+    made: dict[str, dict[str, Adapter]] = {}  # path of a site -> its adapters by part
+    for part_name, part in config.parts.items():
+        for path, adapter in build(model, part).items():
+            adapter.part = part_name
+            made.setdefault(path, {})[part_name] = adapter
     for parameter_name, parameter in model.named_parameters():
         if ".adapters." not in parameter_name:
             parameter.requires_grad_(False)
-    method = METHODS[config.kind]
-    places = [find_site(model, layer, site) for layer in layer_numbers(config.layers, len(model.blocks)) for site in config.sites]
-    for path, site in places:
-        if [other for other, _ in places].count(path) > 1:
-            raise UserError(f"{path} is named twice by sites {list(config.sites)} and layers {config.layers}")
-        if method.linear_only and not isinstance(site, Linear):
-            raise UserError(f"{config.kind} works on Linears, and {path} is a whole sub-layer; there is: {', '.join(linear_sites(model))}")
-    made = [(site, method(config.options, site)) for _, site in places]
-    for site, adapter in made:
+    for path, parts in made.items():
+        site = model.get_submodule(path)
+        adapter = parts[""] if list(parts) == [""] else Group(parts)
         adapter.config = config
-        anchor = next((p for p in site.parameters(recurse=False)), next(model.parameters()))
-        site.adapters[name] = adapter.to(anchor.device).train(model.training)
+        site.adapters[name] = adapter.to(anchor(model, site).device).train(model.training)
+        if adapter.members:  # from here on they are reached through this one alone, and frozen
+            site.active = tuple(one for one in site.active if not any(one is site.adapters[member] for member in adapter.members))
+            for member in adapter.members:
+                site.adapters[member].requires_grad_(False)
         site.active += (adapter,)
     return config
 
 
-def find_site(model: nn.Module, layer: int, name: str) -> tuple[str, Site]:
-    """The site `name` of one block, with its path in the model. A site's name or its module's own (q_proj) will do."""
-    for site, attribute in model.sites.items():
-        if name in (site, attribute, attribute.rpartition(".")[2]):
-            block = model.blocks[layer]
-            path = next(path for path, module in model.named_modules() if module is block)
-            return f"{path}.{attribute}", block.get_submodule(attribute)
-    raise unknown(f"site of {model.family}", name, model.sites)
+def build(model: nn.Module, part: Part) -> dict[str, Adapter]:
+    """One part's adapters by the path of their site. Raises UserError."""
+    method = METHODS[part.kind]
+    places = find_sites(model, part)
+    for path, site, _, _ in places:
+        if site.kind not in method.works_on:
+            fitting = [one for one, module in named_sites(model).items() if module.kind in method.works_on]
+            kinds = " or ".join(f"a {kind}" if kind != "keys and values" else "keys and values" for kind in method.works_on)
+            raise UserError(f"{part.kind} works on {kinds}, and {path} is a {site.kind}{' (whole)' if site.kind == 'sub-layer' else ''}; "
+                            f"there is: {', '.join(fitting)}")
+    options = [part.options_at(path, site, index) for path, _, site, index in places]
+    for one in options:
+        one.check()
+    layers = max(index for *_, index in places) + 1
+    for key, value in vars(part.options).items():
+        if isinstance(value, list) and len(value) != layers:
+            raise UserError(f"{key} = {value} has {len(value)} values, and the adapter sits in {layers} layers")
+    with torch.device("meta") if next(model.parameters()).is_meta else nullcontext():
+        adapters = method.build(options, [site for _, site, _, _ in places], model)
+    for adapter in adapters:
+        adapter.rate = part.rate
+    return {path: adapter for (path, *_), adapter in zip(places, adapters, strict=True)}
+
+
+def find_sites(model: nn.Module, part: Part) -> list[tuple[str, Site, str, int]]:
+    """(path, site, its name, index among the layers chosen) of every place a part names, layer by layer. Raises UserError.
+
+    A site goes by its name, its module's (q_proj), or its whole path (model.layers.0.self_attn.q_proj), which layers do not apply to.
+    """
+    numbers = layer_numbers(part.layers, len(model.blocks))
+    inner, outer = [], []
+    for name in part.sites:
+        found = next((site for site, attribute in model.sites.items() if name in (site, attribute, attribute.rpartition(".")[2])), None)
+        if found:
+            inner.append((found, model.sites[found]))
+        else:
+            outer.append(outer_site(model, name))
+    places = [(f"{model.blocks_at}.{layer}.{attribute}", site, index) for index, layer in enumerate(numbers) for site, attribute in inner]
+    places += [(path, site, 0) for path, site in outer]
+    for path, *_ in places:
+        if [other for other, *_ in places].count(path) > 1:
+            raise UserError(f"{path} is named twice by sites {list(part.sites)} and layers {part.layers}")
+    return [(path, model.get_submodule(path), site, index) for path, site, index in places]
+
+
+def outer_site(model: nn.Module, name: str) -> tuple[str, str]:
+    """(path, name) of a site outside of the blocks, or of any site by its whole path. Raises UserError."""
+    for site, path in model.outer_sites.items():
+        if name in (site, path, path.rpartition(".")[2]):
+            if not isinstance(submodule(model, path), Site):
+                raise UserError(f"this model has no {site} ({path}): name the others, sites = [...]")
+            return path, site
+    if isinstance(submodule(model, name), Site):
+        return name, name
+    raise unknown(f"site of {model.family}", name, [*model.sites, *model.outer_sites])
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def named_sites(model: nn.Module) -> dict[str, Site]:
+    """The sites of the first block and those outside of the blocks, by the names of the family's table."""
+    inner = {site: model.blocks[0].get_submodule(attribute) for site, attribute in model.sites.items()}
+    outer = {site: submodule(model, path) for site, path in model.outer_sites.items()}
+    return {site: module for site, module in (inner | outer).items() if isinstance(module, Site)}
 
 
 def linear_sites(model: nn.Module) -> list[str]:
-    """The sites that are single Linears."""
+    """The sites of a block that are single Linears."""
     return [site for site, attribute in model.sites.items() if isinstance(model.blocks[0].get_submodule(attribute), Linear)]
+
+
+def anchor(model: nn.Module, site: Site) -> Tensor:
+    """A tensor that lies where the site's computation does."""
+    return next((p for p in site.parameters(recurse=False)), next(model.parameters()))
 
 
 def all_sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
@@ -68,27 +139,101 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for _, site in all_sites(model) for name in site.adapters))
 
 
-def use(model: nn.Module, names: list[str]) -> None:
-    """Switch on exactly these adapters, applied in this order; [] leaves the base alone. Raises UserError for an unknown name."""
+def adapters_named(model: nn.Module, name: str) -> dict[str, Adapter]:
+    """The adapters called `name` by the path of their site. Raises UserError when there is none."""
+    found = {path: site.adapters[name] for path, site in all_sites(model) if name in site.adapters}
+    if not found:
+        raise unknown("adapter name", name, adapter_names(model))
+    return found
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take the adapter out of the model. Raises UserError when there is none of that name, or a fusion that is there is built on it."""
+    adapters_named(model, name)
+    for other in adapter_names(model):
+        if other != name and name in next(iter(adapters_named(model, other).values())).members:
+            raise UserError(f"adapter {other!r} is built on {name!r}: remove it first")
+    for _, site in all_sites(model):
+        if name in site.adapters:
+            gone = site.adapters[name]
+            del site.adapters[name]
+            site.active = tuple(one for one in site.active if one is not gone and not (isinstance(one, Composition) and gone in one.members))
+
+
+def use(model: nn.Module, names: list["str | Composition"], train: list[str] | None = None) -> None:
+    """Switch on exactly these adapters, applied in this order; [] leaves the base alone.
+
+    Instead of a name, an entry may be a composition of several: Average("a", "b"), Rows("a", "b", None) (adapters/compose.py). The parameters of
+    what is on require gradients, or those of `train` alone. Raises UserError for an unknown name and for what cannot be composed.
+    """
     loaded = adapter_names(model)
-    for name in names:
+    wanted = [one for entry in names for one in (entry.names if isinstance(entry, Composition) else [entry])]
+    for name in [*wanted, *(train or [])]:
         if name not in loaded:
             raise unknown("adapter name", name, loaded)
-    for _, site in all_sites(model):
-        site.active = tuple(site.adapters[name] for name in names if name in site.adapters)
+    active = {}
+    for path, site in all_sites(model):
+        entries = [entry.at(site) if isinstance(entry, Composition) else site.adapters._modules.get(entry) for entry in names]
+        active[path] = tuple(entry for entry in entries if entry is not None)
+    for path, site in all_sites(model):
+        site.active = active[path]
+        for name, adapter in site.adapters.items():
+            adapter.requires_grad_(name in (wanted if train is None else train))
+
+
+def in_use(model: nn.Module) -> Iterator[tuple[str, str, Adapter]]:
+    """(path of the site, name, adapter) of all that is on, the parts of mixtures one by one."""
+    for path, site in all_sites(model):
+        on = [one for entry in site.active for one in (entry.members if isinstance(entry, Composition) else [entry])]
+        for name, adapter in site.adapters.items():
+            if any(adapter is one for one in on):
+                yield from ((f"{path}.adapters.{prefix}", name, one) for prefix, one in parts_of(name, adapter))
+
+
+def parts_of(name: str, adapter: Adapter) -> list[tuple[str, Adapter]]:
+    """(path behind the site's `adapters`, adapter) of the parts of a mixture, or of the adapter itself."""
+    return [(f"{name}.parts.{part}", one) for part, one in adapter.parts.items()] if isinstance(adapter, Group) else [(name, adapter)]
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the adapters that are switched on, by their path."""
-    return {
-        f"{path}.adapters.{name}.{leaf}": parameter
-        for path, site in all_sites(model)
-        for name, adapter in site.adapters.items()
-        if isinstance(adapter, Adapter) and adapter in site.active
-        for leaf, parameter in adapter.named_parameters()
-    }
+    """The parameters of the adapters that are switched on and trained, by their path; what several sites share, once."""
+    return once({f"{path}.{leaf}": parameter for path, _, adapter in in_use(model)
+                 for leaf, parameter in adapter.named_parameters() if parameter.requires_grad})
+
+
+def named_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What else the adapters that are on carry from step to step, by its path."""
+    return once({f"{path}.{leaf}": buffer for path, _, adapter in in_use(model) for leaf, buffer in adapter.named_buffers()})
+
+
+def once(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the tensors that are there already under another name."""
+    seen: set[int] = set()
+    return {name: tensor for name, tensor in named.items() if not (id(tensor) in seen or seen.add(id(tensor)))}
 
 
 def parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the adapters that are switched on: what an optimizer gets."""
+    """The parameters of the adapters that are switched on and trained: what an optimizer gets."""
     return list(named_parameters(model).values())
+
+
+def rates(model: nn.Module) -> dict[str, float]:
+    """For each of `named_parameters`, its learning rate as a multiple of the run's."""
+    found = {f"{path}.{leaf}": adapter.rate for path, _, adapter in in_use(model) for leaf, _ in adapter.named_parameters()}
+    return {name: found[name] for name in named_parameters(model)}
+
+
+def penalty(model: nn.Module) -> Tensor | None:
+    """What the adapters that are on add to the loss of a training step, if anything: the mean of their penalties."""
+    found = [one for _, _, adapter in in_use(model) if (one := adapter.penalty()) is not None]
+    return torch.stack([one.to(found[0].device) for one in found]).mean() if found else None
+
+
+def after_step(model: nn.Module, step: int, total: int) -> None:
+    """Let the methods that change with time do so, after `step` of `total` training steps."""
+    by_method: dict[tuple[str, type], list[Adapter]] = {}
+    for _, name, adapter in in_use(model):
+        by_method.setdefault((name, type(adapter)), []).append(adapter)
+    for (_, method), adapters in by_method.items():
+        method.after_step(adapters, step, total)
+

@@ -10,6 +10,7 @@
     input          └── D ─ act ─ U ───┘
 
 D is [size, read width], U is [written width, size]; no biases, as in the paper's code. The paper: eq. 4 (series) and eq. 5 (parallel).
+s is a number (scaled parallel, He et al. 2022: 4) or learned. A gate (UniPELT, Mao et al. 2022) multiplies s by sigmoid(g · x) for each token.
 """
 
 import math
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from adapters.base import Adapter
 from model.errors import UserError, unknown
-from model.parts import Linear
+from model.sites import Linear
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu, "none": lambda x: x}
 
@@ -33,11 +34,13 @@ class Bottleneck(Adapter):
     class Options:
         reads: str = "output"  # "output": series; "input": parallel
         writes: str = "output"  # "input": the sum goes into f instead (a Linear's input, as the paper's code does on gate and up)
-        size: int = 256  # bottleneck width
+        size: int | list = 256  # bottleneck width; a list: one for each layer
+        reduction: float = 0.0  # instead of size: the read width divided by this
         act: str = "tanh"
-        scale: float = 1.0
+        scale: float | str = 1.0  # s; "learned": a trained number, from 1
         dropout: float = 0.0  # in front of the down-projection
         init: str = "identity"  # "identity": D kaiming, U zeros, so training starts at the base; "bert": both N(0, 0.02)
+        gate: bool = False
 
         def check(self) -> None:
             for key, known in (("reads", ("output", "input")), ("writes", ("output", "input")), ("act", ACTIVATIONS), ("init", ("identity", "bert"))):
@@ -45,6 +48,10 @@ class Bottleneck(Adapter):
                     raise unknown(f"value for {key}", getattr(self, key), known)
             if self.size < 1:
                 raise UserError(f"size = {self.size}: a bottleneck needs at least one unit")
+            if self.reduction < 0:
+                raise UserError(f"reduction = {self.reduction} must be positive, or 0 for size to count")
+            if isinstance(self.scale, str) and self.scale != "learned":
+                raise unknown("value for scale", self.scale, ["learned", "a number"])
             if not 0 <= self.dropout < 1:
                 raise UserError(f"dropout = {self.dropout} is not between 0 and 1")
             if self.writes == "input" and self.reads == "output":
@@ -55,11 +62,15 @@ class Bottleneck(Adapter):
         if options.writes == "input" and not isinstance(site, Linear):
             raise UserError('writes = "input" works on Linears (q, k, v, o, gate, up, down), not on whole sub-layers')
         self.options = options
+        self.starts_at_base = options.init == "identity"
         self.act = ACTIVATIONS[options.act]
         read = site.out_features if options.reads == "output" else site.in_features
         write = site.out_features if options.writes == "output" else site.in_features
-        self.adapter_down = nn.Parameter(torch.empty(options.size, read))
-        self.adapter_up = nn.Parameter(torch.zeros(write, options.size))
+        size = max(1, round(read / options.reduction)) if options.reduction else options.size
+        self.adapter_down = nn.Parameter(torch.empty(size, read))
+        self.adapter_up = nn.Parameter(torch.zeros(write, size))
+        self.adapter_scaling = nn.Parameter(torch.ones(1)) if options.scale == "learned" else None
+        self.adapter_gate = nn.Parameter(torch.zeros(1, read)) if options.gate else None
         if options.init == "bert":
             nn.init.normal_(self.adapter_down, std=0.02)
             nn.init.normal_(self.adapter_up, std=0.02)
@@ -68,8 +79,11 @@ class Bottleneck(Adapter):
 
     def delta(self, h: Tensor) -> Tensor:
         """s · U act(D h)."""
+        scale = self.options.scale if self.adapter_scaling is None else self.adapter_scaling.to(h.dtype)
+        if self.adapter_gate is not None:
+            scale = scale * torch.sigmoid(self.linear(h, self.adapter_gate))
         h = F.dropout(h, self.options.dropout, self.training)
-        return self.options.scale * self.linear(self.act(self.linear(h, self.adapter_down)), self.adapter_up)
+        return scale * self.linear(self.act(self.linear(h, self.adapter_down)), self.adapter_up)
 
     def before(self, x: Tensor) -> Tensor:
         return x + self.delta(x) if self.options.writes == "input" else x
@@ -78,3 +92,6 @@ class Bottleneck(Adapter):
         if self.options.writes == "input":
             return y
         return y + self.delta(y if self.options.reads == "output" else x)
+
+    def key(self, leaf: str) -> str:
+        return leaf if leaf == "adapter_scaling" else f"{leaf}.weight"  # as the paper's code calls them

@@ -1,37 +1,119 @@
 """The configuration of an adapter: a preset's name and changes to it -> a checked, complete AdapterConfig."""
 
 import math
+import re
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from torch import nn
+
+from adapters.adalora import AdaLoRA
+from adapters.base import Adapter
+from adapters.bitfit import BitFit
 from adapters.bottleneck import Bottleneck
+from adapters.dora import DoRA
+from adapters.full import Full
+from adapters.fusion import Fusion
+from adapters.ia3 import IA3
+from adapters.invertible import Invertible
+from adapters.ln_tuning import LNTuning
 from adapters.lora import LoRA
+from adapters.p_tuning import PTuning
+from adapters.pissa import PiSSA
+from adapters.prefix import Prefix
+from adapters.prompt import Prompt
+from adapters.token_rows import TokenRows
+from adapters.vera import VeRA
 from model.errors import UserError, unknown
 from model.load import FAMILIES
 
-METHODS = {"bottleneck": Bottleneck, "lora": LoRA}  # kind -> class; one row a method
-PLACEMENT = ("kind", "sites", "layers")
+METHODS: dict[str, type[Adapter]] = {  # kind -> class; one row a method
+    "bottleneck": Bottleneck,
+    "lora": LoRA,
+    "dora": DoRA,
+    "pissa": PiSSA,
+    "adalora": AdaLoRA,
+    "vera": VeRA,
+    "ia3": IA3,
+    "prefix": Prefix,
+    "prompt": Prompt,
+    "p_tuning": PTuning,
+    "invertible": Invertible,
+    "ln_tuning": LNTuning,
+    "bitfit": BitFit,
+    "full": Full,
+    "token_rows": TokenRows,
+    "fusion": Fusion,
+}
+PLACEMENT = ("kind", "preset", "sites", "layers", "overrides", "rate")
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
-    """Which method, where, and with which of its own options."""
+class Part:
+    """One method, where, and with which of its own options."""
 
     kind: str
     sites: tuple[str, ...] | dict[str, tuple[str, ...]]  # a dict holds them by family, under "any" those of all others
     layers: str | tuple[int, ...]  # "all", "first 8", "last 8", or layer numbers from 0
     options: object
+    overrides: dict[str, dict] = field(default_factory=dict)  # a site, or a pattern of module paths -> options that differ there
+    rate: float = 1.0  # its learning rate, as a multiple of the run's
 
-    def on(self, family: str) -> "AdapterConfig":
+    def on(self, family: str) -> "Part":
         """The same with the sites of one family."""
         return replace(self, sites=self.sites.get(family, self.sites["any"])) if isinstance(self.sites, dict) else self
 
+    def options_at(self, path: str, site: str, index: int):
+        """The options at one place: the site of this name and path, in the index-th of the layers. Of several overrides for one option, the
+        first that fits counts."""
+        options = at_layer(self.options, index)
+        changes: dict = {}
+        for pattern, table in self.overrides.items():
+            if pattern == site or re.fullmatch(rf"(.*\.)?({pattern})", path):
+                changes = table | changes
+        return replace(options, **changes)
+
     def table(self) -> dict:
-        """As one TOML table; `resolve` gives the same AdapterConfig back."""
+        """As one TOML table."""
         layers = self.layers if isinstance(self.layers, str) else list(self.layers)
         sites = {family: list(names) for family, names in self.sites.items()} if isinstance(self.sites, dict) else list(self.sites)
-        return {"kind": self.kind, "sites": sites, "layers": layers, **asdict(self.options)}
+        more = ({"overrides": self.overrides} if self.overrides else {}) | ({"rate": self.rate} if self.rate != 1.0 else {})
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.options).items()}
+        return {"kind": self.kind, "sites": sites, "layers": layers, **more, **options}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The parts of an adapter by name. One of a single method has one part, without a name."""
+
+    parts: dict[str, Part]
+
+    def on(self, family: str) -> "AdapterConfig":
+        return AdapterConfig({name: part.on(family) for name, part in self.parts.items()})
+
+    @property
+    def kind(self) -> str:
+        """The method, or those of a mixture: "prefix + bottleneck"."""
+        return " + ".join(dict.fromkeys(part.kind for part in self.parts.values()))
+
+    @property
+    def only(self) -> Part | None:
+        """The part of an adapter that has one."""
+        return next(iter(self.parts.values())) if len(self.parts) == 1 else None
+
+    def table(self) -> dict:
+        """As TOML: one table, or one for each part; `resolve` gives the same AdapterConfig back."""
+        return self.only.table() if self.only else {name: part.table() for name, part in self.parts.items()}
+
+    def place(self) -> str:
+        """Where it is, in words: "q, v, layers all"."""
+        return "; ".join(f"{', '.join(shorten(part.sites))}, layers {part.layers if isinstance(part.layers, str) else list(part.layers)}"
+                         for part in self.parts.values())
+
+
+def shorten(names: tuple[str, ...]) -> tuple[str, ...]:
+    return names if len(names) <= 12 else (*names[:3], f"... {len(names)} in all")
 
 
 def presets() -> dict[str, dict]:
@@ -39,50 +121,130 @@ def presets() -> dict[str, dict]:
     return tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
 
 
-def resolve(preset: str | None = None, **changes) -> AdapterConfig:
+def resolve(preset: str | None = None, *, below: dict[str, dict] | None = None, **changes) -> AdapterConfig:
     """A preset's table with `changes` laid over it (or, without a preset, a complete table) -> AdapterConfig.
 
-    Raises UserError for unknown presets, kinds and options (naming the nearest) and for values of the wrong type.
+    `below` holds tables that a recipe lays over presets. A mixture has a table for each part, and changes go into these. "lora+prefix" is a mixture
+    of these two presets. Raises UserError for unknown presets, kinds and options (naming the nearest) and for values of the wrong type.
     """
+    table = overlay(named(preset, below or {}) if preset is not None else {}, changes)
+    if "kind" in table or "preset" in table or not table or not all(isinstance(value, dict) for value in table.values()):
+        if preset and "kind" not in table and "preset" not in table:
+            parts = [name for name, value in table.items() if isinstance(value, dict)]
+            wrong = next(iter(changes.keys() - set(parts)), None)
+            raise UserError(f"adapter {preset} is made of {' and '.join(parts)}, and {wrong!r} is neither: say whose option it is, such as {parts[0]}.{wrong}")
+        return AdapterConfig({"": part_from(table, below or {})})
+    for name in table:
+        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise UserError(f"the parts of an adapter are named in letters, digits and _, and no word of torch's own, not {name!r:.50}")
+    return AdapterConfig({name: part_from(one, below or {}) for name, one in table.items()})
+
+
+def named(preset: str, below: dict[str, dict]) -> dict:
+    """The table of a preset, or of a mixture of several, "lora+prefix". Raises UserError."""
     known = presets()
-    if preset is not None and (not isinstance(preset, str) or preset not in known):
+    if isinstance(preset, str) and "+" in preset and preset not in known:
+        names = preset.split("+")
+        if len(set(names)) != len(names):
+            raise UserError(f"adapter {preset!r} names a preset twice")
+        return {name.replace("-", "_"): {"preset": name} for name in names}
+    if not isinstance(preset, str) or preset not in known:
         raise unknown("adapter", preset, known)
-    table = {"layers": "all", **(known[preset] if preset else {}), **changes}
-    for key in ("kind", "sites"):
-        if key not in table:
-            raise UserError(f"the adapter's configuration has no {key!r}")
+    return overlay(known[preset], below.get(preset, {}))
+
+
+def overlay(below: dict, above: dict) -> dict:
+    """`above` laid over `below`, table by table."""
+    merged = dict(below)
+    for key, value in above.items():
+        deeper = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "sites"
+        merged[key] = overlay(merged[key], value) if deeper else value
+    return merged
+
+
+def part_from(table: dict, below: dict[str, dict]) -> Part:
+    """One part from its table; `preset` in it names the table that lies below. Raises UserError."""
+    if "preset" in table:
+        start = named(table["preset"], below)
+        if "kind" not in start:
+            raise UserError(f"adapter {table['preset']} is a mixture and cannot be a part of another one")
+        table = overlay(start, {key: value for key, value in table.items() if key != "preset"})
+    table = {"layers": "all"} | table
+    if "kind" not in table:
+        raise UserError("the adapter's configuration has no 'kind'")
     if not isinstance(table["kind"], str) or table["kind"] not in METHODS:
         raise unknown("adapter kind", table["kind"], METHODS)
-    method = METHODS[table["kind"]]
-    types = {field.name: field.type for field in fields(method.Options)}
-    options = {}
-    for key, value in table.items():
-        if key in PLACEMENT:
-            continue
-        if key not in types:
-            raise unknown(f"option of {table['kind']} adapters", key, [*types, *PLACEMENT])
-        if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"adapter option {key} = {value} is not a finite number")
-        if not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
-            raise UserError(f"adapter option {key} = {value!r} should be {types[key].__name__}")
-        options[key] = value
-    sites, layers = table["sites"], table["layers"]
-    if isinstance(sites, dict):
-        for family in sites:
-            if family not in ("any", *FAMILIES):
-                raise UserError(f"adapter option sites: {unknown('family', family, ['any', *FAMILIES])}")
-        if "any" not in sites:
-            raise UserError(f"adapter option sites = {sites!r} has no 'any', the sites of the families it does not name")
-        sites = {family: site_names(names) for family, names in sites.items()}
-    else:
-        sites = site_names(sites)
+    if "sites" not in table:
+        raise UserError("the adapter's configuration has no 'sites'")
+    kind, method = table["kind"], METHODS[table["kind"]]
+    options = method.Options(**checked_options(kind, {key: value for key, value in table.items() if key not in PLACEMENT}))
+    overrides = table.get("overrides", {})
+    if not isinstance(overrides, dict) or not all(isinstance(one, dict) for one in overrides.values()):
+        raise UserError(f"adapter option overrides = {overrides!r:.100} should hold tables, such as overrides.down = {{ r = 4 }}")
+    overrides = {pattern: checked_options(kind, one) for pattern, one in overrides.items()}
+    for pattern in overrides:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"adapter option overrides: {pattern!r} is neither a site nor a pattern ({error})") from None
+    sites, layers = sites_from(table["sites"]), table["layers"]
     if not isinstance(layers, str | list | tuple):
         raise UserError(f'adapter option layers = {layers!r} should be "all", "first n", "last n" or a list of numbers')
-    config = AdapterConfig(table["kind"], sites, layers if isinstance(layers, str) else tuple(layers), method.Options(**options))
-    config.options.check()
-    return config
+    rate = checked_value("rate", table.get("rate", 1.0), float)
+    if rate <= 0:
+        raise UserError(f"adapter option rate = {rate} must be positive")
+    for one in [options, *(replace(options, **changes) for changes in overrides.values())]:
+        lists = [value for value in vars(one).values() if isinstance(value, list)]
+        for index in range(max(map(len, lists), default=1)):
+            at_layer(one, index, strict=False).check()
+    return Part(kind, sites, layers if isinstance(layers, str) else tuple(layers), options, overrides, rate)
+
+
+def at_layer(options, index: int, strict: bool = True):
+    """The options in the index-th layer: of a list, its element there. Raises UserError where the list is too short."""
+    changes = {}
+    for key, value in vars(options).items():
+        if isinstance(value, list):
+            if index >= len(value) and strict:
+                raise UserError(f"{key} = {value} has {len(value)} values, the adapter sits in more layers than that")
+            changes[key] = value[min(index, len(value) - 1)]
+    return replace(options, **changes)
+
+
+def checked_options(kind: str, table: dict) -> dict:
+    """The options of a method with their types checked. Raises UserError naming the nearest."""
+    types = {field.name: field.type for field in fields(METHODS[kind].Options)}
+    for key in table:
+        if key not in types:
+            raise unknown(f"option of {kind} adapters", key, [*types, *PLACEMENT])
+    return {key: checked_value(key, value, types[key]) for key, value in table.items()}
+
+
+def checked_value(key: str, value, kind):
+    """The value, where it is of this type; whole numbers are floats too, tuples are written as lists. Raises UserError."""
+    if isinstance(value, int) and not isinstance(value, bool) and not isinstance(value, kind) and isinstance(1.0, kind):
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"adapter option {key} = {value} is not a finite number")
+    if isinstance(value, list) and isinstance([], kind) and (not value or not all(type(one) is int for one in value)):
+        raise UserError(f"adapter option {key} = {value!r} should be one whole number, or one for each layer")
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"adapter option {key} = {value!r:.100} should be {getattr(kind, '__name__', str(kind).replace(' | ', ' or '))}")
+    return value
+
+
+def sites_from(sites) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+    """The sites of a table, by family or for all. Raises UserError."""
+    if not isinstance(sites, dict):
+        return site_names(sites)
+    for family in sites:
+        if family not in ("any", *FAMILIES):
+            raise UserError(f"adapter option sites: {unknown('family', family, ['any', *FAMILIES])}")
+    if "any" not in sites:
+        raise UserError(f"adapter option sites = {sites!r} has no 'any', the sites of the families it does not name")
+    return {family: site_names(names) for family, names in sites.items()}
 
 
 def site_names(names) -> tuple[str, ...]:

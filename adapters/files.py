@@ -1,120 +1,149 @@
-"""Adapter folders: adapter_model.safetensors + adapter_config.json, written in the key scheme of PEFT and of the paper, read strictly."""
+"""Adapter folders: adapter_model.safetensors + adapter_config.json, ours, PEFT's or the paper repository's, told apart by their content.
+
+Ours have the key scheme of PEFT and of the paper, and a section of their own in adapter_config.json with the complete configuration and the
+fingerprint of the base. What PEFT 0.21 can compute, it reads from our files as well. The keys of a mixture begin with the name of the part.
+"""
 
 import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from adapters.attach import adapter_names, all_sites, attach
-from adapters.config import AdapterConfig, resolve
+from adapters import paper, peft
+from adapters.attach import adapter_names, adapters_named, attach, parts_of, remove
+from adapters.base import Adapter, Tensors
+from adapters.config import METHODS, AdapterConfig, resolve
 from model.errors import UserError, unknown
-from model.files import make_folder, read_json, write_atomically, write_text
+from model.files import inside, make_folder, read_json, safetensors, torch_tensors, write_atomically, write_text
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."  # in front of every module path in PEFT's files
+WEIGHTS, OLD_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 OURS = "llm_adapters"  # our own section of adapter_config.json
+FORMATS = ("native", "peft", "paper")
 
 
-def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", format: str = "native", run: dict | None = None) -> None:
+def save_adapter(
+    model: nn.Module, folder: str | Path, name: str = "default", format: str = "native", run: dict | None = None, plain: bool = False
+) -> None:
     """Write the adapter `name` into `folder` (in place of one that is there) and read it back to check it.
 
-    LoRA files are those of PEFT 0.21, bottlenecks have the paper's tensor names; both carry our section with the base's fingerprint,
-    the full configuration and `run` (prompt template, ...). format "peft" is refused for what PEFT cannot read. Raises UserError.
+    format: "native", with `run` (prompt template, ...) and the base's fingerprint; "peft", what PEFT 0.21 reads and nothing else; "paper", what the
+    paper's repository reads. plain=True turns LoRA's relatives into a LoRA with alpha = r everywhere, for programs that know no more. Raises UserError
+    for an adapter that a format has no place for, and for one that is not finite; nothing is written then.
     """
-    adapters = {path: site.adapters[name] for path, site in all_sites(model) if name in site.adapters}
-    if not adapters:
-        raise unknown("adapter name", name, adapter_names(model))
+    if format not in FORMATS:
+        raise unknown("adapter file format", format, FORMATS)
+    adapters = adapters_named(model, name)
     config: AdapterConfig = next(iter(adapters.values())).config
-    if format not in ("native", "peft", "paper"):
-        raise unknown("adapter file format", format, ["native", "peft", "paper"])
-    if format == "paper" or (format == "peft" and config.kind != "lora"):
-        raise UserError(f'{config.kind} adapters cannot be written as format="{format}" in this version; "native" can')
-    tensors = {
-        f"{PREFIX}{path}.{leaf}.weight": parameter.detach().float().cpu().contiguous()
-        for path, adapter in adapters.items()
-        for leaf, parameter in adapter.named_parameters()
-    }
+    if plain and format != "peft":
+        raise UserError(f'plain=True is for format="peft", not {format!r}')
+    if format == "native":
+        fields, tensors = peft.header(model, config, adapters), native_tensors(config, adapters)
+        fields[OURS] = {"family": model.family, "base_fingerprint": model.fingerprint, "adapter": config.table(), "run": run or {}}
+    else:
+        fields, tensors = peft.write(model, config, adapters, plain) if format == "peft" else paper.write(model, config, adapters)
+    write_adapter(Path(folder), fields, tensors, as_bin=format == "paper")
+
+
+def native_tensors(config: AdapterConfig, adapters: dict[str, Adapter]) -> dict[str, Tensor]:
+    """What our own file holds, by key."""
+    return {f"{part}:{key}" if part else key: tensor
+            for part in config.parts for key, tensor in METHODS[config.parts[part].kind].to_file(of_part(adapters, part)).items()}
+
+
+def of_part(adapters: dict[str, Adapter], part: str) -> dict[str, Adapter]:
+    """The adapters of one part of a mixture, by path."""
+    found = {}
+    for path, adapter in adapters.items():
+        for _, one in parts_of("", adapter):
+            if one.part == part:
+                found[path] = one
+    return found
+
+
+def write_adapter(folder: Path, fields: dict, tensors: dict[str, Tensor], as_bin: bool = False) -> None:
+    """Write both files and read the tensors back. Raises UserError; nothing is written of an adapter that is not finite."""
+    tensors = {key: tensor.detach().float().cpu().contiguous().clone() for key, tensor in tensors.items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise UserError(f"adapter {name!r} holds NaN or infinite values at {key}; nothing was written")
-    peft = {"peft_type": "BOTTLENECK", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(model.folder), "inference_mode": True}
-    if config.kind == "lora":
-        options = config.options
-        peft |= {"peft_type": "LORA", "r": options.r, "lora_alpha": options.alpha, "lora_dropout": options.dropout, "bias": "none"}
-        peft["target_modules"] = sorted({path.rpartition(".")[2] for path in adapters})
-        if config.layers != "all":
-            peft["layers_to_transform"] = sorted({int(part) for path in adapters for part in path.split(".") if part.isdigit()})
-    peft[OURS] = {"family": model.family, "base_fingerprint": model.fingerprint, "adapter": config.table(), "run": run or {}}
-    folder = Path(folder)
+            raise UserError(f"the adapter holds NaN or infinite values at {key}; nothing was written")
     make_folder(folder)
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, str(path), metadata={"format": "pt"}))
-    write_text(folder / CONFIG, json.dumps(peft, indent=2) + "\n")
+    if as_bin:
+        write_atomically(folder / OLD_WEIGHTS, lambda path: torch.save(tensors, path))
+    else:
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, str(path), metadata={"format": "pt"}))
+    write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
+    (folder / (WEIGHTS if as_bin else OLD_WEIGHTS)).unlink(missing_ok=True)  # of the adapter that was here before
     back = read_tensors(folder)
     if back.keys() != tensors.keys() or any(not torch.equal(back[key], tensors[key]) for key in tensors):
-        raise UserError(f"{folder / WEIGHTS} does not hold what was written; the disk may be full or failing")
+        raise UserError(f"{folder} does not hold what was written; the disk may be full or failing")
 
 
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of an adapter folder, on the CPU."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {folder} is no adapter folder")
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of an adapter folder, on the CPU. Raises UserError."""
+    for name, read in ((WEIGHTS, safetensors), (OLD_WEIGHTS, torch_tensors)):
+        path = inside(folder, name)
+        if path.is_file():
+            found = list(read(path))
+            if len(dict(found)) != len(found):
+                raise UserError(f"{path} holds a tensor twice")
+            return dict(found)
+    raise UserError(f"{folder / WEIGHTS} is missing: {folder} is no adapter folder")
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> dict:
     """Attach the adapter in `folder` as `name`, switched on; returns the `run` section it was saved with.
 
-    Strict: the base must be the one the adapter was trained on (by fingerprint), and every tensor of the file is used exactly once
-    and fits. Raises UserError otherwise, leaving the model as it was.
+    Strict: every tensor of the file is used exactly once and fits, every module it names exists, and the base is the one the adapter was trained on
+    (by its fingerprint; of other programs' files, where only its name can be compared, a warning says so). Raises UserError otherwise, leaving the
+    model as it was.
     """
     folder = Path(folder)
     path = folder / CONFIG
     tensors = read_tensors(folder)
-    ours = read_json(path).get(OURS)
-    if not isinstance(ours, dict):
-        raise UserError(f"{path} has no {OURS!r} section: adapters of other programs cannot be read in this version")
+    where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
+    raw = read_json(inside(folder, CONFIG))
+    run: dict = {}
+    if OURS in raw:
+        config, run = read_ours(model, raw[OURS], folder)
+    elif not isinstance(raw.get("peft_type"), str):
+        raise UserError(f"{path} has neither our section {OURS!r} nor a peft_type: it is no adapter's configuration")
+    else:
+        reader = paper if paper.is_ours(raw, tensors) else peft
+        config, tensors = reader.read(model, raw, tensors, where)
+        peft.check_base(model, raw, folder)
+    attach(model, config, name)
+    try:
+        fill(model, Tensors(tensors, where), name)
+    except UserError:
+        remove(model, name)
+        raise
+    return run
+
+
+def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict]:
+    """(configuration, run section) of our own section. Raises UserError for another family or base."""
+    if not isinstance(ours, dict) or not isinstance(ours.get("adapter"), dict):
+        raise UserError(f"{folder / CONFIG}: section {OURS!r} has no table 'adapter'")
     if ours.get("family") != model.family:
         raise UserError(f"{folder} was made for a {ours.get('family')} model, this one is {model.family}")
     if ours.get("base_fingerprint") != model.fingerprint:
         raise UserError(f"{folder} was trained on another base model (fingerprint {ours.get('base_fingerprint')}, this one has {model.fingerprint})")
-    if not isinstance(ours.get("adapter"), dict):
-        raise UserError(f"{path}: section {OURS!r} has no table 'adapter'")
-    attach(model, resolve(**ours["adapter"]), name)
-    try:
-        fill(model, tensors, name, str(folder / WEIGHTS))
-    except UserError:
-        for _, site in all_sites(model):
-            site.active = tuple(adapter for adapter in site.active if adapter is not site.adapters._modules.get(name))
-            site.adapters._modules.pop(name, None)
-        raise
     run = ours.get("run")
-    return run if isinstance(run, dict) else {}
+    return resolve(**ours["adapter"]), run if isinstance(run, dict) else {}
 
 
 @torch.no_grad()
-def fill(model: nn.Module, tensors: dict[str, torch.Tensor], name: str, where: str) -> None:
-    """Copy every tensor into the adapter parameter of its key; a key too many, too few or of another shape is an error."""
-    waiting = {
-        f"{PREFIX}{path}.{leaf}.weight": parameter
-        for path, site in all_sites(model)
-        if name in site.adapters
-        for leaf, parameter in site.adapters[name].named_parameters()
-    }
-    for key, tensor in tensors.items():
-        if key not in waiting:
-            raise UserError(f"{where}: {unknown('tensor', key, waiting)}")
-        parameter = waiting.pop(key)
-        if parameter.shape != tensor.shape:
-            raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the configuration asks for {list(parameter.shape)}")
-        if not tensor.isfinite().all():
-            raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values")
-        parameter.copy_(tensor)
-    if waiting:
-        raise UserError(f"{where}: {len(waiting)} tensors are missing, the first is {next(iter(waiting))!r}")
+def fill(model: nn.Module, tensors: Tensors, name: str) -> None:
+    """Copy every tensor into the adapter it belongs to; one too many, too few or of another shape is an error."""
+    adapters = adapters_named(model, name)
+    config: AdapterConfig = next(iter(adapters.values())).config
+    for part, one in config.parts.items():
+        METHODS[one.kind].from_file(of_part(adapters, part), tensors.behind(f"{part}:" if part else ""))
+    tensors.finish()
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """The names of all adapters of a model, those last that are built on others."""
+    return sorted(adapter_names(model), key=lambda name: bool(next(iter(adapters_named(model, name).values())).members))

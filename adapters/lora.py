@@ -1,9 +1,11 @@
 """LoRA (Hu et al. 2021, eq. 3): a low-rank update beside a Linear.
 
-    x ─┬── W ──────────── + ── y          y = W x + (alpha / r) · B A x
+    x ─┬── W ──────────── + ── y          y = W x + s · B A x          s = alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023)
        └── A ── B ── s ───┘
 
-A is [r, in], kaiming; B is [out, r], zeros, so training starts at the base. The paper's eq. 6.
+A is [r, in], kaiming; B is [out, r], zeros, so training starts at the base. The paper's eq. 6. With bias = true, B has a trained
+bias [out] as well. On an embedding, row i of the table becomes E[i] + s · B A[:, i], for the input alone: a tied head stays.
+A gate (UniPELT, Mao et al. 2022) multiplies s by sigmoid(g · x) for each token.
 """
 
 import math
@@ -15,18 +17,26 @@ from torch import Tensor, nn
 
 from adapters.base import Adapter
 from model.errors import UserError
+from model.sites import Embedding
 
 
 class LoRA(Adapter):
-    """y + (alpha / r) · B A dropout(x); foldable into the weight."""
+    """y + s · B A dropout(x); foldable into the weight."""
 
-    linear_only = True
+    works_on = ("Linear", "embedding")
 
     @dataclass(frozen=True)
     class Options:
-        r: int = 8  # rank
+        r: int | list = 8  # rank; a list: one for each layer
         alpha: float = 16.0
         dropout: float = 0.0
+        rslora: bool = False  # s = alpha / sqrt(r)
+        bias: bool = False
+        gate: bool = False
+
+        @property
+        def scale(self) -> float:
+            return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
         def check(self) -> None:
             if self.r < 1:
@@ -34,17 +44,63 @@ class LoRA(Adapter):
             if not 0 <= self.dropout < 1:
                 raise UserError(f"dropout = {self.dropout} is not between 0 and 1")
 
+    @classmethod
+    def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list[Adapter]:
+        return [EmbeddingLoRA(one, site) if isinstance(site, Embedding) else cls(one, site) for one, site in zip(options, sites, strict=True)]
+
     def __init__(self, options: Options, site: nn.Module):
         super().__init__()
-        self.options = options
-        self.scale = options.alpha / options.r
+        self.options, self.scale = options, options.scale
         self.lora_A = nn.Parameter(torch.empty(options.r, site.in_features))
         self.lora_B = nn.Parameter(torch.zeros(site.out_features, options.r))
+        self.lora_B_bias = nn.Parameter(torch.zeros(site.out_features)) if options.bias else None
+        self.lora_gate = nn.Parameter(torch.zeros(1, site.in_features)) if options.gate else None
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
+    def delta(self, x: Tensor) -> Tensor:
+        """s · B A dropout(x)."""
+        dropped = F.dropout(x, self.options.dropout, self.training)
+        delta = self.scale * self.linear(self.linear(dropped, self.lora_A), self.lora_B, self.lora_B_bias)
+        return delta if self.lora_gate is None else torch.sigmoid(self.linear(x, self.lora_gate)) * delta
+
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        x = F.dropout(x, self.options.dropout, self.training)
-        return y + self.scale * self.linear(self.linear(x, self.lora_A), self.lora_B)
+        return y + self.delta(x)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r] of the same update with s = 1."""
+        return self.lora_A, self.scale * self.lora_B
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.scale * self.lora_B @ self.lora_A, bias
+        if self.lora_gate is not None:
+            raise UserError("LoRA with a gate depends on the token and cannot be merged into the weights; evaluate, generate and chat use it unmerged")
+        A, B = self.factors()
+        if self.lora_B_bias is not None:
+            bias = self.scale * self.lora_B_bias + (0 if bias is None else bias)
+        return weight + B @ A, bias
+
+    def key(self, leaf: str) -> str:
+        return "lora_B.bias" if leaf == "lora_B_bias" else f"{leaf}.weight"
+
+
+class EmbeddingLoRA(Adapter):
+    """E[i] + s · B A[:, i] for the token i."""
+
+    works_on = ("embedding",)
+
+    def __init__(self, options: LoRA.Options, site: nn.Module):
+        super().__init__()
+        if options.bias or options.gate or options.dropout:
+            raise UserError("LoRA on an embedding has neither bias, gate nor dropout")
+        self.options, self.scale = options, options.scale
+        self.lora_embedding_A = nn.Parameter(torch.zeros(options.r, site.in_features))
+        self.lora_embedding_B = nn.Parameter(torch.randn(site.out_features, options.r))
+
+    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+        delta = self.linear(F.embedding(x, self.lora_embedding_A.T), self.lora_embedding_B)
+        return y + (self.scale * delta).to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * (self.lora_embedding_B @ self.lora_embedding_A).T, bias
+
+    def key(self, leaf: str) -> str:
+        return leaf

@@ -8,7 +8,7 @@ from torch import nn
 from adapters.attach import all_sites
 from adapters.base import Adapter
 from model.errors import UserError
-from model.parts import Linear
+from model.sites import Linear
 
 
 @torch.no_grad()

@@ -12,16 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import UserError
-from model.parts import Cache, Embedding, LanguageModel, LayerNorm, Linear, Site, Step, attention, may_look, token_positions
+from model.language import LanguageModel
+from model.parts import Cache, Step, Tokens, attention
+from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (query_key_value)
     "qkv": "self_attention.query_key_value", "o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h",
-    "attn": "attn_site", "mlp": "mlp_site",
+    "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attention.kv_site",
+    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+}
+OUTER_SITES = {  # the same -> attribute of the Model
+    "embed": "transformer.word_embeddings", "embed_norm": "transformer.word_embeddings_layernorm", "final_norm": "transformer.ln_f", "head": "lm_head",
 }
 
 PICTURE = """\
-x ─┬─ norm ── [qkv] ── attention + distance ── [o] ─ [attn] ─ + ─┬─ norm ── [up] ── gelu ── [down] ─ [mlp] ─ + ─ x
-   └──────────────────────────────────────────────────────────┘  └───────────────────────────────────────────┘"""
+x ─┬─ [attn_norm] ─ [qkv] ─ [kv] ─ attention + distance ─ [o] ─ [attn] ─ + ─┐
+   └─────────────────────────────────────────────────────────────────────┘  │
+┌───────────────────────────────────────────────────────────────────────────┘
+└──┬─ [mlp_norm] ─ [up] ─ gelu ─ [down] ─ [mlp] ─ + ─ x
+   └──────────────────────────────────────────────┘"""
 
 SPELLINGS = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}  # config.json has both
 HARMLESS = {
@@ -94,13 +103,15 @@ class Attention(nn.Module):
         self.layer, self.heads = layer, config.n_head
         self.query_key_value = Linear(C, 3 * C, bias=True)
         self.dense = Linear(C, C, bias=True)
+        self.kv_site = KeysValues(config.n_head, config.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
         q, k, v = self.query_key_value(x).view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)  # each [B, H, T, D]
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
-        return self.dense(attention(q, k, v, step.mask))
+        k, v, mask = self.kv_site(k, v, step.mask)
+        return self.dense(attention(q, k, v, mask))
 
 
 class MLP(nn.Module):
@@ -150,8 +161,8 @@ class Decoder(nn.Module):
 class Model(LanguageModel):
     """A BLOOM language model; `load_model` fills it with published weights."""
 
-    family, sites, picture = "bloom", SITES, PICTURE
-    blocks_at, embedding_at = "transformer.h", "transformer.word_embeddings"
+    family, sites, outer_sites, picture = "bloom", SITES, OUTER_SITES, PICTURE
+    blocks_at = "transformer.h"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -160,12 +171,8 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Token ids [B, T] -> last hidden states [B, T, C]. positions are those of all keys, [B, past + T]."""
-        looks = may_look(ids, mask, cache)
-        positions = token_positions(ids, mask, cache) if positions is None else positions
-        if positions.shape[1] != looks.shape[-1]:
-            raise UserError(f"BLOOM takes the positions of all {looks.shape[-1]} tokens so far, cached ones too; {positions.shape[1]} are given")
-        bias = alibi(self.config, positions, looks).to(self.dtype)
-        x = self.transformer.word_embeddings_layernorm(self.transformer.word_embeddings(ids).to(self.dtype))
+    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
+        """Embedded tokens [B, T, C] -> last hidden states [B, T, C]."""
+        bias = alibi(self.config, tokens.positions(), tokens.may_look()).to(self.dtype)
+        x = self.transformer.word_embeddings_layernorm(x)
         return self.transformer.ln_f(self.run(x, Step(bias, cache)))

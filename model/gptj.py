@@ -11,33 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import (
-    ACTIVATIONS,
-    Cache,
-    Embedding,
-    LanguageModel,
-    LayerNorm,
-    Linear,
-    Site,
-    Step,
-    attention,
-    causal_mask,
-    query_positions,
-    rotary_angles,
-    rotate_pairs,
-)
+from model.language import LanguageModel
+from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotary_angles, rotate_pairs
+from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out",
-    "attn": "attn_site", "mlp": "mlp_site",
+    "attn": "attn_site", "mlp": "mlp_site", "kv": "attn.kv_site", "norm": "ln_1",
 }
+OUTER_SITES = {"embed": "transformer.wte", "final_norm": "transformer.ln_f", "head": "lm_head"}  # the same -> attribute of the Model
 
 PICTURE = """\
-x ─┬─ norm ─┬─ [q] ─ rotary ─┐
-   │        ├─ [k] ─ rotary ─┤
-   │        ├─ [v] ──────────┴─ attention ─ [o] ─ [attn] ─ + ─ x
-   │        └─ [up] ── act ── [down] ────────────── [mlp] ─┤
-   └───────────────────────────────────────────────────────┘"""
+x ─┬─ [norm] ─┬─ [q] ─ rotary ─┐
+   │          ├─ [k] ─ rotary ─┤
+   │          ├─ [v] ──────────┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─ x
+   │          └─ [up] ─ act ─ [down] ─ [mlp] ───────────────────────┤
+   └────────────────────────────────────────────────────────────────┘"""
 
 SPELLINGS = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}
 HARMLESS = {
@@ -98,6 +87,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(C, C)
         self.v_proj = Linear(C, C)
         self.out_proj = Linear(C, C)
+        self.kv_site = KeysValues(config.n_head, config.head_size)
 
     def rotate(self, x: Tensor, step: Step) -> Tensor:
         turning, still = x.split((self.rotary_dim, self.head_size - self.rotary_dim), dim=-1)
@@ -110,7 +100,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
-        return self.out_proj(attention(q, k, v, step.mask, float32=True))  # its scores overflow float16
+        k, v, mask = self.kv_site(k, v, step.mask)
+        return self.out_proj(attention(q, k, v, mask, float32=True))  # its scores overflow float16
 
 
 class MLP(nn.Module):
@@ -156,8 +147,8 @@ class Decoder(nn.Module):
 class Model(LanguageModel):
     """A GPT-J language model; `load_model` fills it with published weights."""
 
-    family, sites, picture = "gptj", SITES, PICTURE
-    blocks_at, embedding_at = "transformer.h", "transformer.wte"
+    family, sites, outer_sites, picture = "gptj", SITES, OUTER_SITES, PICTURE
+    blocks_at = "transformer.h"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -166,11 +157,9 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Token ids [B, T] -> last hidden states [B, T, C]; positions [B, T]."""
-        positions = query_positions(ids, mask, cache, positions, limit=self.config.n_positions)
+    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
+        """Embedded tokens [B, T, C] -> last hidden states [B, T, C]."""
         R = self.config.rotary_dim
-        inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=ids.device) / R)
-        cos, sin = rotary_angles(inv_freq, positions, self.dtype)
-        x = self.transformer.wte(ids).to(self.dtype)
-        return self.transformer.ln_f(self.run(x, Step(causal_mask(ids, mask, cache), cache, cos, sin)))
+        inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=x.device) / R)
+        cos, sin = rotary_angles(inv_freq, tokens.query_positions(limit=self.config.n_positions), self.dtype)
+        return self.transformer.ln_f(self.run(x, Step(tokens.causal_mask(), cache, cos, sin)))

@@ -8,21 +8,28 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import ACTIVATIONS, Cache, Embedding, LanguageModel, Linear, RMSNorm, Site, Step, attention, causal_mask, query_positions, rotate_halves
+from model.language import LanguageModel
+from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotate_halves
 from model.rope import check_rope, rope_angles
+from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-    "attn": "attn_site", "mlp": "mlp_site",
+    "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attn.kv_site",
+    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
 }
+OUTER_SITES = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}  # the same -> attribute of the Model
 
 PICTURE = """\
-x ─┬─ norm ─┬─ [q] ─ rotary ─┐
-   │        ├─ [k] ─ rotary ─┤
-   │        └─ [v] ──────────┴─ attention ─ [o] ─ [attn] ─ + ─┬─ norm ─┬─ [gate] ─ act ─ × ─ [down] ─ [mlp] ─ + ─ x
-   └───────────────────────────────────────────────────────┘  │        └─ [up] ──────────┘                    │
-                                                              └───────────────────────────────────────────────┘"""
+x ─┬─ [attn_norm] ─┬─ [q] ─ rotary ─┐
+   │               ├─ [k] ─ rotary ─┤
+   │               └─ [v] ──────────┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─┐
+   └─────────────────────────────────────────────────────────────────────┘  │
+┌───────────────────────────────────────────────────────────────────────────┘
+└──┬─ [mlp_norm] ──┬─ [gate] ─ act ─┐
+   │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ x
+   └─────────────────────────────────────────────────────┘"""
 
 
 SPELLINGS = {}  # other names of the fields below
@@ -91,6 +98,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(C, config.kv_heads * D, bias)
         self.v_proj = Linear(C, config.kv_heads * D, bias)
         self.o_proj = Linear(config.num_attention_heads * D, C, bias)
+        self.kv_site = KeysValues(config.kv_heads, D)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
@@ -100,7 +108,8 @@ class Attention(nn.Module):
         q, k = rotate_halves(q, step.cos, step.sin), rotate_halves(k, step.cos, step.sin)
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
-        return self.o_proj(attention(q, k, v, step.mask))
+        k, v, mask = self.kv_site(k, v, step.mask)
+        return self.o_proj(attention(q, k, v, mask))
 
 
 class MLP(nn.Module):
@@ -150,8 +159,8 @@ class Decoder(nn.Module):
 class Model(LanguageModel):
     """A LLaMA language model; `load_model` fills it with published weights."""
 
-    family, sites, picture = "llama", SITES, PICTURE
-    blocks_at, embedding_at = "model.layers", "model.embed_tokens"
+    family, sites, outer_sites, picture = "llama", SITES, OUTER_SITES, PICTURE
+    blocks_at = "model.layers"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -160,9 +169,7 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Token ids [B, T] -> last hidden states [B, T, C]; positions [B, T]."""
-        positions = query_positions(ids, mask, cache, positions)
-        cos, sin = rope_angles(self.config, positions, self.dtype)
-        x = self.model.embed_tokens(ids).to(self.dtype)
-        return self.model.norm(self.run(x, Step(causal_mask(ids, mask, cache), cache, cos, sin)))
+    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
+        """Embedded tokens [B, T, C] -> last hidden states [B, T, C]."""
+        cos, sin = rope_angles(self.config, tokens.query_positions(), self.dtype)
+        return self.model.norm(self.run(x, Step(tokens.causal_mask(), cache, cos, sin)))

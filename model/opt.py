@@ -1,33 +1,41 @@
-"""OPT (Zhang et al. 2022; opt-125m to opt-66b, galactica): the whole model, with its adapter sites.
-
-Learned positions, biases, ReLU. Attribute names are the tensor names of the published checkpoints.
-"""
+"""OPT (Zhang et al. 2022; opt-125m to opt-66b, galactica): the whole model, with its adapter sites. Learned positions, biases, ReLU.
+Attribute names are the tensor names of the published checkpoints."""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.parts import ACTIVATIONS, Cache, Embedding, LanguageModel, LayerNorm, Linear, Site, Step, attention, causal_mask, query_positions
+from model.language import LanguageModel
+from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention
+from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj", "up": "fc1", "down": "fc2",
-    "attn": "attn_site", "mlp": "mlp_site",
+    "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attn.kv_site",
+    "attn_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm",
 }
+OUTER_SITES = {"embed": "model.decoder.embed_tokens", "final_norm": "model.decoder.final_layer_norm", "head": "lm_head"}  # -> attribute of the Model
 
 PICTURE = """\
-x ─┬─ norm ─┬─ [q] ─┐
-   │        ├─ [k] ─┤
-   │        └─ [v] ─┴─ attention ─ [o] ─ [attn] ─ + ─┬─ norm ── [up] ── act ── [down] ─ [mlp] ─ + ─ x
-   └──────────────────────────────────────────────┘  └───────────────────────────────────────────┘"""
+x ─┬─ [attn_norm] ─┬─ [q] ─┐
+   │               ├─ [k] ─┤
+   │               └─ [v] ─┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─┐
+   └────────────────────────────────────────────────────────────┘  │
+┌──────────────────────────────────────────────────────────────────┘
+└──┬─ [mlp_norm] ─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ x
+   └─────────────────────────────────────────────┘"""
 
 PICTURE_350M = """\
-x ─┬────────┬─ [q] ─┐
-   │        ├─ [k] ─┤
-   │        └─ [v] ─┴─ attention ─ [o] ─ [attn] ─ + ─ norm ─┬── [up] ── act ── [down] ─ [mlp] ─ + ─ norm ─ x
-   └──────────────────────────────────────────────┘         └───────────────────────────────────┘"""
+x ─┬─┬─ [q] ─┐
+   │ ├─ [k] ─┤
+   │ └─ [v] ─┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─ [attn_norm] ─┐
+   └──────────────────────────────────────────────┘                │
+┌──────────────────────────────────────────────────────────────────┘
+└──┬─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ [mlp_norm] ─ x
+   └────────────────────────────────┘"""
 
-SPELLINGS = {}
+SPELLINGS = {}  # other names of the fields below
 HARMLESS = {"activation_dropout", "dropout", "has_no_defaults_at_init", "init_std", "layerdrop", "learned_embeddings", "output_projection"}
 ONLY = {"scale_embeddings": False}
 OFFSET = 2  # the first rows of the position table are never used
@@ -89,6 +97,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(C, C, bias)
         self.v_proj = Linear(C, C, bias)
         self.out_proj = Linear(C, C, bias)
+        self.kv_site = KeysValues(config.num_attention_heads, config.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
@@ -97,7 +106,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
-        return self.out_proj(attention(q, k, v, step.mask))
+        k, v, mask = self.kv_site(k, v, step.mask)
+        return self.out_proj(attention(q, k, v, mask))
 
 
 class Block(nn.Module):
@@ -147,8 +157,8 @@ class Decoder(nn.Module):
 class Model(LanguageModel):
     """An OPT language model; `load_model` fills it with published weights."""
 
-    family, sites = "opt", SITES
-    blocks_at, embedding_at = "model.decoder.layers", "model.decoder.embed_tokens"
+    family, sites, outer_sites = "opt", SITES, OUTER_SITES
+    blocks_at = "model.decoder.layers"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -159,14 +169,11 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Token ids [B, T] -> last hidden states [B, T, embedding size]; positions [B, T]."""
+    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
+        """Embedded tokens [B, T, E] -> last hidden states [B, T, E], E the embedding's size."""
         decoder = self.model.decoder
-        positions = query_positions(ids, mask, cache, positions, limit=self.config.max_position_embeddings)
-        x = decoder.embed_tokens(ids).to(self.dtype)
-        if decoder.project_in is not None:
-            x = decoder.project_in(x)
-        x = self.run(x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(causal_mask(ids, mask, cache), cache))
-        if decoder.final_layer_norm is not None:
-            x = decoder.final_layer_norm(x)
+        positions = tokens.query_positions(limit=self.config.max_position_embeddings)
+        x = x if decoder.project_in is None else decoder.project_in(x)
+        x = self.run(x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(tokens.causal_mask(), cache))
+        x = x if decoder.final_layer_norm is None else decoder.final_layer_norm(x)
         return x if decoder.project_out is None else decoder.project_out(x)

@@ -1,4 +1,4 @@
-"""What the families share because it is the same in all four: sites, Linear, norms, rotary angles, attention, cache, masks.
+"""What the families share because it is the same in all four: rotary angles, attention, cache, tokens and their positions.
 
 Letters used for shapes everywhere: B batch, T query length, S key length, C hidden size, H heads,
 K key/value heads (K <= H), D head size, V vocabulary.
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from model.errors import UserError
 
@@ -18,87 +17,6 @@ ACTIVATIONS = {  # by the names of config.json
     "relu": F.relu, "silu": F.silu, "swish": F.silu, "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-
-
-class Site(nn.Module):
-    """A place around a computation y = f(x) where adapters may sit; empty, it costs nothing and changes nothing.
-
-    `adapters` owns every adapter loaded here, by name; `active` is the plain tuple of those switched on,
-    and its order is the order of application. `model/` knows only the two calls below.
-    """
-
-    def __init__(self, in_features: int, out_features: int | None = None):
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = in_features if out_features is None else out_features
-        self.adapters = nn.ModuleDict()
-        self.active: tuple[nn.Module, ...] = ()
-
-    def before(self, x: Tensor) -> Tensor:
-        for adapter in self.active:
-            x = adapter.before(x)
-        return x
-
-    def after(self, y: Tensor, x: Tensor) -> Tensor:
-        for adapter in self.active:
-            y = adapter.after(y, x, self)
-        return y
-
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """The site of a whole sub-layer: y [B, T, C] is what it computed from x [B, T, C]."""
-        return self.after(y, x)
-
-
-class Linear(Site):
-    """y = x W^T + b in the dtype of x, and a site. weight [out, in] is stored in any float dtype."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = False):
-        super().__init__(in_features, out_features)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self.after(F.linear(x, self.weight.to(x.dtype), bias), x)
-
-
-class Embedding(nn.Module):
-    """Row i of weight [rows, size] for the integer i. (torch's own starts with random numbers, and its import for that takes seconds.)"""
-
-    def __init__(self, rows: int, size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, size))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the division in float32 (Zhang & Sennrich 2019, eq. 4)."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
-        return normed.to(x.dtype) * self.weight.to(x.dtype)
-
-
-class LayerNorm(nn.Module):
-    """(x - mean) / std * weight + bias (Ba et al. 2016, eq. 4), computed in float32; affine=False has neither weight nor bias."""
-
-    def __init__(self, size: int, eps: float = 1e-5, affine: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size)) if affine else None
-        self.bias = nn.Parameter(torch.empty(size)) if affine else None
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (None, None) if self.weight is None else (self.weight.to(x.dtype), self.bias.to(x.dtype))
-        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
 
 def rotary_angles(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -182,99 +100,60 @@ class Step:
     sin: Tensor | None = None
 
 
-def token_positions(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-    """Position of every token so far [B, past + T]: real tokens are counted from 0, a pad has that of the token before it, or 0.
+@dataclass
+class Tokens:
+    """The tokens of one pass and the keys they may look at, with the virtual ones that adapters put in front of every row.
 
-    ids [B, T]; mask [B, past + T], 1 = real token, None = all are; past is what the cache holds.
-    """
-    B, T = ids.shape
-    if mask is None:
-        return torch.arange((cache.filled if cache else 0) + T, device=ids.device).expand(B, -1)
-    return (mask.long().cumsum(dim=1) - 1).clamp_(min=0)
-
-
-def query_positions(ids: Tensor, mask: Tensor | None, cache: Cache | None, given: Tensor | None, limit: int | None = None) -> Tensor:
-    """`given`, or those of the last T tokens [B, T]. Raises UserError for a position that the model's table of `limit` does not have."""
-    positions = token_positions(ids, mask, cache)[:, -ids.shape[1] :] if given is None else given
-    if limit is not None and int(positions.max()) >= limit:
-        raise UserError(f"position {int(positions.max())} is past the model's last, {limit - 1}: the text is too long for it")
-    return positions
-
-
-def may_look(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-    """Who may look at whom, bool [B or 1, 1, T, past + T]: at real tokens, none of them later.
-
-    A query always sees itself, so that the rows of pads stay finite.
-    """
-    T, past = ids.shape[1], cache.filled if cache else 0
-    order = torch.ones(1, 1, T, past + T, dtype=torch.bool, device=ids.device).tril(past)
-    if mask is None:
-        return order
-    itself = torch.eye(T, past + T, dtype=torch.bool, device=ids.device).roll(past, dims=1)
-    return (order & mask.bool()[:, None, None, :]) | itself
-
-
-def causal_mask(ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor | None:
-    """`may_look`, or None where plain causal order says it all: nothing padded, and nothing cached or a single query."""
-    if mask is None and (cache is None or cache.filled == 0 or ids.shape[1] == 1):
-        return None
-    return may_look(ids, mask, cache)
-
-
-class LanguageModel(nn.Module):
-    """The machinery around the blocks, the same for every family; the family's own Model is the computation.
-
-    It brings `lm_head`, and `hidden(ids, mask, positions, cache)` -> last hidden states [B, T, C].
+    Prompt adapters add queries (`prompt` placeholders in front of ids, in a row's first pass), prefix adapters add keys alone.
     """
 
-    family: str
-    sites: dict[str, str]  # the paper's place -> attribute of a block
-    picture: str
-    blocks_at: str  # where in the model they are
-    embedding_at: str
+    ids: Tensor  # [B, T], the first `prompt` of each row are placeholders
+    mask: Tensor | None  # [B, past + T], 1 = real token or virtual; None: all are
+    given: Tensor | None  # positions that the caller wants for the real tokens
+    past: int  # keys in front of the first query: virtual and cached ones
+    prompt: int = 0  # virtual tokens in this pass
+    virtual: int = 0  # virtual tokens in front of the real ones, in this pass or before
 
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.checkpointing = False  # True: keep only each block's input for the backward pass and compute the rest again
-        self.dtype = torch.float32  # of the computation
+    def positions(self) -> Tensor:
+        """Of every key so far [B, past + T]: real tokens are counted from 0, or from behind the virtual ones; a pad has that of the token
+        before it, or 0."""
+        B, T = self.ids.shape
+        if self.given is not None:
+            return self.put_behind(self.past + T)
+        if self.mask is None:
+            return torch.arange(self.past + T, device=self.ids.device).expand(B, -1)
+        return (self.mask.long().cumsum(dim=1) - 1).clamp_(min=0)
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.get_submodule(self.blocks_at)
+    def query_positions(self, limit: int | None = None) -> Tensor:
+        """Of the T queries alone [B, T]. Raises UserError for a position that the model's table of `limit` does not have."""
+        T = self.ids.shape[1]
+        positions = self.positions()[:, -T:] if self.given is None else self.put_behind(T)
+        if limit is not None and int(positions.max()) >= limit:
+            raise UserError(f"position {int(positions.max())} is past the model's last, {limit - 1}: the text is too long for it")
+        return positions
 
-    @property
-    def input_embedding(self) -> Embedding:
-        return self.get_submodule(self.embedding_at)
+    def put_behind(self, length: int) -> Tensor:
+        """The positions given for real tokens, moved behind the virtual ones, and those of the virtual ones among these `length`."""
+        missing = length - self.given.shape[1]
+        if missing not in (0, self.prompt, self.virtual):
+            raise UserError(f"positions are given for {self.given.shape[1]} tokens, this pass needs those of {length - self.virtual}")
+        front = torch.arange(self.virtual - missing, self.virtual, device=self.ids.device).expand(len(self.ids), -1)
+        return torch.cat((front, self.given + self.virtual), dim=1)
 
-    def tie(self) -> None:
-        """Let the output head use the embedding's weight."""
-        self.lm_head.weight = self.input_embedding.weight
+    def may_look(self) -> Tensor:
+        """Who may look at whom, bool [B or 1, 1, T, past + T]: at real tokens, none of them later.
 
-    def new_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` rows of at most `length` tokens."""
-        c = self.config
-        return Cache(len(self.blocks), batch, c.kv_heads, length, c.head_size, self.dtype, self.input_embedding.weight.device)
-
-    def run(self, x: Tensor, step: Step) -> Tensor:
-        """x [B, T, C] through all blocks."""
-        for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, step, use_reentrant=False)
-            else:
-                x = block(x, step)
-        if step.cache is not None:
-            step.cache.filled += x.shape[1]
-        return x
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., C] -> float32 logits [..., V]."""
-        return self.lm_head(hidden).float()
-
-    def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """ids int64 [B, T], mask 1 = real token [B, past + T] -> logits [B, T, V].
-
-        With a cache that holds `past` positions, ids are the tokens behind them. positions [B, T] (BLOOM: of all keys, [B, past + T])
-        default to `token_positions`. Raises UserError for a position the model has not.
+        A query always sees itself, so that the rows of pads stay finite.
         """
-        return self.logits(self.hidden(ids, mask, positions, cache))
+        T, device = self.ids.shape[1], self.ids.device
+        order = torch.ones(1, 1, T, self.past + T, dtype=torch.bool, device=device).tril(self.past)
+        if self.mask is None:
+            return order
+        itself = torch.eye(T, self.past + T, dtype=torch.bool, device=device).roll(self.past, dims=1)
+        return (order & self.mask.bool()[:, None, None, :]) | itself
+
+    def causal_mask(self) -> Tensor | None:
+        """`may_look`, or None where plain causal order says it all: nothing padded, and no keys in front or a single query."""
+        if self.mask is None and (self.past == 0 or self.ids.shape[1] == 1):
+            return None
+        return self.may_look()

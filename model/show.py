@@ -5,8 +5,8 @@ from dataclasses import replace
 from torch import nn
 
 from model.load import describe, family_and_config, skeleton
-from model.parts import Linear
 from model.registry import POCKET, REGISTRY, cached, pocket_names
+from model.sites import Linear
 
 
 def count(module: nn.Module) -> int:
@@ -70,11 +70,11 @@ def show_text(name: str, revision: str | None = None) -> str:
 
 def parts(model: nn.Module, block: nn.Module, depth: int) -> list[tuple[str, int]]:
     """The parameters outside of the blocks by their names, and all blocks as one."""
-    found = [(f"{model.embedding_at} {list(model.input_embedding.weight.shape)}", count(model.input_embedding))]
+    found = [(f"{model.outer_sites['embed']} {list(model.input_embedding.weight.shape)}", count(model.input_embedding))]
     found.append((f"{depth} blocks", depth * count(block)))
     for path, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if own and not f"{path}.".startswith((f"{model.blocks_at}.", f"{model.embedding_at}.", "lm_head.")):
+        if own and not f"{path}.".startswith((f"{model.blocks_at}.", f"{model.outer_sites['embed']}.", "lm_head.")):
             found.append((path, own))
     if model.lm_head.weight is model.input_embedding.weight:
         bias = 0 if model.lm_head.bias is None else model.lm_head.bias.numel()

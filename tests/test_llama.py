@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from model import UserError, load_model
-from model.parts import RMSNorm, attention, attention_plain, rotary_angles, rotate_halves
+from model.parts import attention, attention_plain, rotary_angles, rotate_halves
+from model.sites import RMSNorm
 
 
 @pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (4, 1)])

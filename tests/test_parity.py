@@ -176,7 +176,7 @@ def test_the_forward_pass_is_differentiable_for_adapters_alone(tmp_path, family,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_site_is_in_the_table_and_in_the_picture(tmp_path, family):
-    from model.parts import Linear, Site
+    from model.sites import Linear, Site
 
     model = load_model(str(write_checkpoint(tmp_path, family)))
     block = model.blocks[0]

@@ -17,7 +17,7 @@ from data.batches import Example, collate, encode_row, epoch_order, micro_batche
 from data.prompts import prompt
 from model import UserError, load_model
 from model.files import write_atomically
-from model.parts import Linear
+from model.sites import Linear
 from train import loop, loss
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.loop import CHECKPOINT, train
@@ -141,11 +141,11 @@ def test_the_loss_falls_and_the_base_stays_to_the_bit(folder, tmp_path, preset, 
 
 def test_micro_batches_and_checkpointing_leave_the_steps_as_they_are(folder, tmp_path, monkeypatch):
     """In the loop itself: the loss of a step is over the tokens of the whole step, however its rows go through the model."""
-    import model.parts
+    import model.language
 
     calls = []
-    true_checkpoint = model.parts.checkpoint
-    monkeypatch.setattr(model.parts, "checkpoint", lambda *a, **k: calls.append(1) or true_checkpoint(*a, **k))
+    true_checkpoint = model.language.checkpoint
+    monkeypatch.setattr(model.language, "checkpoint", lambda *a, **k: calls.append(1) or true_checkpoint(*a, **k))
     _, whole = run(model_with(folder), tmp_path, replace(S, micro_batch_size=6))
     assert not calls
     for change in ({"micro_batch_size": 1}, {"micro_batch_size": 6, "checkpointing": True}):

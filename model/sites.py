@@ -1,0 +1,133 @@
+"""Where adapters may sit: the layers with weights, whole sub-layers, keys and values, each a site around its computation.
+
+Letters used for shapes: B batch, T query length, S key length, C hidden size, K key/value heads, D head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Site(nn.Module):
+    """A place around a computation y = f(x) where adapters may sit; empty, it costs nothing and changes nothing.
+
+    `adapters` owns every adapter loaded here, by name; `active` is the plain tuple of those switched on,
+    and its order is the order of application. `model/` knows only their hooks: before, after, kv, embed, unembed.
+    """
+
+    kind = "sub-layer"  # of place: what adapters can do here
+
+    def __init__(self, in_features: int, out_features: int | None = None):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = in_features if out_features is None else out_features
+        self.adapters = nn.ModuleDict()
+        self.active: tuple = ()
+
+    def before(self, x: Tensor) -> Tensor:
+        for adapter in self.active:
+            x = adapter.before(x)
+        return x
+
+    def after(self, y: Tensor, x: Tensor) -> Tensor:
+        for adapter in self.active:
+            y = adapter.after(y, x, self)
+        return y
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """The site of a whole sub-layer: y [B, T, C] is what it computed from x [B, T, C]."""
+        return self.after(y, x)
+
+
+class Linear(Site):
+    """y = x W^T + b in the dtype of x, and a site. weight [out, in] is stored in any float dtype."""
+
+    kind = "Linear"
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__(in_features, out_features)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        return self.after(self.compute(x, self.weight, self.bias), x)
+
+
+class Embedding(Site):
+    """Row i of weight [rows, size] for the integer i, and the site of a model's input. (torch's own starts with random numbers, and its
+    import for that takes seconds.)"""
+
+    kind = "embedding"
+
+    def __init__(self, rows: int, size: int):
+        super().__init__(rows, size)
+        self.weight = nn.Parameter(torch.empty(rows, size))
+        self.bias = None
+
+    def compute(self, ids: Tensor, weight: Tensor, bias: None = None) -> Tensor:
+        return F.embedding(ids, weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.after(self.compute(ids, self.weight), ids)
+
+
+class RMSNorm(Site):
+    """x / rms(x) * weight, the division in float32 (Zhang & Sennrich 2019, eq. 4); a site."""
+
+    kind = "norm"
+
+    def __init__(self, size: int, eps: float):
+        super().__init__(size)
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = None
+        self.eps = eps
+
+    def compute(self, x: Tensor, weight: Tensor, bias: None = None) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * weight.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.compute(x, self.weight), x)
+
+
+class LayerNorm(Site):
+    """(x - mean) / std * weight + bias (Ba et al. 2016, eq. 4), computed in float32; affine=False has neither weight nor bias. A site."""
+
+    kind = "norm"
+
+    def __init__(self, size: int, eps: float = 1e-5, affine: bool = True):
+        super().__init__(size)
+        self.weight = nn.Parameter(torch.empty(size)) if affine else None
+        self.bias = nn.Parameter(torch.empty(size)) if affine else None
+        self.eps = eps
+
+    def compute(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        weight, bias = (None if one is None else one.to(x.dtype) for one in (weight, bias))
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.compute(x, self.weight, self.bias), x)
+
+
+class KeysValues(Site):
+    """The site of a layer's keys and values, where adapters put further ones in front (prefix tuning). features: K * D of each."""
+
+    kind = "keys and values"
+
+    def __init__(self, kv_heads: int, head_dim: int):
+        super().__init__(kv_heads * head_dim)
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+
+    @property
+    def virtual(self) -> int:
+        """How many keys the adapters that are on put in front."""
+        return sum(adapter.virtual for adapter in self.active)
+
+    def forward(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """k, v [B, K, S, D] and a mask with a column for each key and for each virtual one of any layer -> those of this layer."""
+        for adapter in self.active:
+            k, v = adapter.kv(k, v)
+        return k, v, None if mask is None else mask[..., -k.shape[2] :]
