@@ -12,6 +12,8 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "generate": ("eval", "continue a prompt"),
     "models": ("model", "list the names --model knows, with parameters and sizes"),
     "show": ("model", "draw a model's block with its sites, shapes and counts; needs no weights"),
+    "table": ("eval", "train every adapter on every model and compare"),
+    "plan": ("train", "say what a run would train; downloads nothing"),
     "benchmark": ("eval", "measure speed and memory of this machine"),
     "pretrain": ("train", "train a pocket model from scratch"),
 }

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import Adapter
+from adapters.lora import sum_of_updates
 from model.errors import UserError
 
 
@@ -68,6 +69,9 @@ class AdaLoRA(Adapter):
         left = self.lora_E[:, 0] != 0
         left = left if left.any() else torch.ones_like(left)
         return (self.lora_A * self.lora_E)[left], self.scale * self.lora_B[:, left]
+
+    def side_by_side(self, weighted: list[tuple[Adapter, float]]) -> tuple[str, object, dict[str, Tensor]]:
+        return sum_of_updates(weighted)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * self.lora_B @ (self.lora_A * self.lora_E), bias

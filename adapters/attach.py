@@ -45,6 +45,7 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
             for member in adapter.members:
                 site.adapters[member].requires_grad_(False)
         site.active += (adapter,)
+    model.adapters_on = [*(entry for entry in in_order(model) if entry not in adapter.members), name]
     return config
 
 
@@ -158,6 +159,12 @@ def remove(model: nn.Module, name: str) -> None:
             gone = site.adapters[name]
             del site.adapters[name]
             site.active = tuple(one for one in site.active if one is not gone and not (isinstance(one, Composition) and gone in one.members))
+    model.adapters_on = [one for one in in_order(model) if one != name and not (isinstance(one, Composition) and name in one.names)]
+
+
+def in_order(model: nn.Module) -> list["str | Composition"]:
+    """What is on, in the order of application, as `use` takes it."""
+    return list(getattr(model, "adapters_on", []))
 
 
 def use(model: nn.Module, names: list["str | Composition"], train: list[str] | None = None) -> None:
@@ -175,6 +182,7 @@ def use(model: nn.Module, names: list["str | Composition"], train: list[str] | N
     for path, site in all_sites(model):
         entries = [entry.at(site) if isinstance(entry, Composition) else site.adapters._modules.get(entry) for entry in names]
         active[path] = tuple(entry for entry in entries if entry is not None)
+    model.adapters_on = list(names)
     for path, site in all_sites(model):
         site.active = active[path]
         for name, adapter in site.adapters.items():

@@ -88,6 +88,10 @@ class Adapter(nn.Module):
             for leaf in weighted[0][0].state_dict()
         }
 
+    def side_by_side(self, weighted: list[tuple["Adapter", float]]) -> tuple[str, object, dict[str, Tensor]]:
+        """(kind, options, tensors) of one adapter that adds the sum of weight x what each of these adds. Raises UserError where there is none."""
+        raise UserError(f"what {self.config.kind} adapters add has no sum in one adapter; how=\"weights\" adds the adapters themselves")
+
     def start(self, site: nn.Module) -> dict[str, Tensor | float]:
         """The values that change nothing, where they are not zero."""
         return {}

@@ -14,7 +14,7 @@ s is a number (scaled parallel, He et al. 2022: 4) or learned. A gate (UniPELT, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,18 @@ class Bottleneck(Adapter):
         if self.options.writes == "input":
             return y
         return y + self.delta(y if self.options.reads == "output" else x)
+
+    def side_by_side(self, weighted: list[tuple[Adapter, float]]) -> tuple[str, object, dict[str, Tensor]]:
+        """The units of all of them in one bottleneck, weights and scales in U."""
+        first = self.options
+        for one, _ in weighted:
+            if one.options.gate or any(getattr(one.options, key) != getattr(first, key) for key in ("reads", "writes", "act")):
+                raise UserError("bottlenecks with a gate, or that differ in reads, writes or act, cannot be put side by side")
+        scales = [weight * (one.options.scale if one.adapter_scaling is None else one.adapter_scaling) for one, weight in weighted]
+        down = torch.cat([one.adapter_down for one, _ in weighted])
+        up = torch.cat([scale * one.adapter_up for scale, (one, _) in zip(scales, weighted, strict=True)], dim=1)
+        options = replace(first, size=len(down), reduction=0.0, scale=1.0, dropout=0.0, init="identity")
+        return "bottleneck", options, {"adapter_down": down, "adapter_up": up}
 
     def key(self, leaf: str) -> str:
         return leaf if leaf == "adapter_scaling" else f"{leaf}.weight"  # as the paper's code calls them

@@ -84,6 +84,9 @@ class Average(Composition):
     def __repr__(self) -> str:
         return f"Average({', '.join(map(repr, self.names))}, weights={self.weights})"
 
+    def table(self) -> dict:
+        return {"average": list(self.names), "weights": self.weights}
+
     def at(self, site: Site) -> "Average | None":
         here = [(site.adapters[name], weight) for name, weight in zip(self.names, self.weights, strict=True) if name in site.adapters]
         if not here:
@@ -122,6 +125,9 @@ class Rows(Composition):
 
     def __repr__(self) -> str:
         return f"Rows({', '.join(map(repr, self.rows))})"
+
+    def table(self) -> dict:
+        return {"rows": list(self.rows)}
 
     def at(self, site: Site) -> "Rows | None":
         chosen = [site.adapters._modules.get(name) for name in self.rows]
@@ -164,6 +170,16 @@ class Rows(Composition):
 
     def unembed(self, h: Tensor) -> Tensor:
         return self.split(h, lambda adapter, rows: adapter.unembed(h[rows]))
+
+
+def from_table(entry) -> "str | Composition":
+    """A name, or what `table` of a composition gave, back again. Raises UserError."""
+    if isinstance(entry, str):
+        return entry
+    known = isinstance(entry, dict) and (entry.keys() == {"average", "weights"} or entry.keys() == {"rows"})
+    if not known or not all(isinstance(value, list) for value in entry.values()):
+        raise UserError(f"{entry!r:.100} is neither an adapter's name nor a composition")
+    return Rows(*entry["rows"]) if "rows" in entry else Average(*entry["average"], weights=entry["weights"])
 
 
 def by_row(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters import paper, peft
-from adapters.attach import adapter_names, adapters_named, attach, parts_of, remove
+from adapters.attach import adapters_named, attach, parts_of, remove
 from adapters.base import Adapter, Tensors
 from adapters.config import METHODS, AdapterConfig, resolve
 from model.errors import UserError, unknown
@@ -143,7 +143,3 @@ def fill(model: nn.Module, tensors: Tensors, name: str) -> None:
         METHODS[one.kind].from_file(of_part(adapters, part), tensors.behind(f"{part}:" if part else ""))
     tensors.finish()
 
-
-def names_of(model: nn.Module) -> list[str]:
-    """The names of all adapters of a model, those last that are built on others."""
-    return sorted(adapter_names(model), key=lambda name: bool(next(iter(adapters_named(model, name).values())).members))

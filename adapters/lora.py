@@ -70,6 +70,9 @@ class LoRA(Adapter):
         """A [r, in] and B [out, r] of the same update with s = 1."""
         return self.lora_A, self.scale * self.lora_B
 
+    def side_by_side(self, weighted: list[tuple[Adapter, float]]) -> tuple[str, object, dict[str, Tensor]]:
+        return sum_of_updates(weighted)
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.lora_gate is not None:
             raise UserError("LoRA with a gate depends on the token and cannot be merged into the weights; evaluate, generate and chat use it unmerged")
@@ -80,6 +83,18 @@ class LoRA(Adapter):
 
     def key(self, leaf: str) -> str:
         return "lora_B.bias" if leaf == "lora_B_bias" else f"{leaf}.weight"
+
+
+def sum_of_updates(weighted: list[tuple[Adapter, float]]) -> tuple[str, object, dict[str, Tensor]]:
+    """One LoRA that adds the weighted sum of low-rank updates: their ranks side by side, weights and scales in B. Raises UserError."""
+    if any(getattr(one, "lora_gate", None) is not None for one, _ in weighted):
+        raise UserError("LoRA with a gate cannot be added to another")
+    factors = [(*one.factors(), weight) for one, weight in weighted]
+    A = torch.cat([A for A, _, _ in factors])
+    B = torch.cat([weight * B for _, B, weight in factors], dim=1)
+    biases = [weight * one.scale * one.lora_B_bias for one, weight in weighted if getattr(one, "lora_B_bias", None) is not None]
+    options = LoRA.Options(r=len(A), alpha=float(len(A)), bias=bool(biases))
+    return "lora", options, {"lora_A": A, "lora_B": B} | ({"lora_B_bias": sum(biases)} if biases else {})
 
 
 class EmbeddingLoRA(Adapter):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import PREFIX, Adapter
+from adapters.lora import sum_of_updates
 from model.errors import UserError
 
 A_KEY, B_KEY = "base_model.vera_A", "base_model.vera_B"
@@ -71,6 +72,9 @@ class VeRA(Adapter):
     def factors(self) -> tuple[Tensor, Tensor]:
         """A [r, in] and B [out, r] of the same update as a plain LoRA with s = 1."""
         return self.vera_lambda_d[:, None] * self.shared.A[:, : self.fan_in], self.vera_lambda_b[:, None] * self.shared.B[: self.fan_out]
+
+    def side_by_side(self, weighted: list[tuple[Adapter, float]]) -> tuple[str, object, dict[str, Tensor]]:
+        return sum_of_updates(weighted)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         A, B = self.factors()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from adapters.compose import by_row
 from model.errors import UserError
 
 
@@ -54,7 +55,7 @@ def generate(
             break
         if mask is not None:
             mask[done, T + step :] = 0  # a finished row takes no further positions
-        if done.sum() * 2 >= len(done):  # go on with the unfinished rows only
+        if done.sum() * 2 >= len(done) and not by_row(model):  # go on with the unfinished rows only
             mask = None if mask is None else mask[~done]
             cache.keys, cache.values = cache.keys[:, ~done], cache.values[:, ~done]
             rows, token, done = rows[~done], token[~done], done[~done]

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from adapters.config import AdapterConfig
+from adapters.show import marked_sites
 from eval.score import Score
 from model.files import write_text
 
@@ -57,8 +58,8 @@ def write_report(
 <p><small>Exact answers, read in strict mode; in brackets the 95 % interval (Wilson).</small></p>
 <h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
 <h2>Where the adapter sits</h2>
-<p>One block of {esc(model.family)}; marked sites hold a {esc(config.kind)} adapter, in {esc(layers_text(config, len(model.blocks)))}.</p>
-<pre>{picture(model, config)}</pre>
+<p>One block of {esc(model.family)}; marked sites hold the adapter: {esc(config.kind)} at {esc(config.place())}.</p>
+<pre>{picture(model)}</pre>
 <h2>Answers on {esc(first)}</h2>
 <div class="pair">{answers(predictions, first, True, said)}{answers(predictions, first, False, said)}</div>
 <h2>Settings</h2><p><small>run.toml; <code>python run.py --config {esc(str(folder / "run.toml"))}</code> repeats the run.</small></p><pre>{esc(toml)}</pre>
@@ -68,14 +69,6 @@ def write_report(
 
 def esc(text: str) -> str:
     return html.escape(str(text))
-
-
-def layers_text(config: AdapterConfig, count: int) -> str:
-    if config.layers == "all":
-        return f"all {count} layers"
-    if isinstance(config.layers, str):
-        return f"the {config.layers} of {count} layers"
-    return f"layers {', '.join(map(str, config.layers))} of {count}"
 
 
 def accuracy_table(before: dict[str, Score], after: dict[str, Score]) -> str:
@@ -128,9 +121,9 @@ def loss_curve(log: Path) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture(model: nn.Module, config: AdapterConfig) -> str:
+def picture(model: nn.Module) -> str:
     """The family's drawing of a block, with the sites that hold an adapter marked."""
-    marked = {site for site, path in model.sites.items() if {site, path, path.rpartition(".")[2]} & set(config.sites)}
+    marked = marked_sites(model)
     return re.sub(r"\[(\w+)\]", lambda match: f"<b>[{match[1]}]</b>" if match[1] in marked else match[0], esc(model.picture))
 
 

@@ -53,17 +53,15 @@ def show_text(name: str, revision: str | None = None) -> str:
     rows = []
     for site, path in model.sites.items():
         module = block.get_submodule(path)
-        shape = f"{module.in_features} -> {module.out_features}" if isinstance(module, Linear) else f"{module.out_features}, whole sub-layer"
-        rows.append((f"[{site}]", path if isinstance(module, Linear) else "", shape, count(module)))
-    rest = count(block) - sum(row[3] for row in rows)
-    rows.append(("", "norms", "", rest))
+        shape = f"{module.in_features} -> {module.out_features}" if isinstance(module, Linear) else f"{module.out_features}, {module.kind}"
+        rows.append((f"[{site}]", path if count(module) else "", shape, count(module)))
     lines = [f"{name}: {family.Model.family}, {count(model):,} parameters", f"from {where}", ""]
     lines += [model.picture, "", f"one block of {depth}:"]
-    lines += [f"  {site:8}{path:34}{shape:26}{total:>14,}" for site, path, shape, total in rows]
-    lines += [f"  {'':68}{count(block):>14,}", "", "the model:"]
+    lines += [f"  {site:14}{path:32}{shape:26}{total:>14,}" for site, path, shape, total in rows]
+    lines += [f"  {'':72}{count(block):>14,}", "", "the model:"]
     for part, total in parts(model, block, depth):
-        lines.append(f"  {part:68}{total:>14,}")
-    lines.append(f"  {'all':68}{count(model):>14,}   {size_text(2 * count(model))} in 16 bits")
+        lines.append(f"  {part:72}{total:>14,}")
+    lines.append(f"  {'all':72}{count(model):>14,}   {size_text(2 * count(model))} in 16 bits")
     lines += ["", f"heads: {attention_text(model)}", f"adapters go to any site above: python run.py --model {name} --adapter lora --set 'adapter.sites=[...]'"]
     return "\n".join(lines)
 

@@ -25,7 +25,8 @@ def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
 def add_train(parser: argparse.ArgumentParser):
     parser.epilog = "Any setting of train/settings.py can be changed with --set, for example --set train.learning_rate=1e-3 --set adapter.size=64"
     add_model_options(parser)
-    parser.add_argument("--adapter", help="series, parallel (default) or lora")
+    parser.add_argument("--adapter", help="a name of adapters/presets.toml (parallel), or several, lora+prefix")
+    parser.add_argument("--load", action="append", default=[], metavar="NAME=FOLDER", help="an adapter to build on, frozen; may be repeated")
     parser.add_argument("--data", help="wordproblems (default of the models named pocket-*) or math-v1 (default of all others)")
     parser.add_argument("--data-dir", help="folder that holds the paper's dataset/")
     parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
@@ -46,6 +47,8 @@ def train(options: argparse.Namespace) -> int:
     chosen = given(options, (*MODEL_OPTIONS, "data", "data_dir", "seed"))
     if options.adapter is not None:
         chosen["adapter"] = {"preset": options.adapter}
+    if options.load:
+        chosen["load"] = dict(named_folder(text) for text in options.load)
     if options.max_steps is not None:
         chosen["train"] = {"max_steps": options.max_steps}
     if options.items is not None:
@@ -60,7 +63,9 @@ def train(options: argparse.Namespace) -> int:
     else:
         made = settings(options.config, options.recipe, chosen, options.set)
         made = replace(made, model=whole_path(made.model), data_dir=whole_path(made.data_dir))
-        name = f"{Path(made.model).name}-{made.adapter.get('preset', made.adapter['kind'])}-{made.data}"
+        made = replace(made, load={name: whole_path(where) for name, where in made.load.items()})
+        adapter = made.adapter.get("preset") or made.adapter.get("kind") or "+".join(made.adapter)
+        name = f"{Path(made.model).name}-{adapter}-{made.data}"
         folder = fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out)
     try:
         result = run(made, folder, resume=bool(options.resume) and can_resume(folder))
@@ -76,6 +81,14 @@ def train(options: argparse.Namespace) -> int:
         print("(the base was not measured; --set eval.before=true does)")
     print(f"report: {folder / 'report.html'}")
     return 0
+
+
+def named_folder(text: str) -> tuple[str, str]:
+    """"math=runs/a/adapter" -> its two halves. Raises UserError."""
+    name, sign, folder = text.partition("=")
+    if not sign or not name.isidentifier() or not folder:
+        raise UserError(f"{text!r} should be NAME=FOLDER, such as math=runs/a/adapter")
+    return name, folder
 
 
 def whole_path(name: str) -> str:
@@ -106,4 +119,26 @@ def pretrain(options: argparse.Namespace) -> int:
     return train_from_scratch(options.recipe, options.family, fresh_folder(Path(options.out), numbered=False), options.seed, options.max_steps)
 
 
-COMMANDS = {"train": add_train, "pretrain": add_pretrain}  # word -> the function that adds its options and returns what carries them out
+def add_plan(parser: argparse.ArgumentParser):
+    parser.epilog = "Nothing is downloaded but, for a model that run.py models does not list, its config.json."
+    parser.add_argument("--model", default="llama-7b", help="a name of `run.py models`, a hub repository or a folder (llama-7b)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--adapter", help="a name of adapters/presets.toml (parallel), or several, lora+prefix")
+    parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of a run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, adapter.size=64; may be repeated")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return plan
+
+
+def plan(options: argparse.Namespace) -> int:
+    import json
+
+    from train.plan import plan as plan_run
+    from train.plan import plan_text
+
+    facts = plan_run(options)
+    print(json.dumps(facts) if options.json else plan_text(facts))
+    return 0
+
+
+COMMANDS = {"train": add_train, "pretrain": add_pretrain, "plan": add_plan}  # word -> adds the command's options, returns what carries them out

@@ -1,5 +1,6 @@
 """The main job: measure the base, train an adapter on it, measure again, write everything down."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -8,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adapters import attach, named_parameters, save_adapter, use
+from adapters import attach, load_adapter, named_parameters, save_adapter, save_adapters, use
+from adapters.attach import adapters_named, rates
 from adapters.config import AdapterConfig, resolve
 from data.batches import Example, encode_row
 from data.prompts import prompt
@@ -112,8 +114,13 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     tokenizer = load_words(s, model)
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests)
+    for name, where in s.load.items():
+        load_adapter(model, where, name)
+    loaded = adapters_fingerprint(model, list(s.load))
     torch.manual_seed(s.seed)
     config = attach(model, adapter_of(s))
+    on = list(model.adapters_on)  # what was loaded, in this order, and the new one; or a fusion in place of its members
+    use(model, on, train=["default"])
     trained = named_parameters(model)
     examples, cut, empty = encode_rows(tokenizer, data, s)
     if not resume:
@@ -122,8 +129,8 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
         write_text(folder / "run.toml", to_toml(s))
     say(model, config, trained, s, data, cut, empty)
 
-    def measure(title: str, file: str, names: list[str]) -> tuple[dict[str, Score], list[dict]]:
-        use(model, names)
+    def measure(title: str, file: str, names: list) -> tuple[dict[str, Score], list[dict]]:
+        use(model, names, train=["default"])
         predictions = predict(model, tokenizer, tests, template=s.template, batch_size=s.eval.batch_size,
                               max_new_tokens=s.eval.max_new_tokens, title=title)
         write_predictions(folder / file, predictions)
@@ -132,19 +139,20 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     before, base_predictions = measure("base", "predictions-base.jsonl", []) if s.eval.before else ({}, [])
     if before:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
-    use(model, ["default"])
+    use(model, on, train=["default"])
 
     with Log(folder / "log.jsonl") as log:
         outcome = train(
             model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume, log=log.write,
-            fingerprints={"base model": model.fingerprint, "data": data.fingerprint, "settings": fingerprint(s)},
+            rates=rates(model),
+            fingerprints={"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)},
         )
     if outcome.signal:
         return Result(before, {}, outcome.signal)
 
-    save_adapter(model, folder / "adapter", run={"model": s.model, "data": s.data, "template": s.template, "seed": s.seed})
+    (save_adapters if s.load else save_adapter)(model, folder / "adapter", run={"model": s.model, "data": s.data, "template": s.template, "seed": s.seed})
     print(f"adapter saved in {folder / 'adapter'}")
-    after, predictions = measure("with adapter", "predictions.jsonl", ["default"])
+    after, predictions = measure("with adapter", "predictions.jsonl", on)
     result = Result(before, after)
     facts = {
         "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
@@ -193,7 +201,17 @@ def encode_rows(tokenizer, data: Data, s: Settings) -> tuple[list[Example], int,
 
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    return to_toml(replace(s, device="", data_dir="", eval=type(s.eval)()))
+    return to_toml(replace(s, device="", data_dir="", load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
+
+
+def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:
+    """A hash of the weights of these adapters."""
+    digest = hashlib.sha256()
+    for name in names:
+        for path, adapter in adapters_named(model, name).items():
+            for leaf, tensor in adapter.state_dict().items():
+                digest.update(f"{path} {leaf}".encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def table(score: Score) -> dict:
@@ -214,7 +232,9 @@ def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, dat
     """The lines that stand above the progress bars."""
     base = count_base(model)
     print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
-    print(f"adapter  {s.adapter.get('preset', config.kind)} at {', '.join(config.sites)}, layers {config.layers}: {count(trained):,} parameters, "
+    for name, where in s.load.items():
+        print(f"loaded   {name}, frozen, from {where}")
+    print(f"adapter  {s.adapter.get('preset', config.kind)} at {config.place()}: {count(trained):,} parameters, "
           f"{100 * count(trained) / base:.2f} % of the model")
     print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {', '.join(f'{name} ({len(rows)})' for name, rows in data.tests.items())}")
     if cut:

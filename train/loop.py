@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from adapters.attach import after_step, named_buffers, penalty
 from data.batches import Example, collate, epoch_order, micro_batches
 from model.errors import UserError, is_out_of_memory
 from train.checkpoint import load_checkpoint, save_checkpoint
@@ -44,10 +45,12 @@ def train(
     folder: Path,
     fingerprints: dict[str, str],
     resume: bool = False,
+    rates: dict[str, float] | None = None,
     log: Callable[[dict], None] = lambda entry: None,
 ) -> Outcome:
     """Train `parameters` (float32, by name) of `model` on `examples`, each with a token to learn, with checkpoints in folder/checkpoint.pt.
 
+    `rates` multiply the learning rate of some of them, by name.
     Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
     """
@@ -55,7 +58,11 @@ def train(
     batches_per_epoch = math.ceil(len(examples) / s.batch_size)
     total = s.max_steps or batches_per_epoch * s.epochs
     lengths = [len(example) for example in examples]
-    optimizer = torch.optim.AdamW(parameters.values(), lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_rate.setdefault((rates or {}).get(name, 1.0), []).append(parameter)
+    groups = [{"params": group, "rate": rate} for rate, group in by_rate.items()]
+    optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
     torch.manual_seed(seed)
@@ -69,6 +76,8 @@ def train(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state["parameters"][name])
+            for name, buffer in named_buffers(model).items():
+                buffer.copy_(state["buffers"][name])
         optimizer.load_state_dict(state["optimizer"])
         scale = LossScale(**state["scale"])
         torch.set_rng_state(state["rng"])
@@ -81,7 +90,7 @@ def train(
                 raise UserError(f"{name} is not finite after step {step}: lower train.learning_rate; the last checkpoint in {folder} is from before")
         save_checkpoint(folder / CHECKPOINT, {
             "step": step, "skipped": skipped, "skipped_in_a_row": skipped_in_a_row, "fingerprints": fingerprints, "scale": vars(scale),
-            "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
+            "parameters": {name: parameter.detach() for name, parameter in parameters.items()}, "buffers": named_buffers(model),
             "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         })
@@ -94,7 +103,7 @@ def train(
             began = time.perf_counter()
             rate = learning_rate(s, step, total)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate"]
 
             # the rows of this step: the seed and the step number alone decide them
             epoch, batch = divmod(step, batches_per_epoch)
@@ -111,6 +120,8 @@ def train(
                     part = summed_loss(model, ids, weights) / weight
                     (part * scale.scale).backward()
                     loss += part.item()
+                if (extra := penalty(model)) is not None:  # what some adapters ask for besides (AdaLoRA)
+                    (extra * scale.scale).backward()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -132,6 +143,8 @@ def train(
                 skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
                 if skipped_in_a_row == MAX_SKIPPED:
                     raise UserError(f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: lower train.learning_rate")
+                optimizer.zero_grad(set_to_none=True)
+            after_step(model, step + 1, total)  # some adapters change with time (AdaLoRA's ranks)
             optimizer.zero_grad(set_to_none=True)
             scale.update(finite)
 

@@ -5,11 +5,12 @@ What wins over what: defaults < recipe < adapter preset < what the recipe says o
 
 import json
 import math
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-from adapters.config import presets
+from adapters.config import named, overlay
 from adapters.config import resolve as resolve_adapter
 from model.errors import UserError, unknown
 
@@ -80,6 +81,7 @@ class Settings:
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
     threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
     adapter: dict = field(default_factory=dict)
+    load: dict = field(default_factory=dict)  # name -> folder of an adapter that is there, frozen, below the one that is trained
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
 
@@ -88,6 +90,8 @@ class Settings:
             raise UserError(f"threads = {self.threads} must not be negative")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed = {self.seed} should be between 0 and 2^63 - 1")
+        if not all(isinstance(folder, str) for folder in self.load.values()):
+            raise UserError("load should name a folder for each adapter, such as load.math=runs/a/adapter")
 
 
 def read_toml(path: Path) -> dict:
@@ -143,14 +147,6 @@ def build(cls, table: dict, where: str):
     return made
 
 
-def overlay(below: dict, above: dict) -> dict:
-    """`above` laid over `below`, table by table."""
-    merged = dict(below)
-    for key, value in above.items():
-        merged[key] = overlay(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
-    return merged
-
-
 def parse_set(text: str) -> dict:
     """`train.clip=0.5` -> {"train": {"clip": 0.5}}; the value is TOML, or a bare word. Raises UserError."""
     path, sign, value = text.partition("=")
@@ -192,11 +188,11 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
             raise UserError(f"{where}: adapter should be a table, such as [adapter] with preset = {str(change)!r}")
         build(Settings, table, where)  # a mistake is named with the place it stands in
         whole = overlay(whole, table)
-        adapter = change if change.keys() & {"preset", "kind"} else adapter | change  # another method starts anew
+        adapter = change if change.keys() & {"preset", "kind"} else overlay(adapter, change)  # another method starts anew
     adapter = dict(adapter)
-    preset = adapter.pop("preset", None if "kind" in adapter else "parallel")
-    below = of_presets.get(preset, {}) if isinstance(preset, str) else {}
-    whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(preset, **(below | adapter)).table()
+    complete = "kind" in adapter or any(isinstance(part, dict) and part.keys() & {"preset", "kind"} for part in adapter.values())
+    preset = adapter.pop("preset", None if complete else "parallel")
+    whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(preset, below=of_presets, **adapter).table()
     return build(Settings, whole, "settings")
 
 
@@ -205,8 +201,10 @@ def preset_tables(tables, where: str) -> dict[str, dict]:
     for name, table in tables.items() if isinstance(tables, dict) else [("adapters", None)]:
         if not isinstance(table, dict):
             raise UserError(f"{where}: adapters should hold tables, such as [adapters.lora]")
-        if name not in presets():
-            raise UserError(f"{where}: {unknown('adapter', name, presets())}")
+        try:
+            named(name, {})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     return tables
 
 
@@ -216,12 +214,16 @@ def to_toml(made: Settings) -> str:
     tables = {key: table.pop(key) for key in list(table) if isinstance(table[key], dict)}
     lines = [f"{key} = {toml_value(value)}" for key, value in table.items()]
     for name, inner in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in inner.items())]
+        lines += ["", f"[{name}]", *(f"{toml_key(key)} = {toml_value(value)}" for key, value in inner.items())]
     return "\n".join(lines) + "\n"
+
+
+def toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def toml_value(value) -> str:
     """Strings, booleans, numbers and lists as TOML; JSON writes all four the same way. A table is written in one line."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {toml_value(inner)}" for key, inner in value.items()) + " }"
+        return "{ " + ", ".join(f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
