@@ -37,7 +37,7 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
             parameter.requires_grad_(False)
     for path, parts in made.items():
         site = model.get_submodule(path)
-        adapter = parts[""] if list(parts) == [""] else Group(parts)
+        adapter = Group(parts) if len(parts) > 1 else next(iter(parts.values()))
         adapter.config = config
         site.adapters[name] = adapter.to(anchor(model, site).device).train(model.training)
         if adapter.members:  # from here on they are reached through this one alone, and frozen

@@ -47,12 +47,12 @@ class TokenRows(Adapter):
         self.options, self.rows = options, rows
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        rows, index = self.rows.weight.to(y.dtype), self.rows.index
+        index = self.rows.index
         if f.kind == "embedding":
+            rows = self.rows.weight.to(y.dtype)
             at = (x[..., None] == index).int()  # [B, T, n], where a token is one of them
             return torch.where(at.any(dim=-1, keepdim=True), F.embedding(at.argmax(dim=-1), rows), y)
-        bias = None if f.bias is None else f.bias[index]
-        return y.index_copy(-1, index, self.linear(x, rows, bias))
+        return y.index_add(-1, index, self.linear(x, self.rows.weight - f.weight[index].float()))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight.index_copy(0, self.rows.index, self.rows.weight), bias
