@@ -83,8 +83,8 @@ def markdown(rows: list[dict]) -> str:
     """A table for each model, its adapters below one another."""
     lines = []
     for model in dict.fromkeys(one["model"] for one in rows):
-        lines += ["", f"**{model}**", "", "| adapter | parameters | loss, first and last 10 steps | held-out manner, % (95 %) | base | lowest other manner | seconds |",
-                  "|---|---|---|---|---|---|---|"]
+        head = "| adapter | parameters | loss, first and last 10 steps | held-out manner, % (95 %) | base | lowest other manner | seconds |"
+        lines += ["", f"**{model}**", "", head, "|---|---|---|---|---|---|---|"]
         for one in rows:
             if one["model"] == model:
                 lines.append(f"| `{one['adapter']}` | {one['parameters']:,} | {one['loss, first 10 steps']:.3f} → {one['loss, last 10 steps']:.3f} | "

@@ -1,0 +1,160 @@
+"""What some methods ask of the loop: penalties, schedules, rates, adapters below the one that is trained; and the table of them all."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from test_training import S, examples, run, same, state
+
+import run as command_line
+from adapters import attach, load_adapters, named_parameters, parameters
+from adapters.attach import adapters_named, named_buffers, penalty, rates
+from eval.table import Job, markdown, row, run_jobs
+from model import load_model
+from train.loop import train
+
+
+def adalora(folder):
+    torch.manual_seed(0)
+    model = load_model(str(folder))
+    attach(model, "adalora", init_r=4, target_r=2, sites=["q", "v"], every=2, dropout=0.2)
+    return model
+
+
+def test_ranks_are_cut_and_a_run_that_was_stopped_between_cuts_ends_with_the_same_bits(folder, tmp_path):
+    s = replace(S, max_steps=16)
+    whole = adalora(folder)
+    (tmp_path / "whole").mkdir()
+    run(whole, tmp_path / "whole", s)
+    ranks = [int(adapter.kept.sum()) for adapter in adapters_named(whole, "default").values()]
+    assert sum(ranks) == 2 * 6
+    assert all(((adapter.lora_E != 0) == adapter.kept).all() for adapter in adapters_named(whole, "default").values())
+
+    half = adalora(folder)
+    outcome, _ = run(half, tmp_path, s, log=lambda entry: os.kill(os.getpid(), signal.SIGTERM) if entry["step"] == 7 else None)
+    assert outcome.step == 7
+    other = adalora(folder)
+    run(other, tmp_path, s, resume=True)
+    assert same(state(other), state(whole))
+    assert same(named_buffers(other).values(), named_buffers(whole).values())
+
+
+def test_the_penalty_is_part_of_the_gradient(folder, tmp_path):
+    """With nothing to learn but the penalty, A and B become orthogonal."""
+    model = adalora(folder)
+    before = penalty(model).item()
+    for adapter in adapters_named(model, "default").values():
+        adapter.scale = 0.0
+    run(model, tmp_path, replace(S, max_steps=60, schedule="constant", clip=100.0))
+    assert penalty(model).item() < 0.5 * before
+
+
+def test_parts_learn_at_their_own_rates(folder, tmp_path):
+    moved = {}
+    for rate in (1.0, 0.01):
+        torch.manual_seed(0)
+        model = load_model(str(folder))
+        attach(model, "lora+bitfit", lora={"r": 2}, bitfit={"rate": rate})
+        start = {name: p.detach().clone() for name, p in named_parameters(model).items()}
+        found = rates(model)
+        train(model, named_parameters(model), examples(), replace(S, max_steps=1), seed=1, pad_id=0, folder=tmp_path, fingerprints={}, rates=found)
+        moved[rate] = {kind: max(float((p - start[name]).abs().max()) for name, p in named_parameters(model).items() if name.endswith(kind))
+                       for kind in ("lora_B", "bias")}
+    assert moved[0.01]["lora_B"] == moved[1.0]["lora_B"] > 0
+    assert moved[0.01]["bias"] == pytest.approx(0.01 * moved[1.0]["bias"], rel=1e-3)
+
+
+def main(*words) -> int:
+    return command_line.main([str(word) for word in words])
+
+
+SHORT = ("--max-steps", 4, "--items", 2, "--set", "eval.before=false", "--set", "eval.max_new_tokens=4")
+
+
+def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys):
+    """Two runs, a fusion on top of both, a stack on one of them; each folder restores what it was."""
+    for name in ("one", "two"):
+        assert main("--adapter", "parallel", "--seed", len(name) + ord(name[0]), *SHORT, "--out", tmp_path / name) == 0
+    loads = [word for name in ("one", "two") for word in ("--load", f"{name}={tmp_path / name / 'adapter'}")]
+    sites = 'adapter.sites=["q", "k", "v", "up"]'
+    assert main("--adapter", "fusion", "--set", 'adapter.of=["one", "two"]', "--set", sites, *loads, *SHORT, "--out", tmp_path / "both") == 0
+    assert main("--adapter", "lora", *loads[:2], *SHORT, "--out", tmp_path / "stack") == 0
+    for name, on in (("both", ["default"]), ("stack", ["one", "default"])):
+        setup = json.loads((tmp_path / name / "adapter" / "adapters.json").read_text())
+        assert setup["on"] == on
+        assert main("evaluate", tmp_path / name, "--items", 2) == 0
+    model = load_model("pocket-llama", dtype=torch.float32)
+    load_adapters(model, tmp_path / "stack" / "adapter")
+    first = load_model("pocket-llama", dtype=torch.float32)
+    from adapters import load_adapter
+
+    load_adapter(first, tmp_path / "one" / "adapter", "one")
+    assert same(parameters(first), [p for path, p in model.named_parameters() if ".adapters.one." in path])  # what was loaded stayed as it was
+    pair = [word for name in ("one", "two") for word in ("--adapter", tmp_path / name / "adapter")]
+    capsys.readouterr()
+    assert main("evaluate", "--model", "pocket-llama", *pair, "--average", "--items", 2, "--out", tmp_path / "mean") == 0
+    assert "average of" in capsys.readouterr().out
+    assert main("evaluate", "--model", "pocket-llama", *pair[:2], "--average", "--items", 2) == 1
+    assert "two adapters or more" in capsys.readouterr().err
+    assert main("--adapter", "fusion", *SHORT, "--out", tmp_path / "none") == 1
+    assert "names of two adapters" in capsys.readouterr().err
+    assert main("--load", "one", *SHORT) == 1
+    assert "NAME=FOLDER" in capsys.readouterr().err
+
+
+def test_a_mixture_is_trained_repeated_and_resumed_from_its_own_file(tmp_path):
+    assert main("--adapter", "unipelt", "--set", "adapter.prefix.length=3", *SHORT, "--out", tmp_path / "mix") == 0
+    assert main("--config", tmp_path / "mix" / "run.toml", "--out", tmp_path / "again") == 0
+    first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("mix", "again"))
+    assert first["after"] == second["after"]
+    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("mix", "again")]
+    assert weights[0] == weights[1]
+    assert 'length = 3' in (tmp_path / "mix" / "run.toml").read_text()
+
+
+def test_the_plan_and_the_drawing_on_the_command_line(capsys):
+    assert main("plan", "--model", "llama-7b", "--adapter", "paper-parallel", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["trainable_parameters"] == 201_326_592
+    assert main("plan", "--model", "gptj-6b", "--adapter", "lora", "--set", "adapter.r=4") == 0
+    assert "1,835,008 parameters" in capsys.readouterr().out
+    assert main("show", "--model", "bloom-7b1", "--adapter", "lora+prefix") == 0
+    shown = capsys.readouterr().out
+    assert "{qkv} ─ {kv}" in shown
+    for words, said in (
+        (("plan", "--model", "llama7b"), "did you mean 'llama-7b'"), (("plan", "--adapter", "paralel"), "did you mean 'parallel'"),
+        (("plan", "--model", "llama-7b", "--set", "adapter.size=0"), "at least one unit"), (("show", "--adapter", "lora", "--set", "x"), "KEY=VALUE"),
+    ):
+        assert main(*words) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_the_table_runs_what_is_missing_and_says_what_failed(tmp_path, capsys):
+    options = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
+    words = ("table", "--pocket", "--models", "pocket-opt", "--adapters", "lora,prefix", *options, "--out", tmp_path)
+    assert main(*words) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert "| `prefix` | 30,720 |" in text
+    assert (tmp_path / "table.csv").read_text().count("\n") == 3
+    stamp = (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns
+    (tmp_path / "pocket-opt-prefix" / "result.json").unlink()
+    capsys.readouterr()
+    assert main(*words) == 0
+    assert "2 runs in" in (said := capsys.readouterr().out)
+    assert "1 of them complete" in said
+    assert (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns == stamp
+    job = Job("pocket-opt", "lora", tmp_path / "pocket-opt-lora")
+    assert row(job)["loss, first 10 steps"] > 0
+    assert "**pocket-opt**" in markdown([row(job)])
+    failed = run_jobs([Job("pocket-opt", "lora", tmp_path / "bad", ("--dtype", "int3"))], 1, say=lambda text: None)
+    assert [job.folder.name for job in failed] == ["bad"]
+    assert "float32" in (tmp_path / "bad.log").read_text()
+    for words, said in (
+        (("table",), "--pocket"), (("table", "--pocket", "--adapters", "lara"), "did you mean 'lora'"), (("table", "--pocket", "--jobs", "0"), "at least 1"),
+    ):
+        assert main(*words) == 1
+        assert said in capsys.readouterr().err
