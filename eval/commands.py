@@ -87,7 +87,8 @@ def evaluate(options: argparse.Namespace) -> int:
     facts = {"model": made.model, "adapters": [str(adapter) for adapter in adapters], "averaged": options.average, "data": made.data, "template": template,
              "scores": {name: table(score) for name, score in found.items()}}
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
-    said = f"{'average of ' if options.average else ''}{', '.join(map(str, adapters))}" if adapters else "no adapter"
+    several = "average of adapters" if options.average else "adapters" if len(adapters) > 1 else "adapter"
+    said = f"{several} {', '.join(map(str, adapters))}" if adapters else "no adapter"
     print(f"\nmodel {made.model}, {said}, data {made.data}, template {template}")
     print_scores({}, found, "with adapter" if adapters else "base")
     print(f"predictions: {folder / 'predictions.jsonl'}")

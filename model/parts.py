@@ -119,7 +119,7 @@ class Tokens:
         before it, or 0."""
         B, T = self.ids.shape
         if self.given is not None:
-            return self.put_behind(self.past + T)
+            return self.put_behind(self.virtual, self.past + T - self.virtual, "all {} tokens so far, cached ones too,")
         if self.mask is None:
             return torch.arange(self.past + T, device=self.ids.device).expand(B, -1)
         return (self.mask.long().cumsum(dim=1) - 1).clamp_(min=0)
@@ -127,17 +127,16 @@ class Tokens:
     def query_positions(self, limit: int | None = None) -> Tensor:
         """Of the T queries alone [B, T]. Raises UserError for a position that the model's table of `limit` does not have."""
         T = self.ids.shape[1]
-        positions = self.positions()[:, -T:] if self.given is None else self.put_behind(T)
+        positions = self.positions()[:, -T:] if self.given is None else self.put_behind(self.prompt, T - self.prompt, "the {} tokens of this pass")
         if limit is not None and int(positions.max()) >= limit:
             raise UserError(f"position {int(positions.max())} is past the model's last, {limit - 1}: the text is too long for it")
         return positions
 
-    def put_behind(self, length: int) -> Tensor:
-        """The positions given for real tokens, moved behind the virtual ones, and those of the virtual ones among these `length`."""
-        missing = length - self.given.shape[1]
-        if missing not in (0, self.prompt, self.virtual):
-            raise UserError(f"positions are given for {self.given.shape[1]} tokens, this pass needs those of {length - self.virtual}")
-        front = torch.arange(self.virtual - missing, self.virtual, device=self.ids.device).expand(len(self.ids), -1)
+    def put_behind(self, virtual: int, real: int, which: str) -> Tensor:
+        """The positions given for the `real` tokens, moved behind all virtual ones, and in front of them those of the last `virtual` of these."""
+        if self.given.shape[1] != real:
+            raise UserError(f"the positions of {which.format(real)} are needed; {self.given.shape[1]} are given")
+        front = torch.arange(self.virtual - virtual, self.virtual, device=self.ids.device).expand(len(self.ids), -1)
         return torch.cat((front, self.given + self.virtual), dim=1)
 
     def may_look(self) -> Tensor:

@@ -163,10 +163,11 @@ def test_a_position_the_table_has_not_is_an_error(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_forward_pass_is_differentiable_for_adapters_alone(tmp_path, family, checkpointing):
     from adapters import attach, parameters
+    from adapters.attach import linear_sites
 
     model = load_model(str(write_checkpoint(tmp_path, family)))
     torch.manual_seed(0)
-    attach(model, "parallel", size=3, sites=list(model.sites), init="bert")
+    attach(model, "parallel", size=3, sites=[*linear_sites(model), "attn", "mlp"], init="bert")
     ids, mask = batch("left")
     model.checkpointing = checkpointing
     model(ids, mask)[mask.bool()].logsumexp(-1).sum().backward()

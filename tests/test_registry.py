@@ -201,12 +201,12 @@ def test_models_lists_every_name():
 
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "bloom-560m", "opt-350m", "gptj-6b", "pocket-opt"])
 def test_show_adds_up(name):
-    """Sites and norms add up to the block, the parts to the model."""
+    """Sites add up to the block, the parts to the model."""
     text = show_text(name)
     numbers = [int(found[1].replace(",", "")) for found in re.finditer(r"^  .*?([\d,]+)(?:   .* in 16 bits)?$", text, re.MULTILINE)]
     family, config, _ = describe(name)
     model = skeleton(family, config)
-    rows = len(model.sites) + 1
+    rows = len(model.sites)
     assert sum(numbers[:rows]) == numbers[rows] == count(model.blocks[0])
     assert sum(numbers[rows + 1 : -1]) == numbers[-1] == count(model)
     assert model.picture in text
