@@ -1,5 +1,6 @@
 """The configuration of an adapter: a preset's name and changes to it -> a checked, complete AdapterConfig."""
 
+import importlib
 import math
 import re
 import tomllib
@@ -8,44 +9,35 @@ from pathlib import Path
 
 from torch import nn
 
-from adapters.adalora import AdaLoRA
 from adapters.base import Adapter
-from adapters.bitfit import BitFit
-from adapters.bottleneck import Bottleneck
-from adapters.dora import DoRA
-from adapters.full import Full
-from adapters.fusion import Fusion
-from adapters.ia3 import IA3
-from adapters.invertible import Invertible
-from adapters.ln_tuning import LNTuning
-from adapters.lora import LoRA
-from adapters.p_tuning import PTuning
-from adapters.pissa import PiSSA
-from adapters.prefix import Prefix
-from adapters.prompt import Prompt
-from adapters.token_rows import TokenRows
-from adapters.vera import VeRA
 from model.errors import UserError, unknown
 from model.load import FAMILIES
 
-METHODS: dict[str, type[Adapter]] = {  # kind -> class; one row a method
-    "bottleneck": Bottleneck,
-    "lora": LoRA,
-    "dora": DoRA,
-    "pissa": PiSSA,
-    "adalora": AdaLoRA,
-    "vera": VeRA,
-    "ia3": IA3,
-    "prefix": Prefix,
-    "prompt": Prompt,
-    "p_tuning": PTuning,
-    "invertible": Invertible,
-    "ln_tuning": LNTuning,
-    "bitfit": BitFit,
-    "full": Full,
-    "token_rows": TokenRows,
-    "fusion": Fusion,
-}
+
+def load(path: str) -> type[Adapter]:
+    """"lora.LoRA" -> the class LoRA of adapters/lora.py."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"adapters.{module}"), name)
+
+
+METHODS = {kind: load(path) for kind, path in {  # kind -> class; one row a method
+    "bottleneck": "bottleneck.Bottleneck",
+    "lora": "lora.LoRA",
+    "dora": "dora.DoRA",
+    "pissa": "pissa.PiSSA",
+    "adalora": "adalora.AdaLoRA",
+    "vera": "vera.VeRA",
+    "ia3": "ia3.IA3",
+    "prefix": "prefix.Prefix",
+    "prompt": "prompt.Prompt",
+    "p_tuning": "p_tuning.PTuning",
+    "invertible": "invertible.Invertible",
+    "ln_tuning": "ln_tuning.LNTuning",
+    "bitfit": "bitfit.BitFit",
+    "full": "full.Full",
+    "token_rows": "token_rows.TokenRows",
+    "fusion": "fusion.Fusion",
+}.items()}
 PLACEMENT = ("kind", "preset", "sites", "layers", "overrides", "rate")
 
 
