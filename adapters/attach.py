@@ -231,16 +231,21 @@ def rates(model: nn.Module) -> dict[str, float]:
     return {name: found[name] for name in named_parameters(model)}
 
 
+def in_training(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
+    """(name, adapter) of all that is on and has something to train."""
+    return ((name, adapter) for _, name, adapter in in_use(model) if any(parameter.requires_grad for parameter in adapter.parameters()))
+
+
 def penalty(model: nn.Module) -> Tensor | None:
     """What the adapters that are on add to the loss of a training step, if anything: the mean of their penalties."""
-    found = [one for _, _, adapter in in_use(model) if (one := adapter.penalty()) is not None]
+    found = [one for _, adapter in in_training(model) if (one := adapter.penalty()) is not None]
     return torch.stack([one.to(found[0].device) for one in found]).mean() if found else None
 
 
 def after_step(model: nn.Module, step: int, total: int) -> None:
     """Let the methods that change with time do so, after `step` of `total` training steps."""
     by_method: dict[tuple[str, type], list[Adapter]] = {}
-    for _, name, adapter in in_use(model):
+    for name, adapter in in_training(model):
         by_method.setdefault((name, type(adapter)), []).append(adapter)
     for (_, method), adapters in by_method.items():
         method.after_step(adapters, step, total)

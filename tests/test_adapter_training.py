@@ -10,7 +10,7 @@ import torch
 from test_training import S, examples, run, same, state
 
 import run as command_line
-from adapters import attach, load_adapters, named_parameters, parameters
+from adapters import attach, load_adapters, named_parameters, parameters, use
 from adapters.attach import adapters_named, named_buffers, penalty, rates
 from eval.table import Job, markdown, row, run_jobs
 from model import load_model
@@ -50,6 +50,17 @@ def test_the_penalty_is_part_of_the_gradient(folder, tmp_path):
         adapter.scale = 0.0
     run(model, tmp_path, replace(S, max_steps=60, schedule="constant", clip=100.0))
     assert penalty(model).item() < 0.5 * before
+
+
+def test_a_frozen_adapter_below_is_neither_cut_nor_penalised(folder, tmp_path):
+    model = adalora(folder)
+    attach(model, "parallel", name="above", size=3)
+    use(model, ["default", "above"], train=["above"])
+    below = {leaf: tensor.clone() for one in adapters_named(model, "default").values() for leaf, tensor in one.state_dict().items()}
+    assert penalty(model) is None
+    run(model, tmp_path, replace(S, max_steps=16))
+    after = {leaf: tensor for one in adapters_named(model, "default").values() for leaf, tensor in one.state_dict().items()}
+    assert all(torch.equal(after[leaf], tensor) for leaf, tensor in below.items())
 
 
 def test_parts_learn_at_their_own_rates(folder, tmp_path):
