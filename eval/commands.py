@@ -212,6 +212,9 @@ def table(options: argparse.Namespace) -> int:
     rows = [row(job) for job in jobs if job not in failed]
     write_table(folder, rows)
     print(f"\n{markdown(rows)}\ntable: {folder / 'table.md'}, {folder / 'table.csv'}")
+    worse = [one for one in rows if not one["loss, last 10 steps"] < one["loss, first 10 steps"]]
+    if worse:
+        raise UserError(f"the loss did not fall in {', '.join(' '.join((one['model'], one['adapter'])) for one in worse)}")
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.folder.name for job in failed)}; the same command tries them again")
     return 0

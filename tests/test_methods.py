@@ -268,7 +268,13 @@ def test_several_input_adapters_are_undone_in_the_other_order(tiny):
     randomise(tiny)
     one, two = (tiny.input_embedding.adapters[name] for name in ("one", "two"))
     h = torch.randn(1, 2, 32)
-    torch.testing.assert_close(tiny.logits(h), tiny.lm_head(one.unembed(two.unembed(h))))
+    expected = tiny.lm_head(one.unembed(two.unembed(h)))
+    torch.testing.assert_close(tiny.logits(h), expected)
+    attach(tiny, resolve(one={"preset": "invertible"}, two={"preset": "invertible", "reduction": 4.0}), name="both")  # the same as a mixture
+    for part, alone in zip(tiny.input_embedding.adapters["both"].parts.values(), (one, two), strict=True):
+        part.load_state_dict(alone.state_dict())
+    use(tiny, ["both"])
+    torch.testing.assert_close(tiny.logits(h), expected)
 
 
 def test_ln_tuning_and_bitfit(any_tiny):
