@@ -62,7 +62,7 @@ def targeted(model, targets) -> list[str]:
 
 
 def make(folder, model, **changes):
-    """A file as the paper's code leaves it, of random numbers -> (folder, logits that its code computes)."""
+    """A file as the paper's code leaves it, of random numbers -> the logits that its code computes."""
     raw = {"peft_type": "BOTTLENECK", "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": "yahma/llama-7b-hf", "bottleneck_size": 5,
            "non_linearity": "tanh", "adapter_dropout": 0.0, "scaling": 1.0, "use_parallel_adapter": False, "use_adapterp": False, "init_weights": "bert",
            "bias": "none", "modules_to_save": None} | changes
@@ -82,7 +82,7 @@ def make(folder, model, **changes):
             scale = tensors[f"base_model.model.{path}.adapter_scaling"] = torch.rand(1, generator=generator) + 0.5
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, Theirs(linear, raw, kind, down, up, scale))
-    write(folder, raw, tensors)
+    write_files(folder, raw, tensors)
     return model(IDS)
 
 
@@ -96,11 +96,11 @@ def make_merged(folder, model, **changes):
         path = f"base_model.model.transformer.h.{layer}.self_attention.query_key_value"
         tensors |= {f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B}
         block.self_attention.query_key_value = TheirMerged(block.self_attention.query_key_value, A, B, raw["lora_alpha"] / raw["r"])
-    write(folder, raw, tensors)
+    write_files(folder, raw, tensors)
     return model(IDS)
 
 
-def write(folder, raw: dict, tensors: dict) -> None:
+def write_files(folder, raw: dict, tensors: dict) -> None:
     folder.mkdir(exist_ok=True)
     torch.save(tensors, folder / "adapter_model.bin")
     (folder / "adapter_config.json").write_text(json.dumps(raw))
@@ -296,7 +296,7 @@ def test_blooms_lora_that_does_not_fit(tmp_path, changes, said):
     model = load_model(str(write_checkpoint(tmp_path / "bloom", "bloom", hidden_size=64)))
     tensors = {f"base_model.model.transformer.h.{layer}.self_attention.query_key_value.lora_{leaf}.weight": torch.randn(shape)
                for layer in range(3) for leaf, shape in (("A", (8, 64)), ("B", (128, 4, 1)))}
-    write(tmp_path / "theirs", BLOOM_LORA | changes, tensors)
+    write_files(tmp_path / "theirs", BLOOM_LORA | changes, tensors)
     with pytest.raises(UserError, match=re.escape(said)):
         load_adapter(model, tmp_path / "theirs")
     assert not any(site.adapters for _, site in all_sites(model))

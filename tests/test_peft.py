@@ -1,0 +1,638 @@
+"""PEFT's adapter files: PEFT's read by us and ours read by PEFT, logits and gradients compared with the live library; and files that are broken."""
+
+import copy
+import json
+import math
+import re
+import warnings
+
+import pytest
+import torch
+from conftest import write_checkpoint
+from families import TINY, batch, difference
+from safetensors.torch import load_file, save_file
+
+from adapters import attach, load_adapter, save_adapter
+from adapters.attach import adapter_names, adapters_named
+from adapters.config import resolve
+from adapters.files import CONFIG, WEIGHTS, native_tensors
+from eval.generate import generate
+from model import UserError, load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LoRA tensor.*have invalid shape:UserWarning")  # PEFT, about its own biases of B
+FAMILIES = list(TINY)
+SEEN = [int(token) for token in batch("plain")[0][0, :4]]  # ids of the batch that is compared
+QV = {"llama": ["q_proj", "v_proj"], "bloom": ["query_key_value"], "opt": ["q_proj", "v_proj"], "gptj": ["q_proj", "v_proj"]}
+ALL = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "bloom": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], "gptj": ["q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"],
+}
+BLOCKS = {"llama": "model.layers", "bloom": "transformer.h", "opt": "model.decoder.layers", "gptj": "transformer.h"}
+EMBED = {"llama": "embed_tokens", "bloom": "word_embeddings", "opt": "embed_tokens", "gptj": "wte"}
+FINAL = {"llama": "model.norm", "bloom": "ln_f", "opt": "decoder.final_layer_norm", "gptj": "ln_f"}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """By family: the folder of a tiny checkpoint and the reference loaded from it, not to be changed."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    made = {}
+    for family in FAMILIES:
+        folder = write_checkpoint(tmp_path_factory.mktemp("peft") / f"tiny-{family}", family)
+        made[family] = folder, transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return made
+
+
+def randomised(parameters) -> None:
+    """Every parameter away from its start, which often changes nothing."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in parameters:
+        parameter.data = parameter.data + 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+def theirs_from(base, config):
+    """A new PEFT adapter on a copy of the base, with random weights."""
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    randomised(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return model
+
+
+def loaded_by_peft(base, folder):
+    import peft
+
+    soft = json.loads((folder / CONFIG).read_text())["peft_type"] in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder, is_trainable=not soft).eval()
+    assert not [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
+    if soft:
+        model.prompt_encoder["default"].embedding.weight.requires_grad_()
+    return model
+
+
+def run_theirs(model, ids, mask, soft: bool):
+    if soft:  # positions are not theirs to choose; prompts come out as tokens in front
+        return model(ids, attention_mask=mask).logits[:, -ids.shape[1] :]
+    where = {} if model.config.model_type == "bloom" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    return model(ids, attention_mask=mask, **where).logits
+
+
+def file_key(name: str) -> str:
+    """PEFT's name of a parameter -> how its file calls it; a bias goes by the module's path alone."""
+    if name.startswith("prompt_encoder"):
+        return "prompt_embeddings"
+    name = name.replace(".modules_to_save.default", "").replace(".default", "").replace("base_layer.bias", "bias")
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector").replace("token_adapter.trainable_tokens_delta.weight", "trainable")
+
+
+def our_gradients(model) -> dict[str, torch.Tensor]:
+    adapters = adapters_named(model, "default")
+    config = next(iter(adapters.values())).config
+    kind = config.kind
+    if kind == "prefix":
+        return {"prompt_embeddings": torch.cat([one.prefix.grad for one in adapters.values()], dim=1)}
+    if kind == "prompt":
+        return {"prompt_embeddings": next(iter(adapters.values())).prompt.grad}
+    return {key.rpartition(":")[2]: tensor.grad for key, tensor in native_tensors(config, adapters).items() if tensor.requires_grad}
+
+
+def compare(ours, theirs, gradients: bool = True, soft: bool = False) -> None:
+    """The same logits over real tokens, and the same gradients of one loss, to 1e-4; padded on the left where positions can be given."""
+    ids, mask = batch("plain" if soft else "left")
+    found, expected = ours(ids, mask), run_theirs(theirs, ids, mask, soft)
+    assert difference(found.detach(), expected.detach(), mask) < 1e-4
+    if not gradients:
+        return
+    for logits in (found, expected):
+        logits[mask.bool()].square().mean().backward()
+    right = {file_key(name): parameter.grad for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    left = our_gradients(ours)
+    assert left.keys() == right.keys()
+    largest = max(gradient.abs().max() for gradient in right.values())
+    for key, gradient in left.items():
+        assert gradient.abs().max() > 0, key
+        scale = right[key].abs().max()
+        if key.endswith("k_proj.bias") and scale < 1e-6 * largest:
+            continue  # noise around zero: softmax does not see what all keys have in common, where positions do not rotate it
+        assert (gradient - right[key]).abs().max() / scale < 1e-4, key
+
+
+def differs_from_base(ours) -> None:
+    """So that nothing is compared with an adapter that does nothing."""
+    from adapters import use
+
+    ids, mask = batch("left")
+    with torch.no_grad():
+        on = ours(ids, mask)
+        use(ours, [])
+        assert difference(on, ours(ids, mask), mask) > 1e-2
+        use(ours, ["default"])
+
+
+def lora(**options):
+    return lambda family: ("LoraConfig", {"r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "target_modules": QV[family]} | options)
+
+
+def last(family: str, n: int = 2) -> str:
+    return f"{BLOCKS[family]}.{n}"
+
+
+THEIRS = {  # a row of the table in formats.md -> the class of PEFT's configuration and its arguments
+    "lora": lora(),
+    "lora defaults": lambda family: ("LoraConfig", {}),
+    "rslora": lora(use_rslora=True),
+    "dora": lora(use_dora=True),
+    "dora rslora": lora(use_dora=True, use_rslora=True),
+    "lora_bias": lora(lora_bias=True),
+    "patterns": lambda family: lora(
+        target_modules=ALL[family], rank_pattern={rf".*\.1\..*{QV[family][-1]}": 5, f"{last(family)}.*": 3, f"z*{QV[family][0]}": 2},
+        alpha_pattern={f"{last(family, 0)}.*": 7, f"z*{QV[family][-1]}": 3},
+    )(family),
+    "patterns rslora": lambda family: lora(use_rslora=True, rank_pattern={f"{last(family)}.*": 9}, alpha_pattern={".*": 2.5})(family),
+    "layers": lora(layers_to_transform=[0, 2]),
+    "one layer": lambda family: lora(layers_to_transform=1, layers_pattern=BLOCKS[family].rpartition(".")[2])(family),
+    "layers and a whole path": lambda family: lora(target_modules=[QV[family][0], "lm_head"], layers_to_transform=[2])(family),
+    "regex": lambda family: lora(target_modules=rf".*\.(0|2)\..*({'|'.join(ALL[family][:2])})")(family),
+    "all-linear": lora(target_modules="all-linear", r=2),
+    "excluded": lambda family: lora(target_modules="all-linear", exclude_modules=[ALL[family][-1], f"{last(family, 1)}.fc1"])(family),
+    "excluded by regex": lambda family: lora(target_modules=ALL[family], exclude_modules=r".*\.1\..*")(family),
+    "head": lambda family: lora(target_modules=[*QV[family], "lm_head"])(family),
+    "head saved": lora(modules_to_save=["lm_head"]),
+    "embedding and norm saved": lambda family: lora(modules_to_save=[EMBED[family], FINAL[family]])(family),
+    "modules saved by the end of a name": lambda family: lora(modules_to_save=["norm"] if family != "gptj" else ["_1"])(family),
+    "whole MLPs saved": lambda family: lora(modules_to_save=["mlp"] if family != "opt" else ["fc1", "fc2"])(family),
+    "bias all": lora(bias="all"),
+    "bias lora_only": lora(bias="lora_only"),
+    "bias all, dora": lora(bias="all", use_dora=True),
+    "embedding": lambda family: lora(target_modules=[*QV[family], EMBED[family]])(family),
+    "embedding rslora": lambda family: lora(target_modules=[EMBED[family]], use_rslora=True, rank_pattern={EMBED[family]: 5})(family),
+    "tokens": lora(trainable_token_indices=[SEEN[2], SEEN[0], SEEN[3]]),
+    "tokens by module": lambda family: lora(trainable_token_indices={EMBED[family]: [SEEN[3], SEEN[1]]})(family),
+    "everything": lambda family: lora(
+        bias="all", lora_bias=True, use_rslora=True, modules_to_save=[FINAL[family]], trainable_token_indices=[SEEN[2], SEEN[1]])(family),
+    "ia3": lambda family: ("IA3Config", {}),
+    "ia3 regex": lambda family: ("IA3Config", {"target_modules": ".*(" + "|".join(ALL[family]) + ")", "feedforward_modules": f".*{ALL[family][-1]}"}),
+    "ia3, head saved": lambda family: ("IA3Config", {"modules_to_save": ["lm_head"]}),
+    "adalora": lambda family: ("AdaLoraConfig", {"init_r": 5, "target_r": 2, "lora_alpha": 9, "r": 8, "total_step": 50, "tinit": 5, "tfinal": 10}),
+    "adalora, head saved, biases": lambda family: (
+        "AdaLoraConfig", {"init_r": 5, "target_r": 2, "lora_alpha": 9, "total_step": 50, "modules_to_save": ["lm_head"], "bias": "lora_only"}),
+    "vera": lambda family: ("VeraConfig", {"r": 8, "target_modules": ALL[family], "vera_dropout": 0.1}),
+    "vera without projection": lambda family: ("VeraConfig", {"r": 8, "target_modules": ALL[family], "save_projection": False, "projection_prng_key": 11}),
+    "vera in one layer": lambda family: ("VeraConfig", {"r": 8, "layers_to_transform": [1]}),
+    "ln tuning": lambda family: ("LNTuningConfig", {"target_modules": [FINAL[family]] if family == "opt" else None}),
+    "ln tuning in some": lambda family: ("LNTuningConfig", {"target_modules": r".*\.(0|1)\.(.*norm|ln_1)"}),
+    "prefix": lambda family: ("PrefixTuningConfig", {"num_virtual_tokens": 4}),
+    "prefix projection": lambda family: ("PrefixTuningConfig", {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 6}),
+    "prompt": lambda family: ("PromptTuningConfig", {"num_virtual_tokens": 4}),
+    "p-tuning": lambda family: ("PromptEncoderConfig", {"num_virtual_tokens": 4, "encoder_hidden_size": 6}),
+    "p-tuning lstm": lambda family: (
+        "PromptEncoderConfig", {"num_virtual_tokens": 4, "encoder_hidden_size": 6, "encoder_reparameterization_type": "LSTM"}),
+}
+SOFT = ("prefix", "prefix projection", "prompt", "p-tuning", "p-tuning lstm")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("row", THEIRS)
+def test_we_compute_what_peft_saved(bases, tmp_path, family, row):
+    import peft
+
+    folder, base = bases[family]
+    kind, options = THEIRS[row](family)
+    theirs = theirs_from(base, getattr(peft, kind)(task_type="CAUSAL_LM", **options))
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if row == "patterns" else "error")  # its base is this one; its patterns overlap
+        load_adapter(ours, tmp_path)
+    differs_from_base(ours)
+    compare(ours, theirs, gradients=row not in ("prefix projection", "p-tuning", "p-tuning lstm"), soft=row in SOFT)
+    if row in SOFT:
+        generates_as_in_one_pass(ours)
+    save_adapter(ours, tmp_path / "again", format="peft")  # and what we make of it, PEFT reads again
+    compare(ours, loaded_by_peft(base, tmp_path / "again"), gradients=False, soft=row in SOFT)
+
+
+def test_files_of_older_versions_are_read(bases, tmp_path):
+    import peft
+
+    folder, base = bases["opt"]
+    theirs = theirs_from(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["fc1"]))
+    theirs.save_pretrained(tmp_path, safe_serialization=False)
+    assert not (tmp_path / WEIGHTS).exists()
+    few = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path")
+    fields = {key: value for key, value in json.loads((tmp_path / CONFIG).read_text()).items() if key in few}
+    (tmp_path / CONFIG).write_text(json.dumps(fields | {"fan_in_fan_out": False, "enable_lora": None, "merge_weights": False}))
+    ours = load_model(str(folder))
+    load_adapter(ours, tmp_path)
+    compare(ours, theirs)
+
+
+def generates_as_in_one_pass(model) -> None:
+    """Greedy generation with a cache, and without one."""
+    ids, mask = batch("left")
+    made = generate(model, ids, mask, max_new_tokens=4)
+    for row, new in enumerate(made):
+        text = ids[row][mask[row].bool()].tolist()
+        for token in new:
+            with torch.no_grad():
+                assert int(model(torch.tensor([text]))[0, -1].argmax()) == token
+            text.append(token)
+
+
+def attention(family: str) -> list[str]:
+    return ["qkv"] if family == "bloom" else ["q", "v"]
+
+
+OURS = {  # our tables; what they are called in a PEFT file, and whether PEFT reads our own file as it is
+    "lora": ({"preset": "lora", "r": 3}, "LORA", True),
+    "lora in a layer": ({"preset": "lora", "r": 3, "layers": [1]}, "LORA", True),
+    "rslora": ({"preset": "rslora", "r": 3}, "LORA", True),
+    "lora-bias": ({"preset": "lora-bias", "r": 3}, "LORA", True),
+    "lora by layer": ({"preset": "lora", "r": [2, 3, 4]}, "LORA", True),
+    "lora with overrides": ({"kind": "lora", "sites": ["o", "up", "down"], "r": 3, "overrides": {"down": {"alpha": 5.0}, ".*1.*": {"r": 2}}}, "LORA", True),
+    "lora, rslora in places": ({"kind": "lora", "sites": ["o", "down"], "r": 3, "overrides": {"down": {"rslora": True}}}, "LORA", True),
+    "lora, biases in places": ({"kind": "lora", "sites": ["o", "down"], "r": 3, "overrides": {"down": {"bias": True}}}, "LORA", False),
+    "lora on the embedding": ({"kind": "lora", "sites": ["embed", "o"], "r": 3}, "LORA", True),
+    "dora": ({"preset": "dora", "r": 3}, "LORA", True),
+    "pissa": ({"preset": "pissa", "r": 3, "alpha": 5.0}, "LORA", False),
+    "adalora": ({"preset": "adalora", "init_r": 4, "target_r": 2}, "ADALORA", True),
+    "adalora of several ranks": ({"preset": "adalora", "init_r": 4, "target_r": 2, "overrides": {"down": {"init_r": 3, "alpha": 9.0}}}, "ADALORA", False),
+    "vera": ({"preset": "vera", "r": 8, "seed": 5}, "VERA", True),
+    "ia3": ({"preset": "ia3"}, "IA3", True),
+    "ia3 in a layer": ({"preset": "ia3", "layers": "last 1"}, "IA3", True),
+    "ia3, all inputs": ({"kind": "ia3", "sites": ["o", "down"], "scales": "input"}, "IA3", True),
+    "ln-tuning": ({"preset": "ln-tuning"}, "LN_TUNING", True),
+    "ln-tuning in a layer": ({"preset": "ln-tuning", "layers": [0]}, "LN_TUNING", True),
+    "prefix": ({"preset": "prefix", "length": 4}, "PREFIX_TUNING", True),
+    "prefix with a gate": ({"preset": "prefix", "length": 4, "gate": True}, "PREFIX_TUNING", True),
+    "prefix-projection": ({"preset": "prefix-projection", "length": 4, "projection": 6}, "PREFIX_TUNING", True),
+    "prompt": ({"preset": "prompt", "length": 4, "scale": 2.0}, "PROMPT_TUNING", True),
+    "p-tuning": ({"preset": "p-tuning", "length": 4, "hidden": 6}, "P_TUNING", True),
+    "p-tuning-lstm": ({"preset": "p-tuning-lstm", "length": 4, "hidden": 6}, "P_TUNING", True),
+    "lora and the head": ({"lora": {"preset": "lora", "r": 3}, "full": {"kind": "full", "sites": ["head", "final_norm"]}}, "LORA", False),
+    "lora and rows": ({"lora": {"preset": "lora", "r": 3}, "rows": {"kind": "token_rows", "sites": ["embed"], "ids": SEEN[:3]}}, "LORA", False),
+    "lora and its biases": ({"lora": {"preset": "lora", "r": 3}, "biases": {"kind": "bitfit", "sites": ["q", "v"]}}, "LORA", False),
+    "dora and all biases": ({"dora": {"preset": "dora", "r": 3}, "biases": {"kind": "bitfit", "sites": []}}, "LORA", False),
+}
+NO_BIAS = ("lora and its biases", "dora and all biases")  # nothing there in families without biases in Linears
+
+
+def ours_with(folder, family: str, table: dict):
+    """The model with an adapter of this table, its weights random."""
+    model = load_model(str(folder))
+    table = copy.deepcopy(table)
+    if "rows" in table and model.tied:
+        table["rows"]["sites"] = ["embed", "head"]
+    if "biases" in table:
+        paths = [path for path, module in model.named_modules() if getattr(module, "bias", None) is not None]
+        table["biases"]["sites"] = paths if not table["biases"]["sites"] else attention(family)
+    attach(model, resolve(**table))
+    randomised(parameter for adapter in adapters_named(model, "default").values() for parameter in adapter.parameters())
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("row", OURS)
+def test_peft_computes_what_we_saved(bases, tmp_path, family, row):
+    folder, base = bases[family]
+    table, kind, as_it_is = OURS[row]
+    if row in NO_BIAS and family in ("llama", "gptj"):
+        pytest.skip("the Linears of this family have no biases")
+    ours = ours_with(folder, family, table)
+    differs_from_base(ours)
+    soft = kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
+    same_parameters = (as_it_is and not soft) or row in (*NO_BIAS, "lora and the head", "lora and rows")
+    save_adapter(ours, tmp_path / "peft", format="peft")
+    written = json.loads((tmp_path / "peft" / CONFIG).read_text())
+    assert written["peft_type"] == kind
+    assert "llm_adapters" not in written
+    compare(ours, loaded_by_peft(base, tmp_path / "peft"), gradients=same_parameters, soft=soft)
+    save_adapter(ours, tmp_path / "native")
+    written = json.loads((tmp_path / "native" / CONFIG).read_text())
+    assert (written["peft_type"] == kind) == as_it_is
+    if as_it_is:
+        ours.zero_grad()
+        compare(ours, loaded_by_peft(base, tmp_path / "native"), gradients=same_parameters, soft=soft)
+    for form in ("native", "peft"):  # and so do we again
+        again = load_model(str(folder))
+        load_adapter(again, tmp_path / form)
+        ids, mask = batch("left")
+        assert difference(again(ids, mask).detach(), ours(ids, mask).detach(), mask) < 1e-4
+    if soft:
+        generates_as_in_one_pass(again)
+
+
+PLAIN = [row for row in OURS if row.startswith(("lora", "rslora", "pissa", "adalora", "vera")) and " and " not in row and "bias" not in row]
+
+
+@pytest.mark.parametrize("row", PLAIN)
+def test_a_plain_lora_is_right_for_who_knows_only_alpha_and_r(bases, tmp_path, row):
+    family = FAMILIES[PLAIN.index(row) % 4]
+    folder, base = bases[family]
+    ours = ours_with(folder, family, OURS[row][0])
+    save_adapter(ours, tmp_path, format="peft", plain=True)
+    fields, tensors = json.loads((tmp_path / CONFIG).read_text()), load_file(tmp_path / WEIGHTS)
+    assert fields["lora_alpha"] == fields["r"]
+    assert not any(key.endswith("_pattern") or key.startswith("use_") for key, value in fields.items() if value and key != "layers_pattern")
+    assert all(fields["r"] == (len(tensor) if "_A" in key else tensor.shape[1]) for key, tensor in tensors.items())
+    assert all(re.search(r"\.(lora_[AB]\.weight|lora_embedding_[AB])$", key) for key in tensors)
+    compare(ours, loaded_by_peft(base, tmp_path), gradients=False)
+
+
+@pytest.mark.parametrize(("table", "plain", "says"), [
+    ({"preset": "series", "size": 3}, False, "PEFT has no place for bottleneck"),
+    ({"preset": "mam"}, False, "PEFT has no place for bottleneck beside prefix"),
+    ({"preset": "unipelt"}, False, "PEFT has no place for prefix [+] lora [+] bottleneck"),
+    ({"preset": "bitfit"}, False, "PEFT has no place for bitfit"),
+    ({"preset": "invertible"}, False, "PEFT has no place for invertible"),
+    ({"preset": "lora", "gate": True}, False, "PEFT has no place for that"),
+    ({"preset": "prefix", "layers": "first 2"}, False, "prefix in some of the layers"),
+    ({"kind": "full", "sites": ["head"]}, False, "PEFT has no place for full"),
+    ({"one": {"preset": "lora"}, "two": {"preset": "lora", "sites": ["o"]}}, False, "PEFT has no place for lora"),
+    ({"one": {"preset": "lora"}, "biases": {"kind": "bitfit", "sites": ["q"]}}, False, "biases of all modules"),
+    ({"biases": {"kind": "bitfit", "sites": ["q", "v"]}, "one": {"preset": "dora"}}, False, "PEFT does not scale the trained biases beside DoRA"),
+    ({"one": {"preset": "lora"}, "full": {"kind": "full", "sites": ["q"]}}, False, r"no place for full and lora at one module \(model.layers.0"),
+    ({"one": {"preset": "lora"}, "full": {"kind": "full", "sites": ["head"]}}, True, "plain LoRA has no place for full"),
+    ({"kind": "lora", "sites": ["embed", "q"], "overrides": {"q": {"bias": True}}}, False, "biases of B beside a LoRA on the embedding"),
+    ({"preset": "dora"}, True, "DoRA changes the length"),
+    ({"preset": "ia3"}, True, "no product of two matrices"),
+    ({"preset": "prompt"}, True, "no product of two matrices"),
+    ({"preset": "lora-bias"}, True, "no place for the biases of B"),
+    ({"preset": "lora", "gate": True}, True, "PEFT has no place for that"),
+], ids=str)
+def test_what_peft_has_no_place_for_is_said_and_nothing_is_written(tiny, tmp_path, table, plain, says):
+    attach(tiny, resolve(**table))
+    with pytest.raises(UserError, match=says) as error:
+        save_adapter(tiny, tmp_path / "out", format="peft", plain=plain)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+    save_adapter(tiny, tmp_path / "native")
+    fields = json.loads((tmp_path / "native" / CONFIG).read_text())
+    assert plain or fields["peft_type"] not in ("LORA", "PREFIX_TUNING")  # so that PEFT does not read what it cannot compute
+
+
+def test_a_bottleneck_says_what_each_module_has(tiny, tmp_path):
+    attach(tiny, "paper-series-h", size=3, layers=[1])
+    save_adapter(tiny, tmp_path)
+    fields = json.loads((tmp_path / CONFIG).read_text())
+    assert fields["peft_type"] == "BOTTLENECK"
+    assert fields["bottleneck_size"] == 3
+    assert fields["modules"] == {"model.layers.1.mlp.gate_proj": "mh_adapter", "model.layers.1.mlp.up_proj": "mh_adapter",
+                                 "model.layers.1.mlp.down_proj": "output_adapter"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adalora_whose_ranks_peft_has_cut(bases, tmp_path, family):
+    import peft
+
+    folder, base = bases[family]
+    options = {"init_r": 5, "target_r": 2, "lora_alpha": 9, "total_step": 8, "tinit": 1, "tfinal": 2, "deltaT": 1, "target_modules": ALL[family]}
+    theirs = theirs_from(base, peft.AdaLoraConfig(task_type="CAUSAL_LM", **options))
+    ids, mask = batch("left")
+    for step in range(1, 8):
+        run_theirs(theirs, ids, mask, soft=False)[mask.bool()].square().mean().backward()
+        theirs.base_model.update_and_allocate(step)
+    theirs.zero_grad()
+    theirs.save_pretrained(tmp_path)
+    shapes = {tensor.shape[0] for key, tensor in load_file(tmp_path / WEIGHTS).items() if key.endswith("lora_E")}
+    assert len(shapes) > 1  # it did cut
+    ours = load_model(str(folder))
+    load_adapter(ours, tmp_path)
+    adapters = adapters_named(ours, "default")
+    assert all(one.lora_A.shape[0] == 5 for one in adapters.values())
+    compare(ours, theirs, gradients=False)
+    compare(ours, loaded_by_peft(base, tmp_path), gradients=False)
+    save_adapter(ours, tmp_path / "again", format="peft")
+    compare(ours, loaded_by_peft(base, tmp_path / "again"), gradients=False)
+    fields = json.loads((tmp_path / CONFIG).read_text())
+    name, masked = next(iter(fields["rank_pattern"].items()))
+    for wrong, says in ((masked[1:], "should be init_r = 5 times"), (3, "should be init_r = 5 times"), ([not one for one in masked], "leaves a rank of")):
+        (tmp_path / CONFIG).write_text(json.dumps(fields | {"rank_pattern": {name: wrong}}))
+        with pytest.raises(UserError, match=says):
+            load_adapter(load_model(str(folder)), tmp_path)
+
+
+def made_by_hand(folder, r: int = 4) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The two files of a LoRA on the queries and values of the tiny LLaMA, without PEFT."""
+    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(folder), "inference_mode": True, "r": r, "lora_alpha": 8,
+              "lora_dropout": 0.0, "bias": "none", "target_modules": ["q_proj", "v_proj"]}
+    tensors = {}
+    for layer in range(3):
+        for name, out in (("q_proj", 32), ("v_proj", 16)):
+            path = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors |= {f"{path}.lora_A.weight": torch.randn(r, 32), f"{path}.lora_B.weight": torch.randn(out, r)}
+    return fields, tensors
+
+
+def put(folder, fields: dict, tensors: dict[str, torch.Tensor]):
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(fields))
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, str(folder / WEIGHTS))
+    return folder
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+E = "base_model.model.model.embed_tokens"
+BROKEN = [  # changes to the fields, changes to the tensors (None takes one out), what the error says
+    ({"peft_type": "LOHA"}, {}, "peft_type 'LOHA' is not known here; there is: LORA, ADALORA"),
+    ({"task_type": "SEQ_CLS"}, {}, "task_type = 'SEQ_CLS' is not CAUSAL_LM"),
+    ({"use_qalora": True}, {}, "use_qalora = True is a setting of LORA adapters that is not known here"),
+    ({"use_bdlora": {"nblocks": 2}}, {}, "use_bdlora"),
+    ({"layer_replication": [[0, 2]]}, {}, "layer_replication"),
+    ({"target_parameters": ["a"]}, {}, "target_parameters"),
+    ({"megatron_config": {"a": 1}}, {}, "megatron_config"),
+    ({"fan_in_fan_out": True}, {}, "fan_in_fan_out"),
+    ({"kasa_config": {}, "velora_config": {"a": 1}}, {}, "velora_config"),
+    ({"arrow_config": {"top_k": 3}}, {}, "arrow_config"),
+    ({"alora_invocation_tokens": [1, 2]}, {}, "alora_invocation_tokens"),
+    ({"enable_lora": [True, False, True]}, {}, "enable_lora"),
+    ({"invented_next_year": 0.5}, {}, "invented_next_year = 0.5 is a setting"),
+    ({"init_lora_weights": "pissa"}, {}, "init_lora_weights = 'pissa' altered the weights of the base"),
+    ({"init_lora_weights": "loftq"}, {}, "init_lora_weights"),
+    ({"use_dora": True, "target_modules": ["embed_tokens"]}, {}, "use_dora = True with an embedding"),
+    ({"target_modules": ["q_proj", "v_prj"]}, {}, "unknown target module of a llama model 'v_prj'; did you mean 'v_proj'"),
+    ({"target_modules": ["query_key_value"]}, {}, "unknown target module of a llama model 'query_key_value'"),
+    ({"target_modules": ".*nothing"}, {}, "unknown target module"),
+    ({"target_modules": "((("}, {}, "is not a regular expression"),
+    ({"target_modules": ["q_proj", "input_layernorm"]}, {}, "lora works on a Linear or a?n? ?embedding, and model.layers.0.input_layernorm is a norm"),
+    ({"target_modules": 5}, {}, "target_modules = 5 should be a list of module names or one expression"),
+    ({"target_modules": ["q_proj", 5]}, {}, "should be a list of module names"),
+    ({"target_modules": None}, {}, "target_modules = None names no module"),
+    ({"target_modules": []}, {}, "names no module"),
+    ({"exclude_modules": ["q_proj", "v_proj"]}, {}, "leaves no module"),
+    ({"layers_to_transform": [7]}, {}, r"layers_to_transform = \[7\]: the model has layers 0 to 2"),
+    ({"layers_to_transform": "x"}, {}, "layers_to_transform"),
+    ({"layers_to_transform": [1], "layers_pattern": "(("}, {}, "layers_pattern = .* is not a regular expression"),
+    ({"layers_to_transform": [1], "target_modules": ".*q_proj"}, {}, "does not go with a target_modules that is an expression"),
+    ({"layers_to_transform": [1]}, {}, "unknown tensor"),
+    ({"r": "x"}, {}, "r = 'x' should be a whole number"),
+    ({"r": True}, {}, "r = True should be a whole number"),
+    ({"r": -1}, {}, "r = -1 should be a whole number"),
+    ({"r": 10**12}, {}, "should be a whole number from 1"),
+    ({"r": 2**20}, {}, "the configuration asks for 1048576 rows"),
+    ({"r": 3}, {}, r"lora_A.weight' is \[4, 32\], the configuration asks for 3 rows"),
+    ({"lora_alpha": "8"}, {}, "lora_alpha = '8' should be a number"),
+    ({"lora_alpha": float("inf")}, {}, "lora_alpha = inf should be a number"),
+    ({"lora_alpha": 10**400}, {}, "lora_alpha"),
+    ({"lora_dropout": 1.5}, {}, "dropout = 1.5 is not between 0 and 1"),
+    ({"use_rslora": "yes"}, {}, "use_rslora = 'yes' should be true or false"),
+    ({"rank_pattern": [1]}, {}, "rank_pattern = .* should be a table"),
+    ({"rank_pattern": {"q_proj": "4"}}, {}, "rank_pattern = .* should be a whole number"),
+    ({"rank_pattern": {"(": 4}}, {}, "is not a regular expression"),
+    ({"alpha_pattern": {"q_proj": None}}, {}, "alpha_pattern = .* should be a number"),
+    ({"bias": "some"}, {}, "bias = 'some' should be none, all or lora_only"),
+    ({"bias": 3}, {}, "bias = 3 should be"),
+    ({"modules_to_save": ["lm_heat"]}, {}, "unknown module to save of a llama model 'lm_heat'; did you mean 'lm_head'"),
+    ({"modules_to_save": "lm_head"}, {}, "modules_to_save = 'lm_head' should be a list of module names"),
+    ({"modules_to_save": ["lm_head"]}, {}, "lm_head.weight' is missing"),
+    ({"trainable_token_indices": [1, "2"]}, {}, "trainable_token_indices = .* should be a list of token ids"),
+    ({"trainable_token_indices": [99]}, {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(1, 32)}, "the model has token ids 0 to 60"),
+    ({"trainable_token_indices": {"lm_head": [1]}}, {}, "trainable_token_indices.* 'lm_head'"),
+    ({"trainable_token_indices": [1], "target_modules": ["q_proj", "v_proj", "embed_tokens"]}, {}, "another part of the adapter at the same module"),
+    ({"trainable_token_indices": [3]}, {}, "trainable_tokens_delta' is missing, which modules_to_save, bias or"),
+    ({"trainable_token_indices": [3]}, {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(2, 32)}, r"is \[2, 32\], the configuration asks for \[1, 32"),
+    ({}, {f"{Q0}.lora_A.weight": None}, f"tensor '{Q0}.lora_A.weight' is missing"),
+    ({}, {f"{Q0}.lora_C.weight": torch.ones(2)}, f"unknown tensor '{Q0}.lora_C.weight'"),
+    ({}, {f"{Q0}.lora_B.weight": torch.ones(31, 4)}, r"lora_B.weight' is \[31, 4\], the configuration asks for \[32, 4\]"),
+    ({}, {f"{Q0}.lora_B.weight": torch.full((32, 4), math.nan)}, "holds NaN or infinite values"),
+    ({}, {f"{Q0}.lora_B.weight": torch.ones(32, 4, dtype=torch.int64)}, "not as floating point"),
+    ({}, {f"{Q0}.lora_A.weight": torch.tensor(1.0)}, r"is \[\], the configuration asks for 4 rows"),
+    ({}, {"base_model.model.lm_head.weight": torch.ones(61, 32)}, "is a copy of the base's lm_head .* and not that of this model"),
+    ({}, {"base_model.model.model.embed_tokens.weight": torch.ones(70, 32)}, "its vocabulary was changed"),
+    ({"peft_type": "IA3", "feedforward_modules": 3}, {}, "feedforward_modules = 3|is a setting"),
+    ({"peft_type": "VERA", "r": 4, "save_projection": 1}, {}, "is a setting of VERA"),
+    ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}, {}, "is a setting of PREFIX_TUNING adapters"),
+]
+
+
+@pytest.mark.parametrize(("fields", "tensors", "says"), BROKEN, ids=[says[:40] for *_, says in BROKEN])
+def test_a_broken_file_is_refused_in_one_line_and_the_model_stays_as_it_was(tiny, folder, tmp_path, fields, tensors, says):
+    good_fields, good_tensors = made_by_hand(folder)
+    changed = {key: value for key, value in (good_tensors | tensors).items() if value is not None}
+    put(tmp_path / "adapter", good_fields | fields, changed)
+    before = {name: parameter.clone() for name, parameter in tiny.named_parameters()}
+    with pytest.raises(UserError, match=says) as error:
+        load_adapter(tiny, tmp_path / "adapter")
+    assert "\n" not in str(error.value)
+    assert not adapter_names(tiny)
+    assert before.keys() == dict(tiny.named_parameters()).keys()
+    assert all(torch.equal(before[name], parameter) for name, parameter in tiny.named_parameters())
+    put(tmp_path / "adapter", good_fields, good_tensors)
+    load_adapter(tiny, tmp_path / "adapter")  # what was broken is the change
+
+
+SOFT_FIELDS = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+
+
+@pytest.mark.parametrize(("fields", "tensors", "says"), [
+    ({"peft_type": "PREFIX_TUNING"}, {}, "'prompt_embeddings' is missing"),
+    ({"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": torch.ones(4, 100)}, r"is \[4, 100\], this model's prefix would be \[4, 96\]"),
+    ({"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": torch.ones(3, 96)}, "asks for 4 rows"),
+    ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": None}, {"prompt_embeddings": torch.ones(4, 96)}, "num_virtual_tokens = None should be"),
+    ({"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 2}, {"prompt_embeddings": torch.ones(4, 96)}, "encoder-decoder"),
+    ({"peft_type": "PREFIX_TUNING", "modules_to_save": ["lm_head"]}, {"prompt_embeddings": torch.ones(4, 96)}, "modules_to_save"),
+    ({"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": torch.ones(4, 33)}, r"is \[4, 33\], the configuration asks for \[4, 32\]"),
+    ({"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": torch.ones(4, 32), "more": torch.ones(1)}, "unknown tensor 'more'"),
+    ({"peft_type": "P_TUNING", "num_virtual_tokens": 2**19}, {"prompt_embeddings": torch.ones(4, 32)}, "asks for 524288 rows"),
+    ({"peft_type": "MULTITASK_PROMPT_TUNING"}, {"prompt_embeddings": torch.ones(4, 32)}, "is not known here"),
+])
+@pytest.mark.filterwarnings("ignore:.*does not identify its base")
+def test_a_broken_soft_prompt_is_refused(tiny, tmp_path, fields, tensors, says):
+    put(tmp_path, SOFT_FIELDS | fields, tensors or {"other": torch.ones(1)})
+    with pytest.raises(UserError, match=says) as error:
+        load_adapter(tiny, tmp_path)
+    assert "\n" not in str(error.value)
+    assert not adapter_names(tiny)
+
+
+def test_an_adapter_of_another_family_is_refused(tmp_path):
+    """OPT has modules of the same names as LLaMA, at other paths."""
+    folder = write_checkpoint(tmp_path / "opt", "opt")
+    put(tmp_path / "adapter", *made_by_hand(folder))
+    model = load_model(str(folder))
+    with pytest.raises(UserError, match=r"decoder\.layers\.0\.self_attn\.q_proj\.lora_A\.weight' is missing; the file has"):
+        load_adapter(model, tmp_path / "adapter")
+    assert not adapter_names(model)
+
+
+@pytest.mark.parametrize(("said", "warns"), [
+    (None, "does not identify its base model"), ("", "does not identify its base model"), (5, "does not identify its base model"),
+    ("huggyllama/llama-7b", "was trained on 'huggyllama/llama-7b', this model is"), ("me/tiny", None), ("TINY", None), ("/some/where/tiny/", None),
+    (r"C:\models\tiny", None), ("/hub/models--me--tiny/snapshots/abc", None), ("/hub/models--me--other/snapshots/tiny", "was trained on"),
+])
+def test_a_warning_where_the_base_is_not_identified(tiny, folder, tmp_path, said, warns):
+    fields, tensors = made_by_hand(folder)
+    put(tmp_path / "adapter", fields | {"base_model_name_or_path": said}, tensors)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_adapter(tiny, tmp_path / "adapter")
+    assert len(caught) == (warns is not None)
+    assert not warns or (warns in str(caught[0].message) and "\n" not in str(caught[0].message))
+
+
+def test_a_folder_of_the_hubs_cache_goes_by_its_repository(tmp_path):
+    folder = write_checkpoint(tmp_path / "models--me--tiny--one" / "snapshots" / "abc")
+    model = load_model(str(folder))
+    fields, tensors = made_by_hand(folder)
+    put(tmp_path / "adapter", fields | {"base_model_name_or_path": "me/tiny--one"}, tensors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(model, tmp_path / "adapter")
+    save_adapter(model, tmp_path / "out", format="peft")
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["base_model_name_or_path"] == "me/tiny--one"
+
+
+def test_patterns_whose_order_peft_may_have_changed_are_pointed_at(tiny, folder, tmp_path):
+    fields, tensors = made_by_hand(folder)
+    put(tmp_path / "adapter", fields | {"alpha_pattern": {"q_proj": 4, "layers.0.*": 2}}, tensors)
+    with pytest.warns(UserWarning, match="several patterns .* fit model.layers.0.self_attn.q_proj"):
+        load_adapter(tiny, tmp_path / "adapter")
+    adapters = adapters_named(tiny, "default")
+    assert {path: one.scale for path, one in adapters.items() if ".0." in path} == {
+        "model.layers.0.self_attn.q_proj": 1.0, "model.layers.0.self_attn.v_proj": 0.5}
+
+
+@pytest.mark.parametrize(("fields", "sites", "layers"), [
+    ({}, ("q", "v"), "all"),
+    ({"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]},
+     ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"), "all"),
+    ({"layers_to_transform": [1]}, ("q", "v"), (1,)),
+])
+def test_what_is_read_has_names_of_sites_where_it_can(tiny, folder, tmp_path, fields, sites, layers):
+    from adapters.peft_places import targeted
+
+    good, tensors = made_by_hand(folder)
+    good |= fields
+    paths = targeted(tiny, good["target_modules"], good.get("layers_to_transform"))
+    put(tmp_path / "adapter", good, {key: tensor for key, tensor in tensors.items() if any(f".{path}." in key for path in paths)})
+    load_adapter(tiny, tmp_path / "adapter")
+    part = next(iter(adapters_named(tiny, "default").values())).config.only
+    assert (part.sites, part.layers) == (sites, layers)
+    save_adapter(tiny, tmp_path / "ours")
+    again = load_model(str(folder))
+    load_adapter(again, tmp_path / "ours")
+    assert adapters_named(again, "default").keys() == adapters_named(tiny, "default").keys()
+
+
+def test_an_embedding_whose_copy_is_another_one_is_refused(bases, tmp_path):
+    import peft
+
+    folder, base = bases["llama"]
+    theirs = theirs_from(base, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens", "lm_head"]))
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    copies = [key for key in tensors if "base_layer" in key]
+    assert len(copies) == 2
+    ours = load_model(str(folder))
+    load_adapter(ours, tmp_path)
+    compare(ours, theirs)
+    for key in copies:
+        save_file(tensors | {key: tensors[key] + 1e-3}, str(tmp_path / WEIGHTS))
+        with pytest.raises(UserError, match="is a copy of the base's"):
+            load_adapter(load_model(str(folder)), tmp_path)
