@@ -54,7 +54,7 @@ class Adapter(nn.Module):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The float32 weight [out, in] and bias [out] of a plain site that computes the same. Raises UserError where there is none."""
-        raise UserError(f"{type(self).__name__} is not linear and cannot be merged into the weights; evaluate, generate and chat use it unmerged")
+        raise UserError(f"{type(self).__name__} is not linear and cannot be merged into the weights; evaluate and generate use it unmerged")
 
     def penalty(self) -> Tensor | None:
         """A term to add to the loss of every training step."""

@@ -34,7 +34,7 @@ class BitFit(Adapter):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if bias is None and self.on_norm:
-            raise UserError("a bias beside a norm that has none cannot be merged; evaluate, generate and chat use it unmerged")
+            raise UserError("this norm has no bias, and cannot get one")
         return weight, self.bias
 
     def start(self, site: nn.Module) -> dict[str, Tensor | float]:

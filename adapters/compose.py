@@ -10,7 +10,6 @@ A composition stands in a site's tuple of active adapters and has an adapter's h
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from adapters.base import Adapter
@@ -104,14 +103,6 @@ class Average(Composition):
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
         return y + sum(share * (member.after(y, x, f) - y) for member, share in zip(self.members, self.shares, strict=True))
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        pairs = [(*member.merged(weight, bias), share) for member, share in zip(self.members, self.shares, strict=True)]
-        changed = weight + sum(share * (one - weight) for one, _, share in pairs)
-        if all(one is None for _, one, _ in pairs):
-            return changed, None
-        old = torch.zeros_like(weight[:, 0]) if bias is None else bias
-        return changed, old + sum(share * ((old if one is None else one) - old) for _, one, share in pairs)
 
 
 class Rows(Composition):

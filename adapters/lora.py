@@ -75,7 +75,7 @@ class LoRA(Adapter):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.lora_gate is not None:
-            raise UserError("LoRA with a gate depends on the token and cannot be merged into the weights; evaluate, generate and chat use it unmerged")
+            raise UserError("its gate depends on the token")
         A, B = self.factors()
         if self.lora_B_bias is not None:
             bias = self.scale * self.lora_B_bias + (0 if bias is None else bias)

@@ -172,8 +172,7 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
             raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}")
         if not tensor.is_floating_point():
             raise UserError(f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
-        sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float()
-        samples[name] = repr(list(shape)).encode() + sample.numpy().tobytes()
+        samples[name] = sample_of(tensor)
         tensor = tensor.to(device=device, dtype=dtype)
         if not is_finite(tensor):
             raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {tensor.dtype}")
@@ -197,7 +196,17 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
         elif head is not None:
             warnings.warn(f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored", stacklevel=3)
             put(model, "lm_head.weight", head)
-    digest = hashlib.sha256(model.family.encode())
+    return fingerprint_of(model.family, samples)
+
+
+def sample_of(tensor: Tensor) -> bytes:
+    """The shape of a tensor and about 64 of its values."""
+    return repr(list(tensor.shape)).encode() + tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy().tobytes()
+
+
+def fingerprint_of(family: str, samples: dict[str, bytes]) -> str:
+    """A hash of what `sample_of` says of all tensors of a model, by name."""
+    digest = hashlib.sha256(family.encode())
     for name in sorted(samples):
         digest.update(name.encode() + samples[name])
     return digest.hexdigest()[:16]

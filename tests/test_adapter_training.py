@@ -10,7 +10,7 @@ import torch
 from test_training import S, examples, run, same, state
 
 import run as command_line
-from adapters import attach, load_adapters, named_parameters, parameters, use
+from adapters import Average, attach, load_adapter, load_adapters, named_parameters, parameters, use
 from adapters.attach import adapters_named, named_buffers, penalty, rates
 from eval.table import Job, markdown, row, run_jobs
 from model import load_model
@@ -100,8 +100,6 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys):
     model = load_model("pocket-llama", dtype=torch.float32)
     load_adapters(model, tmp_path / "stack" / "adapter")
     first = load_model("pocket-llama", dtype=torch.float32)
-    from adapters import load_adapter
-
     load_adapter(first, tmp_path / "one" / "adapter", "one")
     assert same(parameters(first), [p for path, p in model.named_parameters() if ".adapters.one." in path])  # what was loaded stayed as it was
     pair = [word for name in ("one", "two") for word in ("--adapter", tmp_path / name / "adapter")]
@@ -110,6 +108,24 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys):
     assert "average of" in capsys.readouterr().out
     assert main("evaluate", "--model", "pocket-llama", *pair[:2], "--average", "--items", 2) == 1
     assert "two adapters or more" in capsys.readouterr().err
+    folders = [tmp_path / name / "adapter" for name in ("one", "two")]
+    assert main("combine", f"{folders[0]}=0.5", f"{folders[1]}=-1", "--model", "pocket-llama", "--out", tmp_path / "sum") == 0
+    assert "0.5 x" in capsys.readouterr().out
+    added = load_model("pocket-llama", dtype=torch.float32)
+    load_adapter(added, tmp_path / "sum")
+    both = load_model("pocket-llama", dtype=torch.float32)
+    for folder, name in zip(folders, ("one", "two"), strict=True):
+        load_adapter(both, folder, name)
+    use(both, [Average("one", "two", weights=[0.5, -1.0])])
+    ids = torch.randint(3, 100, (1, 9))
+    torch.testing.assert_close(added(ids), both(ids), rtol=1e-4, atol=1e-4)
+    for words, said in (
+        ((f"{folders[0]}",), "FOLDER=WEIGHT"), ((f"{folders[0]}=x",), "FOLDER=WEIGHT"), ((f"{folders[0]}=1", "--how", "sum"), "outputs, weights"),
+        ((f"{tmp_path}/none=1",), "no adapter folder"), ((f"{folders[0]}=1", "--model", "pocket-opt"), "made for a llama model"),
+    ):
+        assert main("combine", *words, "--out", tmp_path / "wrong") == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "wrong").exists()
     assert main("--adapter", "fusion", *SHORT, "--out", tmp_path / "none") == 1
     assert "names of two adapters" in capsys.readouterr().err
     assert main("--load", "one", *SHORT) == 1

@@ -149,7 +149,7 @@ def test_positions_given_are_those_of_the_real_tokens(any_tiny):
     any_tiny(IDS[:, :5], positions=given[:, :5], cache=cache)
     last = any_tiny(IDS[:, 5:], positions=given if any_tiny.family == "bloom" else given[:, 5:], cache=cache)
     torch.testing.assert_close(last, any_tiny(IDS)[:, 5:], rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="the positions of .* 7 tokens .*; 2 are given"):
+    with pytest.raises(UserError, match=r"the positions of .* 7 tokens .*; 2 are given"):
         any_tiny(IDS, positions=given[:, :2])
 
 

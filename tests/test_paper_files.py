@@ -193,15 +193,15 @@ def test_blooms_lora_on_the_first_and_last_third(tmp_path):
     assert torch.equal(other(IDS), model(IDS))
 
 
-@pytest.mark.parametrize(("options", "alpha"), [({"alpha": 6.0}, 6.0), ({"alpha": 6.0, "rslora": True}, 6.0 * 3**0.5)])
+@pytest.mark.parametrize(("options", "alpha"), [({"alpha": 6.0}, 6.0), ({"alpha": 6.0, "rslora": True}, 6.0 * 4**0.5)])
 def test_plain_lora_has_pefts_keys_and_the_papers_fields(any_folder, tmp_path, options, alpha):
     model = load_model(str(any_folder))
-    attach(model, "paper-lora", r=3, **options)
+    attach(model, "paper-lora", r=4, **options)
     randomise(model)
     save_adapter(model, tmp_path / "saved", format="paper")
     raw, tensors = json.loads((tmp_path / "saved" / "adapter_config.json").read_text()), read_tensors(tmp_path / "saved")
     targets = ["query_key_value"] if model.family == "bloom" else ["q_proj", "v_proj"]
-    assert (raw["r"], raw["target_modules"], raw["enable_lora"], raw["fan_in_fan_out"], raw["merge_weights"]) == (3, targets, None, False, False)
+    assert (raw["r"], raw["target_modules"], raw["enable_lora"], raw["fan_in_fan_out"], raw["merge_weights"]) == (4, targets, None, False, False)
     assert raw["lora_alpha"] == pytest.approx(alpha)
     assert all(re.fullmatch(r"base_model\.model\..*\.(q_proj|v_proj|query_key_value)\.lora_[AB]\.weight", key) for key in tensors)
     assert len(tensors) == 3 * 2 * len(targets)

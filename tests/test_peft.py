@@ -30,7 +30,7 @@ ALL = {
 }
 BLOCKS = {"llama": "model.layers", "bloom": "transformer.h", "opt": "model.decoder.layers", "gptj": "transformer.h"}
 EMBED = {"llama": "embed_tokens", "bloom": "word_embeddings", "opt": "embed_tokens", "gptj": "wte"}
-FINAL = {"llama": "model.norm", "bloom": "ln_f", "opt": "decoder.final_layer_norm", "gptj": "ln_f"}
+FINAL = {"llama": "norm", "bloom": "ln_f", "opt": "decoder.final_layer_norm", "gptj": "ln_f"}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def theirs_from(base, config):
     """A new PEFT adapter on a copy of the base, with random weights."""
     import peft
 
+    torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(copy.deepcopy(base), config).eval()
@@ -187,6 +188,7 @@ THEIRS = {  # a row of the table in formats.md -> the class of PEFT's configurat
     "vera in one layer": lambda family: ("VeraConfig", {"r": 8, "layers_to_transform": [1]}),
     "ln tuning": lambda family: ("LNTuningConfig", {"target_modules": [FINAL[family]] if family == "opt" else None}),
     "ln tuning in some": lambda family: ("LNTuningConfig", {"target_modules": r".*\.(0|1)\.(.*norm|ln_1)"}),
+    "ln tuning of the last norm": lambda family: ("LNTuningConfig", {"target_modules": [FINAL[family]]}),
     "prefix": lambda family: ("PrefixTuningConfig", {"num_virtual_tokens": 4}),
     "prefix projection": lambda family: ("PrefixTuningConfig", {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 6}),
     "prompt": lambda family: ("PromptTuningConfig", {"num_virtual_tokens": 4}),
@@ -261,6 +263,7 @@ OURS = {  # our tables; what they are called in a PEFT file, and whether PEFT re
     "lora on the embedding": ({"kind": "lora", "sites": ["embed", "o"], "r": 3}, "LORA", True),
     "dora": ({"preset": "dora", "r": 3}, "LORA", True),
     "pissa": ({"preset": "pissa", "r": 3, "alpha": 5.0}, "LORA", False),
+    "pissa with biases": ({"preset": "pissa", "r": 3, "alpha": 5.0, "bias": True}, "LORA", False),
     "adalora": ({"preset": "adalora", "init_r": 4, "target_r": 2}, "ADALORA", True),
     "adalora of several ranks": ({"preset": "adalora", "init_r": 4, "target_r": 2, "overrides": {"down": {"init_r": 3, "alpha": 9.0}}}, "ADALORA", False),
     "vera": ({"preset": "vera", "r": 8, "seed": 5}, "VERA", True),
@@ -292,6 +295,7 @@ def ours_with(folder, family: str, table: dict):
     if "biases" in table:
         paths = [path for path, module in model.named_modules() if getattr(module, "bias", None) is not None]
         table["biases"]["sites"] = paths if not table["biases"]["sites"] else attention(family)
+    torch.manual_seed(0)
     attach(model, resolve(**table))
     randomised(parameter for adapter in adapters_named(model, "default").values() for parameter in adapter.parameters())
     return model
@@ -493,7 +497,7 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"modules_to_save": ["lm_head"]}, {}, "lm_head.weight' is missing"),
     ({"trainable_token_indices": [1, "2"]}, {}, "trainable_token_indices = .* should be a list of token ids"),
     ({"trainable_token_indices": [99]}, {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(1, 32)}, "the model has token ids 0 to 60"),
-    ({"trainable_token_indices": {"lm_head": [1]}}, {}, "trainable_token_indices.* 'lm_head'"),
+    ({"trainable_token_indices": {"lm_head": [1]}}, {}, "trainable_token_indices .* names 'lm_head': trained rows are known here"),
     ({"trainable_token_indices": [1], "target_modules": ["q_proj", "v_proj", "embed_tokens"]}, {}, "another part of the adapter at the same module"),
     ({"trainable_token_indices": [3]}, {}, "trainable_tokens_delta' is missing, which modules_to_save, bias or"),
     ({"trainable_token_indices": [3]}, {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(2, 32)}, r"is \[2, 32\], the configuration asks for \[1, 32"),
@@ -549,6 +553,21 @@ def test_a_broken_soft_prompt_is_refused(tiny, tmp_path, fields, tensors, says):
         load_adapter(tiny, tmp_path)
     assert "\n" not in str(error.value)
     assert not adapter_names(tiny)
+
+
+def test_rows_beside_a_tied_head_with_a_bias_are_refused_both_ways(bases, tmp_path):
+    """PEFT computes such a head without its bias. (No published checkpoint has one.)"""
+    import peft
+    import transformers
+
+    folder = write_checkpoint(tmp_path / "tiny", "gptj", tie_word_embeddings=True)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs_from(base, peft.LoraConfig(task_type="CAUSAL_LM", trainable_token_indices=SEEN)).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match="make PEFT forget the bias of lm_head"):
+        load_adapter(load_model(str(folder)), tmp_path / "theirs")
+    ours = ours_with(folder, "gptj", OURS["lora and rows"][0])
+    with pytest.raises(UserError, match="forgets the bias of a head"):
+        save_adapter(ours, tmp_path / "out", format="peft")
 
 
 def test_an_adapter_of_another_family_is_refused(tmp_path):

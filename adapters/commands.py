@@ -1,0 +1,199 @@
+"""merge, export and combine on the command line."""
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from model.errors import UserError
+from model.show import size_text
+from train.commands import add_model_options
+
+
+def add_merge(parser: argparse.ArgumentParser):
+    parser.epilog = "The weights keep the dtype of the checkpoint unless --dtype says another one; they are merged in float32 and rounded once."
+    add_source(parser)
+    parser.add_argument("--average", action="store_true", help="average what the adapters add instead of stacking them")
+    parser.add_argument("--out", required=True, help="new folder of the merged model")
+    parser.add_argument("--shard-size", type=float, default=5.0, help="largest size of a file of weights, in GB (5)")
+    return merge
+
+
+def add_export(parser: argparse.ArgumentParser):
+    add_source(parser)
+    parser.add_argument("--format", default="peft", help="peft (default), paper (its repository's code) or native (ours)")
+    parser.add_argument("--plain", action="store_true", help="peft: turn LoRA's relatives into a LoRA with alpha = r, for vLLM and llama.cpp")
+    parser.add_argument("--out", required=True, help="new folder of the adapter")
+    return export
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", help="folder of a run: its model and adapter")
+    add_model_options(parser)
+    parser.add_argument("--adapter", action="append", help="folder of a saved adapter, in place of the run's; merge stacks several in this order")
+
+
+def merge(options: argparse.Namespace) -> int:
+    from adapters.export import export_model
+    from adapters.merge import merge_and_compare
+    from train.experiment import count_base
+
+    made, adapters, folder = source(options)
+    if not 0 < options.shard_size < 1e6:
+        raise UserError(f"--shard-size {options.shard_size} should be a number of GB")
+    model, template = load_stored(made, adapters, options)
+    what = describe(model)
+    ids, said = probe(model, template)
+    largest, deviation = merge_and_compare(model, ids)
+    files = export_model(model, folder, int(options.shard_size * 1e9))
+    print(f"merged    {what} into {made.model}: {count_base(model):,} parameters, {dtype_name(model.input_embedding.weight.dtype)}")
+    print(f"checked   largest logit difference {largest:.2g} on {said}, computed in {dtype_name(model.dtype)}; "
+          f"standard deviation of the logits {deviation:.2g}")
+    print_files(folder, files)
+    print(f"use it    as --model {folder} of any command (prompt template: {template}), or with transformers and vLLM")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from adapters import load_adapter, save_adapter
+    from adapters.files import FORMATS
+    from adapters.several import SETUP
+    from model.errors import unknown
+    from train.experiment import load_base
+
+    if options.format not in FORMATS:
+        raise unknown("--format", options.format, FORMATS)
+    if options.plain and options.format != "peft":
+        raise UserError(f"--plain is for --format peft, not {options.format}")
+    made, adapters, folder = source(options)
+    for adapter in adapters:
+        if (adapter / SETUP).is_file():
+            raise UserError(f"{adapter} holds several adapters: choose one of them, such as --adapter {next(adapter.glob('*/'), adapter)}")
+    if len(adapters) > 1:
+        raise UserError("export writes one adapter at a time: give one --adapter")
+    model = load_base(made)
+    run = load_adapter(model, adapters[0])
+    what = describe(model)
+    save_adapter(model, folder, format=options.format, run=run, plain=options.plain)
+    print(f"exported  {what} of {made.model}, as {options.format}{', plain' if options.plain else ''}")
+    print_files(folder, sorted(folder.iterdir()))
+    return 0
+
+
+def add_combine(parser: argparse.ArgumentParser):
+    parser.description = "The weighted sum of saved adapters as a new one: 1 adds, -1 subtracts, 0.5 halves."
+    parser.epilog = "python run.py combine runs/a/adapter=0.5 runs/b/adapter=0.5 --model pocket-llama --how weights --out runs/mean"
+    parser.add_argument("parts", nargs="+", metavar="FOLDER=WEIGHT", help="folder of a saved adapter, and its weight")
+    add_model_options(parser)
+    parser.add_argument("--how", default="outputs", help="outputs (default): the exact sum of what they add; weights: of their parameters, of one shape")
+    parser.add_argument("--out", required=True, help="new folder of the adapter")
+    return combine
+
+
+def combine(options: argparse.Namespace) -> int:
+    from adapters import load_adapter, save_adapter
+    from adapters.arithmetic import combine as weighted_sum
+    from train.commands import MODEL_OPTIONS, given
+    from train.experiment import check_model, fresh_folder, load_base
+    from train.settings import settings
+
+    weights = [folder_and_weight(text) for text in options.parts]
+    made, folder = settings(options=given(options, MODEL_OPTIONS)), fresh_folder(Path(options.out), numbered=False)
+    check_model(made.model)
+    model = load_base(made)
+    names = [f"adapter{number}" for number in range(1, len(weights) + 1)]
+    runs = [load_adapter(model, where, name) for (where, _), name in zip(weights, names, strict=True)]
+    templates = {run["template"] for run in runs if "template" in run}
+    if len(templates) > 1:
+        raise UserError(f"the adapters were trained with different prompt templates: {', '.join(sorted(templates))}")
+    config = weighted_sum(model, {name: weight for name, (_, weight) in zip(names, weights, strict=True)}, "combined", options.how)
+    save_adapter(model, folder, "combined", run={"model": made.model} | ({"template": templates.pop()} if templates else {}))
+    print(f"combined  {' + '.join(f'{weight:g} x {where}' for where, weight in weights)}, {options.how}: {config.kind} at {config.place()}")
+    print_files(folder, sorted(folder.iterdir()))
+    print(f"use it    as --adapter {folder} of evaluate and generate, with --model {made.model}")
+    return 0
+
+
+def folder_and_weight(text: str) -> tuple[Path, float]:
+    """"runs/a/adapter=0.5" -> its two halves. Raises UserError."""
+    folder, sign, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not sign or not folder or not math.isfinite(weight):
+        raise UserError(f"{text!r} should be FOLDER=WEIGHT, such as runs/a/adapter=0.5")
+    return Path(folder), weight
+
+
+def source(options: argparse.Namespace):
+    """(settings, folders of adapters, folder for the result) of the options. Raises UserError where there is no adapter, or the result has no room."""
+    from eval.commands import run_settings
+    from train.experiment import check_model, fresh_folder
+
+    made, adapters = run_settings(options, {})
+    if not adapters:
+        raise UserError("there is no adapter: give the folder of a run, or --model with --adapter FOLDER")
+    check_model(made.model)
+    return made, adapters, fresh_folder(Path(options.out), numbered=False)
+
+
+def load_stored(made, adapters: list[Path], options: argparse.Namespace):
+    """(model with its adapters on, prompt template). The weights stay as they are stored, whatever the run computed in; --dtype says otherwise.
+
+    float16 on a CPU is computed in float32: its own arithmetic is slow there.
+    """
+    import torch
+
+    from eval.commands import load_with_adapter
+    from model.files import tensors
+    from model.registry import resolve
+    from train.experiment import choose_device
+
+    if options.dtype is None:
+        _, first = next(iter(tensors(resolve(made.model, made.revision or None))))
+        half = first.dtype == torch.float16 and choose_device(made).type == "cpu"
+        made = replace(made, dtype="float16" if half else "auto")
+    model, _, template = load_with_adapter(made, adapters, options.average, words=False)
+    if model.dtype == torch.float16 and model.input_embedding.weight.device.type == "cpu":
+        model.dtype = torch.float32
+    return model, template
+
+
+def probe(model, template: str):
+    """(token ids [1, T], what they are in words): a prompt of the adapter's template, or random ids where the model has no tokenizer."""
+    import torch
+
+    from data.prompts import prompt
+    from model import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(str(model.folder))
+        tokenizer.fit(model.config.vocab_size)
+        ids = tokenizer.encode(prompt(template, "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are there?"))
+        said = f"a prompt of {len(ids)} tokens"
+    except UserError as error:
+        ids = torch.randint(model.config.vocab_size, (32,), generator=torch.Generator().manual_seed(0)).tolist()
+        said = f"32 random token ids ({error})"
+    return torch.tensor([ids], device=model.input_embedding.weight.device), said
+
+
+def describe(model) -> str:
+    """The adapters that are on, in words."""
+    from adapters.attach import adapters_named, in_use
+
+    configs = [next(iter(adapters_named(model, name).values())).config for name in dict.fromkeys(name for _, name, _ in in_use(model))]
+    return " and ".join(f"{config.kind} at {config.place()}" for config in configs)
+
+
+def dtype_name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def print_files(folder: Path, files: list[Path]) -> None:
+    names = [f"{path.name} ({size_text(path.stat().st_size)})" for path in files]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    print(f"written   {folder}: {', '.join(names[:12])}{more}, {size_text(sum(path.stat().st_size for path in files))} in all")
+
+
+COMMANDS = {"merge": add_merge, "export": add_export, "combine": add_combine}
