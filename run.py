@@ -14,7 +14,7 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "export": ("adapters", "write a run's adapter as PEFT or the paper's code reads it"),
     "combine": ("adapters", "add, subtract and scale adapters into a new one"),
     "models": ("model", "list the names --model knows, with parameters and sizes"),
-    "show": ("model", "draw a model's block with its sites, shapes and counts; needs no weights"),
+    "show": ("adapters", "draw a model's block with its sites, shapes and counts; needs no weights"),
     "table": ("eval", "train every adapter on every model and compare"),
     "plan": ("train", "say what a run would train; downloads nothing"),
     "benchmark": ("eval", "measure speed and memory of this machine"),

@@ -17,10 +17,6 @@ class DoRA(LoRA):
 
     works_on = ("Linear",)
 
-    @classmethod
-    def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list["DoRA"]:
-        return [cls(one, site) for one, site in zip(options, sites, strict=True)]
-
     def __init__(self, options: LoRA.Options, site: nn.Module):
         super().__init__(options, site)
         if options.bias or options.gate:

@@ -20,10 +20,6 @@ class PiSSA(LoRA):
 
     works_on = ("Linear",)
 
-    @classmethod
-    def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list["PiSSA"]:
-        return [cls(one, site) for one, site in zip(options, sites, strict=True)]
-
     def __init__(self, options: LoRA.Options, site: nn.Module):
         super().__init__(options, site)
         if options.r > min(site.in_features, site.out_features):
