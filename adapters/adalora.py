@@ -100,13 +100,14 @@ class AdaLoRA(Adapter):
     @torch.no_grad()
     def after_step(cls, adapters: list["AdaLoRA"], step: int, total: int) -> None:
         options = adapters[0].options
-        start, end = math.ceil(options.warmup * total), max(math.ceil(options.warmup * total) + 1, total - math.ceil(options.final * total))
+        start = min(math.ceil(options.warmup * total), total - 1)
+        end = max(start + 1, total - math.ceil(options.final * total))
         if step <= end:
             for adapter in adapters:
                 adapter.observe()
         if (start < step < end and step % options.every == 0) or step == end:
             left = (1 - (step - start) / (end - start)) ** 3  # the budget falls with the cube
-            budget = round(len(adapters) * (options.target_r + (options.init_r - options.target_r) * left))
+            budget = round(sum(one.options.target_r + (one.options.init_r - one.options.target_r) * left for one in adapters))
             importance = torch.cat([adapter.importance() for adapter in adapters])
             kept = torch.zeros_like(importance, dtype=torch.bool)
             kept[importance.argsort(descending=True, stable=True)[:budget]] = True

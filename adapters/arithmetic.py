@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import adapters_named, attach, parts_of, remove
+from adapters.attach import adapters_named, attach, parts_of, remove, setup, switch
 from adapters.base import Adapter
 from adapters.compose import Group
 from adapters.config import AdapterConfig, Part
@@ -31,6 +31,7 @@ def combine(model: nn.Module, weights: dict[str, float], name: str, how: str = "
         raise UserError("combine needs an adapter or more, with a weight each")
     loaded = {one: adapters_named(model, one) for one in weights}
     config, tensors = (add_outputs if how == "outputs" else add_weights)(model, loaded, weights)
+    before = setup(model)
     attach(model, config, name)
     try:
         for path, adapter in adapters_named(model, name).items():
@@ -38,6 +39,7 @@ def combine(model: nn.Module, weights: dict[str, float], name: str, how: str = "
                 adapter.state_dict(keep_vars=True)[leaf].copy_(value)
     except BaseException:
         remove(model, name)
+        switch(model, *before)
         raise
     return config
 

@@ -40,12 +40,9 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
         adapter = Group(parts) if len(parts) > 1 else next(iter(parts.values()))
         adapter.config = config
         site.adapters[name] = adapter.to(anchor(model, site).device).train(model.training)
-        if adapter.members:  # from here on they are reached through this one alone, and frozen
-            site.active = tuple(one for one in site.active if not any(one is site.adapters[member] for member in adapter.members))
-            for member in adapter.members:
-                site.adapters[member].requires_grad_(False)
-        site.active += (adapter,)
-    model.adapters_on = [*(entry for entry in in_order(model) if entry not in adapter.members), name]
+    on, trained = setup(model)
+    on = [entry for entry in on if not set(adapter.members) & {entry, *getattr(entry, "names", ())}]  # members are reached through this one alone
+    switch(model, [*on, name], None if trained is None else [*trained, name])
     return config
 
 
@@ -53,24 +50,32 @@ def build(model: nn.Module, part: Part) -> dict[str, Adapter]:
     """One part's adapters by the path of their site. Raises UserError."""
     method = METHODS[part.kind]
     places = find_sites(model, part)
-    for path, site, _, _ in places:
+    for path, site, name, _ in places:
         if site.kind not in method.works_on:
             fitting = [one for one, module in named_sites(model).items() if module.kind in method.works_on]
-            kinds = " or ".join(f"a {kind}" if kind != "keys and values" else "keys and values" for kind in method.works_on)
-            raise UserError(f"{part.kind} works on {kinds}, and {path} is a {site.kind}{' (whole)' if site.kind == 'sub-layer' else ''}; "
-                            f"there is: {', '.join(fitting)}")
+            kinds = " or ".join(words(kind) for kind in method.works_on)
+            raise UserError(f"{part.kind} works on {kinds}, and {name} ({path}) is {words(site.kind)}; there is: {', '.join(fitting)}")
     options = [part.options_at(path, site, index) for path, _, site, index in places]
     for one in options:
         one.check()
     layers = max(index for *_, index in places) + 1
-    for key, value in vars(part.options).items():
+    for key, value in [pair for table in (vars(part.options), *part.overrides.values()) for pair in table.items()]:
         if isinstance(value, list) and len(value) != layers:
             raise UserError(f"{key} = {value} has {len(value)} values, and the adapter sits in {layers} layers")
+    known = [*model.sites, *model.outer_sites]
+    for pattern in part.overrides:
+        if pattern not in known and not any(part.fits(pattern, path, site) for path, _, site, _ in places):
+            raise unknown("place in overrides", pattern, known, "it is no site, and no pattern that fits one of the adapter's modules")
     with torch.device("meta") if next(model.parameters()).is_meta else nullcontext():
         adapters = method.build(options, [site for _, site, _, _ in places], model)
     for adapter in adapters:
         adapter.rate = part.rate
     return {path: adapter for (path, *_), adapter in zip(places, adapters, strict=True)}
+
+
+def words(kind: str) -> str:
+    """A kind of site with its article."""
+    return kind if kind == "keys and values" else f"an {kind}" if kind[0] in "aeiou" else f"a whole {kind}" if kind == "sub-layer" else f"a {kind}"
 
 
 def find_sites(model: nn.Module, part: Part) -> list[tuple[str, Site, str, int]]:
@@ -154,17 +159,36 @@ def remove(model: nn.Module, name: str) -> None:
     for other in adapter_names(model):
         if other != name and name in next(iter(adapters_named(model, other).values())).members:
             raise UserError(f"adapter {other!r} is built on {name!r}: remove it first")
+    on, trained = setup(model)
     for _, site in all_sites(model):
         if name in site.adapters:
-            gone = site.adapters[name]
             del site.adapters[name]
-            site.active = tuple(one for one in site.active if one is not gone and not (isinstance(one, Composition) and gone in one.members))
-    model.adapters_on = [one for one in in_order(model) if one != name and not (isinstance(one, Composition) and name in one.names)]
+    on = [entry for entry in on if name not in (entry, *getattr(entry, "names", ()))]
+    switch(model, on, None if trained is None else [other for other in trained if other != name])
+
+
+def setup(model: nn.Module) -> tuple[list["str | Composition"], list[str] | None]:
+    """What is on, in the order of application, and what of it is trained (None: all), as `use` takes them."""
+    return getattr(model, "adapters_on", ([], None))
 
 
 def in_order(model: nn.Module) -> list["str | Composition"]:
-    """What is on, in the order of application, as `use` takes it."""
-    return list(getattr(model, "adapters_on", []))
+    """What is on, in the order of application."""
+    return list(setup(model)[0])
+
+
+def switch(model: nn.Module, on: list["str | Composition"], train: list[str] | None) -> None:
+    """Put these, and nothing else, into the sites' tuples. Raises UserError, with nothing changed, for what cannot be composed."""
+    wanted = [one for entry in on for one in (entry.names if isinstance(entry, Composition) else [entry])]
+    active = {}
+    for path, site in all_sites(model):
+        entries = [entry.at(site) if isinstance(entry, Composition) else site.adapters._modules.get(entry) for entry in on]
+        active[path] = tuple(entry for entry in entries if entry is not None)
+    model.adapters_on = (list(on), train)
+    for path, site in all_sites(model):
+        site.active = active[path]
+        for name, adapter in site.adapters.items():
+            adapter.requires_grad_(name in (wanted if train is None else train))
 
 
 def use(model: nn.Module, names: list["str | Composition"], train: list[str] | None = None) -> None:
@@ -173,20 +197,20 @@ def use(model: nn.Module, names: list["str | Composition"], train: list[str] | N
     Instead of a name, an entry may be a composition of several: Average("a", "b"), Rows("a", "b", None) (adapters/compose.py). The parameters of
     what is on require gradients, or those of `train` alone. Raises UserError for an unknown name and for what cannot be composed.
     """
+    if isinstance(names, str):
+        raise UserError(f"use takes a list of names: use(model, [{names!r}])")
     loaded = adapter_names(model)
     wanted = [one for entry in names for one in (entry.names if isinstance(entry, Composition) else [entry])]
     for name in [*wanted, *(train or [])]:
         if name not in loaded:
             raise unknown("adapter name", name, loaded)
-    active = {}
-    for path, site in all_sites(model):
-        entries = [entry.at(site) if isinstance(entry, Composition) else site.adapters._modules.get(entry) for entry in names]
-        active[path] = tuple(entry for entry in entries if entry is not None)
-    model.adapters_on = list(names)
-    for path, site in all_sites(model):
-        site.active = active[path]
-        for name, adapter in site.adapters.items():
-            adapter.requires_grad_(name in (wanted if train is None else train))
+    for name in names:
+        if isinstance(name, str) and names.count(name) > 1:
+            raise UserError(f"adapter {name!r} is named twice")
+    for name in train or []:
+        if name not in wanted:
+            raise UserError(f"adapter {name!r} is to be trained and is not on; there is on: {', '.join(wanted) or 'none'}")
+    switch(model, names, train)
 
 
 def in_use(model: nn.Module) -> Iterator[tuple[str, str, Adapter]]:
@@ -244,9 +268,9 @@ def penalty(model: nn.Module) -> Tensor | None:
 
 def after_step(model: nn.Module, step: int, total: int) -> None:
     """Let the methods that change with time do so, after `step` of `total` training steps."""
-    by_method: dict[tuple[str, type], list[Adapter]] = {}
+    by_method: dict[tuple[str, str, type], list[Adapter]] = {}
     for name, adapter in in_training(model):
-        by_method.setdefault((name, type(adapter)), []).append(adapter)
-    for (_, method), adapters in by_method.items():
+        by_method.setdefault((name, adapter.part, type(adapter)), []).append(adapter)
+    for (_, _, method), adapters in by_method.items():
         method.after_step(adapters, step, total)
 

@@ -23,6 +23,7 @@ class Adapter(nn.Module):
     virtual = 0  # tokens that it puts in front of every row (prompt and prefix tuning)
     starts_at_base = True  # a new adapter changes nothing until it is trained
     adds = True  # all it does is to change what goes into f or comes out of it, so that the changes of several can be averaged
+    changes_input = False  # what goes into f, too
     members: tuple[str, ...] = ()  # names of other adapters it is built on
     part = ""  # its name in a mixture
     rate = 1.0  # its learning rate, as a multiple of the run's

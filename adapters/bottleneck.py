@@ -63,6 +63,7 @@ class Bottleneck(Adapter):
             raise UserError('writes = "input" works on Linears (q, k, v, o, gate, up, down), not on whole sub-layers')
         self.options = options
         self.starts_at_base = options.init == "identity"
+        self.changes_input = options.writes == "input"
         self.act = ACTIVATIONS[options.act]
         read = site.out_features if options.reads == "output" else site.in_features
         write = site.out_features if options.writes == "output" else site.in_features
@@ -104,6 +105,9 @@ class Bottleneck(Adapter):
         up = torch.cat([scale * one.adapter_up for scale, (one, _) in zip(scales, weighted, strict=True)], dim=1)
         options = replace(first, size=len(down), reduction=0.0, scale=1.0, dropout=0.0, init="identity")
         return "bottleneck", options, {"adapter_down": down, "adapter_up": up}
+
+    def start(self, site: nn.Module) -> dict[str, float]:
+        return {} if self.adapter_scaling is None else {"adapter_scaling": 1.0}
 
     def key(self, leaf: str) -> str:
         return leaf if leaf == "adapter_scaling" else f"{leaf}.weight"  # as the paper's code calls them

@@ -20,15 +20,13 @@ def add_show(parser: argparse.ArgumentParser):
 
 
 def show(options: argparse.Namespace) -> int:
-    from model.show import show_text
+    from adapters.show import draw, trained
+    from model.show import count, show_text
+    from train.plan import with_adapter
 
+    model = with_adapter(options) if options.adapter or options.config or options.set else None
     print(show_text(options.model, options.revision))
-    if options.adapter or options.config or options.set:
-        from adapters.show import draw, trained
-        from model.show import count
-        from train.plan import with_adapter
-
-        model = with_adapter(options)
+    if model is not None:
         share = trained(model) / (count(model) - trained(model))
         print(f"\nwith the adapter {options.adapter or ''}:\n\n{draw(model)}\n\n{trained(model):,} trained parameters, {100 * share:.3f} % of the model")
     return 0
@@ -92,7 +90,7 @@ def export(options: argparse.Namespace) -> int:
     made, adapters, folder = source(options)
     for adapter in adapters:
         if (adapter / SETUP).is_file():
-            raise UserError(f"{adapter} holds several adapters: choose one of them, such as --adapter {next(adapter.glob('*/'), adapter)}")
+            raise UserError(f"{adapter} holds several adapters: choose one of them, such as --adapter {adapter / 'default'}, the one that was trained")
     if len(adapters) > 1:
         raise UserError("export writes one adapter at a time: give one --adapter")
     model = load_base(made)

@@ -8,6 +8,7 @@ A composition stands in a site's tuple of active adapters and has an adapter's h
 (adapters/fusion.py); what task arithmetic makes of adapters is a new adapter (adapters/arithmetic.py).
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class Group(Adapter):
         self.virtual = sum(part.virtual for part in parts.values())
         self.starts_at_base = all(part.starts_at_base for part in parts.values())
         self.adds = all(part.adds for part in parts.values())
+        self.changes_input = any(part.changes_input for part in parts.values())
 
     def before(self, x: Tensor) -> Tensor:
         for part in self.parts.values():
@@ -77,8 +79,10 @@ class Average(Composition):
     def __init__(self, *names: str, weights: list[float] | None = None):
         self.names = names
         self.weights = [1 / len(names)] * len(names) if weights is None else list(weights)
-        if len(self.weights) != len(names) or len(set(names)) != len(names) or not names:
+        if not all(isinstance(name, str) for name in names) or len(self.weights) != len(names) or len(set(names)) != len(names) or not names:
             raise UserError(f"Average takes different names and as many weights, not {list(names)} and {self.weights}")
+        if not all(type(weight) in (int, float) and math.isfinite(weight) for weight in self.weights):
+            raise UserError(f"the weights of an Average should be finite numbers, not {self.weights}")
 
     def __repr__(self) -> str:
         return f"Average({', '.join(map(repr, self.names))}, weights={self.weights})"
@@ -110,6 +114,8 @@ class Rows(Composition):
 
     def __init__(self, *names: str | None):
         self.rows = names
+        if not all(name is None or isinstance(name, str) for name in names):
+            raise UserError(f"Rows takes names and None, not {list(names)}")
         self.names = tuple(dict.fromkeys(name for name in names if name is not None))
         if not names:
             raise UserError("Rows takes a name, or None, for each row of the batch")

@@ -59,12 +59,16 @@ class Part:
     def options_at(self, path: str, site: str, index: int):
         """The options at one place: the site of this name and path, in the index-th of the layers. Of several overrides for one option, the
         first that fits counts."""
-        options = at_layer(self.options, index)
         changes: dict = {}
         for pattern, table in self.overrides.items():
-            if pattern == site or re.fullmatch(rf"(.*\.)?({pattern})", path):
+            if self.fits(pattern, path, site):
                 changes = table | changes
-        return replace(options, **changes)
+        return at_layer(replace(self.options, **changes), index)
+
+    @staticmethod
+    def fits(pattern: str, path: str, site: str) -> bool:
+        """Whether a key of `overrides` means the site of this name and path."""
+        return pattern == site or re.fullmatch(whole_pattern(pattern), path) is not None
 
     def table(self) -> dict:
         """As one TOML table."""
@@ -104,6 +108,11 @@ class AdapterConfig:
                          for part in self.parts.values())
 
 
+def whole_pattern(pattern: str) -> str:
+    """The expression that a whole path has to fit: it ends with the pattern, behind a dot."""
+    return rf"(?:.*\.)?(?:{pattern})"
+
+
 def shorten(names: tuple[str, ...]) -> tuple[str, ...]:
     return names if len(names) <= 12 else (*names[:3], f"... {len(names)} in all")
 
@@ -119,17 +128,25 @@ def resolve(preset: str | None = None, *, below: dict[str, dict] | None = None, 
     `below` holds tables that a recipe lays over presets. A mixture has a table for each part, and changes go into these. "lora+prefix" is a mixture
     of these two presets. Raises UserError for unknown presets, kinds and options (naming the nearest) and for values of the wrong type.
     """
-    table = overlay(named(preset, below or {}) if preset is not None else {}, changes)
+    start = named(preset, below or {}) if preset is not None else {}
+    same_kind(preset, start, changes)
+    table = overlay(start, changes)
     if "kind" in table or "preset" in table or not table or not all(isinstance(value, dict) for value in table.values()):
         if preset and "kind" not in table and "preset" not in table:
-            parts = [name for name, value in table.items() if isinstance(value, dict)]
-            wrong = next(iter(changes.keys() - set(parts)), None)
-            raise UserError(f"adapter {preset} is made of {' and '.join(parts)}, and {wrong!r} is neither: say whose option it is, such as {parts[0]}.{wrong}")
+            parts = list(start)
+            wrong = next(key for key, value in table.items() if not isinstance(value, dict))
+            hint = f"set its options, such as {wrong}.rate" if wrong in parts else f"say whose option it is, such as {parts[0]}.{wrong}"
+            raise UserError(f"adapter {preset} is made of {' and '.join(parts)}, a table each, and {wrong!r} is none: {hint}")
         return AdapterConfig({"": part_from(table, below or {})})
     for name in table:
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise UserError(f"the parts of an adapter are named in letters, digits and _, and no word of torch's own, not {name!r:.50}")
-    return AdapterConfig({name: part_from(one, below or {}) for name, one in table.items()})
+    if preset is not None and (wrong := table.keys() - start.keys()):
+        raise unknown(f"part of adapter {preset}", sorted(wrong)[0], start)
+    made = AdapterConfig({name: part_from(one, below or {}) for name, one in table.items()})
+    if len(made.parts) > 1 and any(part.kind == "fusion" for part in made.parts.values()):
+        raise UserError("a fusion stands alone, it cannot be a part of a mixture: attach the other parts as another adapter")
+    return made
 
 
 def named(preset: str, below: dict[str, dict]) -> dict:
@@ -145,6 +162,12 @@ def named(preset: str, below: dict[str, dict]) -> dict:
     return overlay(known[preset], below.get(preset, {}))
 
 
+def same_kind(preset: str | None, start: dict, changes: dict) -> None:
+    """Raises UserError for a kind that is not the preset's."""
+    if "kind" in start and changes.get("kind", start["kind"]) != start["kind"]:
+        raise UserError(f"preset {preset} is of the kind {start['kind']}, not {changes['kind']!r:.50}: give one of both")
+
+
 def overlay(below: dict, above: dict) -> dict:
     """`above` laid over `below`, table by table."""
     merged = dict(below)
@@ -158,6 +181,7 @@ def part_from(table: dict, below: dict[str, dict]) -> Part:
     """One part from its table; `preset` in it names the table that lies below. Raises UserError."""
     if "preset" in table:
         start = named(table["preset"], below)
+        same_kind(table["preset"], start, table)
         if "kind" not in start:
             raise UserError(f"adapter {table['preset']} is a mixture and cannot be a part of another one")
         table = overlay(start, {key: value for key, value in table.items() if key != "preset"})
@@ -176,8 +200,8 @@ def part_from(table: dict, below: dict[str, dict]) -> Part:
     overrides = {pattern: checked_options(kind, one) for pattern, one in overrides.items()}
     for pattern in overrides:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            re.compile(whole_pattern(pattern))
+        except (re.error, OverflowError, RecursionError) as error:
             raise UserError(f"adapter option overrides: {pattern!r} is neither a site nor a pattern ({error})") from None
     sites, layers = sites_from(table["sites"]), table["layers"]
     if not isinstance(layers, str | list | tuple):
@@ -198,7 +222,7 @@ def at_layer(options, index: int, strict: bool = True):
     for key, value in vars(options).items():
         if isinstance(value, list):
             if index >= len(value) and strict:
-                raise UserError(f"{key} = {value} has {len(value)} values, the adapter sits in more layers than that")
+                raise UserError(f"{key} = {value} has {len(value)} values, one for each layer, and the adapter sits in more layers than that")
             changes[key] = value[min(index, len(value) - 1)]
     return replace(options, **changes)
 
@@ -220,6 +244,10 @@ def checked_value(key: str, value, kind):
         value = tuple(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"adapter option {key} = {value} is not a finite number")
+    for number in value if isinstance(value, list | tuple) else [value]:
+        whole = type(number) is int and abs(number) >= (2**63 if key == "seed" else 2**31)
+        if whole or (type(number) is float and number != 0 and not 1e-20 < abs(number) < 1e20):
+            raise UserError(f"adapter option {key} = {value!r:.100} is out of range")
     if isinstance(value, list) and isinstance([], kind) and (not value or not all(type(one) is int for one in value)):
         raise UserError(f"adapter option {key} = {value!r} should be one whole number, or one for each layer")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

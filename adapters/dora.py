@@ -26,7 +26,10 @@ class DoRA(LoRA):
     @torch.no_grad()
     def norm(self, weight: Tensor) -> Tensor:
         """‖W + s · B A‖ of each row [out], in float32."""
-        return (weight.float() + (self.scale * self.lora_B @ self.lora_A).to(weight.device)).norm(dim=1)
+        A, B = self.lora_A.to(weight.device), self.scale * self.lora_B.to(weight.device)
+        across = (weight.float() @ A.T * B).sum(dim=1)  # ‖W + B A‖² = ‖W‖² + 2 W·(B A) + ‖B A‖², without making B A
+        square = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square() + 2 * across + (B @ (A @ A.T) * B).sum(dim=1)
+        return square.clamp(min=1e-12).sqrt()
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
         ratio = (self.lora_magnitude_vector / self.norm(f.weight)).to(y.dtype)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters import paper, peft
-from adapters.attach import adapters_named, attach, parts_of, remove
+from adapters.attach import adapters_named, attach, parts_of, remove, setup, switch
 from adapters.base import Adapter, Tensors
 from adapters.config import METHODS, AdapterConfig, resolve
 from model.errors import UserError, unknown
@@ -24,9 +24,10 @@ FORMATS = ("native", "peft", "paper")
 
 
 def save_adapter(
-    model: nn.Module, folder: str | Path, name: str = "default", format: str = "native", run: dict | None = None, plain: bool = False
+    model: nn.Module, folder: str | Path, name: str = "default", format: str = "native", run: dict | None = None, plain: bool = False,
+    overwrite: bool = False,
 ) -> None:
-    """Write the adapter `name` into `folder` (in place of one that is there) and read it back to check it.
+    """Write the adapter `name` into `folder` and read it back to check it; in place of one that is there only with overwrite=True.
 
     format: "native", with `run` (prompt template, ...) and the base's fingerprint; "peft", what PEFT 0.21 reads and nothing else; "paper", what the
     paper's repository reads. plain=True turns LoRA's relatives into a LoRA with alpha = r everywhere, for programs that know no more. Raises UserError
@@ -36,6 +37,8 @@ def save_adapter(
         raise unknown("adapter file format", format, FORMATS)
     adapters = adapters_named(model, name)
     config: AdapterConfig = next(iter(adapters.values())).config
+    if (Path(folder) / CONFIG).exists() and not overwrite:
+        raise UserError(f"{folder} holds an adapter already: give another folder, or overwrite=True")
     if plain and format != "peft":
         raise UserError(f'plain=True is for format="peft", not {format!r}')
     if format == "native":
@@ -101,6 +104,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     """
     folder = Path(folder)
     path = folder / CONFIG
+    if (folder / "adapter" / CONFIG).is_file() and not path.is_file():
+        raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
     tensors = read_tensors(folder)
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
     raw = read_json(inside(folder, CONFIG))
@@ -113,11 +118,13 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
         reader = paper if paper.is_ours(raw, tensors) else peft
         config, tensors = reader.read(model, raw, tensors, where)
         peft.check_base(model, raw, folder)
+    before = setup(model)
     attach(model, config, name)
     try:
         fill(model, Tensors(tensors, where), name)
-    except UserError:
+    except BaseException:
         remove(model, name)
+        switch(model, *before)
         raise
     return run
 
@@ -130,6 +137,8 @@ def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict
         raise UserError(f"{folder} was made for a {ours.get('family')} model, this one is {model.family}")
     if ours.get("base_fingerprint") != model.fingerprint:
         raise UserError(f"{folder} was trained on another base model (fingerprint {ours.get('base_fingerprint')}, this one has {model.fingerprint})")
+    if "below" in ours["adapter"]:
+        raise UserError(f"{folder / CONFIG}: an adapter has no option 'below'")
     run = ours.get("run")
     return resolve(**ours["adapter"]), run if isinstance(run, dict) else {}
 

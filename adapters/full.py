@@ -31,7 +31,8 @@ class Full(Adapter):
         self.bias = None if site.bias is None else nn.Parameter(site.bias.detach().float().clone())
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        return f.compute(x, self.weight, self.bias).to(y.dtype)
+        change = self.weight - f.weight.float(), None if self.bias is None else self.bias - f.bias.float()
+        return y + f.compute(x, *change).to(y.dtype)  # linear in both, so that other adapters at this site stay
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.weight, self.bias

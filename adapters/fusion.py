@@ -29,15 +29,19 @@ class Fusion(Adapter):
 
         def check(self) -> None:
             if len(self.of) < 2 or not all(isinstance(name, str) for name in self.of) or len(set(self.of)) != len(self.of):
-                raise UserError(f"of = {list(self.of)!r} should be the names of two adapters or more that are loaded already, each once")
+                raise UserError(f"of = {list(self.of)!r} should be the names of two adapters or more, each once, loaded before (--load NAME=FOLDER)")
 
     @classmethod
     def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list["Fusion"]:
         for name in options[0].of:
+            everywhere = [module for module in model.modules() if name in getattr(module, "adapters", ())]
+            if not everywhere:
+                raise UserError(f"no adapter {name!r} is loaded that could be fused: load it first (--load {name}=FOLDER)")
             if not all(name in site.adapters for site in sites):
-                raise UserError(f"a fusion sits where its members do, and adapter {name!r} is not loaded at all of its sites; give those as sites = [...]")
-            if not all(site.adapters[name].adds for site in sites):
-                raise UserError(f"adapter {name!r} adds nothing to an output, so that it cannot be fused")
+                raise UserError(f"a fusion sits where its members do, and adapter {name!r} is at {everywhere[0].adapters[name].config.place()}: "
+                                "give those as sites = [...]")
+            if any(not site.adapters[name].adds or site.adapters[name].changes_input for site in sites):
+                raise UserError(f"adapter {name!r} does more than to add to an output, so that it cannot be fused")
         return [cls(one, site) for one, site in zip(options, sites, strict=True)]
 
     def __init__(self, options: Options, site: nn.Module):

@@ -31,6 +31,7 @@ class IA3(Adapter):
     def __init__(self, options: Options, site: nn.Module):
         super().__init__()
         self.options = options
+        self.changes_input = options.scales == "input"
         self.ia3_l = nn.Parameter(torch.ones(site.out_features, 1) if options.scales == "output" else torch.ones(1, site.in_features))
 
     def before(self, x: Tensor) -> Tensor:

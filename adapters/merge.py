@@ -18,6 +18,7 @@ from adapters.base import Adapter
 from adapters.bitfit import BitFit
 from adapters.compose import Average, Composition, Group, Rows
 from adapters.dora import DoRA
+from adapters.full import Full
 from adapters.ia3 import IA3
 from adapters.token_rows import TokenRows
 from model.errors import UserError
@@ -146,8 +147,10 @@ def fold(entry, weight: Tensor, bias: Tensor | None, base: Folded, site: Site) -
     for leaf, now, start in zip(("weight", "bias"), (weight, bias), base, strict=True):
         if leaf in leaves and now is not start:
             raise UserError(f"{type(entry).__name__} starts from the base's {leaf}, which another adapter in front of it has changed; apply it first")
-    weight, new = entry.merged(weight, bias)
-    return weight, torch.zeros_like(bias) if new is None and bias is not None else new  # a full copy from before the Linear got one
+    if isinstance(entry, Full):  # adds what its copies differ from the base by
+        return tuple(now if own is None else own if now is start else now + (own - start)
+                     for own, now, start in zip((entry.weight, entry.bias), (weight, bias), base, strict=True))
+    return entry.merged(weight, bias)
 
 
 def fold_average(entry: Average, weight: Tensor, bias: Tensor | None, base: Folded, site: Site) -> Folded:

@@ -6,6 +6,7 @@ The encoder is an MLP with two inner layers of `hidden` units, or a bidirectiona
 our files keep the encoder too, so that training can go on. Its parameters are made by torch's own layers, as in PEFT.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,7 @@ class PTuning(Adapter):
     def to_file(cls, adapters: dict[str, Adapter]) -> dict[str, Tensor]:
         """What PEFT reads, and the encoder."""
         (one,) = adapters.values()
-        return {KEY: one.embeddings()} | {f"encoder.{leaf}": tensor for leaf, tensor in one.state_dict(keep_vars=True).items()}
+        return {KEY: deepcopy(one).cpu().embeddings()} | {f"encoder.{leaf}": tensor for leaf, tensor in one.state_dict(keep_vars=True).items()}
 
     @classmethod
     def from_file(cls, adapters: dict[str, Adapter], tensors: Tensors) -> None:

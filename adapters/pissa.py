@@ -22,6 +22,8 @@ class PiSSA(LoRA):
 
     def __init__(self, options: LoRA.Options, site: nn.Module):
         super().__init__(options, site)
+        if options.alpha <= 0:
+            raise UserError(f"alpha = {options.alpha} must be positive: PiSSA's start is divided by its root")
         if options.r > min(site.in_features, site.out_features):
             raise UserError(f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no more than its smaller side of singular values")
         if not site.weight.is_meta:
@@ -35,6 +37,10 @@ class PiSSA(LoRA):
         trained = self.linear(self.linear(dropped, self.lora_A), self.lora_B, self.lora_B_bias)
         delta = self.scale * (trained - self.linear(self.linear(dropped, self.lora_A_start), self.lora_B_start))
         return delta if self.lora_gate is None else torch.sigmoid(self.linear(x, self.lora_gate)) * delta
+
+    def start(self, site: nn.Module) -> dict[str, Tensor]:
+        A, B = self.lora_A_start, self.lora_B_start
+        return {"lora_A": A, "lora_B": B, "lora_A_start": A, "lora_B_start": B}
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return torch.cat((self.lora_A, self.lora_A_start)), self.scale * torch.cat((self.lora_B, -self.lora_B_start), dim=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from adapters.attach import adapter_names, adapters_named, in_order, remove, use
+from adapters.attach import adapter_names, adapters_named, in_order, remove, setup, switch, use
 from adapters.compose import Composition, from_table
 from adapters.files import load_adapter, save_adapter
 from model.errors import UserError
@@ -18,13 +18,16 @@ from model.files import make_folder, read_json, write_text
 SETUP = "adapters.json"
 
 
-def save_adapters(model: nn.Module, folder: str | Path, run: dict | None = None) -> None:
-    """Write every adapter of the model and which of them are on, composed as they are. Raises UserError."""
+def save_adapters(model: nn.Module, folder: str | Path, run: dict | None = None, overwrite: bool = False) -> None:
+    """Write every adapter of the model and which of them are on, composed as they are; in place of what is there only with overwrite=True.
+    Raises UserError."""
     folder = Path(folder)
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: give another folder, or overwrite=True")
     names = sorted(adapter_names(model), key=lambda name: bool(next(iter(adapters_named(model, name).values())).members))  # a fusion behind its members
     make_folder(folder)
     for name in names:
-        save_adapter(model, folder / name, name)
+        save_adapter(model, folder / name, name, overwrite=overwrite)
     on = [entry.table() if isinstance(entry, Composition) else entry for entry in in_order(model)]
     write_text(folder / SETUP, json.dumps({"adapters": names, "on": on, "run": run or {}}, indent=2) + "\n")
 
@@ -35,22 +38,23 @@ def load_adapters(model: nn.Module, folder: str | Path) -> dict:
     Raises UserError, leaving the model as it was, when one of them does not fit.
     """
     folder = Path(folder)
-    setup = read_json(folder / SETUP)
-    names, on = setup.get("adapters"), setup.get("on")
-    if not isinstance(names, list) or not isinstance(on, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+    table = read_json(folder / SETUP)
+    names, on = table.get("adapters"), table.get("on")
+    listed = isinstance(names, list) and all(isinstance(name, str) and name.isidentifier() for name in names)
+    if not listed or not isinstance(on, list):
         raise UserError(f"{folder / SETUP} should list 'adapters' and which are 'on'")
-    before, loaded = in_order(model), []
+    before, loaded = setup(model), []
     try:
         for name in names:
             load_adapter(model, folder / name, name)
             loaded.append(name)
         use(model, [from_table(entry) for entry in on])
-    except UserError:
+    except BaseException:
         for name in reversed(loaded):
             remove(model, name)
-        use(model, before)
+        switch(model, *before)
         raise
-    run = setup.get("run")
+    run = table.get("run")
     return run if isinstance(run, dict) else {}
 
 

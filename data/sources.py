@@ -51,7 +51,8 @@ def math_v1(data_dir: str, seed: int) -> Data:
     if not data_dir:
         raise UserError(
             "data set math-v1 needs --data-dir FOLDER, a copy of the LLM-Adapters repository's folder that holds dataset/ "
-            "(github.com/AGI-Edgerunners/LLM-Adapters), which this version does not fetch; a model made by pretrain wants --recipe pocket-tune"
+            "(github.com/AGI-Edgerunners/LLM-Adapters), which this version does not fetch; "
+            "a pocket model, merged or made by pretrain, wants --data wordproblems (and training --recipe pocket-tune)"
         )
     split = paper_split(data_dir)
     return Data("math-v1", split["union"], {name: split[name][1] for name in MATH_SETS})

@@ -155,7 +155,9 @@ def test_an_older_file_of_the_other_kind_does_not_stay_beside_a_new_one(tiny, tm
     attach(tiny, "paper-lora", r=2)
     save_adapter(tiny, tmp_path / "saved", format="paper")
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"adapter_config.json", "adapter_model.bin"}
-    save_adapter(tiny, tmp_path / "saved")
+    with pytest.raises(UserError, match="holds an adapter already"):
+        save_adapter(tiny, tmp_path / "saved")
+    save_adapter(tiny, tmp_path / "saved", overwrite=True)
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -178,6 +180,7 @@ def test_parts_of_one_method_do_not_get_into_each_others_way(tiny, tmp_path):
     keys = load_file(str(tmp_path / "saved" / "adapter_model.safetensors"))
     assert {"a:base_model.model.model.layers.0.attn_site.adapter_down.weight", "p:prompt_embeddings", "s:prompt_embeddings"} <= keys.keys()
     load_adapter(tiny, tmp_path / "saved", name="again")
+    use(tiny, ["default"])
     whole = tiny(IDS)
-    use(tiny, ["default", "default"])  # the same twice
+    use(tiny, ["again"])
     torch.testing.assert_close(tiny(IDS), whole)

@@ -164,7 +164,7 @@ def test_a_site_that_does_not_fit_is_refused_with_the_list_of_those_that_do(any_
                 attach(any_tiny, resolve(**table), "fits")
                 remove(any_tiny, "fits")
             elif place not in method.works_on:
-                with pytest.raises(UserError, match=f"{kind} works on .*is a {place}.*; there is: ") as error:
+                with pytest.raises(UserError, match=rf"{kind} works on .*\) is .*{place}; there is: ") as error:
                     attach(any_tiny, resolve(**table))
                 assert all(named_sites(any_tiny)[name].kind in method.works_on for name in str(error.value).partition("there is: ")[2].split(", "))
 
@@ -261,7 +261,7 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "parallel", "act": "tan"}, "did you mean 'tanh'"),
         ({"preset": "parallel", "layers": [3]}, "layers 0 to 2"),
         ({"preset": "parallel", "rate": 0}, "rate"),
-        ({"preset": "lora", "sites": ["attn"]}, "lora works on a Linear or a embedding, and model.layers.0.attn_site is a sub-layer"),
+        ({"preset": "lora", "sites": ["attn"]}, r"lora works on a Linear or an embedding, and attn \(model.layers.0.attn_site\) is a whole sub-layer"),
         ({"preset": "parallel", "writes": "input"}, "not on whole sub-layers"),
         ({"preset": "series", "writes": "input", "sites": ["up"]}, "not there yet"),
         ({"preset": "lora", "r": 0}, "rank"),
@@ -276,6 +276,16 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "lora", "overrides": {"q": 4}}, "should hold tables"),
         ({"preset": "lora", "overrides": {"q(": {"r": 4}}}, "neither a site nor a pattern"),
         ({"preset": "lora", "overrides": {"q": {"r": 0}}}, "rank"),
+        ({"preset": "lora", "overrides": {"qq": {"r": 3}}}, "unknown place in overrides 'qq'"),
+        ({"preset": "lora", "overrides": {"(?i)q_proj": {"r": 3}}}, "neither a site nor a pattern"),
+        ({"preset": "lora", "overrides": {"v": {"r": [1, 2]}}}, "2 values"),
+        ({"preset": "lora", "r": 2**40}, "out of range"),
+        ({"preset": "lora", "alpha": 1e300}, "out of range"),
+        ({"preset": "pissa", "alpha": -8.0}, "must be positive"),
+        ({"preset": "lora", "kind": "prompt"}, "is of the kind lora, not prompt"),
+        ({"preset": "mam", "prefx": {"length": 3}}, "unknown part of adapter mam 'prefx'; did you mean 'prefix'"),
+        ({"preset": "mam", "prefix": 3}, "set its options"),
+        ({"preset": "fusion+lora", "fusion": {"of": ["a", "b"]}}, "stands alone"),
         ({"preset": resolve("lora"), "r": 4}, "takes no changes"),
         ({"preset": "pissa", "r": 99}, "singular values"),
         ({"preset": "dora", "bias": True}, "neither a bias"),
@@ -285,11 +295,11 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "vera", "overrides": {"q": {"r": 3}}}, "share their projections"),
         ({"preset": "ia3", "scales": "inputs"}, "did you mean 'input'"),
         ({"preset": "prompt", "init": "vocabular"}, "did you mean 'vocabulary'"),
-        ({"preset": "prompt", "sites": ["q"]}, "prompt works on a embedding"),
+        ({"preset": "prompt", "sites": ["q"]}, "prompt works on an embedding"),
         ({"preset": "p-tuning", "encoder": "gru"}, "unknown value for encoder"),
         ({"preset": "ln-tuning", "sites": ["norms"]}, "did you mean 'norm'|unknown site"),
         ({"preset": "fusion"}, "names of two adapters"),
-        ({"preset": "fusion", "of": ["a", "b"]}, "not loaded at all of its sites"),
+        ({"preset": "fusion", "of": ["a", "b"]}, "no adapter 'a' is loaded"),
         ({"preset": resolve(kind="token_rows", sites=["embed"], ids=[99])}, "token ids 0 to 60"),
         ({"preset": resolve(kind="token_rows", sites=["embed", "head"], ids=[9])}, "weight of its own"),
     ],

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from methods import ALONE, IDS, attach_small, randomise
+from safetensors.torch import load_file, save_file
 
-from adapters import Average, Rows, attach, combine, load_adapters, parameters, remove, save_adapters, use
+from adapters import Average, Rows, attach, combine, load_adapter, load_adapters, parameters, remove, save_adapter, save_adapters, use
 from adapters.attach import adapter_names, adapters_named, all_sites, in_order
+from adapters.config import resolve
 from eval.generate import generate
 from model import UserError, load_model
+from train.loss import summed_loss
 
 THREE = torch.cat((IDS, IDS[:1].flip(1)))
 
@@ -189,9 +192,15 @@ def test_a_folder_that_does_not_fit_leaves_the_model_as_it_was(several, tmp_path
         (lambda m: combine(m, {}, "x"), "a weight each"),
         (lambda m: combine(m, {"a": 1.0}, "a"), "already has"),
         (lambda m: combine(m, {"a": 1.0}, "x", how="output"), "did you mean 'outputs'"),
-        (lambda m: attach(m, "fusion", name="x", of=["a", "z"]), "not loaded"),
+        (lambda m: attach(m, "fusion", name="x", of=["a", "z"]), "no adapter 'z' is loaded"),
         (lambda m: attach(m, "fusion", name="x", of=["a"]), "two adapters"),
-        (lambda m: attach(m, "fusion", name="x", of=["p", "q"], sites=["q"]), "not loaded|works on|unknown site"),
+        (lambda m: attach(m, "fusion", name="x", of=["p", "q"], sites=["q"]), "more than to add|sits where its members do|unknown site"),
+        (lambda m: use(m, ["a", "a"]), "named twice"),
+        (lambda m: use(m, "a"), "a list of names"),
+        (lambda m: use(m, ["a"], train=["b"]), "to be trained and is not on"),
+        (lambda m: Average("a", "b", weights=["x", 1.0]), "finite numbers"),
+        (lambda m: Average("a", weights=[float("nan")]), "finite numbers"),
+        (lambda m: Rows("a", 3), "names and None"),
     ],
 )
 def test_what_cannot_be_composed_is_named_and_changes_nothing(several, act, said):
@@ -212,3 +221,64 @@ def test_members_of_a_fusion_stay(several):
     remove(several, "f")
     remove(several, "a")
     assert "a" not in adapter_names(several)
+
+
+def test_a_fusion_refuses_members_that_change_what_goes_in(any_tiny):
+    for name in ("one", "two"):
+        attach(any_tiny, "ia3", name=name, sites=["down"])
+    with pytest.raises(UserError, match="more than to add"):
+        attach(any_tiny, "fusion", name="f", of=["one", "two"], sites=["down"])
+
+
+def test_a_fusion_takes_its_members_out_of_compositions(several):
+    use(several, [Average("a", "b"), "l"])
+    attach(several, "fusion", name="f", of=["a", "b"])
+    assert in_order(several) == ["l", "f"]
+    expected = several(THREE)
+    use(several, ["l", "f"])
+    assert torch.equal(several(THREE), expected)
+
+
+def test_what_is_removed_is_gone_everywhere(tiny):
+    attach(tiny, "lora", name="one", r=2, sites=["q"])
+    attach(tiny, "lora", name="two", r=2, sites=["v"])
+    randomise(tiny)
+    base = out(tiny)
+    use(tiny, [Average("one", "two")])
+    remove(tiny, "one")
+    assert in_order(tiny) == []
+    assert torch.equal(tiny(THREE), base)
+
+
+def test_a_fusion_that_does_not_load_leaves_its_members_on_and_trained(several, tmp_path):
+    attach(several, "fusion", name="f", of=["a", "b"])
+    save_adapter(several, tmp_path, "f")
+    remove(several, "f")
+    use(several, ["a", "b"], train=["b"])
+    trained, expected = [id(p) for p in parameters(several)], several(THREE)
+    tensors = load_file(str(tmp_path / "adapter_model.safetensors"))
+    del tensors[next(iter(tensors))]
+    save_file(tensors, str(tmp_path / "adapter_model.safetensors"))
+    with pytest.raises(UserError, match="is missing"):
+        load_adapter(several, tmp_path, "f")
+    assert in_order(several) == ["a", "b"]
+    assert [id(p) for p in parameters(several)] == trained
+    assert torch.equal(several(THREE), expected)
+
+
+def test_a_whole_copy_leaves_what_is_on_in_front_of_it(any_tiny):
+    attach(any_tiny, "lora+bitfit", name="first", lora={"r": 2})
+    randomise(any_tiny)
+    expected = any_tiny(THREE)
+    site = {"llama": "q", "opt": "q", "gptj": "q", "bloom": "qkv"}[any_tiny.family]
+    attach(any_tiny, resolve(kind="full", sites=[site]), "second")
+    attach(any_tiny, "ln-tuning", name="third")
+    attach(any_tiny, "ln-tuning", name="fourth")
+    assert torch.equal(any_tiny(THREE), expected)
+
+
+def test_rows_at_the_head_are_not_trained(tiny):
+    attach(tiny, "invertible", name="inv")
+    use(tiny, [Rows("inv", None)])
+    with pytest.raises(UserError, match="picks tokens out of their rows"):
+        summed_loss(tiny, IDS, torch.ones(IDS.shape))

@@ -226,7 +226,7 @@ def test_rows_of_tokens_start_from_the_base_of_the_head(tmp_path):
         before = model(IDS)
         again = load_model(str(tmp_path))
         for name in ("rows", "low", "inside"):
-            save_adapter(model, tmp_path / name, name)
+            save_adapter(model, tmp_path / name, name, overwrite=True)
             load_adapter(again, tmp_path / name, name)
         use(again, order)
         merge(again)

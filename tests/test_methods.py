@@ -155,6 +155,17 @@ def test_adalora_cuts_to_its_budget_what_matters_least(tiny):
     assert len({int(adapter.kept.sum()) for adapter in adapters}) > 1  # not the same rank everywhere
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 7])
+def test_adalora_comes_to_its_budget_in_short_runs_and_by_part(tiny, total):
+    table = {"x": {"preset": "adalora", "sites": ["q"], "init_r": 4, "target_r": 2}, "y": {"preset": "adalora", "sites": ["v"], "init_r": 6, "target_r": 5}}
+    attach(tiny, resolve(**table))
+    for step in range(1, total + 1):
+        tiny(IDS).square().mean().backward()
+        after_step(tiny, step, total)
+    left = {part: sum(int(one.kept.sum()) for one in adapters_named(tiny, "default").values() if one.part == part) for part in table}
+    assert left == {"x": 3 * 2, "y": 3 * 5}
+
+
 def test_adalora_sensitivity_is_smoothed(tiny):
     attach(tiny, "adalora", init_r=2, target_r=1, sites=["q"], layers=[0], beta1=0.8, beta2=0.6)
     adapter = next(iter(adapters_named(tiny, "default").values()))

@@ -464,7 +464,7 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"target_modules": ["query_key_value"]}, {}, "unknown target module of a llama model 'query_key_value'"),
     ({"target_modules": ".*nothing"}, {}, "unknown target module"),
     ({"target_modules": "((("}, {}, "is not a regular expression"),
-    ({"target_modules": ["q_proj", "input_layernorm"]}, {}, "lora works on a Linear or a?n? ?embedding, and model.layers.0.input_layernorm is a norm"),
+    ({"target_modules": ["q_proj", "input_layernorm"]}, {}, "lora works on a Linear or an embedding, and attn_norm .* is a norm"),
     ({"target_modules": 5}, {}, "target_modules = 5 should be a list of module names or one expression"),
     ({"target_modules": ["q_proj", 5]}, {}, "should be a list of module names"),
     ({"target_modules": None}, {}, "target_modules = None names no module"),

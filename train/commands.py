@@ -48,7 +48,10 @@ def train(options: argparse.Namespace) -> int:
     if options.adapter is not None:
         chosen["adapter"] = {"preset": options.adapter}
     if options.load:
-        chosen["load"] = dict(named_folder(text) for text in options.load)
+        pairs = [named_folder(text) for text in options.load]
+        chosen["load"] = dict(pairs)
+        if len(chosen["load"]) < len(pairs):
+            raise UserError(f"--load names an adapter twice: {', '.join(name for name, _ in pairs)}; give each a name of its own")
     if options.max_steps is not None:
         chosen["train"] = {"max_steps": options.max_steps}
     if options.items is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adapters import attach, load_adapter, named_parameters, save_adapter, save_adapters, use
-from adapters.attach import adapters_named, rates
+from adapters.attach import adapters_named, in_order, rates
 from adapters.config import AdapterConfig, resolve
 from data.batches import Example, encode_row
 from data.prompts import prompt
@@ -119,7 +119,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     loaded = adapters_fingerprint(model, list(s.load))
     torch.manual_seed(s.seed)
     config = attach(model, adapter_of(s))
-    on = list(model.adapters_on)  # what was loaded, in this order, and the new one; or a fusion in place of its members
+    on = in_order(model)  # what was loaded, in this order, and the new one; or a fusion in place of its members
     use(model, on, train=["default"])
     trained = named_parameters(model)
     examples, cut, empty = encode_rows(tokenizer, data, s)
@@ -130,7 +130,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     say(model, config, trained, s, data, cut, empty)
 
     def measure(title: str, file: str, names: list) -> tuple[dict[str, Score], list[dict]]:
-        use(model, names, train=["default"])
+        use(model, names)
         predictions = predict(model, tokenizer, tests, template=s.template, batch_size=s.eval.batch_size,
                               max_new_tokens=s.eval.max_new_tokens, title=title)
         write_predictions(folder / file, predictions)
@@ -150,7 +150,8 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     if outcome.signal:
         return Result(before, {}, outcome.signal)
 
-    (save_adapters if s.load else save_adapter)(model, folder / "adapter", run={"model": s.model, "data": s.data, "template": s.template, "seed": s.seed})
+    (save_adapters if s.load else save_adapter)(model, folder / "adapter", overwrite=True,  # of a run that was killed behind its last step
+                                                          run={"model": s.model, "data": s.data, "template": s.template, "seed": s.seed})
     print(f"adapter saved in {folder / 'adapter'}")
     after, predictions = measure("with adapter", "predictions.jsonl", on)
     result = Result(before, after)

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from adapters.compose import Rows
+from model.errors import UserError
+
 CHUNK = 256  # labelled positions whose logits exist at the same time
 
 
@@ -14,6 +17,8 @@ def summed_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
     A sum, not a mean: the caller divides by the weights of the whole step, so that neither accumulation nor padding
     nor splitting changes the gradient. Logits are made in chunks, and made again in the backward pass where there are several.
     """
+    if any(isinstance(entry, Rows) for site in (model.input_embedding, model.lm_head) for entry in site.active):
+        raise UserError("adapters by row at the embedding or the head cannot be trained: the loss picks tokens out of their rows")
     hidden = model.hidden(ids)[:, :-1]  # position t predicts token t + 1
     weights, targets = weights[:, 1:], ids[:, 1:]
     labelled = weights != 0

@@ -5,7 +5,9 @@ import argparse
 from torch import nn
 
 from adapters import attach
+from adapters.attach import adapters_named
 from adapters.config import resolve
+from adapters.files import native_tensors
 from adapters.show import trained
 from model.load import describe, skeleton
 from model.show import count, size_text
@@ -29,18 +31,20 @@ def plan(options: argparse.Namespace) -> dict:
     model = with_adapter(options)
     adapter = trained(model)
     base = count(model) - adapter
-    adapters = next(iter(site.adapters["default"] for site in model.modules() if "default" in getattr(site, "adapters", ())))
+    adapters = adapters_named(model, "default")
+    config = next(iter(adapters.values())).config
+    stored = sum(tensor.numel() for tensor in native_tensors(config, adapters).values())
     return {
-        "model": options.model, "adapter": options.adapter or "parallel", "kind": adapters.config.kind, "where": adapters.config.place(),
+        "model": options.model, "adapter": config.kind, "where": config.place(),
         "parameters": base, "trainable_parameters": adapter, "trainable_share": adapter / base,
-        "weight_bytes_16_bit": 2 * base, "adapter_file_bytes": 4 * adapter, "trained_state_bytes": 16 * adapter,
+        "weight_bytes_16_bit": 2 * base, "adapter_file_bytes": 4 * stored, "trained_state_bytes": 16 * adapter,
     }
 
 
 def plan_text(facts: dict) -> str:
     rows = [
         ("model", f"{facts['model']}: {facts['parameters']:,} parameters, {size_text(facts['weight_bytes_16_bit'])} in 16 bits"),
-        ("adapter", f"{facts['adapter']}: {facts['kind']} at {facts['where']}"),
+        ("adapter", f"{facts['adapter']} at {facts['where']}"),
         ("trained", f"{facts['trainable_parameters']:,} parameters, {100 * facts['trainable_share']:.3f} % of the model"),
         ("memory", f"{size_text(facts['trained_state_bytes'])} for them: float32 masters, gradients and AdamW's two moments"),
         ("file", size_text(facts["adapter_file_bytes"])),
