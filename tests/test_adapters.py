@@ -282,7 +282,7 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "lora", "r": 2**40}, "out of range"),
         ({"preset": "lora", "alpha": 1e300}, "out of range"),
         ({"preset": "pissa", "alpha": -8.0}, "must be positive"),
-        ({"preset": "lora", "kind": "prompt"}, "is of the kind lora, not prompt"),
+        ({"preset": "lora", "kind": "prompt"}, "is of the kind lora, not 'prompt'"),
         ({"preset": "mam", "prefx": {"length": 3}}, "unknown part of adapter mam 'prefx'; did you mean 'prefix'"),
         ({"preset": "mam", "prefix": 3}, "set its options"),
         ({"preset": "fusion+lora", "fusion": {"of": ["a", "b"]}}, "stands alone"),
