@@ -188,7 +188,7 @@ def switch(model: nn.Module, on: list["str | Composition"], train: list[str] | N
     for path, site in all_sites(model):
         site.active = active[path]
         for name, adapter in site.adapters.items():
-            adapter.requires_grad_(name in (wanted if train is None else train))
+            adapter.requires_grad_(name in wanted and (train is None or name in train))
 
 
 def use(model: nn.Module, names: list["str | Composition"], train: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ import torch
 from methods import ALONE, IDS, attach_small, randomise
 from safetensors.torch import load_file, save_file
 
-from adapters import Average, Rows, attach, combine, load_adapter, load_adapters, parameters, remove, save_adapter, save_adapters, use
+from adapters import Average, Rows, attach, combine, load_adapter, load_adapters, named_parameters, parameters, remove, save_adapter, save_adapters, use
 from adapters.attach import adapter_names, adapters_named, all_sites, in_order
 from adapters.config import resolve
 from eval.generate import generate
@@ -237,6 +237,14 @@ def test_a_fusion_takes_its_members_out_of_compositions(several):
     expected = several(THREE)
     use(several, ["l", "f"])
     assert torch.equal(several(THREE), expected)
+
+
+def test_members_of_a_fusion_are_frozen_even_if_they_were_trained_before(several):
+    use(several, ["a", "b"], train=["b"])
+    attach(several, "fusion", name="f", of=["a", "b"])
+    assert all("fusion_key" in path or "query" in path or "value" in path for path in named_parameters(several))
+    several(THREE).square().mean().backward()
+    assert all(p.grad is None for one in adapters_named(several, "b").values() for p in one.parameters())
 
 
 def test_what_is_removed_is_gone_everywhere(tiny):
