@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import all_sites
+from adapters.places import all_sites
 from model.errors import UserError
 from model.files import DTYPES, inside, make_folder, read_json, safetensors, weight_files, write_atomically, write_text
 from model.load import is_finite, read_config, skeleton

@@ -13,13 +13,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import adapter_names, adapters_named, all_sites, in_use, remove
+from adapters.attach import adapter_names, adapters_named, in_use, remove
 from adapters.base import Adapter
 from adapters.bitfit import BitFit
 from adapters.compose import Average, Composition, Group, Rows
 from adapters.dora import DoRA
 from adapters.full import Full
 from adapters.ia3 import IA3
+from adapters.places import all_sites
 from adapters.token_rows import TokenRows
 from model.errors import UserError
 from model.load import fingerprint_of, is_finite, sample_of

@@ -16,13 +16,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import all_sites
 from adapters.base import PREFIX, Adapter
 from adapters.bottleneck import Bottleneck
 from adapters.compose import Group
 from adapters.config import AdapterConfig, resolve
 from adapters.lora import LoRA
 from adapters.peft_places import leaves, placement, tails, whole_match
+from adapters.places import all_sites
 from model.errors import UserError, unknown
 from model.sites import Linear
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from adapters.attach import all_sites
+from adapters.places import all_sites
 from model.errors import UserError, unknown
 from model.sites import Site
 

@@ -9,8 +9,9 @@ from methods import ALL, IDS, attach_small, randomise
 from safetensors.torch import load_file, save_file
 
 from adapters import attach, load_adapter, load_adapters, named_parameters, parameters, save_adapter, save_adapters, use
-from adapters.attach import adapter_names, all_sites, in_order
+from adapters.attach import adapter_names, in_order
 from adapters.config import resolve
+from adapters.places import all_sites
 from model import UserError, load_model
 
 

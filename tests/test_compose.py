@@ -8,8 +8,9 @@ from methods import ALONE, IDS, attach_small, randomise
 from safetensors.torch import load_file, save_file
 
 from adapters import Average, Rows, attach, combine, load_adapter, load_adapters, named_parameters, parameters, remove, save_adapter, save_adapters, use
-from adapters.attach import adapter_names, adapters_named, all_sites, in_order
+from adapters.attach import adapter_names, adapters_named, in_order
 from adapters.config import resolve
+from adapters.places import all_sites
 from eval.generate import generate
 from model import UserError, load_model
 from train.loss import summed_loss

@@ -11,10 +11,11 @@ from safetensors import safe_open
 
 import run
 from adapters import Average, Rows, attach, load_adapter, merge, parameters, save_adapter, use
-from adapters.attach import adapter_names, all_sites, linear_sites
+from adapters.attach import adapter_names
 from adapters.config import resolve
 from adapters.export import export_model
 from adapters.merge import merge_and_compare
+from adapters.places import all_sites, linear_sites
 from model import UserError, load_model
 
 

@@ -10,9 +10,10 @@ from methods import IDS, randomise
 from torch import nn
 
 from adapters import attach, load_adapter, save_adapter
-from adapters.attach import adapters_named, all_sites
+from adapters.attach import adapters_named
 from adapters.config import resolve
 from adapters.files import read_tensors
+from adapters.places import all_sites
 from model import UserError, load_model
 
 FIRST = {"llama": ["gate_proj", "up_proj"], "bloom": ["dense_h_to_4h"], "opt": ["fc1"], "gptj": ["fc_in"]}  # mh_adapter
