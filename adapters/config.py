@@ -1,17 +1,16 @@
 """The configuration of an adapter: a preset's name and changes to it -> a checked, complete AdapterConfig."""
 
 import importlib
-import math
 import re
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
 from adapters.base import Adapter
+from adapters.options import PLACEMENT, at_layer, checked_options, checked_value, sites_from
 from model.errors import UserError, unknown
-from model.load import FAMILIES
 
 
 def load(path: str) -> type[Adapter]:
@@ -38,7 +37,6 @@ METHODS = {kind: load(path) for kind, path in {  # kind -> class; one row a meth
     "token_rows": "token_rows.TokenRows",
     "fusion": "fusion.Fusion",
 }.items()}
-PLACEMENT = ("kind", "preset", "sites", "layers", "overrides", "rate")
 
 
 @dataclass(frozen=True)
@@ -193,11 +191,11 @@ def part_from(table: dict, below: dict[str, dict]) -> Part:
     if "sites" not in table:
         raise UserError("the adapter's configuration has no 'sites'")
     kind, method = table["kind"], METHODS[table["kind"]]
-    options = method.Options(**checked_options(kind, {key: value for key, value in table.items() if key not in PLACEMENT}))
+    options = method.Options(**checked_options(kind, method.Options, {key: value for key, value in table.items() if key not in PLACEMENT}))
     overrides = table.get("overrides", {})
     if not isinstance(overrides, dict) or not all(isinstance(one, dict) for one in overrides.values()):
         raise UserError(f"adapter option overrides = {overrides!r:.100} should hold tables, such as overrides.down = {{ r = 4 }}")
-    overrides = {pattern: checked_options(kind, one) for pattern, one in overrides.items()}
+    overrides = {pattern: checked_options(kind, method.Options, one) for pattern, one in overrides.items()}
     for pattern in overrides:
         try:
             re.compile(whole_pattern(pattern))
@@ -214,63 +212,6 @@ def part_from(table: dict, below: dict[str, dict]) -> Part:
         for index in range(max(map(len, lists), default=1)):
             at_layer(one, index, strict=False).check()
     return Part(kind, sites, layers if isinstance(layers, str) else tuple(layers), options, overrides, rate)
-
-
-def at_layer(options, index: int, strict: bool = True):
-    """The options in the index-th layer: of a list, its element there. Raises UserError where the list is too short."""
-    changes = {}
-    for key, value in vars(options).items():
-        if isinstance(value, list):
-            if index >= len(value) and strict:
-                raise UserError(f"{key} = {value} has {len(value)} values, one for each layer, and the adapter sits in more layers than that")
-            changes[key] = value[min(index, len(value) - 1)]
-    return replace(options, **changes)
-
-
-def checked_options(kind: str, table: dict) -> dict:
-    """The options of a method with their types checked. Raises UserError naming the nearest."""
-    types = {field.name: field.type for field in fields(METHODS[kind].Options)}
-    for key in table:
-        if key not in types:
-            raise unknown(f"option of {kind} adapters", key, [*types, *PLACEMENT])
-    return {key: checked_value(key, value, types[key]) for key, value in table.items()}
-
-
-def checked_value(key: str, value, kind):
-    """The value, where it is of this type; whole numbers are floats too, tuples are written as lists. Raises UserError."""
-    if isinstance(value, int) and not isinstance(value, bool) and not isinstance(value, kind) and isinstance(1.0, kind):
-        value = float(value)
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"adapter option {key} = {value} is not a finite number")
-    for number in value if isinstance(value, list | tuple) else [value]:
-        whole = type(number) is int and abs(number) >= (2**63 if key == "seed" else 2**31)
-        if whole or (type(number) is float and number != 0 and not 1e-20 < abs(number) < 1e20):
-            raise UserError(f"adapter option {key} = {value!r:.100} is out of range")
-    if isinstance(value, list) and isinstance([], kind) and (not value or not all(type(one) is int for one in value)):
-        raise UserError(f"adapter option {key} = {value!r} should be one whole number, or one for each layer")
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"adapter option {key} = {value!r:.100} should be {getattr(kind, '__name__', str(kind).replace(' | ', ' or '))}")
-    return value
-
-
-def sites_from(sites) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
-    """The sites of a table, by family or for all. Raises UserError."""
-    if not isinstance(sites, dict):
-        return site_names(sites)
-    for family in sites:
-        if family not in ("any", *FAMILIES):
-            raise UserError(f"adapter option sites: {unknown('family', family, ['any', *FAMILIES])}")
-    if "any" not in sites:
-        raise UserError(f"adapter option sites = {sites!r} has no 'any', the sites of the families it does not name")
-    return {family: site_names(names) for family, names in sites.items()}
-
-
-def site_names(names) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"adapter option sites = {names!r} should be a list of site names")
-    return tuple(names)
 
 
 def layer_numbers(layers: str | tuple[int, ...], count: int) -> list[int]:

@@ -10,7 +10,8 @@ from methods import ALL, IDS, attach_small, randomise
 from adapters import attach, named_parameters, parameters, remove, use
 from adapters.attach import adapters_named, rates
 from adapters.base import Adapter
-from adapters.config import METHODS, PLACEMENT, layer_numbers, presets, resolve
+from adapters.config import METHODS, layer_numbers, presets, resolve
+from adapters.options import PLACEMENT
 from adapters.places import all_sites, linear_sites, named_sites
 from adapters.show import draw, marked_sites, trained
 from model import UserError, load_model
