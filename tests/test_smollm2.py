@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+from adapters import attach, load_adapter, parameters, save_adapter
+from adapters.config import presets
 from eval.generate import generate
 from eval.score import left_pad
 from model import load_model, load_tokenizer
@@ -32,3 +34,28 @@ def test_ten_prompts_continue_as_in_transformers_alone_and_in_a_batch():
             expected.pop()
         assert alone == together == expected
     assert tokenizer.decode(batch[0]).startswith(" Paris")
+
+
+@pytest.mark.skipif(not FOLDER, reason="SMOLLM2 does not name a folder with SmolLM2-135M-Instruct")
+@pytest.mark.parametrize("preset", [name for name, table in presets().items() if table.get("kind") != "fusion"])
+def test_every_preset_on_real_weights(tmp_path, preset):
+    """In its full size, bfloat16: a few steps change the loss, and what is saved comes back to the bit."""
+    tokenizer = load_tokenizer(FOLDER)
+    ids = torch.tensor([tokenizer.encode("Question: Tom has 3 pens and buys 4 more. How many pens has he? Answer: 3 + 4 = 7.")])
+    model = load_model(FOLDER, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    attach(model, preset)
+    optimizer = torch.optim.AdamW(parameters(model), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] or preset in ("adalora", "vera", "p-tuning-lstm")  # too slow for four steps
+    save_adapter(model, tmp_path / "saved")
+    other = load_model(FOLDER, dtype=torch.bfloat16)
+    load_adapter(other, tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(other(ids), model(ids))
