@@ -150,8 +150,9 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     if outcome.signal:
         return Result(before, {}, outcome.signal)
 
-    (save_adapters if s.load else save_adapter)(model, folder / "adapter", overwrite=True,  # of a run that was killed behind its last step
-                                                          run={"model": s.model, "data": s.data, "template": s.template, "seed": s.seed})
+    save = save_adapters if s.load else save_adapter
+    about = {"model": s.model, "data": s.data, "template": s.template, "seed": s.seed}
+    save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}")
     after, predictions = measure("with adapter", "predictions.jsonl", on)
     result = Result(before, after)
