@@ -41,7 +41,7 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
         adapter.config = config
         site.adapters[name] = adapter.to(anchor(model, site).device).train(model.training)
     on, trained = setup(model)
-    on = [entry for entry in on if not set(adapter.members) & {entry, *getattr(entry, "names", ())}]  # members are reached through this one alone
+    on = [entry for entry in on if not set(adapter.members) & set(names_in([entry]))]  # members are reached through this one alone
     switch(model, [*on, name], None if trained is None else [*trained, name])
     return config
 
@@ -96,7 +96,7 @@ def remove(model: nn.Module, name: str) -> None:
     for _, site in all_sites(model):
         if name in site.adapters:
             del site.adapters[name]
-    on = [entry for entry in on if name not in (entry, *getattr(entry, "names", ()))]
+    on = [entry for entry in on if name not in names_in([entry])]
     switch(model, on, None if trained is None else [other for other in trained if other != name])
 
 
@@ -110,9 +110,14 @@ def in_order(model: nn.Module) -> list["str | Composition"]:
     return list(setup(model)[0])
 
 
+def names_in(entries: list["str | Composition"]) -> list[str]:
+    """The adapters that these entries name, alone or in a composition."""
+    return [name for entry in entries for name in (entry.names if isinstance(entry, Composition) else [entry])]
+
+
 def switch(model: nn.Module, on: list["str | Composition"], train: list[str] | None) -> None:
     """Put these, and nothing else, into the sites' tuples. Raises UserError, with nothing changed, for what cannot be composed."""
-    wanted = [one for entry in on for one in (entry.names if isinstance(entry, Composition) else [entry])]
+    wanted = names_in(on)
     active = {}
     for path, site in all_sites(model):
         entries = [entry.at(site) if isinstance(entry, Composition) else site.adapters._modules.get(entry) for entry in on]
@@ -133,7 +138,7 @@ def use(model: nn.Module, names: list["str | Composition"], train: list[str] | N
     if isinstance(names, str):
         raise UserError(f"use takes a list of names: use(model, [{names!r}])")
     loaded = adapter_names(model)
-    wanted = [one for entry in names for one in (entry.names if isinstance(entry, Composition) else [entry])]
+    wanted = names_in(names)
     for name in [*wanted, *(train or [])]:
         if name not in loaded:
             raise unknown("adapter name", name, loaded)
