@@ -72,7 +72,7 @@ def merge(options: argparse.Namespace) -> int:
     print(f"checked   largest logit difference {largest:.2g} on {said}, computed in {dtype_name(model.dtype)}; "
           f"standard deviation of the logits {deviation:.2g}")
     print_files(folder, files)
-    print(f"use it    as --model {folder} of any command (prompt template: {template}), or with transformers and vLLM")
+    print(f"use it    as --model {folder} of any command (prompt template: {template.name}), or with transformers and vLLM")
     return 0
 
 
@@ -115,6 +115,7 @@ def add_combine(parser: argparse.ArgumentParser):
 def combine(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.arithmetic import combine as weighted_sum
+    from data.prompts import stored_template
     from train.commands import MODEL_OPTIONS, given
     from train.experiment import check_model, fresh_folder, load_base
     from train.settings import settings
@@ -125,11 +126,9 @@ def combine(options: argparse.Namespace) -> int:
     model = load_base(made)
     names = [f"adapter{number}" for number in range(1, len(weights) + 1)]
     runs = [load_adapter(model, where, name) for (where, _), name in zip(weights, names, strict=True)]
-    templates = {run["template"] for run in runs if "template" in run}
-    if len(templates) > 1:
-        raise UserError(f"the adapters were trained with different prompt templates: {', '.join(sorted(templates))}")
+    template = stored_template(runs)
     config = weighted_sum(model, {name: weight for name, (_, weight) in zip(names, weights, strict=True)}, "combined", options.how)
-    save_adapter(model, folder, "combined", run={"model": made.model} | ({"template": templates.pop()} if templates else {}))
+    save_adapter(model, folder, "combined", run={"model": made.model} | ({"template": template.name, "template_text": template.table()} if template else {}))
     print(f"combined  {' + '.join(f'{weight:g} x {where}' for where, weight in weights)}, {options.how}: {config.kind} at {config.place()}")
     print_files(folder, sorted(folder.iterdir()))
     print(f"use it    as --adapter {folder} of evaluate and generate, with --model {made.model}")
@@ -150,7 +149,7 @@ def folder_and_weight(text: str) -> tuple[Path, float]:
 
 def source(options: argparse.Namespace):
     """(settings, folders of adapters, folder for the result) of the options. Raises UserError where there is no adapter, or the result has no room."""
-    from eval.commands import run_settings
+    from train.evaluate import run_settings
     from train.experiment import check_model, fresh_folder
 
     made, adapters = run_settings(options, {})
@@ -167,32 +166,32 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
     """
     import torch
 
-    from eval.commands import load_with_adapter
     from model.files import tensors
     from model.registry import resolve
+    from train.evaluate import load_with_adapter
     from train.experiment import choose_device
 
     if options.dtype is None:
         _, first = next(iter(tensors(resolve(made.model, made.revision or None))))
         half = first.dtype == torch.float16 and choose_device(made).type == "cpu"
         made = replace(made, dtype="float16" if half else "auto")
-    model, _, template = load_with_adapter(made, adapters, options.average, words=False)
+    model, _, template, _ = load_with_adapter(made, adapters, options.average, words=False)
     if model.dtype == torch.float16 and model.input_embedding.weight.device.type == "cpu":
         model.dtype = torch.float32
     return model, template
 
 
-def probe(model, template: str):
+def probe(model, template):
     """(token ids [1, T], what they are in words): a prompt of the adapter's template, or random ids where the model has no tokenizer."""
     import torch
 
-    from data.prompts import prompt
+    from data.batches import encode_prompt
     from model import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(str(model.folder))
         tokenizer.fit(model.config.vocab_size)
-        ids = tokenizer.encode(prompt(template, "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are there?"))
+        _, ids = encode_prompt(tokenizer, {"instruction": "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are there?"}, template)
         said = f"a prompt of {len(ids)} tokens"
     except UserError as error:
         ids = torch.randint(model.config.vocab_size, (32,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.prompts import prompt
+from data.prompts import Template
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,30 @@ class Example:
         return len(self.ids)
 
 
-def encode_row(tokenizer, row: dict, template: str, cutoff: int, prompt_weight: float = 0.0) -> tuple[Example, bool]:
-    """A row {instruction, output} -> (its Example, whether it was cut at `cutoff` tokens).
+def encode_prompt(tokenizer, row: dict, template: Template) -> tuple[str, list[int]]:
+    """The text in front of a row's response, and its ids. A chat template writes the special tokens itself."""
+    text = template.prompt(row)
+    return text, tokenizer.encode(text, bos=not template.chat)
+
+
+def encode_row(tokenizer, row: dict, template: Template, cutoff: int, prompt_weight: float = 0.0) -> tuple[Example, bool]:
+    """A row {instruction, input, output} -> (its Example, whether it was cut at `cutoff` tokens).
 
     Loss weight 1 on the response and the end token, `prompt_weight` on the prompt. The response starts where the ids
     of prompt + response leave those of the prompt alone, which is what generation will see.
     """
-    start = prompt(template, row["instruction"])
-    before, ids = tokenizer.encode(start), tokenizer.encode(start + row["output"].strip())
-    common = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
-    if tokenizer.eos_id is not None:
+    _, before = encode_prompt(tokenizer, row, template)
+    ids = tokenizer.encode(template.whole(row), bos=not template.chat)
+    common = shared_start(before, ids)
+    if tokenizer.eos_id is not None and ids[-1:] != [tokenizer.eos_id]:
         ids = [*ids, tokenizer.eos_id]
     weights = [prompt_weight] * common + [1.0] * (len(ids) - common)
     return Example(ids[:cutoff], weights[:cutoff]), len(ids) > cutoff
+
+
+def shared_start(first: list[int], second: list[int]) -> int:
+    """How many ids two rows have in common from their start on."""
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = False) -> list[list[int]]:

@@ -1,18 +1,134 @@
-"""Prompt templates: how an instruction becomes the text a model continues. Stored with the adapter, used again in evaluation."""
+"""Prompt templates: how a row becomes the text a model continues, and what it is to say. Stored with the adapter, used again in evaluation."""
 
-from model.errors import unknown
+from dataclasses import asdict, dataclass, fields
 
-PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\n"
-RESPONSE = "\n\n### Response:\n"
+from model.errors import UserError, unknown
 
-TEMPLATES = {
-    "alpaca": PREAMBLE + "{instruction}" + RESPONSE,  # Taori et al. 2023
-    "plain": "{instruction}\n",
-}
+TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+PAIRED = ("Below is an instruction that describes a task, paired with an input that provides further context. "
+          "Write a response that appropriately completes the request.")
+PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
+GAP = 16 * " "  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
+LARGEST = 100_000  # characters of a chat template
 
 
-def prompt(template: str, instruction: str) -> str:
-    """The text in front of the response. Raises UserError for an unknown template."""
-    if template not in TEMPLATES:
-        raise unknown("prompt template", template, TEMPLATES)
-    return TEMPLATES[template].replace("{instruction}", instruction.strip())
+@dataclass(frozen=True)
+class Template:
+    """A named prompt: `text` with {instruction}, `with_input` with {input} besides; or a chat template of Jinja."""
+
+    name: str
+    text: str
+    with_input: str = ""  # for rows with an input
+    strip: bool = True  # whether white space around instruction and response is dropped
+    chat: bool = False
+    special: tuple[tuple[str, str], ...] = ()  # of a chat template: ("bos_token", "<s>") ...
+
+    def prompt(self, row: dict) -> str:
+        """The text in front of the response to a row {instruction, input}."""
+        instruction, given = self.trim(row["instruction"]), self.trim(row.get("input") or "")
+        if self.chat:
+            return self.render(self.question(row), True)
+        parts = (self.with_input if given else self.text).split("{instruction}")  # an instruction that holds "{input}" itself stays as it is
+        return instruction.join(part.replace("{input}", given) for part in parts)
+
+    def whole(self, row: dict) -> str:
+        """Prompt and response {output} as one text, to train on. Raises UserError for a chat template that does not begin with its own prompt."""
+        if not self.chat:
+            return self.prompt(row) + self.trim(row["output"])
+        text = self.render([*self.question(row), {"role": "assistant", "content": self.trim(row["output"])}], False)
+        if not text.startswith(self.prompt(row)):
+            raise UserError(f"the chat template {self.name} puts something else in front of a response than in its prompt: use another --template")
+        return text.rstrip()
+
+    def question(self, row: dict) -> list[dict]:
+        """A row as the messages of a chat; its input is a paragraph behind the instruction."""
+        parts = filter(None, (self.trim(row["instruction"]), self.trim(row.get("input") or "")))
+        return [{"role": "user", "content": "\n\n".join(parts)}]
+
+    def trim(self, text: str) -> str:
+        return text.strip() if self.strip else text
+
+    def render(self, messages: list[dict], ask: bool) -> str:
+        try:
+            from jinja2.exceptions import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise UserError("chat templates need the package jinja2: pip install jinja2") from None
+
+        def refuse(message: str):
+            raise UserError(f"the chat template refuses these messages: {message}")
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.globals["raise_exception"] = refuse
+        try:
+            return environment.from_string(self.text).render(messages=messages, add_generation_prompt=ask, **dict(self.special))
+        except UserError:
+            raise
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+            raise UserError(f"the chat template cannot be used: {type(error).__name__}: {str(error)[:200]}") from None
+
+    def table(self) -> dict:
+        """What is stored with an adapter; `template_from` gives the Template back."""
+        return asdict(self) | {"special": dict(self.special)}
+
+
+def paper(task: str, *sections: str) -> str:
+    """The v1 repository's prompt to the byte: its source's `# noqa` and indentation had become part of the text."""
+    blocks = [f"{GAP}### {name}:\n{GAP}{slot}" for name, slot in zip(sections[::2], sections[1::2], strict=True)]
+    return f"{task}  # noqa: E501\n\n" + f"\n{GAP}\n".join(blocks)
+
+
+SHORT = ("Instruction", "{instruction}", "Response", "")
+LONG = ("Instruction", "{instruction}", "Input", "{input}", "Response", "")
+
+TEMPLATES = {one.name: one for one in (
+    Template("alpaca", PREAMBLE + "{instruction}" + RESPONSE,  # Taori et al. 2023
+             PAIRED + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}" + RESPONSE),
+    Template("paper-v1", paper(TASK, *SHORT), paper(PAIRED, *LONG), strip=False),
+    Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
+)}
+CHAT = "chat"  # the name of the template that a tokenizer folder holds
+NAMES = (*TEMPLATES, CHAT)
+
+
+def template(name: str, tokenizer=None) -> Template:
+    """The template of this name; "chat" is the one stored with the tokenizer. Raises UserError for an unknown name or a tokenizer without one."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if name != CHAT:
+        raise unknown("prompt template", name, NAMES)
+    if tokenizer is None or not tokenizer.chat_template:
+        raise UserError(f"template chat: {'no tokenizer is given' if tokenizer is None else f'the tokenizer in {tokenizer.folder} has no chat template'}; "
+                        f"use --template {', '.join(TEMPLATES)}")
+    if len(tokenizer.chat_template) > LARGEST:
+        raise UserError(f"the chat template of {tokenizer.folder} has {len(tokenizer.chat_template):,} characters, too many")
+    return Template(CHAT, tokenizer.chat_template, chat=True, special=tuple(sorted(tokenizer.special_tokens.items())))
+
+
+def template_from(table: dict) -> Template:
+    """A Template from what `table()` made of one. Raises UserError when it is malformed."""
+    types = {field.name: field.type for field in fields(Template)}
+    special = table.get("special", {}) if isinstance(table, dict) else None
+    fits = isinstance(special, dict) and all(isinstance(text, str) for pair in special.items() for text in pair)
+    if not fits or not {"name", "text"} <= table.keys() or not all(
+        key in types and (key == "special" or isinstance(value, types[key])) for key, value in table.items()
+    ):
+        raise UserError("the prompt template that is stored with the adapter is malformed")
+    return Template(**table | {"special": tuple(sorted(special.items()))})
+
+
+def stored_template(runs: list[dict], tokenizer=None) -> Template | None:
+    """The template that adapters were trained with, from what their files say of it; None where they say nothing.
+
+    Raises UserError when they differ, since one prompt cannot suit both.
+    """
+    found = {template_from(run["template_text"]) if "template_text" in run else template(run["template"], tokenizer)
+             for run in runs if isinstance(run.get("template"), str)}
+    if len(found) > 1:
+        raise UserError(f"the adapters were trained with different prompt templates: {', '.join(sorted(one.name for one in found))}")
+    return next(iter(found), None)
+
+
+def prompt(name: str, instruction: str, given: str = "") -> str:
+    """The text in front of the response, of one of the named templates. Raises UserError for an unknown one."""
+    return template(name).prompt({"instruction": instruction, "input": given})

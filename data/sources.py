@@ -1,32 +1,154 @@
-"""Data sets by name: rows to train on and test sets to measure on."""
+"""Data sets by name: where each comes from, what it should hold, and its rows to train on or to be tested on."""
 
 import hashlib
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import isfinite
+from pathlib import Path
 
 from data import wordproblems
-from data.split import MATH_SETS, paper_split
+from data.fetch import File, cache_folder, fetch
+from data.hub import hub_tables, is_repository
+from data.split import MATH_SETS, paper_rows, paper_split, random_split
+from data.tables import ENDINGS, read_table
 from model.errors import UserError, unknown
 
+REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
+ODC = "ODC-By 1.0"
+MOST_LABELS = 20
+NEED = {"train": ("instruction", "output"), "test": ("instruction", "answer"), "validation": ("instruction", "answer")}  # of a user's files
 TRAIN_ROWS = 16000  # of wordproblems: more than a run needs, so that it sees each once
 SHARE_NEW = 3 / 7  # of them in the held-out manner; the rest repeat the trained ones, so that those are kept:
 REPEATED = {"addsub": 2, "singleeq": 2, "svamp": 6, "gsm8k": 3, "aqua": 1}  # most of the one that is forgotten first
 
 
 @dataclass(frozen=True)
+class Source:
+    """A data set that lives elsewhere. rows: as published (0: not published); tests: what is measured after training on it."""
+
+    files: tuple[File, ...]
+    rows: int
+    about: str
+    tests: tuple[str, ...] = ()
+    licence: str = ODC
+    trains: bool = False  # made to train on; the others are test sets
+
+    @property
+    def pinned(self) -> bool:
+        return all(file.sha256 for file in self.files)
+
+
+def of_paper(path: str, sha256: str = "") -> File:
+    return File(path, REPOSITORY + path, sha256)
+
+
+def of_math(rows: int, about: str, files: dict[str, str]) -> Source:
+    """A set of the paper with its rationales; its files and their sums."""
+    return Source(tuple(of_paper(f"dataset/{path}", sha256) for path, sha256 in files.items()), rows, about)
+
+
+def of_test(name: str, rows: int, about: str, sha256: str = "") -> Source:
+    return Source((of_paper(f"dataset/{name}/test.json", sha256),), rows, about)
+
+
+def training(name: str, about: str, tests: tuple[str, ...]) -> Source:
+    return Source((of_paper(f"ft-training_set/{name}.json"),), 0, about, tests, trains=True)
+
+
+COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
+LATER = ("gsm8k", "AQuA", "mawps", "SVAMP")  # the math sets of the paper's later versions
+
+SOURCES = {  # one row a data set
+    "AddSub": of_math(395, "addition and subtraction (Hosseini et al. 2014)", {
+        "AddSub/addsub_1.json": "611ccb687f8a077ee2ef4cc08875170d78d5387d519614744b7083190432f820",
+        "AddSub/AddSub.json": "21930fa90385c72b5a15f4b9a4dda27276b889ae9ff44285505cdd9fa0a20df8"}),
+    "MultiArith": of_math(600, "several steps (Roy & Roth 2015)", {
+        "MultiArith/multiarith_1.json": "47b21b013079bc0e6dbe2043a7458fcb625f4625fbc43167925f2d7898e2308f"}),
+    "SingleEq": of_math(508, "one equation (Koncel-Kedziorski et al. 2015)", {
+        "SingleEq/singleeq_1.json": "7383ae492cd06ace7c8ca14bedcfffce724f7ec2949d620f52c4be08b943da4b"}),
+    "AQuA": of_math(254, "algebra with five options (Ling et al. 2017)", {
+        "AQuA/aqua_1.json": "a6c963fa7a491ad9461c9db6dd29f41a849dc343b126b75fabeaf78ef4119032"}),
+    "gsm8k": of_math(1319, "grade-school math (Cobbe et al. 2021)", {
+        "gsm8k/gsm8k_1.json": "86be346fb5e7942aa31412ce1c7a85b4787958b7fd07c94f694ca508c4a849d6"}),
+    "SVAMP": of_math(1000, "varied one-step problems (Patel et al. 2021)", {
+        "SVAMP/svamp_1.json": "40b26b72c74b607e0cd3b72224cdbda84e454ddbcff3cea456799d10c87f43c4"}),
+    "mawps": of_test("mawps", 238, "a collection of math problems (Koncel-Kedziorski et al. 2016)",
+                    "c1a708979cbf2b3df9ac4020baacf3e8e73fcf089e1de7dd1b305b810bfaa15f"),
+    "boolq": of_test("boolq", 3270, "yes or no, without the passage (Clark et al. 2019)",
+                    "89df2397cbca81dc31adcc6f7f5b635821aa0565aafde46725b2b4bd39b4dfa9"),
+    "piqa": of_test("piqa", 1838, "everyday physics (Bisk et al. 2020)", "3860d11b9b42e590b6b4bbc1643214d373ed0b0d4ac62fcc7bdceb8e044ad141"),
+    "social_i_qa": of_test("social_i_qa", 1954, "social situations (Sap et al. 2019)",
+                           "71543f41127451945379d106ffedaef502f1c8770dff6d2f543aca85e3080b1d"),
+    "hellaswag": of_test("hellaswag", 10042, "how a sentence goes on (Zellers et al. 2019)"),
+    "winogrande": of_test("winogrande", 1267, "whom a word means (Sakaguchi et al. 2020)",
+                          "6946f5209e7114c65c6d04f8f644c5a061af20d730b1cfe158fff3dc44076fb9"),
+    "ARC-Easy": of_test("ARC-Easy", 2376, "school science (Clark et al. 2018)", "3f32a84716ca6d57d38728bf80cc8117aecd17445c2cf29a68b571b810eb82dc"),
+    "ARC-Challenge": of_test("ARC-Challenge", 1172, "the harder part of it", "4a89ce368ae01a71d268d9851686738b2a0a1d84271116bab49a1dd2b48ecad7"),
+    "openbookqa": of_test("openbookqa", 500, "science with common sense (Mihaylov et al. 2018)",
+                         "8479930f7b8a26052c78250280b5465a4016ca7fc806af440d0f37e243f3099e"),
+    "math_7k": training("math_7k", "math_10k without its MAWPS part", LATER),
+    "math_10k": training("math_10k", "training problems of GSM8K, MAWPS and AQuA with rationales", LATER),
+    "math_14k": training("math_14k", "math_7k with rationales of GPT-4 besides", LATER),
+    "commonsense_15k": training("commonsense_15k", "a part of commonsense_170k", COMMONSENSE),
+    "commonsense_170k": training("commonsense_170k", "the training parts of the eight commonsense sets", COMMONSENSE),
+    "alpaca": Source((File("alpaca_data.json", "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/alpaca_data.json"),), 52002,
+                     "instructions by text-davinci-003 (Taori et al. 2023)", licence="CC BY-NC 4.0", trains=True),
+}
+
+
+@dataclass(frozen=True)
 class Data:
-    """Rows {instruction, output, answer}; `tests` by set name, the first being the one to watch."""
+    """Rows {instruction, input, output, answer}; `tests` by set name, the first being the one to watch."""
 
     name: str
     train: list[dict]
     tests: dict[str, list[dict]]
+    reads: dict[str, str] = field(default_factory=dict)  # set -> the kind of answer it has, where its name does not say it
+    from_forms: bool = False  # made from the same sentence forms: alike, but never the same
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.train).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- rows
+def known_name(name: str) -> str:
+    """The name as it is spelt here: case does not matter."""
+    return next((known for known in (*SOURCES, *EXPERIMENTS) if known.lower() == name.lower()), name)
+
+
+def files_of(name: str) -> list[File]:
+    """The files that a data set by name is made of; none for one that is made here."""
+    names = MATH_SETS if name == "math-v1" else [name] if name in SOURCES else []
+    return [file for one in names for file in SOURCES[one].files]
+
+
+def is_here(name: str, data_dir: str = "") -> bool:
+    """Whether a data set can be loaded without a network."""
+    name = known_name(name)
+    if name in EXPERIMENTS or name in SOURCES:
+        return all(((Path(data_dir) if data_dir else cache_folder()) / file.path).is_file() for file in files_of(name))
+    return Path(name).is_file()
+
+
+def source_rows(name: str, data_dir: str = "") -> list[dict]:
+    """All rows of a data set of SOURCES, from data_dir or the cache, into which what is missing is fetched. Raises UserError."""
+    source, folder = SOURCES[name], Path(data_dir) if data_dir else cache_folder()
+    later = folder / "dataset" / name / "test.json"  # where later versions of the paper's repository have the six math sets
+    if name in MATH_SETS and not (data_dir and later.is_file() and not (folder / "dataset" / MATH_SETS[name]).is_file()):
+        if not data_dir:
+            fetch(files_of(name))
+        return paper_rows(folder, name)
+    path = later if name in MATH_SETS else folder / source.files[0].path
+    if not path.is_file():
+        if data_dir:
+            raise UserError(f"{path} is missing: --data-dir should name the folder that holds dataset/, as the paper's repository does")
+        fetch(files_of(name))
+    return read_table(path, need=("instruction", "output") if source.trains else ("instruction", "answer"))
 
 
 def word_problems(data_dir: str, seed: int) -> Data:
@@ -43,26 +165,94 @@ def word_problems(data_dir: str, seed: int) -> Data:
     held_out = [wordproblems.HELD_OUT, f"{wordproblems.HELD_OUT}-unseen"]
     counts = dict.fromkeys(held_out, 200) | dict.fromkeys(wordproblems.TRAINED, 100)
     tests = {name: list(islice(wordproblems.problems(name, "test", 0), count)) for name, count in counts.items()}
-    return Data("wordproblems", train, tests)
+    return Data("wordproblems", train, tests, from_forms=True)
 
 
 def math_v1(data_dir: str, seed: int) -> Data:
-    """The paper's v1 split of its six math sets, byte for byte, from the folder that holds dataset/."""
+    """The paper's v1 split of its six math sets, byte for byte; the seed changes nothing."""
     if not data_dir:
-        raise UserError(
-            "data set math-v1 needs --data-dir FOLDER, a copy of the LLM-Adapters repository's folder that holds dataset/ "
-            "(github.com/AGI-Edgerunners/LLM-Adapters), which this version does not fetch; "
-            "a pocket model, merged or made by pretrain, wants --data wordproblems (and training --recipe pocket-tune)"
-        )
-    split = paper_split(data_dir)
+        try:
+            fetch(files_of("math-v1"))
+        except UserError as error:
+            raise UserError(f"{error} (a pocket model, merged or made by pretrain, wants --data wordproblems, and training --recipe pocket-tune)") from None
+    split = paper_split(data_dir or cache_folder())
     return Data("math-v1", split["union"], {name: split[name][1] for name in MATH_SETS})
 
 
-SOURCES: dict[str, Callable[[str, int], Data]] = {"wordproblems": word_problems, "math-v1": math_v1}  # one row a data set
+EXPERIMENTS: dict[str, Callable[[str, int], Data]] = {"wordproblems": word_problems, "math-v1": math_v1}  # what is more than a file
 
 
-def load_data(name: str, data_dir: str = "", seed: int = 0) -> Data:
-    """The data set `name`. Raises UserError for an unknown name and for missing or malformed files."""
-    if name not in SOURCES:
-        raise unknown("data set", name, SOURCES)
-    return SOURCES[name](data_dir, seed)
+def load_data(
+    name: str, data_dir: str = "", seed: int = 0, *, tests: Sequence[str] = (), columns: dict[str, str] | None = None, test_share: float = 0.1,
+) -> Data:
+    """The data set `name`: one of EXPERIMENTS or SOURCES, a file of yours, or a data set of the hub (owner/name).
+
+    tests: the sets to measure on, in place of its own: its own by name, others of SOURCES, or files. Of your data without a test part
+    `test_share` is held out, drawn by the seed. Raises UserError for an unknown name and for missing or malformed files.
+    """
+    name = known_name(name)
+    if name in EXPERIMENTS:
+        data = EXPERIMENTS[name](data_dir, seed)
+    elif name in SOURCES:
+        rows = source_rows(name, data_dir)
+        own = () if tests else SOURCES[name].tests
+        test = {one: source_rows(one, data_dir) for one in own} if SOURCES[name].trains else {name: rows}
+        data = Data(name, [row for row in rows if row["output"].strip()], test)
+    elif name.lower().endswith(ENDINGS) or Path(name).is_file():
+        data = own_data(name, {"train": [Path(name)]}, seed, columns, 0.0 if tests else test_share)
+    elif is_repository(name):
+        data = own_data(name, hub_tables(name), seed, columns, 0.0 if tests else test_share)
+    else:
+        others = f"a file that ends in {', '.join(ENDINGS)} or a data set of the hub (owner/name) will do as well"
+        raise unknown("data set", name, [*EXPERIMENTS, *SOURCES], others)
+    return replace(data, **chosen_tests(data, tests, data_dir, columns)) if tests else data
+
+
+def own_data(name: str, files: dict[str, list[Path]], seed: int, columns: dict[str, str] | None, share: float) -> Data:
+    """Data of a user's files: those of the test split to measure on, else a share of the training rows where they have answers."""
+    title = Path(name).stem
+    tables = {split: [row for path in paths for row in read_table(path, columns, NEED[split])] for split, paths in files.items()}
+    train = tables.get("train", [])
+    test = tables.get("test") or tables.get("validation") or []
+    if not test and train and share > 0 and all(row["answer"].strip() for row in train):
+        train, test = random_split(train, share, seed)
+    return Data(name, train, {title: test} if test else {}, {title: kind_of_answers(row["answer"] for row in test)} if test else {})
+
+
+def chosen_tests(data: Data, names: Sequence[str], data_dir: str, columns: dict[str, str] | None) -> dict:
+    """The `tests` and `reads` of the sets of these names. Raises UserError."""
+    tests: dict[str, list[dict]] = {}
+    reads: dict[str, str] = {}
+    for name in names:
+        known = next((own for own in data.tests if own.lower() == name.lower()), known_name(name))
+        if known in data.tests:
+            tests[known] = data.tests[known]
+        elif known in SOURCES and not SOURCES[known].trains:
+            tests[known] = source_rows(known, data_dir)
+        elif name.lower().endswith(ENDINGS):
+            known = Path(name).stem
+            tests[known] = read_table(Path(name), columns, NEED["test"])
+            reads[known] = kind_of_answers(row["answer"] for row in tests[known])
+        else:
+            sets = [one for one, source in SOURCES.items() if not source.trains]
+            raise unknown("test set", name, dict.fromkeys([*data.tests, *sets]), f"a file that ends in {', '.join(ENDINGS)} will do as well")
+    return {"tests": tests, "reads": {one: kind for one, kind in (data.reads | reads).items() if one in tests}}
+
+
+def kind_of_answers(answers: Iterable[str]) -> str:
+    """How answers like these are read (eval/answers.py): "number", "letter", "labels:yes|no" for a few words, else "text"."""
+    distinct = {answer.strip() for answer in answers}
+    if all(is_number(answer) for answer in distinct):
+        return "number"
+    if distinct <= set("ABCDE"):
+        return "letter"
+    if len(distinct) <= MOST_LABELS and all(re.fullmatch(r"[\w-]+", answer) for answer in distinct):
+        return "labels:" + "|".join(sorted(map(str.lower, distinct)))
+    return "text"
+
+
+def is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text.replace(",", "")))
+    except ValueError:
+        return False

@@ -1,4 +1,4 @@
-"""Train and test: the paper's own split, byte for byte."""
+"""Train and test: the paper's own split, byte for byte, and seeded splits of other data."""
 
 import json
 import random
@@ -23,25 +23,8 @@ def paper_split(folder: str | Path) -> dict[str, tuple[list[dict], list[dict]] |
     rng = random.Random(2023)  # the same sequence as random.seed(2023), without touching the global generator
     split: dict = {}
     union: list[dict] = []
-    for name, file in MATH_SETS.items():
-        path = Path(folder) / "dataset" / file
-        items = read_rows(path)
-        try:
-            answers = [item["answer"] for item in items]
-            if name == "AddSub":  # the labels as the original set has them, as strings
-                answers = [item["lSolutions"][0] for item in read_rows(path.with_name("AddSub.json"))]
-            rows = [
-                {"instruction": item["question"], "input": "", "output": item["chain-of-thought"], "answer": str(answer)}
-                for item, answer in zip(items, answers, strict=True)
-            ]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is not the paper's file ({type(error).__name__}: {error})") from None
-        for number, row in enumerate(rows):
-            for key in ("instruction", "output"):
-                if not isinstance(row[key], str):
-                    raise UserError(f"{path}, item {number + 1}: the {'question' if key == 'instruction' else 'rationale'} is not a text")
+    for name in MATH_SETS:
+        rows = paper_rows(folder, name)
         rng.shuffle(rows)
         cut = int(0.8 * len(rows))
         split[name] = (rows[:cut], rows[cut:])
@@ -49,6 +32,42 @@ def paper_split(folder: str | Path) -> dict[str, tuple[list[dict], list[dict]] |
     rng.shuffle(union)
     split["union"] = union
     return split
+
+
+def paper_rows(folder: str | Path, name: str) -> list[dict]:
+    """All rows of one of the six math sets, in the order of its file, with the rationale as output. Raises UserError."""
+    path = Path(folder) / "dataset" / MATH_SETS[name]
+    items = read_rows(path)
+    try:
+        answers = [item["answer"] for item in items]
+        if name == "AddSub":  # the labels as the original set has them, as strings
+            answers = [item["lSolutions"][0] for item in read_rows(path.with_name("AddSub.json"))]
+        rows = [
+            {"instruction": item["question"], "input": "", "output": item["chain-of-thought"], "answer": str(answer)}
+            for item, answer in zip(items, answers, strict=True)
+        ]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not the paper's file ({type(error).__name__}: {error})") from None
+    for number, row in enumerate(rows):
+        for key in ("instruction", "output"):
+            if not isinstance(row[key], str):
+                raise UserError(f"{path}, item {number + 1}: the {'question' if key == 'instruction' else 'rationale'} is not a text")
+    return rows
+
+
+def random_split(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
+    """(train, test) rows: `share` of them test, drawn by the seed; equal instructions stay on one side, so that none is in both."""
+    together: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        together.setdefault((row["instruction"].strip(), (row.get("input") or "").strip()), []).append(row)
+    keys = list(together)
+    random.Random(f"split {seed}").shuffle(keys)
+    train, test = [], []
+    for key in keys:
+        (test if len(test) < round(share * len(rows)) else train).extend(together[key])
+    return train, test
 
 
 def read_rows(path: Path) -> list[dict]:

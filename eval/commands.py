@@ -1,11 +1,10 @@
 """evaluate, generate, table and benchmark on the command line."""
 
 import argparse
-import json
 from pathlib import Path
 
 from model.errors import UserError, unknown
-from train.commands import MODEL_OPTIONS, add_model_options, given, print_scores
+from train.commands import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, whole_paths
 
 
 def add_evaluate(parser: argparse.ArgumentParser):
@@ -13,85 +12,85 @@ def add_evaluate(parser: argparse.ArgumentParser):
     add_model_options(parser)
     parser.add_argument("--adapter", action="append", help="folder of a saved adapter; without it the base is measured; several are stacked in this order")
     parser.add_argument("--average", action="store_true", help="average what the adapters add instead of stacking them")
-    parser.add_argument("--data", help="wordproblems or math-v1")
-    parser.add_argument("--data-dir", help="folder that holds the paper's dataset/")
+    add_data_options(parser)
     parser.add_argument("--items", type=int, help="the first N problems of each test set only; 0: all")
     parser.add_argument("--batch-size", type=int, help="problems answered at once; changes speed and memory only")
     parser.add_argument("--max-new-tokens", type=int, help="an answer ends here at the latest")
+    parser.add_argument("--scoring", help="generate (default), or likelihood: of a multiple-choice problem's options the likeliest")
+    parser.add_argument("--beams", type=int, help="1: greedy (default); the paper has 4")
+    parser.add_argument("--temperature", type=float, help="above 0: answers are drawn")
+    parser.add_argument("--top-k", type=int, help="drawn from the k likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="drawn from the likeliest tokens that together have this probability")
+    parser.add_argument("--seeds", help="of drawn answers, 0,1,2: every problem is answered once with each")
     parser.add_argument("--out", help="folder of the results; default RUN/evaluate or runs/evaluate-MODEL-DATA, numbered when it exists")
+    parser.add_argument("--resume", metavar="FOLDER", help="continue the interrupted evaluation in this folder, with its own settings")
+    parser.add_argument("--teacher", action="store_true", help="measure the rationales that come with the six math sets instead of a model")
     return evaluate
 
 
-def run_settings(options: argparse.Namespace, more: dict):
-    """(settings, folders of adapters) from a run's folder and the options given beside it."""
-    from train.settings import settings
-
-    chosen = given(options, MODEL_OPTIONS) | more
-    adapters = [Path(folder) for folder in options.adapter or []]
-    for adapter in adapters:
-        if (adapter / "adapter").is_dir():
-            raise UserError(f"--adapter {adapter} is the folder of a run; its adapter is {adapter / 'adapter'}")
-    if not options.run:
-        return settings(options=chosen), adapters
-    if not (Path(options.run) / "run.toml").is_file():
-        raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
-    if not adapters and not (Path(options.run) / "adapter").is_dir():
-        raise UserError(f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}")
-    return settings(config=str(Path(options.run) / "run.toml"), options=chosen), adapters or [Path(options.run) / "adapter"]
-
-
-def load_with_adapter(made, adapters: list[Path], average: bool = False, words: bool = True):
-    """(model, tokenizer or None, template): the base of the settings with the adapters of these folders, stacked or averaged, and the template
-    that they were trained with. Raises UserError."""
-    from adapters import Average, use
-    from adapters.attach import in_order
-    from adapters.several import load_any
-    from train.experiment import load_base, load_words
-
-    model = load_base(made)
-    tokenizer = load_words(made, model) if words else None
-    names = ["default"] if len(adapters) == 1 else [f"adapter{number}" for number in range(1, len(adapters) + 1)]
-    runs = [load_any(model, folder, name) for folder, name in zip(adapters, names, strict=True)]
-    if average:
-        if len(adapters) < 2 or in_order(model) != names:
-            raise UserError("--average takes two adapters or more, each of its own folder")
-        use(model, [Average(*names)])
-    templates = {run["template"] for run in runs if "template" in run}
-    if len(templates) > 1:
-        raise UserError(f"the adapters were trained with different prompt templates: {', '.join(sorted(templates))}")
-    model.eval()
-    return model, tokenizer, next(iter(templates), made.template)
+EVAL_OPTIONS = ("items", "batch_size", "max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from data.sources import load_data
-    from eval.score import check_labels, predict, scores, write_predictions
-    from model.files import make_folder, write_text
-    from train.experiment import check_model, first_items, fresh_folder, table
+    from eval.text import published_lines, score_lines
+    from train import evaluate as job
 
-    more = given(options, ("data", "data_dir"))
-    more["eval"] = given(options, ("items", "batch_size", "max_new_tokens"))
-    made, adapters = run_settings(options, more)
-    check_model(made.model)
-    data = load_data(made.data, made.data_dir, made.seed)
-    model, tokenizer, template = load_with_adapter(made, adapters, options.average)
-    default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{made.data}"
-    folder = fresh_folder(Path(options.out) if options.out else default, numbered=not options.out)
-    tests = first_items(data.tests, made.eval.items)
-    check_labels(tests)
-    predictions = predict(model, tokenizer, tests, template=template, batch_size=made.eval.batch_size,
-                          max_new_tokens=made.eval.max_new_tokens)
-    make_folder(folder)
-    write_predictions(folder / "predictions.jsonl", predictions)
-    found = scores(predictions)
-    facts = {"model": made.model, "adapters": [str(adapter) for adapter in adapters], "averaged": options.average, "data": made.data, "template": template,
-             "scores": {name: table(score) for name, score in found.items()}}
-    write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
-    several = "average of adapters" if options.average else "adapters" if len(adapters) > 1 else "adapter"
-    said = f"{several} {', '.join(map(str, adapters))}" if adapters else "no adapter"
-    print(f"\nmodel {made.model}, {said}, data {made.data}, template {template}")
-    print_scores({}, found, "with adapter" if adapters else "base")
-    print(f"predictions: {folder / 'predictions.jsonl'}")
+    if options.teacher:
+        return teacher(options)
+    measured = given(options, EVAL_OPTIONS)
+    if options.seeds is not None:
+        try:
+            measured["seeds"] = [int(seed) for seed in options.seeds.split(",")]
+        except ValueError:
+            raise UserError(f"--seeds {options.seeds!r} should be whole numbers, such as 0,1,2") from None
+    if options.resume:
+        others = [options.run, options.adapter, options.out, *measured.values(), *given(options, MODEL_OPTIONS).values(), *data_settings(options).values()]
+        if any(other is not None for other in others) or options.average:
+            raise UserError("--resume continues an evaluation with its own settings; give no other option with it")
+        folder = Path(options.resume)
+        made, adapters, average, form = job.unfinished(folder)
+    else:
+        more = data_settings(options)
+        form, average = more.pop("template", None), options.average
+        made, adapters = job.run_settings(options, more | {"eval": measured})
+        made = whole_paths(made)
+        default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{Path(made.data).stem}"
+        folder = job.new_folder(Path(options.out) if options.out else default, numbered=not options.out)
+    try:
+        predictions, template, said = job.evaluate(made, adapters, folder, average, form)
+    except KeyboardInterrupt:
+        if (folder / job.STARTED).is_file():
+            print(f"\nstopped; continue with: python run.py evaluate --resume {folder}")
+        raise
+    several = "average of adapters" if average else "adapters" if len(adapters) > 1 else "adapter"
+    which = f"{several} {', '.join(map(str, adapters))}" if adapters else "no adapter"
+    print(f"\nmodel {made.model}, {which}, data {made.data}, template {template.name}, answers {made.eval.decoding}")
+    for line in said:
+        print(line)
+    beside = published_lines(made.data, made.model, made.adapter.get("preset", "") if adapters and options.run else "", predictions)
+    print("\n" + "\n".join([*score_lines([], predictions, "with adapter" if adapters else "base"), *([""] if beside else []), *beside]))
+    print(f"predictions: {folder / job.PREDICTIONS}")
+    return 0
+
+
+def teacher(options: argparse.Namespace) -> int:
+    """The rationales that the six math sets ship, read by both readers, beside the published row of the model that wrote them."""
+    from data.sources import source_rows
+    from eval.answers import MODES, is_right, read_answer
+    from eval.published import published
+    from eval.text import figure_lines
+
+    table = published()["math-v1"]
+    sets = {name: source_rows(name, options.data_dir or "") for name in table.sets}
+    rows = {}
+    for mode in MODES:
+        right = {name: sum(is_right(read_answer(row["output"], name, mode), row["answer"]) for row in items) for name, items in sets.items()}
+        figures = [100 * right[name] / len(items) for name, items in sets.items()]
+        rows["rationales, strict" if mode == "strict" else "rationales, the paper's reader"] = [*figures, sum(figures) / len(figures)]
+    rows[f"published, {table.teacher[0]}"] = table.teacher[1]
+    print("\n".join(figure_lines("full sets, " + ", ".join(str(len(items)) for items in sets.values()), table.sets, rows, digits=2)))
+    print("The published row does not follow from the rationales that were published with the data: by either reader they score higher on every set. "
+          "The readers differ most in AQuA, where the paper's takes the first capital A to E of a text, that of \"Answer\" too.")
     return 0
 
 
@@ -103,6 +102,7 @@ def add_generate(parser: argparse.ArgumentParser):
     what.add_argument("--prompt", help="text to continue as it stands")
     what.add_argument("--instruction", help="text to put into the prompt template first")
     what.add_argument("--prompt-ids", help="token ids to continue, as 5,6,7; needs no tokenizer")
+    parser.add_argument("--template", help="prompt template of --instruction: alpaca, paper-v1, plain or chat; default: the adapter's own")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="stop here at the latest (64)")
     return generate
 
@@ -110,21 +110,24 @@ def add_generate(parser: argparse.ArgumentParser):
 def generate(options: argparse.Namespace) -> int:
     import torch
 
-    from data.prompts import prompt
+    from data.batches import encode_prompt
     from eval.generate import generate as continue_greedily
+    from train.evaluate import load_with_adapter, run_settings
 
     made, adapters = run_settings(options, {})
     if not 1 <= options.max_new_tokens <= 1_000_000:
         raise UserError(f"--max-new-tokens {options.max_new_tokens} should be between 1 and 1,000,000")
     if options.prompt_ids is not None:
-        model, _, _ = load_with_adapter(made, adapters, words=False)
+        model, *_ = load_with_adapter(made, adapters, words=False)
         ids = parse_ids(options.prompt_ids, model.config.vocab_size)
         new = continue_greedily(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens)[0]
         print(",".join(map(str, new)))
         return 0
-    model, tokenizer, template = load_with_adapter(made, adapters)
-    text = options.prompt if options.instruction is None else prompt(template, options.instruction)
-    ids = tokenizer.encode(text)
+    model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template)
+    if options.instruction is None:
+        ids = tokenizer.encode(options.prompt)
+    else:
+        _, ids = encode_prompt(tokenizer, {"instruction": options.instruction}, template)
     shown = ""
     new: list[int] = []
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from adapters.config import AdapterConfig
 from adapters.show import marked_sites
-from eval.score import Score
+from eval.score import Score, clean, mean_score, scores
+from eval.text import published_lines
 from model.files import write_text
 
 STYLE = """
@@ -20,7 +21,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; width: 100% }
 td, th { padding: .35em .6em; text-align: left; vertical-align: top; border-bottom: 1px solid #eee }
-td.bars { width: 40% } td.n, th.n { text-align: right; white-space: nowrap }
+td.bars { width: 30% } td.n, th.n { text-align: right; white-space: nowrap }
 pre { background: #f6f6f4; padding: 1em; overflow-x: auto; font-size: 12.5px; line-height: 1.35 }
 pre b { background: #ffd24d; font-weight: 600; border-radius: 2px } .right { color: #17692b } .wrong { color: #a4262c }
 .bar { display: inline-block; height: .7em; background: #4472a8 } .bar.base { background: #bbb } small { color: #666 } img { max-width: 100% }
@@ -36,32 +37,36 @@ def write_report(
     config: AdapterConfig,
     toml: str,
     facts: dict,
-    before: dict[str, Score],
-    after: dict[str, Score],
     base_predictions: list[dict],
     predictions: list[dict],
 ) -> None:
     """Write folder/report.html from a run's pieces and its log.jsonl."""
-    first = next(iter(after))
-    lead = f"{first}: {after[first]}"
+    after, before = scores(predictions), scores(base_predictions)
+    first = next(iter(after), "")
+    lead = f"{first}: {after[first]}" if first else "not measured: the data has no test set"
     if before:
         lead = f"{first}: {100 * before[first].accuracy:.1f} % before, {100 * after[first].accuracy:.1f} % after"
     said = {(p["set"], p["index"]): p["output"] for p in base_predictions}
+    warned = f'<p class="wrong"><b>Trained on the test set: {esc(", ".join(facts["trained_on_test"]))}.</b></p>' if facts["trained_on_test"] else ""
+    measured = f"""<h2>Accuracy</h2>{accuracy_table(base_predictions, predictions)}
+<p><small>Answers {esc(facts["decoding"])}; in brackets the 95 % interval (Wilson). Read strictly: what a text says its answer is; beside it as
+the paper's code read it. Clean part: the problems of which training saw no twin, word for word or nearly so (leakage.json).</small></p>
+{beside_published(facts, predictions)}""" if first else ""
+    shown = f"""<h2>Answers on {esc(first)}</h2>
+<div class="pair">{answers(predictions, first, True, said)}{answers(predictions, first, False, said)}</div>""" if first else ""
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{esc(folder.name)}</title><style>{STYLE}</style>
 <h1>{esc(folder.name)}</h1>
-<p><b>{esc(lead)}</b></p>
+<p><b>{esc(lead)}</b></p>{warned}
 <p>{facts["trainable_parameters"]:,} trained parameters beside {facts["parameters"]:,} frozen ones
 ({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds since it was last started;
 {facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off.</p>
-<h2>Accuracy</h2>{accuracy_table(before, after)}
-<p><small>Exact answers, read in strict mode; in brackets the 95 % interval (Wilson).</small></p>
+{measured}
 <h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
 <h2>Where the adapter sits</h2>
 <p>One block of {esc(model.family)}; marked sites hold the adapter: {esc(config.kind)} at {esc(config.place())}.</p>
 <pre>{picture(model)}</pre>
-<h2>Answers on {esc(first)}</h2>
-<div class="pair">{answers(predictions, first, True, said)}{answers(predictions, first, False, said)}</div>
+{shown}
 <h2>Settings</h2><p><small>run.toml; <code>python run.py --config {esc(str(folder / "run.toml"))}</code> repeats the run.</small></p><pre>{esc(toml)}</pre>
 </html>"""
     write_text(folder / "report.html", page)
@@ -71,17 +76,31 @@ def esc(text: str) -> str:
     return html.escape(str(text))
 
 
-def accuracy_table(before: dict[str, Score], after: dict[str, Score]) -> str:
+def accuracy_table(base_predictions: list[dict], predictions: list[dict]) -> str:
+    """A row for each test set: base and adapter read strictly, the clean part where training saw some of it, the paper's reader, bars."""
+    before, after, paper, unseen = (scores(base_predictions), scores(predictions), scores(predictions, "paper_right"), scores(clean(predictions)))
+    leaky = len(clean(predictions)) < len(predictions)
+    heads = [*(["base"] if before else []), "with adapter", *(["clean part"] if leaky else []), "paper's reader", "problems"]
     rows = []
     for name, score in after.items():
-        cells = ""
-        if before:
-            cells = f'<td class="n">{interval(before[name])}</td>'
+        cells = [interval(before[name])] if before else []
+        cells.append(interval(score))
+        if leaky:
+            cells.append(f"{interval(unseen[name])} <small>of {unseen[name].total}</small>" if name in unseen else "none is clean")
+        cells += [f"{100 * paper[name].accuracy:.1f} %", str(score.problems)]
         bars = f'<span class="bar base" style="width:{60 * before[name].accuracy:.1f}%"></span><br>' if before else ""
         bars += f'<span class="bar" style="width:{60 * score.accuracy:.1f}%"></span>'
-        rows.append(f'<tr><td>{esc(name)}</td>{cells}<td class="n">{interval(score)}</td><td class="n">{score.total}</td><td class="bars">{bars}</td></tr>')
-    head = '<th class="n">base</th>' if before else ""
-    return f'<table><tr><th>test set</th>{head}<th class="n">with adapter</th><th class="n">problems</th><th></th></tr>{"".join(rows)}</table>'
+        rows.append(f"<tr><td>{esc(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}<td class=bars>{bars}</td></tr>")
+    if len(after) > 1:
+        means = [mean_score(found)[0] for found in (*([before] if before else []), after, *([unseen] if leaky else []), paper)]
+        rows.append(f"<tr><td>average</td>{''.join(f'<td class=n>{100 * mean:.1f} %</td>' for mean in means)}<td></td><td></td></tr>")
+    return f"<table><tr><th>test set</th>{''.join(f'<th class=n>{head}</th>' for head in heads)}<th></th></tr>{''.join(rows)}</table>"
+
+
+def beside_published(facts: dict, predictions: list[dict]) -> str:
+    """Our row beside those of the paper's table for this data."""
+    lines = published_lines(facts["data"], facts["model"], facts["adapter"], predictions)
+    return f"<h2>Beside the published figures</h2><pre>{esc(chr(10).join(lines))}</pre>" if lines else ""
 
 
 def interval(score: Score) -> str:

@@ -1,8 +1,11 @@
 """Accuracy of a model on problems: generate, read the answer, compare, with every prediction kept."""
 
+import hashlib
 import json
 import math
+import re
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +13,23 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.prompts import prompt
-from eval.answers import gold_number, is_numeric, is_right, read_answer
-from eval.generate import generate
+from data.batches import encode_prompt, shared_start
+from data.prompts import Template
+from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, read_answer, response_of
+from eval.generate import Sampling, generate
+from eval.journal import Journal, fingerprint_of
+from eval.likelihood import log_likelihoods
 from model.errors import UserError, is_out_of_memory
 from model.files import write_text
 
 
 @dataclass(frozen=True)
 class Score:
-    """right of `total` problems, with the 95 % interval of the accuracy (Wilson 1927)."""
+    """right of `total` answers, with the 95 % interval of the accuracy (Wilson 1927); of `problems` (0: total) where each was answered several times."""
 
     right: int
     total: int
+    problems: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -32,7 +39,7 @@ class Score:
     def interval(self) -> tuple[float, float]:
         if not self.total:
             return 0.0, 1.0
-        n, p, z = self.total, self.accuracy, 1.959964
+        n, p, z = self.problems or self.total, self.accuracy, 1.959964  # several answers to one problem are no further problems
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, middle - half), min(1.0, middle + half)
@@ -51,67 +58,181 @@ def left_pad(prompts: list[list[int]], pad_id: int, device) -> tuple[torch.Tenso
 
 
 def predict(
-    model: nn.Module,
-    tokenizer,
-    problems: dict[str, list[dict]],
-    *,
-    template: str,
-    batch_size: int,
-    max_new_tokens: int,
-    title: str = "",
+    model: nn.Module, tokenizer, problems: dict[str, list[dict]], *, template: Template, how, title: str = "", reads: dict[str, str] | None = None,
+    journal: Path | None = None,
 ) -> list[dict]:
-    """Greedy answers to the rows {instruction, answer} of each data set, as a list in the order given.
+    """Answers to the rows {instruction, input, answer} of each data set, as a list in the order given, of several seeds one after the other.
 
-    A prediction holds set, index, instruction, prompt, output, answer (as read, strict), gold and right. Batches are of similar
-    length, whichever sets they come from. Raises UserError when memory runs out.
+    A prediction holds set, index, instruction, prompt, output, gold; answer and right as read strictly, paper_answer and paper_right as the
+    paper's code read them; cut: whether it ran out of tokens; seed, or the options' likelihoods. how: batch_size, max_new_tokens, scoring, beams,
+    temperature, top_k, top_p, seeds (train/settings.py). Batches are of similar length, whichever sets they come from. reads: set -> the kind of
+    answer, where its name does not say it. journal: a file that keeps the answers until all are there. Raises UserError.
     """
-    device = next(model.parameters()).device
-    pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else 0
-    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    jobs = []
+    jobs, own = [], reads or {}
     for name, rows in problems.items():
         for index, row in enumerate(rows):
-            text = prompt(template, row["instruction"])
-            jobs.append({"set": name, "index": index, "instruction": row["instruction"].strip(), "prompt": text, "gold": row["answer"]})
-    ids = [tokenizer.encode(job["prompt"]) for job in jobs]
-    by_length = sorted(range(len(jobs)), key=lambda job: (-len(ids[job]), job))
+            text, ids = encode_prompt(tokenizer, row, template)
+            job = {"set": name, "index": index, "instruction": row["instruction"].strip(), "prompt": text, "gold": row["answer"]}
+            for seed in how.seeds:
+                jobs.append((job | ({"seed": seed} if how.temperature > 0 else {}), row, ids))
+    kinds = {name: kind_of(own.get(name, name)) for name in problems}
+    options = [choices(tokenizer, row, template, kinds[job["set"]], job["set"]) for job, row, _ in jobs] if how.scoring == "likelihood" else []
+    said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
+    kept = Journal(journal, fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs])) if journal else None
+    answers = dict(kept.done) if kept else {}
+    waiting = sorted((number for number in range(len(jobs)) if number not in answers), key=lambda number: (-len(jobs[number][2]), number))
     model.eval()
-    with tqdm(total=len(jobs), unit="problem", desc=title, dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
-        for start in range(0, len(jobs), batch_size):
-            batch = by_length[start : start + batch_size]
+    interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
+    bar = tqdm(total=len(jobs), initial=len(answers), unit="problem", desc=title, dynamic_ncols=True, mininterval=interval)
+    with bar, kept or nullcontext():
+        for start in range(0, len(waiting), how.batch_size):
+            batch = waiting[start : start + how.batch_size]
             try:
-                rows = left_pad([ids[job] for job in batch], pad_id, device)
-                outputs = generate(model, *rows, max_new_tokens=max_new_tokens, stop_ids=stop_ids, vocab_size=tokenizer.size)
+                found = weigh(model, [options[number] for number in batch], how) if options else respond(model, tokenizer, [jobs[n] for n in batch], how)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise UserError(f"out of memory on {device} with {batch_size} problems at once: lower eval.batch_size") from None
-            for number, output in zip(batch, outputs, strict=True):
-                job = jobs[number]
-                job["output"] = tokenizer.decode(output)
-                job["answer"] = read_answer(job["output"], job["set"])
-                job["right"] = is_right(job["answer"], job["gold"])
+                device = next(model.parameters()).device
+                raise UserError(f"out of memory on {device} with {how.batch_size} problems at once: lower eval.batch_size") from None
+            for number, answer in zip(batch, found, strict=True):
+                answers[number] = answer
+                if kept:
+                    kept.write({"job": number, **answer})
             bar.update(len(batch))
-    return jobs
+    for number, (job, *_) in enumerate(jobs):
+        job |= {key: value for key, value in answers[number].items() if key != "job"}
+        job |= verdict(job, own.get(job["set"], job["set"]))
+    return [job for job, *_ in jobs]
 
 
-def check_labels(problems: dict[str, list[dict]]) -> None:
+def respond(model: nn.Module, tokenizer, jobs: list[tuple], how) -> list[dict]:
+    """{output, cut} for each job (its entry, row, ids)."""
+    device = next(model.parameters()).device
+    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ids, mask = left_pad([ids for *_, ids in jobs], tokenizer.pad_id if tokenizer.pad_id is not None else 0, device)
+    drawn = {}
+    if how.temperature > 0:
+        drawn = {"sampling": Sampling(how.temperature, how.top_k, how.top_p), "seeds": [own_seed(job) for job, *_ in jobs]}
+    outputs = generate(model, ids, mask, how.max_new_tokens, how.beams, stop_ids, tokenizer.size, **drawn)
+    return [{"output": tokenizer.decode(output), "cut": len(output) == how.max_new_tokens} for output in outputs]
+
+
+def own_seed(job: dict) -> int:
+    """A seed for one problem alone, so that its draws do not depend on the others in its batch."""
+    return int.from_bytes(hashlib.sha256(f"{job['seed']} {job['set']} {job['index']}".encode()).digest()[:7])
+
+
+def choices(tokenizer, row: dict, template: Template, kind: str, name: str) -> dict[str, tuple[list[int], list[int]]]:
+    """option -> (ids in front of it, its own ids) of a multiple-choice problem. Raises UserError for a set without options.
+
+    The options are those of the row's "Answer format:", else of its kind. They are put as the row's own output puts its answer.
+    """
+    if kind == "letter":
+        labels, form = list(LETTERS), "The answer is {}."
+    elif kind.startswith("labels:"):
+        given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
+        labels, form = (given[1] if given else kind.removeprefix("labels:")).split("/" if given else "|"), "the correct answer is {}"
+        if (row.get("output") or "").strip().endswith(row["answer"].strip()):
+            form = row["output"].strip().removesuffix(row["answer"].strip()).replace("{", "{{").replace("}", "}}") + "{}"
+    else:
+        raise UserError(f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)")
+    _, before = encode_prompt(tokenizer, row, template)
+    whole = {label: tokenizer.encode(template.whole(row | {"output": form.format(label)}), bos=not template.chat) for label in labels}
+    start = min(shared_start(before, ids) for ids in whole.values())  # the same for all, so that all are weighed alike
+    return {label: (ids[:start], ids[start:]) for label, ids in whole.items()}
+
+
+def weigh(model: nn.Module, options: list[dict], how) -> list[dict]:
+    """{output, likelihoods} for each problem: the likeliest of its options, and the natural logarithm of every one's probability."""
+    pairs = [pair for one in options for pair in one.values()]
+    weights = iter(log_likelihoods(model, pairs, batch_size=how.batch_size))
+    found = []
+    for one in options:
+        likelihoods = {label: round(next(weights)[0], 5) for label in one}
+        found.append({"output": max(likelihoods, key=likelihoods.get), "likelihoods": likelihoods})
+    return found
+
+
+def verdict(job: dict, read_as: str) -> dict:
+    """The answer to a problem as both readers have it, and whether it is right."""
+    if "likelihoods" in job:
+        answer = paper = job["output"]
+    else:
+        answer, paper = read_answer(job["output"], read_as), read_answer(response_of(job["output"]), read_as, "paper")
+    return {"answer": answer, "right": is_right(answer, job["gold"]), "paper_answer": paper, "paper_right": is_right(paper, job["gold"])}
+
+
+def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None = None) -> None:
     """Raise UserError for a label that cannot be compared, before any time is spent on answers."""
     for name, rows in problems.items():
         for number, row in enumerate(rows):
-            if is_numeric(name):
+            if is_numeric((reads or {}).get(name, name)):
                 try:
                     gold_number(row["answer"])
                 except UserError as error:
                     raise UserError(f"{name}, problem {number + 1}: {error}") from None
 
 
-def scores(predictions: list[dict]) -> dict[str, Score]:
-    """Predictions -> the Score of each data set, in the order of appearance."""
+def scores(predictions: list[dict], key: str = "right") -> dict[str, Score]:
+    """Predictions -> the Score of each data set, in the order of appearance; key "right": read strictly, "paper_right": as the paper did."""
     verdicts: dict[str, list[bool]] = {}
-    for prediction in predictions:
-        verdicts.setdefault(prediction["set"], []).append(prediction["right"])
-    return {name: Score(sum(right), len(right)) for name, right in verdicts.items()}
+    problems: dict[str, set[int]] = {}
+    for one in predictions:
+        verdicts.setdefault(one["set"], []).append(one[key])
+        problems.setdefault(one["set"], set()).add(one["index"])
+    return {name: Score(sum(right), len(right), len(problems[name])) for name, right in verdicts.items()}
+
+
+def mean_score(found: dict[str, Score]) -> tuple[float, float, float]:
+    """(plain mean of the accuracies, as the paper's averages are; low, high: its 95 % interval, the sets being independent)."""
+    mean = sum(score.accuracy for score in found.values()) / len(found)
+    variance = 0.0
+    for score in found.values():
+        low, high = score.interval
+        variance += ((high - low) / 2) ** 2
+    half = math.sqrt(variance) / len(found)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def mark_leaks(predictions: list[dict], leaks: dict) -> None:
+    """Note in each prediction whether training saw the problem: leak "twin" or "near"; clean ones have no such entry."""
+    for one in predictions:
+        if one["set"] in leaks and one["index"] in leaks[one["set"]].found:
+            one["leak"] = leaks[one["set"]].found[one["index"]][0]
+
+
+def clean(predictions: list[dict]) -> list[dict]:
+    """The predictions of problems that training did not see."""
+    return [one for one in predictions if "leak" not in one]
+
+
+def tables(predictions: list[dict]) -> dict[str, dict]:
+    """Set -> its figures for result.json: strict as such, the paper's reader, the clean part where there is a leak, and answers cut short."""
+    found = {name: table(score) for name, score in scores(predictions).items()}
+    for name, score in scores(predictions, "paper_right").items():
+        found[name]["paper_reader"] = table(score)
+    for name, score in scores(clean(predictions)).items():
+        if score.total < found[name]["total"]:
+            found[name]["clean_part"] = table(score)
+    for one in predictions:
+        found[one["set"]]["cut_off"] = found[one["set"]].get("cut_off", 0) + one.get("cut", False)
+    return found
+
+
+def table(score: Score) -> dict:
+    low, high = score.interval
+    return {"right": score.right, "total": score.total, "accuracy": round(score.accuracy, 4), "interval_95": [round(low, 4), round(high, 4)]}
+
+
+def read_predictions(path: Path) -> list[dict]:
+    """What `write_predictions` wrote. Raises UserError."""
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(one, dict) and {"set", "index", "output", "gold", "answer", "right"} <= one.keys() for one in found):
+            raise ValueError("a line is no prediction")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as predictions: {error}") from None
+    return found
 
 
 def write_predictions(path: Path, predictions: list[dict]) -> None:

@@ -87,6 +87,7 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
 
 WORDS = (
     "config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "generation_config.json",
 )
 BOT, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"  # the hub's own, and the title of its pull requests
 CONVERTED = "safetensors-by-bot"  # our local name for such a branch in the hub's cache
@@ -222,8 +223,8 @@ def conversion(api, repo: str) -> str | None:
 
 
 @contextmanager
-def hub_errors(repo: str, revision: str) -> Iterator[None]:
-    """What the hub's library raises -> one line that says which repository and what to do."""
+def hub_errors(repo: str, revision: str, instead: str = "a local folder with --model") -> Iterator[None]:
+    """What the hub's library raises -> one line that says which repository and what to do; `instead`: what may be given in its place."""
     from huggingface_hub.errors import (
         DisabledRepoError,
         GatedRepoError,
@@ -239,7 +240,7 @@ def hub_errors(repo: str, revision: str) -> Iterator[None]:
     except UserError:
         raise
     except GatedRepoError:
-        raise UserError(f"{repo} is gated: accept its licence on the hub and set HF_TOKEN, or give a local folder with --model") from None
+        raise UserError(f"{repo} is gated: accept its licence on the hub and set HF_TOKEN, or give {instead}") from None
     except RevisionNotFoundError:
         raise UserError(f"{repo} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
@@ -255,8 +256,8 @@ def hub_errors(repo: str, revision: str) -> Iterator[None]:
         if status in (401, 403):
             raise UserError(f"the hub refuses the token for {repo} (status {status}): set HF_TOKEN to a valid one, or unset it for public models") from None
         if status is not None:
-            raise UserError(f"the hub answers {status} for {repo}: try again later, or give a local folder with --model") from None
+            raise UserError(f"the hub answers {status} for {repo}: try again later, or give {instead}") from None
         raise UserError(
             f"{repo} is no folder here and not in the local cache, and the hub cannot be reached ({type(error).__name__}): "
-            "check the network, unset HF_HUB_OFFLINE, or give a local folder with --model"
+            f"check the network, unset HF_HUB_OFFLINE, or give {instead}"
         ) from None

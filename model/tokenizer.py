@@ -129,6 +129,8 @@ class Tokenizer:
             raise UserError(f"{folder} holds no tokenizer: neither tokenizer.json, tokenizer.model, nor vocab.json with merges.txt")
         self.folder, self.size, self.base_size = folder, self.inner.size, self.inner.base_size
         self.limit = self.size  # ids from here on do not exist for the model beside it
+        self.chat_template = chat_template(folder, names)
+        self.special_tokens = {f"{kind}_token": name for kind, name in special.items() if name}
         self.bos_id, self.eos_id, self.pad_id = (self.special_id(kind, special[kind], config) for kind in ("bos", "eos", "pad"))
         is_opt = config.get("model_type") == "opt" and isinstance(self.inner, MergesTokenizer)
         self.always_bos = self.bos_id is not None and names.get("add_bos_token", is_opt) is True
@@ -171,6 +173,17 @@ class Tokenizer:
 def read_optional(folder: Path, name: str) -> dict:
     path = inside(folder, name)
     return read_json(path) if path.is_file() else {}
+
+
+def chat_template(folder: Path, names: dict) -> str | None:
+    """The Jinja text that makes messages into one text: a file of its own, else what tokenizer_config.json has, of several the default one."""
+    path = inside(folder, "chat_template.jinja")
+    if path.is_file():
+        return reading(path, lambda: path.read_text(encoding="utf-8"))
+    found = names.get("chat_template")
+    if isinstance(found, list):
+        found = next((one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def name_of(token) -> str | None:

@@ -14,7 +14,7 @@ from conftest import DEVICES
 
 from adapters import attach, named_parameters, parameters
 from data.batches import Example, collate, encode_row, epoch_order, micro_batches
-from data.prompts import prompt
+from data.prompts import prompt, template
 from model import UserError, load_model
 from model.files import write_atomically
 from model.sites import Linear
@@ -112,13 +112,13 @@ def test_the_response_alone_is_learnt_and_what_is_cut_is_told():
 
     tokenizer = load_tokenizer("pocket-llama")
     row = {"instruction": "Tom has 3 pens. Amy gives Tom 4 more. How many pens does Tom have now?", "output": " Tom has 3 + 4 = 7 pens. The answer is 7."}
-    example, cut = encode_row(tokenizer, row, "alpaca", cutoff=256)
+    example, cut = encode_row(tokenizer, row, template("alpaca"), cutoff=256)
     learnt = [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
     assert tokenizer.decode(learnt) == row["output"].strip()
     assert learnt[-1] == tokenizer.eos_id
     assert example.ids[: -len(learnt)] == tokenizer.encode(prompt("alpaca", row["instruction"]))
     assert not cut
-    short, cut = encode_row(tokenizer, row, "alpaca", cutoff=20)
+    short, cut = encode_row(tokenizer, row, template("alpaca"), cutoff=20)
     assert cut
     assert len(short) == 20
 

@@ -14,6 +14,31 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", help="a name of `run.py data list` (wordproblems for the models named pocket-*, math-v1 for all others), "
+                                       "a .json, .jsonl, .csv or .parquet file, or a data set of the hub, OWNER/NAME")
+    parser.add_argument("--data-dir", help="folder that holds the paper's dataset/; without it the data is fetched")
+    parser.add_argument("--tests", help="the sets to measure on, NAME,NAME, in place of those that belong to the data; a file will do as well")
+    parser.add_argument("--columns", help="what the columns of your file are called, such as instruction=question,answer=label")
+    parser.add_argument("--template", help="prompt template: alpaca, paper-v1, plain or chat (the tokenizer's own)")
+
+
+def data_settings(options: argparse.Namespace) -> dict:
+    """The data options that were given, as settings. Raises UserError."""
+    found = given(options, ("data", "data_dir", "template"))
+    for name in ("only_right", "train_on_test"):
+        if getattr(options, name, None):
+            found[name] = True
+    if options.tests is not None:
+        found["tests"] = [name for name in options.tests.split(",") if name]
+    if options.columns is not None:
+        pairs = [pair.partition("=") for pair in options.columns.split(",")]
+        if not all(field and name for field, _, name in pairs):
+            raise UserError(f"--columns {options.columns!r} should be FIELD=COLUMN,FIELD=COLUMN, such as instruction=question,answer=label")
+        found["columns"] = {field.strip(): name.strip() for field, _, name in pairs}
+    return found
+
+
 MODEL_OPTIONS = ("model", "revision", "device", "dtype")
 
 
@@ -27,8 +52,9 @@ def add_train(parser: argparse.ArgumentParser):
     add_model_options(parser)
     parser.add_argument("--adapter", help="a name of adapters/presets.toml (parallel), or several, lora+prefix")
     parser.add_argument("--load", action="append", default=[], metavar="NAME=FOLDER", help="an adapter to build on, frozen; may be repeated")
-    parser.add_argument("--data", help="wordproblems (default of the models named pocket-*) or math-v1 (default of all others)")
-    parser.add_argument("--data-dir", help="folder that holds the paper's dataset/")
+    add_data_options(parser)
+    parser.add_argument("--only-right", action="store_true", default=None, help="train only on rows whose rationale reaches the right answer")
+    parser.add_argument("--train-on-test", action="store_true", default=None, help="train although a test set is in the training data; the result says so")
     parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of another run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; may be repeated")
@@ -41,10 +67,11 @@ def add_train(parser: argparse.ArgumentParser):
 
 
 def train(options: argparse.Namespace) -> int:
+    from eval.text import published_lines, score_lines
     from train.experiment import can_resume, fresh_folder, resume_settings, run
     from train.settings import settings
 
-    chosen = given(options, (*MODEL_OPTIONS, "data", "data_dir", "seed"))
+    chosen = given(options, (*MODEL_OPTIONS, "seed")) | data_settings(options)
     if options.adapter is not None:
         chosen["adapter"] = {"preset": options.adapter}
     if options.load:
@@ -65,10 +92,9 @@ def train(options: argparse.Namespace) -> int:
             print(f"{folder} has no checkpoint yet: starting from step 0")
     else:
         made = settings(options.config, options.recipe, chosen, options.set)
-        made = replace(made, model=whole_path(made.model), data_dir=whole_path(made.data_dir))
-        made = replace(made, load={name: whole_path(where) for name, where in made.load.items()})
+        made = whole_paths(made)
         adapter = made.adapter.get("preset") or made.adapter.get("kind") or "+".join(made.adapter)
-        name = f"{Path(made.model).name}-{adapter}-{made.data}"
+        name = f"{Path(made.model).name}-{adapter}-{Path(made.data).stem}"
         folder = fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out)
     try:
         result = run(made, folder, resume=bool(options.resume) and can_resume(folder))
@@ -79,9 +105,14 @@ def train(options: argparse.Namespace) -> int:
     if result.signal:
         print(f"stopped; continue with: python run.py --resume {folder}")
         return 128 + result.signal
-    print_scores(result.before, result.after, "with adapter")
-    if not result.before:
-        print("(the base was not measured; --set eval.before=true does)")
+    if result.after:
+        lines = score_lines(result.before, result.after, "with adapter")
+        beside = published_lines(made.data, made.model, made.adapter.get("preset", ""), result.after)
+        print("\n" + "\n".join([*lines, *([""] if beside else []), *beside]))
+        if not result.before:
+            print("(the base was not measured; --set eval.before=true does)")
+    else:
+        print("nothing was measured: the data has no test set; --tests NAME,NAME chooses some")
     print(f"report: {folder / 'report.html'}")
     return 0
 
@@ -94,16 +125,16 @@ def named_folder(text: str) -> tuple[str, str]:
     return name, folder
 
 
-def whole_path(name: str) -> str:
-    """A folder's path from the root, so that the run can be resumed from anywhere; other names as they are."""
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+def whole_paths(made):
+    """The settings with every path from the root, so that the run can be resumed from anywhere."""
+    def folder(name: str) -> str:
+        return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
+    def file(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).is_file() else name
 
-def print_scores(before: dict, after: dict, title: str) -> None:
-    width = max(map(len, after))
-    print(f"\n{'test set':{width}}  {'base':31}{title}" if before else f"\n{'test set':{width}}  {title}")
-    for name, score in after.items():
-        print(f"{name:{width}}  {before[name]!s:31}{score}" if before else f"{name:{width}}  {score}")
+    return replace(made, model=folder(made.model), data=file(made.data), data_dir=folder(made.data_dir), tests=[file(name) for name in made.tests],
+                   load={name: folder(where) for name, where in made.load.items()})
 
 
 def add_pretrain(parser: argparse.ArgumentParser):

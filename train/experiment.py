@@ -12,18 +12,19 @@ from torch import nn
 from adapters import attach, load_adapter, named_parameters, save_adapter, save_adapters, use
 from adapters.attach import adapters_named, in_order, rates
 from adapters.config import AdapterConfig, resolve
-from data.batches import Example, encode_row
-from data.prompts import prompt
-from data.sources import Data, load_data
+from data.leakage import seen_sets
+from data.prompts import NAMES, template
+from data.sources import Data
 from eval.report import write_report
-from eval.score import Score, check_labels, predict, scores, write_predictions
+from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model import load_model, load_tokenizer
-from model.errors import UserError
+from model.errors import UserError, unknown
 from model.files import make_folder, write_text
 from model.load import read_config
 from model.registry import find
 from model.tokenizer import Tokenizer
 from train.loop import CHECKPOINT, train
+from train.rows import check_leakage, cut_lines, encode_rows, leak_lines, load_rows
 from train.settings import Settings, settings, to_toml
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,10 +32,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: the scores without and with the adapter, and the signal that stopped it, or 0."""
+    """What a run came to: the predictions without and with the adapter, and the signal that stopped it, or 0."""
 
-    before: dict[str, Score]
-    after: dict[str, Score]
+    before: list[dict]
+    after: list[dict]
     signal: int = 0
 
 
@@ -108,12 +109,15 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     """
     began = time.time()
     check_model(s.model)
-    prompt(s.template, "")
-    data = load_data(s.data, s.data_dir, s.seed)
+    if s.template not in NAMES:
+        raise unknown("prompt template", s.template, NAMES)
+    data, kept = load_rows(s)
+    tests = first_items(data.tests, s.eval.items)
+    check_labels(tests, data.reads)
+    leaks = check_leakage(data, tests, s.train_on_test)
     model = load_base(s)
     tokenizer = load_words(s, model)
-    tests = first_items(data.tests, s.eval.items)
-    check_labels(tests)
+    form = template(s.template, tokenizer)
     for name, where in s.load.items():
         load_adapter(model, where, name)
     loaded = adapters_fingerprint(model, list(s.load))
@@ -122,21 +126,27 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     on = in_order(model)  # what was loaded, in this order, and the new one; or a fusion in place of its members
     use(model, on, train=["default"])
     trained = named_parameters(model)
-    examples, cut, empty = encode_rows(tokenizer, data, s)
+    examples, cut, empty = encode_rows(tokenizer, data, form, s)
     if not resume:
         make_folder(folder)
         s = replace(s, device=str(next(model.parameters()).device), dtype=str(model.dtype).removeprefix("torch."))
         write_text(folder / "run.toml", to_toml(s))
-    say(model, config, trained, s, data, cut, empty)
+    say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *leak_lines(leaks)])
+    write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
 
-    def measure(title: str, file: str, names: list) -> tuple[dict[str, Score], list[dict]]:
+    def measure(title: str, file: str, names: list) -> list[dict]:
+        """The predictions with these adapters on, kept in a file of the run; what an interrupted run had is not made again."""
         use(model, names)
-        predictions = predict(model, tokenizer, tests, template=s.template, batch_size=s.eval.batch_size,
-                              max_new_tokens=s.eval.max_new_tokens, title=title)
+        if (folder / file).is_file() and not names:
+            return read_predictions(folder / file)
+        predictions = predict(model, tokenizer, tests, template=form, how=s.eval, title=title, reads=data.reads, journal=folder / f"{file}.part")
+        mark_leaks(predictions, leaks)
         write_predictions(folder / file, predictions)
-        return scores(predictions), predictions
+        (folder / f"{file}.part").unlink()
+        return predictions
 
-    before, base_predictions = measure("base", "predictions-base.jsonl", []) if s.eval.before else ({}, [])
+    base_predictions = measure("base", "predictions-base.jsonl", []) if s.eval.before and tests else []
+    before = scores(base_predictions)
     if before:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
     use(model, on, train=["default"])
@@ -148,22 +158,23 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
             fingerprints={"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)},
         )
     if outcome.signal:
-        return Result(before, {}, outcome.signal)
+        return Result(base_predictions, [], outcome.signal)
 
     save = save_adapters if s.load else save_adapter
-    about = {"model": s.model, "data": s.data, "template": s.template, "seed": s.seed}
+    about = {"model": s.model, "data": s.data, "template": s.template, "template_text": form.table(), "seed": s.seed,
+             "columns": s.columns, "test_share": s.test_share}
     save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}")
-    after, predictions = measure("with adapter", "predictions.jsonl", on)
-    result = Result(before, after)
+    predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
     facts = {
+        "model": s.model, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed,
         "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
-        "trainable_parameters": count(trained), "parameters": count_base(model),
-        "before": {name: table(score) for name, score in before.items()}, "after": {name: table(score) for name, score in after.items()},
+        "trainable_parameters": count(trained), "parameters": count_base(model), "trained_on_test": seen_sets(leaks),
+        "decoding": s.eval.decoding, "before": tables(base_predictions), "after": tables(predictions),
     }
-    write_report(folder, model, config, to_toml(s), facts, before, after, base_predictions, predictions)
+    write_report(folder, model, config, to_toml(s), facts, base_predictions, predictions)
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
-    return result
+    return Result(base_predictions, predictions)
 
 
 class Log:
@@ -192,18 +203,9 @@ class Log:
         self.file.close()
 
 
-def encode_rows(tokenizer, data: Data, s: Settings) -> tuple[list[Example], int, int]:
-    """Training rows as Examples; how many were cut off at train.cutoff tokens; how many of these kept no token to learn and were left out."""
-    encoded = [encode_row(tokenizer, row, s.template, s.train.cutoff, s.train.prompt_weight) for row in data.train]
-    examples = [example for example, _ in encoded if any(example.weights[1:])]
-    if not examples:
-        raise UserError(f"no row of {data.name} keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
-    return examples, sum(cut for _, cut in encoded), len(encoded) - len(examples)
-
-
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    return to_toml(replace(s, device="", data_dir="", load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
+    return to_toml(replace(s, device="", data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
 
 
 def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:
@@ -216,11 +218,6 @@ def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def table(score: Score) -> dict:
-    low, high = score.interval
-    return {"right": score.right, "total": score.total, "accuracy": round(score.accuracy, 4), "interval_95": [round(low, 4), round(high, 4)]}
-
-
 def count(named: dict[str, nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in named.values())
 
@@ -230,7 +227,7 @@ def count_base(model: nn.Module) -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name)
 
 
-def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, cut: int, empty: int) -> None:
+def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, more: list[str]) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
     print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
@@ -238,10 +235,11 @@ def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, dat
         print(f"loaded   {name}, frozen, from {where}")
     print(f"adapter  {s.adapter.get('preset', config.kind)} at {config.place()}: {count(trained):,} parameters, "
           f"{100 * count(trained) / base:.2f} % of the model")
-    print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {', '.join(f'{name} ({len(rows)})' for name, rows in data.tests.items())}")
-    if cut:
-        print(f"         {cut} of {len(data.train):,} rows are longer than {s.train.cutoff} tokens and were cut off there (train.cutoff)"
-              + (f"; {empty} had no room for a response and were left out" if empty else ""))
+    tests = ", ".join(f"{name} ({len(rows)})" for name, rows in data.tests.items())
+    print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {tests or 'none'}")
+    print(f"prompt   {s.template}; answers {s.eval.decoding}")
+    for line in more:
+        print(f"         {line}")
 
 
 def resume_settings(folder: Path) -> Settings:

@@ -54,17 +54,49 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
-    """What is measured."""
+    """What is measured, and how answers are made."""
 
     before: bool = False  # also measure the base model, before training
     items: int = 0  # problems of each test set, the first ones; 0: all
     batch_size: int = 16
     max_new_tokens: int = 256
+    scoring: str = "generate"  # generate | likelihood: of the options of a multiple-choice set the one the model finds likeliest
+    beams: int = 1  # 1: greedy; the paper has 4
+    temperature: float = 0.0  # above 0: answers are drawn, by seeds
+    top_k: int = 0  # drawn from the k likeliest tokens; 0: all
+    top_p: float = 1.0  # drawn from the likeliest tokens that together have this probability
+    seeds: list = field(default_factory=lambda: [0])  # of drawn answers: every problem is answered once with each
 
     def check(self) -> None:
-        for key, least in (("items", 0), ("batch_size", 1), ("max_new_tokens", 1)):
+        for key, least in (("items", 0), ("batch_size", 1), ("max_new_tokens", 1), ("beams", 1), ("temperature", 0), ("top_k", 0)):
             if getattr(self, key) < least:
                 raise UserError(f"eval.{key} = {getattr(self, key)} must be at least {least}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"eval.top_p = {self.top_p} should lie above 0 and be at most 1")
+        if self.scoring not in ("generate", "likelihood"):
+            raise unknown("eval.scoring", self.scoring, ["generate", "likelihood"])
+        if not self.seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"eval.seeds = {self.seeds} should be different whole numbers from 0")
+
+    def check_together(self) -> None:
+        """Raise UserError for values that do not go together."""
+        drawn = self.temperature > 0
+        if drawn and (self.beams > 1 or self.scoring == "likelihood"):
+            raise UserError(f"eval.temperature = {self.temperature} draws answers, which goes with neither beams nor likelihoods")
+        if self.beams > 1 and self.scoring == "likelihood":
+            raise UserError(f"eval.beams = {self.beams}: likelihoods are not generated; use eval.scoring=generate")
+        if not drawn and (self.top_k or self.top_p < 1 or len(self.seeds) > 1):
+            raise UserError("eval.top_k, eval.top_p and several eval.seeds are for drawn answers: set eval.temperature above 0")
+
+    @property
+    def decoding(self) -> str:
+        """How answers are made, in words."""
+        if self.scoring == "likelihood":
+            return "likelihood of the options"
+        if self.temperature > 0:
+            limits = [f"top k {self.top_k}"] * (self.top_k > 0) + [f"top p {self.top_p}"] * (self.top_p < 1)
+            return ", ".join([f"drawn at temperature {self.temperature}", *limits, f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"])
+        return f"{self.beams} beams" if self.beams > 1 else "greedy"
 
 
 @dataclass(frozen=True)
@@ -73,9 +105,14 @@ class Settings:
 
     model: str = "pocket-llama"
     revision: str = ""  # of a hub repository; empty: the registry's, else main
-    data: str = "math-v1"
-    data_dir: str = ""  # folder that holds dataset/, for the paper's data
-    template: str = "alpaca"
+    data: str = "math-v1"  # a name of `run.py data list`, a file, or a data set of the hub
+    data_dir: str = ""  # folder that holds dataset/, for the paper's data; empty: the cache, into which it is fetched
+    tests: list = field(default_factory=list)  # the sets to measure on; empty: those that belong to the data
+    columns: dict = field(default_factory=dict)  # instruction, input, output, answer -> the columns of a file of yours
+    test_share: float = 0.1  # of a file of yours, held out to measure on
+    only_right: bool = False  # train only on rows whose rationale reaches the right answer
+    train_on_test: bool = False  # train although a test set is in the training data; the result says so
+    template: str = "alpaca"  # alpaca | paper-v1 | plain | chat, the tokenizer's own
     seed: int = 0
     device: str = "auto"  # auto: cuda where there is one, else cpu
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
@@ -90,6 +127,11 @@ class Settings:
             raise UserError(f"threads = {self.threads} must not be negative")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed = {self.seed} should be between 0 and 2^63 - 1")
+        if not 0 <= self.test_share < 1:
+            raise UserError(f"test_share = {self.test_share} should be at least 0 and below 1")
+        for key, texts in (("tests", self.tests), ("columns", self.columns.values())):
+            if not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{key} = {getattr(self, key)!r} should hold names")
         if not all(isinstance(folder, str) for folder in self.load.values()):
             raise UserError("load should name a folder for each adapter, such as load.math=runs/a/adapter")
 
@@ -193,7 +235,9 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
     complete = "kind" in adapter or any(isinstance(part, dict) and part.keys() & {"preset", "kind"} for part in adapter.values())
     preset = adapter.pop("preset", None if complete else "parallel")
     whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(preset, below=of_presets, **adapter).table()
-    return build(Settings, whole, "settings")
+    made = build(Settings, whole, "settings")
+    made.eval.check_together()
+    return made
 
 
 def preset_tables(tables, where: str) -> dict[str, dict]:

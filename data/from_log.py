@@ -1,0 +1,80 @@
+"""Zero-shot-CoT logs -> training rows: the paper's own way of making data from a stronger model's rationales (Kojima et al. 2022 wrote such logs).
+
+A record stands between two lines of 25 asterisks: "Nst data", "k_th_sampling", "Q: ...", "A: Let's think step by step." and a rationale that may
+go over many lines, the trigger "Therefore, the answer (arabic numerals) is" with the answer, then pred_before, pred_after, pred_list, pred_mode, GT.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from model.errors import UserError
+
+RULE = "*" * 25
+TRIGGER = re.compile(r"\n?Therefore,? [^\n]*?the answer(?: \([^)\n]*\))? is")
+THINK = re.compile(r"\s*Let's think step by step\.\s*")
+TOLERANCE = 1e-3
+
+
+def rows_from_log(path: Path, keep_wrong: bool = False) -> tuple[list[dict], Counter]:
+    """({instruction, input, output, answer} of the records, why records were kept or left out).
+
+    Kept are rationales that reach the gold answer (with keep_wrong all); of several samples of a problem every right one, twins once.
+    Raises UserError for a file that is no such log.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="strict").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    counts: Counter = Counter()
+    rows, seen = [], set()
+    for record in re.split(rf"^{re.escape(RULE)}$", text, flags=re.MULTILINE):
+        for sample in samples(record):
+            row, verdict = row_from(sample, keep_wrong)
+            if row and (row["instruction"], row["output"]) in seen:
+                row, verdict = None, "left out: said before"
+            if row:
+                seen.add((row["instruction"], row["output"]))
+                rows.append(row)
+            counts[verdict] += 1
+    if not counts:
+        raise UserError(f"{path} holds no record of a zero-shot-CoT log (lines of 25 asterisks around Q:, A: and GT :)")
+    return rows, counts
+
+
+def samples(record: str) -> list[str]:
+    """The samples of a record, each with the gold answer behind it; none of what is no record."""
+    parts = re.split(r"^\d+_th_sampling$", record, flags=re.MULTILINE)
+    if len(parts) < 2:
+        return []
+    gold = re.search(r"^GT : .*$", parts[-1], flags=re.MULTILINE)
+    return [part if "\nGT : " in part or gold is None else f"{part.rstrip()}\n{gold[0]}\n" for part in parts[1:]]
+
+
+def row_from(sample: str, keep_wrong: bool) -> tuple[dict | None, str]:
+    """(the row of one sample, or None; why)."""
+    found = re.search(r"^Q: (.*?)\nA: ?(.*?)\npred_before : ?(.*?)\npred_after : ?(.*?)$", sample, flags=re.MULTILINE | re.DOTALL)
+    gold = re.search(r"^GT : *(.*?)\s*$", sample, flags=re.MULTILINE)
+    if not found or not gold or not gold[1]:
+        return None, "left out: cut short"
+    question, answer, predicted = found[1].strip(), found[2], found[4].strip()
+    triggers = list(TRIGGER.finditer(answer))
+    if not THINK.match(answer) or not triggers:
+        return None, "left out: no rationale (zero-shot without a chain of thought)"
+    rationale = answer[THINK.match(answer).end() : triggers[-1].start()].strip()
+    if not rationale:
+        return None, "left out: empty rationale"
+    right = same(predicted, gold[1])
+    if not right and not keep_wrong:
+        return None, "left out: no answer was read" if not predicted else "left out: wrong answer"
+    said = triggers[-1][0].strip().removeprefix("Therefore").lstrip(", ")
+    row = {"instruction": question, "input": "", "output": f"{rationale}\nTherefore, {said} {predicted}.", "answer": gold[1]}
+    return row, "kept: right answer" if right else "kept: wrong answer"
+
+
+def same(predicted: str, gold: str) -> bool:
+    """Whether the log's own reading is the gold answer: numbers within 1e-3, letters as such."""
+    try:
+        return abs(float(predicted.replace(",", "")) - float(gold.replace(",", ""))) <= TOLERANCE
+    except ValueError:
+        return predicted.strip() == gold.strip()

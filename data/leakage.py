@@ -1,0 +1,88 @@
+"""Which test problems were seen in training: word for word, or nearly so.
+
+    twin   the same words in the same order, whatever the case, spacing and punctuation
+    near   at least 60 % of the three-word runs of the two texts together are in both (Jaccard, Broder 1997)
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+NEAR = 0.6
+COMMON = 0.02  # runs that more than this share of the test problems have ("choose the correct answer") say nothing
+SEEN = 0.5  # a test set with more than this share of twins in training is training data
+
+
+@dataclass(frozen=True)
+class Leak:
+    """For each test problem that training saw: its number -> ("twin" or "near", the number of the training row)."""
+
+    total: int
+    found: dict[int, tuple[str, int]]
+
+    def count(self, kind: str) -> int:
+        return sum(one == kind for one, _ in self.found.values())
+
+    @property
+    def clean(self) -> list[int]:
+        """The numbers of the problems without a twin or near twin."""
+        return [number for number in range(self.total) if number not in self.found]
+
+    def table(self) -> dict:
+        found = [{"test": number, "train": row, "kind": kind} for number, (kind, row) in sorted(self.found.items())]
+        return {"total": self.total, "twins": self.count("twin"), "near": self.count("near"), "found": found}
+
+
+def leakage(train: list[dict], tests: dict[str, list[dict]], near: bool = True) -> dict[str, Leak]:
+    """The Leak of each test set; near=False looks for twins alone (for problems that are all made from the same forms)."""
+    seen: dict[str, int] = {}
+    for row, one in enumerate(train):
+        seen.setdefault(words(one), row)
+    found: dict[tuple[str, int], tuple[str, int]] = {}
+    open_: list[tuple[str, int, list[str]]] = []
+    for name, rows in tests.items():
+        for number, one in enumerate(rows):
+            text = words(one)
+            if text in seen:
+                found[name, number] = ("twin", seen[text])
+            elif near:
+                open_.append((name, number, runs(text)))
+    for place, row in nearest([grams for *_, grams in open_], train).items():
+        name, number, _ = open_[place]
+        found[name, number] = ("near", row)
+    return {name: Leak(len(rows), {number: what for (one, number), what in found.items() if one == name}) for name, rows in tests.items()}
+
+
+def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
+    """Number of a problem -> the training row most like it, where that is at least NEAR."""
+    often = Counter(run for grams in problems for run in set(grams))
+    common = {run for run, count in often.items() if count > max(10, COMMON * len(problems))}
+    own = [set(grams) - common for grams in problems]
+    holders = defaultdict(list)
+    for place, grams in enumerate(own):
+        for run in grams:
+            holders[run].append(place)
+    best: dict[int, tuple[float, int]] = {}
+    for row, one in enumerate(train if problems else []):
+        grams = set(runs(words(one))) - common
+        shared = Counter(place for run in grams for place in holders.get(run, ()))
+        for place, count in shared.items():
+            alike = count / (len(grams) + len(own[place]) - count)
+            if alike >= NEAR and alike > best.get(place, (0.0, 0))[0]:
+                best[place] = (alike, row)
+    return {place: row for place, (_, row) in best.items()}
+
+
+def words(row: dict) -> str:
+    """Instruction and input of a row: its words alone."""
+    return " ".join(re.findall(r"[^\W_]+", f"{row['instruction']} {row.get('input') or ''}".lower()))
+
+
+def runs(text: str) -> list[str]:
+    parts = text.split()
+    return [" ".join(parts[i : i + 3]) for i in range(max(1, len(parts) - 2))]
+
+
+def seen_sets(leaks: dict[str, Leak]) -> list[str]:
+    """The test sets that are training data: more than half of their problems have a twin there."""
+    return [name for name, leak in leaks.items() if leak.total and leak.count("twin") > SEEN * leak.total]

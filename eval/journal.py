@@ -1,0 +1,69 @@
+"""Answers as they come, in a file beside the results, so that an evaluation that was interrupted goes on where it stopped."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from torch import nn
+
+from adapters.attach import in_order, in_use
+from adapters.compose import Composition
+from model.errors import UserError
+from model.files import make_folder
+
+
+class Journal:
+    """A line an answer: {"job": its number, ...}; the first line says of what. `done`: the answers that are there already, by number.
+
+    Raises UserError when the file holds answers to other questions, of other weights or made in another way.
+    """
+
+    def __init__(self, path: Path, fingerprint: str):
+        self.path, self.fingerprint = path, fingerprint
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        self.torn = lines[-1] != ""  # a kill cut the last line short
+        self.entries = [entry for line in lines if (entry := parsed(line)) is not None]
+        if self.entries and self.entries[0].get("fingerprint") != fingerprint:
+            raise UserError(f"{path} holds answers to other problems, of other weights or made in another way: remove it, or give another folder")
+        self.done = {entry["job"]: entry for entry in self.entries[1:] if "job" in entry}
+
+    def __enter__(self):
+        make_folder(self.path.parent)
+        try:
+            self.file = open(self.path, "a", encoding="utf-8")
+            if self.torn:
+                self.file.write("\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+        if not self.entries:
+            self.write({"fingerprint": self.fingerprint})
+        return self
+
+    def write(self, entry: dict) -> None:
+        try:
+            print(json.dumps(entry), file=self.file, flush=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+
+
+def parsed(line: str) -> dict | None:
+    """The entry of a line; None for the one that a kill cut short."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def fingerprint_of(model: nn.Module, *more) -> str:
+    """A hash of the base, of the adapters that are on with all their weights and how they are composed, and of what else counts."""
+    digest = hashlib.sha256(f"{model.fingerprint} {model.dtype}".encode())
+    digest.update(json.dumps([entry.table() if isinstance(entry, Composition) else entry for entry in in_order(model)]).encode())
+    for path, _, adapter in in_use(model):
+        for leaf, tensor in adapter.state_dict().items():
+            digest.update(f"{path} {leaf}".encode() + tensor.float().cpu().numpy().tobytes())
+    digest.update(json.dumps(more).encode())
+    return digest.hexdigest()

@@ -1,0 +1,61 @@
+"""Scores as lines of text: what a run came to, and beside the published figures."""
+
+from collections.abc import Sequence
+
+from eval.published import table_for
+from eval.score import Score, clean, mean_score, scores
+
+NAMES = {"gsm8k": "GSM8K", "mawps": "MAWPS"}
+
+
+def score_lines(before: list[dict], after: list[dict], title: str) -> list[str]:
+    """A line for each test set: the base, then `title`, read strictly; its clean part, where training saw some of it; and as the paper's reader has it."""
+    columns: list[tuple[str, dict[str, Score]]] = [("base", scores(before))] if before else []
+    columns.append((title, scores(after)))
+    if len(clean(after)) < len(after):
+        columns.append(("clean part", scores(clean(after))))
+    columns.append(("paper's reader", scores(after, "paper_right")))
+    sets = list(scores(after))
+    width = max(map(len, [*sets, "test set"]))
+    lines = [f"{'test set':{width}}  " + "".join(f"{name:31}" for name, _ in columns).rstrip()]
+    for name in sets:
+        cells = [str(found[name]) if name in found else "none is clean" for _, found in columns]
+        lines.append(f"{name:{width}}  " + "".join(f"{cell:31}" for cell in cells).rstrip())
+    if len(sets) > 1:
+        cells = [f"{100 * mean:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in (mean_score(found) for _, found in columns)]
+        lines.append(f"{'average':{width}}  " + "".join(f"{cell:31}" for cell in cells).rstrip())
+    cut = sum(one.get("cut", False) for one in after)
+    return [*lines, *([f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read as far as they went"] if cut else [])]
+
+
+def published_lines(data: str, model: str, adapter: str, predictions: list[dict]) -> list[str]:
+    """Our row in the order of the published table for this data, with the table's own rows below; nothing where there is none."""
+    table = table_for(data)
+    if table is None or not set(table.sets) <= {one["set"] for one in predictions}:
+        return []
+    ours = {"ours, strict": percents(scores(predictions)), "ours, the paper's reader": percents(scores(predictions, "paper_right"))}
+    own = table.row(model, adapter)
+    word = table.presets.get(adapter)
+    if own:
+        published = {f"published, {model} {word}": own, "difference": {name: ours["ours, the paper's reader"][name] - own[name] for name in own}}
+    else:
+        published = {f"published, {one} {word}": row for one in table.rows if (row := table.row(one, adapter))}
+        published[f"published, {table.teacher[0]}"] = dict(zip((*table.sets, "average"), table.teacher[1], strict=True))
+    rows = {title: [row[name] for name in (*table.sets, "average")] for title, row in (ours | published).items()}
+    return [*figure_lines(table.title, table.sets, rows), f"The published figures are {table.about}" + ("." if own else f"; {model} is not among them.")]
+
+
+def figure_lines(title: str, sets: Sequence[str], rows: dict[str, list[float]], digits: int = 1) -> list[str]:
+    """A small table: a column for each set and their average, a line for each row."""
+    width = max(map(len, [*rows, title]))
+    lines = [f"{title:{width}}" + "".join(f"{NAMES.get(name, name):>{max(8, len(name) + 2)}}" for name in (*sets, "average"))]
+    for name, figures in rows.items():
+        sign = "+" if name == "difference" else ""
+        cells = [f"{figure:>{sign}{max(8, len(one) + 2)}.{digits}f}" for one, figure in zip((*sets, "average"), figures, strict=True)]
+        lines.append(f"{name:{width}}" + "".join(cells))
+    return lines
+
+
+def percents(found: dict[str, Score]) -> dict[str, float]:
+    """Set -> percent, and their plain mean."""
+    return {name: 100 * score.accuracy for name, score in found.items()} | {"average": 100 * mean_score(found)[0]}

@@ -1,0 +1,101 @@
+"""Log-likelihoods of continuations against transformers, and that nothing about the batch changes them."""
+
+import pytest
+import torch
+from conftest import DEVICES, write_checkpoint
+from families import CONFIGS, TINY
+
+from adapters import attach, parameters, use
+from adapters.compose import Rows
+from eval import likelihood
+from eval.generate import generate
+from eval.likelihood import log_likelihoods
+from model import UserError, load_model
+
+PAIRS = [([5, 6, 7], [8, 9]), ([10], [11]), ([12, 13, 14, 15, 16, 17, 18], [19]), ([20, 21], [22, 23, 24, 25, 26, 27, 28, 29]), ([5, 6, 7], [40, 41, 42])]
+
+
+def directly(logits_of, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """By a pass over the one text and log_softmax of all its logits."""
+    with torch.no_grad():
+        logits = logits_of(torch.tensor([context + continuation]))[0, len(context) - 1 : -1].double()
+    chosen = torch.tensor(continuation)
+    return logits.log_softmax(-1).gather(-1, chosen[:, None]).sum().item(), bool((logits.argmax(-1) == chosen).all())
+
+
+def assert_same(found, expected):
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [logs for logs, _ in found] == pytest.approx([logs for logs, _ in expected], abs=1e-4, rel=0)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_likelihoods_equal_transformers(tmp_path, family):
+    from test_parity import reference
+
+    model, theirs = load_model(str(write_checkpoint(tmp_path, family))), reference(tmp_path)
+    greedy = [(context, generate(model, torch.tensor([context]), max_new_tokens=4)[0]) for context, _ in PAIRS]
+    pairs = PAIRS + greedy + [(context, [*best[:-1], (best[-1] + 1) % 61]) for context, best in greedy]
+    expected = [directly(lambda ids: theirs(ids).logits, *pair) for pair in pairs]
+    assert [one for _, one in expected] == [False] * 5 + [True] * 5 + [False] * 5
+    for batch_size in (1, 4, 64):
+        assert_same(log_likelihoods(model, pairs, batch_size=batch_size), expected)
+        assert_same(log_likelihoods(model, pairs[::-1], batch_size=batch_size, pad_id=60), expected[::-1])
+
+
+@pytest.mark.parametrize("preset", ["parallel", "prefix", "prompt", "invertible"])
+def test_adapters_count(any_tiny, preset):
+    bare = log_likelihoods(any_tiny, PAIRS)
+    torch.manual_seed(0)
+    attach(any_tiny, preset, **({"size": 4} if preset == "parallel" else {}))
+    for parameter in parameters(any_tiny):
+        parameter.data.normal_(0, 0.3)
+    found = log_likelihoods(any_tiny, PAIRS, batch_size=3)
+    assert_same(found, [directly(any_tiny, *pair) for pair in PAIRS])
+    assert all(abs(one[0] - other[0]) > 1e-3 for one, other in zip(found, bare, strict=True))
+
+
+def test_a_row_whose_rotary_angles_depend_on_its_length(tmp_path):
+    model = load_model(str(write_checkpoint(tmp_path, **CONFIGS["llama"]["rope dynamic"])))
+    assert_same(log_likelihoods(model, PAIRS), [log_likelihoods(model, [pair])[0] for pair in PAIRS])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_logits_are_made_where_they_are_needed_and_in_pieces(folder, device, monkeypatch):
+    model = load_model(str(folder), device=device)
+    expected = log_likelihoods(model, PAIRS)
+    monkeypatch.setattr(likelihood, "CHUNK", 4)
+    rows, logits = [], model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
+    assert_same(log_likelihoods(model, PAIRS), expected)
+    assert rows == [4, 4, 4, 3]  # 15 tokens of continuations
+
+
+def test_greedy_is_among_the_tokens_there_are(tiny):
+    """Rows of the head that no token names are never chosen, but do have a share of the probability."""
+    best = generate(tiny, torch.tensor([[5, 6]]), max_new_tokens=1)[0][0]
+    second = generate(tiny, torch.tensor([[5, 6]]), max_new_tokens=1, vocab_size=best)[0][0]
+    free, named = log_likelihoods(tiny, [([5, 6], [second])]), log_likelihoods(tiny, [([5, 6], [second])], vocab_size=best)
+    assert free == [(named[0][0], False)]
+    assert named[0][1]
+
+
+def test_what_has_no_likelihood_says_so(tiny, monkeypatch):
+    assert log_likelihoods(tiny, []) == []
+    with pytest.raises(UserError, match="pair 2 has an empty context"):
+        log_likelihoods(tiny, [([1], [2]), ([], [3])])
+    with pytest.raises(UserError, match="pair 1 has an empty continuation"):
+        log_likelihoods(tiny, [([1], [])])
+    with pytest.raises(UserError, match="batch_size should be 1 or more"):
+        log_likelihoods(tiny, PAIRS, batch_size=0)
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "hidden", full)
+        with pytest.raises(UserError, match="out of memory on cpu with 3 texts at once"):
+            log_likelihoods(tiny, PAIRS, batch_size=3)
+    attach(tiny, "lora", name="one")
+    use(tiny, [Rows("one", None)])
+    with pytest.raises(UserError, match="by row"):
+        log_likelihoods(tiny, PAIRS[:2])
