@@ -67,8 +67,7 @@ def row_from(sample: str, keep_wrong: bool) -> tuple[dict | None, str]:
     right = same(predicted, gold[1])
     if not right and not keep_wrong:
         return None, "left out: no answer was read" if not predicted else "left out: wrong answer"
-    said = triggers[-1][0].strip().removeprefix("Therefore").lstrip(", ")
-    row = {"instruction": question, "input": "", "output": f"{rationale}\nTherefore, {said} {predicted}.", "answer": gold[1]}
+    row = {"instruction": question, "input": "", "output": f"{rationale}\nThe answer is {predicted}.", "answer": gold[1]}
     return row, "kept: right answer" if right else "kept: wrong answer"
 
 

@@ -32,11 +32,16 @@ def data_settings(options: argparse.Namespace) -> dict:
     if options.tests is not None:
         found["tests"] = [name for name in options.tests.split(",") if name]
     if options.columns is not None:
-        pairs = [pair.partition("=") for pair in options.columns.split(",")]
-        if not all(field and name for field, _, name in pairs):
-            raise UserError(f"--columns {options.columns!r} should be FIELD=COLUMN,FIELD=COLUMN, such as instruction=question,answer=label")
-        found["columns"] = {field.strip(): name.strip() for field, _, name in pairs}
+        found["columns"] = columns_of(options.columns)
     return found
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """"instruction=question,answer=label" -> its pairs. Raises UserError."""
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    if not all(field.strip() and name.strip() for field, _, name in pairs):
+        raise UserError(f"--columns {text!r} should be FIELD=COLUMN,FIELD=COLUMN, such as instruction=question,answer=label")
+    return {field.strip(): name.strip() for field, _, name in pairs}
 
 
 MODEL_OPTIONS = ("model", "revision", "device", "dtype")
