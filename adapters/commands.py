@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.show import size_text
-from train.commands import add_model_options
+from train.options import add_model_options
 
 
 def add_show(parser: argparse.ArgumentParser):
@@ -116,8 +116,8 @@ def combine(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.arithmetic import combine as weighted_sum
     from data.prompts import stored_template
-    from train.commands import MODEL_OPTIONS, given
     from train.experiment import check_model, fresh_folder, load_base
+    from train.options import MODEL_OPTIONS, given
     from train.settings import settings
 
     weights = [folder_and_weight(text) for text in options.parts]

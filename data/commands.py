@@ -34,7 +34,8 @@ def data(options: argparse.Namespace) -> int:
     if options.action not in ACTIONS:
         raise unknown("action of data", options.action, ACTIONS)
     if options.action != "list" and not options.names:
-        raise UserError(f"data {options.action} needs a name: python run.py data {options.action} {'LOG --out FILE' if options.action == 'from-log' else 'math-v1'}")
+        example = "LOG --out FILE" if options.action == "from-log" else "math-v1"
+        raise UserError(f"data {options.action} needs a name: python run.py data {options.action} {example}")
     return {"list": list_all, "fetch": fetch_all, "show": show, "check": check, "from-log": from_log}[options.action](options)
 
 
@@ -50,8 +51,8 @@ def list_all(options: argparse.Namespace) -> int:
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\ncache: {cache_folder()}; all but alpaca come from {SOURCES['AddSub'].files[0].url.partition('/raw/')[0]}. unpinned: this project has no sum for it; "
-          "what comes first is remembered, and a later change is refused.")
+    print(f"\ncache: {cache_folder()}; all but alpaca come from {SOURCES['AddSub'].files[0].url.partition('/raw/')[0]}.\n"
+          "unpinned: this project has no sum for it; what comes first is remembered, and a later change is refused.")
     return 0
 
 
@@ -68,7 +69,7 @@ def fetch_all(options: argparse.Namespace) -> int:
 
 
 def load(options: argparse.Namespace, name: str) -> Data:
-    from train.commands import columns_of
+    from train.options import columns_of
 
     return load_data(name, options.data_dir, columns=columns_of(options.columns), test_share=0.0)
 

@@ -1,6 +1,7 @@
 """Rows from a file: JSON, JSONL, CSV or parquet, in Alpaca form or with its columns named. Every bad row is said, all of them at once."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -8,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.errors import UserError, unknown
+from model.files import distinct
 
 FIELDS = ("instruction", "input", "output", "answer")
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
 SAID = 50  # bad rows that one error names
+BROKEN = object()  # stands for a line that cannot be read
+SPACE = re.compile(r"[ \t\r\n]*")  # of JSON
+DECODER = json.JSONDecoder(object_pairs_hook=distinct)
 
 
 def read_table(path: Path, columns: dict[str, str] | None = None, need: tuple[str, ...] = ("instruction",)) -> list[dict]:
@@ -26,16 +31,17 @@ def read_table(path: Path, columns: dict[str, str] | None = None, need: tuple[st
     numbered = list(entries(path))
     if not numbered:
         raise UserError(f"{path} holds no rows")
+    where = "row" if path.suffix.lower() == ".parquet" else "line"
     there = {key: None for _, entry in numbered if isinstance(entry, dict) for key in entry if isinstance(key, str)}
     for field in FIELDS:
         name = columns.get(field, field)
-        if name not in there and (field in need or field in columns):
+        if there and name not in there and (field in need or field in columns):
             raise UserError(f"{path} has no column {name!r}, it has {', '.join(map(repr, list(there)[:12])) or 'none'}: "
                             f"name it with --columns {field}=COLUMN")
     rows, wrong = [], []
     for line, entry in numbered:
         if not isinstance(entry, dict):
-            wrong.append(f"line {line}: {'cannot be read' if entry is None else f'is a {type(entry).__name__}, not an object'}")
+            wrong.append(f"{where} {line}: {'cannot be read' if entry is BROKEN else f'is a {type(entry).__name__}, not an object'}")
             continue
         row, faults = {}, []
         for field in FIELDS:
@@ -46,9 +52,9 @@ def read_table(path: Path, columns: dict[str, str] | None = None, need: tuple[st
             if fault:
                 faults.append(f"{columns.get(field, field)} {fault}")
         if None in entry:
-            faults.append("has more cells than there are columns")
+            faults.append(f"has {entry[None]}")
         if faults:
-            wrong.append(f"line {line}: {', '.join(faults)}")
+            wrong.append(f"{where} {line}: {', '.join(faults)}")
         rows.append(row)
     if wrong:
         more = f"; and {len(wrong) - SAID} more" if len(wrong) > SAID else ""
@@ -65,12 +71,12 @@ def text_of(value, field: str) -> tuple[str, str]:
     if field == "answer" and isinstance(value, bool):
         return str(value).lower(), ""
     if field == "answer" and isinstance(value, int | float):
-        return (str(value), "") if math.isfinite(value) else ("", f"is {value}, no number to compare with")
+        return (str(value), "") if isinstance(value, int) or math.isfinite(value) else ("", f"is {value}, no number to compare with")
     return "", f"is a {type(value).__name__}, not a text"
 
 
 def entries(path: Path) -> Iterator[tuple[int, object]]:
-    """(line, entry) of a file by its ending; None for a line that cannot be read. Raises UserError for a file that cannot be read as a whole."""
+    """(line, entry) of a file by its ending; BROKEN for a line that cannot be read. Raises UserError for a file that cannot be read as a whole."""
     if path.suffix.lower() not in ENDINGS:
         raise UserError(f"{path}: data is read from {', '.join(ENDINGS)} files, not from {path.suffix or 'files without an ending'}")
     if path.suffix.lower() == ".parquet":
@@ -94,28 +100,27 @@ def entries(path: Path) -> Iterator[tuple[int, object]]:
 
 def parsed(text: str):
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct)
     except (ValueError, RecursionError):
-        return None
+        return BROKEN
 
 
 def listed(path: Path, text: str) -> Iterator[tuple[int, object]]:
     """The elements of a JSON list, each with the line it begins in."""
-    decoder, space = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
-    at = space.match(text).end()
+    at = SPACE.match(text).end()
     if text[at : at + 1] != "[":
         raise UserError(f"{path} is no JSON list of rows (for one object a line, call it .jsonl)")
-    at, line, counted = space.match(text, at + 1).end(), 1, 0
+    at, line, counted = SPACE.match(text, at + 1).end(), 1, 0
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
-            entry, at = decoder.raw_decode(text, at)
+            entry, at = DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {line}: cannot be read as JSON: {str(error)[:150]}") from None
         yield line, entry
-        at = space.match(text, at).end()
+        at = SPACE.match(text, at).end()
         if text[at : at + 1] == ",":
-            at = space.match(text, at + 1).end()
+            at = SPACE.match(text, at + 1).end()
         elif text[at : at + 1] != "]":
             raise UserError(f"{path}, line {line}: the list is not closed behind this row, or a comma is missing")
     if text[at + 1 :].strip():
@@ -123,24 +128,33 @@ def listed(path: Path, text: str) -> Iterator[tuple[int, object]]:
 
 
 def comma_separated(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    """The rows of a CSV file by the names in its first line; under None: what is wrong with the count of cells."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
     line = 1
     try:
-        for entry in reader:
-            yield line + 1, entry
-            line = reader.line_num
+        for cells in reader:
+            twice = [name for name in cells if cells.count(name) > 1] if not names else []
+            if twice:
+                raise UserError(f"{path} has two columns of the same name: {twice[0]!r:.100}")
+            if names and cells:
+                fault = {} if len(cells) == len(names) else {None: f"{len(cells)} cells for {len(names)} columns"}
+                yield line, dict(zip(names, cells, strict=False)) | fault
+            names = names or cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: cannot be read as CSV: {error}") from None
+        raise UserError(f"{path}, line {line}: cannot be read as CSV: {error}") from None
 
 
 def parquet(path: Path) -> Iterator[tuple[int, object]]:
     try:
         import pyarrow
-        from pyarrow.parquet import read_table as read
+        from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: parquet files need the package pyarrow: pip install pyarrow") from None
     try:
-        rows = read(path).to_pylist()
+        with ParquetFile(path) as file:
+            rows = file.read().to_pylist()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, ValueError, pyarrow.ArrowException) as error:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from model.errors import UserError, unknown
-from train.commands import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, whole_paths
+from train.options import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, whole_paths
 
 
 def add_evaluate(parser: argparse.ArgumentParser):
@@ -22,6 +22,9 @@ def add_evaluate(parser: argparse.ArgumentParser):
     parser.add_argument("--top-k", type=int, help="drawn from the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="drawn from the likeliest tokens that together have this probability")
     parser.add_argument("--seeds", help="of drawn answers, 0,1,2: every problem is answered once with each")
+    parser.add_argument("--recipe", help="a recipe of train/recipes, such as paper, or a TOML file")
+    parser.add_argument("--config", help="a TOML file of settings")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; may be repeated")
     parser.add_argument("--out", help="folder of the results; default RUN/evaluate or runs/evaluate-MODEL-DATA, numbered when it exists")
     parser.add_argument("--resume", metavar="FOLDER", help="continue the interrupted evaluation in this folder, with its own settings")
     parser.add_argument("--teacher", action="store_true", help="measure the rationales that come with the six math sets instead of a model")
@@ -32,11 +35,13 @@ EVAL_OPTIONS = ("items", "batch_size", "max_new_tokens", "scoring", "beams", "te
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    from eval.teacher import teacher_lines
     from eval.text import published_lines, score_lines
     from train import evaluate as job
 
     if options.teacher:
-        return teacher(options)
+        print("\n".join(teacher_lines(options.data_dir or "")))
+        return 0
     measured = given(options, EVAL_OPTIONS)
     if options.seeds is not None:
         try:
@@ -45,7 +50,7 @@ def evaluate(options: argparse.Namespace) -> int:
             raise UserError(f"--seeds {options.seeds!r} should be whole numbers, such as 0,1,2") from None
     if options.resume:
         others = [options.run, options.adapter, options.out, *measured.values(), *given(options, MODEL_OPTIONS).values(), *data_settings(options).values()]
-        if any(other is not None for other in others) or options.average:
+        if any(other is not None for other in others) or options.average or options.set or options.config or options.recipe:
             raise UserError("--resume continues an evaluation with its own settings; give no other option with it")
         folder = Path(options.resume)
         made, adapters, average, form = job.unfinished(folder)
@@ -73,24 +78,84 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def teacher(options: argparse.Namespace) -> int:
-    """The rationales that the six math sets ship, read by both readers, beside the published row of the model that wrote them."""
-    from data.sources import source_rows
-    from eval.answers import MODES, is_right, read_answer
-    from eval.published import published
-    from eval.text import figure_lines
+def add_inspect(parser: argparse.ArgumentParser):
+    parser.add_argument("run", help="folder of a run or of an evaluation, or a predictions.jsonl")
+    parser.add_argument("--set", action="append", default=[], help="of this test set only; may be repeated")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--wrong", action="store_true", help="wrong answers only")
+    which.add_argument("--right", action="store_true", help="right answers only")
+    parser.add_argument("--beats", metavar="RUN", help="what is right here and wrong there")
+    parser.add_argument("--reader", default="strict", help="strict (default) or paper: whose verdict counts")
+    parser.add_argument("--readers-differ", action="store_true", help="what the two readers read differently")
+    parser.add_argument("--cut", action="store_true", help="answers that ran out of tokens")
+    parser.add_argument("--leaked", action="store_true", help="problems that training saw")
+    parser.add_argument("--limit", type=int, default=10, help="print the first N (10); 0: all")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    return inspect
 
-    table = published()["math-v1"]
-    sets = {name: source_rows(name, options.data_dir or "") for name in table.sets}
-    rows = {}
-    for mode in MODES:
-        right = {name: sum(is_right(read_answer(row["output"], name, mode), row["answer"]) for row in items) for name, items in sets.items()}
-        figures = [100 * right[name] / len(items) for name, items in sets.items()]
-        rows["rationales, strict" if mode == "strict" else "rationales, the paper's reader"] = [*figures, sum(figures) / len(figures)]
-    rows[f"published, {table.teacher[0]}"] = table.teacher[1]
-    print("\n".join(figure_lines("full sets, " + ", ".join(str(len(items)) for items in sets.values()), table.sets, rows, digits=2)))
-    print("The published row does not follow from the rationales that were published with the data: by either reader they score higher on every set. "
-          "The readers differ most in AQuA, where the paper's takes the first capital A to E of a text, that of \"Answer\" too.")
+
+def inspect(options: argparse.Namespace) -> int:
+    import json
+
+    from eval.answers import MODES
+    from eval.look import block, chosen, place, predictions_in, summary
+
+    if options.reader not in MODES:
+        raise unknown("reader", options.reader, MODES)
+    if options.limit < 0:
+        raise UserError(f"--limit {options.limit} must not be negative")
+    predictions = predictions_in(Path(options.run))
+    beats = predictions_in(Path(options.beats)) if options.beats else None
+    found = chosen(predictions, sets=options.set, right=True if options.right else False if options.wrong else None, mode=options.reader, beats=beats,
+                   readers_differ=options.readers_differ, cut=options.cut, leaked=options.leaked)
+    others = {place(one): one for one in beats or []}
+    for one in found[: options.limit or None]:
+        print(json.dumps(one, ensure_ascii=False) if options.json else block(one, others.get(place(one))) + "\n")
+    if not options.json:
+        print(summary(found, predictions) + (f"; the first {options.limit} are shown, --limit 0 shows all" if 0 < options.limit < len(found) else ""))
+    return 0
+
+
+def add_harness(parser: argparse.ArgumentParser):
+    parser.add_argument("run", nargs="?", help="folder of a run: its model, adapter and template")
+    add_model_options(parser)
+    parser.add_argument("--adapter", action="append", help="folder of a saved adapter; several are stacked in this order")
+    parser.add_argument("--average", action="store_true", help="average what the adapters add instead of stacking them")
+    parser.add_argument("--tasks", required=True, help="names of lm-evaluation-harness, NAME,NAME")
+    parser.add_argument("--include-path", help="folder with task files (YAML) of your own")
+    parser.add_argument("--items", type=int, help="the first N problems of each task only")
+    parser.add_argument("--num-fewshot", type=int, help="worked problems in front of each; default: the task's own number")
+    parser.add_argument("--template", help="put every context into this prompt template; default: contexts as the tasks write them")
+    parser.add_argument("--batch-size", type=int, default=16, help="texts at once (16)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="an answer ends here where its task says nothing (256)")
+    parser.add_argument("--out", help="JSON file for all that the harness returns")
+    return harness
+
+
+def harness(options: argparse.Namespace) -> int:
+    import json
+
+    from eval.harness import run_tasks
+    from model.files import make_folder, write_text
+    from train.evaluate import load_with_adapter, run_settings
+
+    if options.out and Path(options.out).exists():
+        raise UserError(f"{options.out} exists: give another --out")
+    made, adapters = run_settings(options, {})
+    model, tokenizer, *_ = load_with_adapter(made, adapters, options.average)
+    found = run_tasks(model, tokenizer, [task for task in options.tasks.split(",") if task], include_path=options.include_path, limit=options.items,
+                      num_fewshot=options.num_fewshot, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens, template=options.template)
+    for task, figures in found["results"].items():
+        print(task)
+        for name, value in figures.items():
+            metric, _, kind = name.partition(",")
+            if isinstance(value, float) and not metric.endswith("_stderr"):
+                error = figures.get(f"{metric}_stderr,{kind}")
+                print(f"  {metric:12}{value:.4f}" + (f" +- {error:.4f}" if isinstance(error, float) else ""))
+    if options.out:
+        make_folder(Path(options.out).parent)
+        write_text(Path(options.out), json.dumps(found, indent=2, default=str) + "\n")
+        print(f"written: {options.out}")
     return 0
 
 
@@ -177,10 +242,16 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def add_table(parser: argparse.ArgumentParser):
-    parser.description = "Train every adapter on every model, one resumable run after another, and write table.md and table.csv."
+    parser.description = ("Train a grid of adapters on models, one resumable run after another, and put what comes of it beside the published figures: "
+                          "table.md, table.csv and table.html. Without options: the grid of the paper's Table 1.")
+    parser.add_argument("grid", nargs="?", help="a TOML file: data, models, adapters, seeds, recipe, base, [settings] of every run")
     parser.add_argument("--pocket", action="store_true", help="the pocket models and every preset; needs no network")
-    parser.add_argument("--models", help="names with commas; default with --pocket: all pocket models")
-    parser.add_argument("--adapters", help="names of presets with commas; default: all that stand alone")
+    parser.add_argument("--models", help="names or folders with commas")
+    parser.add_argument("--adapters", help="names of presets with commas")
+    parser.add_argument("--seeds", help="0,1,2: every run once with each")
+    parser.add_argument("--data", help="what is trained on; default math-v1 (--pocket: wordproblems)")
+    parser.add_argument("--data-dir", help="folder that holds the paper's dataset/; without it the data is fetched")
+    parser.add_argument("--recipe", help="a recipe of train/recipes, such as paper, or a TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (1)")
     parser.add_argument("--out", help="folder of the runs and the table; runs that are complete there are not run again; default runs/table")
@@ -188,39 +259,27 @@ def add_table(parser: argparse.ArgumentParser):
 
 
 def table(options: argparse.Namespace) -> int:
-    from adapters.config import presets
-    from adapters.config import resolve as resolve_adapter
-    from eval.table import Job, markdown, row, run_jobs, write_table
-    from model.registry import pocket_names
-    from train.experiment import check_model
-    from train.settings import settings
+    from eval.published import table_for
+    from eval.table import entry, losses_fell, markdown, run_jobs, write_table
+    from train.grid import grid_from, jobs_of
 
-    if not options.pocket and not options.models:
-        raise UserError("say which models: --pocket for those that come with this package, or --models NAME,NAME")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs} must be at least 1")
-    models = options.models.split(",") if options.models else pocket_names()
-    alone = [name for name, preset in presets().items() if preset.get("kind") != "fusion"]  # a fusion needs adapters to be trained before
-    adapters = options.adapters.split(",") if options.adapters else alone
-    for adapter in adapters:
-        resolve_adapter(adapter)
-    for model in models:
-        check_model(model)
-        settings(options={"model": model}, sets=options.set)
+    grid = grid_from(options)
     folder = Path(options.out or "runs/table")
-    sets = tuple(word for text in options.set for word in ("--set", text))
-    jobs = [Job(model, adapter, folder / f"{Path(model).name}-{adapter}", sets) for model in models for adapter in adapters]
+    jobs = jobs_of(grid, folder)
     print(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
     failed = run_jobs(jobs, options.jobs)
-    rows = [row(job) for job in jobs if job not in failed]
-    write_table(folder, rows)
-    print(f"\n{markdown(rows)}\ntable: {folder / 'table.md'}, {folder / 'table.csv'}")
-    worse = [one for one in rows if not one["loss, last 10 steps"] < one["loss, first 10 steps"]]
-    if worse:
-        raise UserError(f"the loss did not fall in {', '.join(' '.join((one['model'], one['adapter'])) for one in worse)}")
+    entries = [entry(job) for job in jobs if job not in failed]
+    if entries:
+        write_table(folder, entries, table_for(grid.data))
+        print(f"\n{markdown(entries, table_for(grid.data))}\ntable: {folder / 'table.md'}, {folder / 'table.csv'}, {folder / 'table.html'}")
+    worse = [one for one in entries if not losses_fell(one)]
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.folder.name for job in failed)}; the same command tries them again")
+    if worse:
+        raise UserError(f"the loss did not fall in {', '.join(' '.join((one.model, one.adapter)) for one in worse)}")
     return 0
 
 
-COMMANDS = {"evaluate": add_evaluate, "generate": add_generate, "table": add_table, "benchmark": add_benchmark}
+COMMANDS = {"evaluate": add_evaluate, "inspect": add_inspect, "harness": add_harness, "generate": add_generate, "table": add_table, "benchmark": add_benchmark}

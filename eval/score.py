@@ -221,7 +221,8 @@ def tables(predictions: list[dict]) -> dict[str, dict]:
 
 def table(score: Score) -> dict:
     low, high = score.interval
-    return {"right": score.right, "total": score.total, "accuracy": round(score.accuracy, 4), "interval_95": [round(low, 4), round(high, 4)]}
+    several = {"problems": score.problems} if score.problems not in (0, score.total) else {}  # answered several times each
+    return {"right": score.right, "total": score.total, **several, "accuracy": round(score.accuracy, 4), "interval_95": [round(low, 4), round(high, 4)]}
 
 
 def read_predictions(path: Path) -> list[dict]:

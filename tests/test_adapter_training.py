@@ -12,7 +12,6 @@ from test_training import S, examples, run, same, state
 import run as command_line
 from adapters import Average, attach, load_adapter, load_adapters, named_parameters, parameters, use
 from adapters.attach import adapters_named, named_buffers, penalty, rates
-from eval.table import Job, markdown, row, run_jobs
 from model import load_model
 from train.loop import train
 
@@ -158,30 +157,3 @@ def test_the_plan_and_the_drawing_on_the_command_line(capsys):
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
-
-
-def test_the_table_runs_what_is_missing_and_says_what_failed(tmp_path, capsys):
-    options = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
-    words = ("table", "--pocket", "--models", "pocket-opt", "--adapters", "lora,prefix", *options, "--out", tmp_path)
-    assert main(*words) == 0
-    text = (tmp_path / "table.md").read_text()
-    assert "| `prefix` | 30,720 |" in text
-    assert (tmp_path / "table.csv").read_text().count("\n") == 3
-    stamp = (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns
-    (tmp_path / "pocket-opt-prefix" / "result.json").unlink()
-    capsys.readouterr()
-    assert main(*words) == 0
-    assert "2 runs in" in (said := capsys.readouterr().out)
-    assert "1 of them complete" in said
-    assert (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns == stamp
-    job = Job("pocket-opt", "lora", tmp_path / "pocket-opt-lora")
-    assert row(job)["loss, first 10 steps"] > 0
-    assert "**pocket-opt**" in markdown([row(job)])
-    failed = run_jobs([Job("pocket-opt", "lora", tmp_path / "bad", ("--dtype", "int3"))], 1, say=lambda text: None)
-    assert [job.folder.name for job in failed] == ["bad"]
-    assert "float32" in (tmp_path / "bad.log").read_text()
-    for words, said in (
-        (("table",), "--pocket"), (("table", "--pocket", "--adapters", "lara"), "did you mean 'lora'"), (("table", "--pocket", "--jobs", "0"), "at least 1"),
-    ):
-        assert main(*words) == 1
-        assert said in capsys.readouterr().err

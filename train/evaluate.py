@@ -13,8 +13,8 @@ from data.sources import is_here, load_data
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import make_folder, read_json, write_text
-from train.commands import MODEL_OPTIONS, given
 from train.experiment import check_model, first_items, fresh_folder, load_base, load_words
+from train.options import MODEL_OPTIONS, given
 from train.settings import Settings, settings, to_toml
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
@@ -27,13 +27,16 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
     for adapter in adapters:
         if (adapter / "adapter").is_dir():
             raise UserError(f"--adapter {adapter} is the folder of a run; its adapter is {adapter / 'adapter'}")
+    config, recipe, sets = (getattr(options, key, None) for key in ("config", "recipe", "set"))
     if not options.run:
-        return settings(options=chosen), adapters
+        return settings(config, recipe, chosen, sets or []), adapters
+    if config:
+        raise UserError("the folder of a run has its own settings: give either it or --config")
     if not (Path(options.run) / "run.toml").is_file():
         raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
     if not adapters and not (Path(options.run) / "adapter").is_dir():
         raise UserError(f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}")
-    return settings(config=str(Path(options.run) / "run.toml"), options=chosen), adapters or [Path(options.run) / "adapter"]
+    return settings(str(Path(options.run) / "run.toml"), recipe, chosen, sets or []), adapters or [Path(options.run) / "adapter"]
 
 
 def load_with_adapter(made: Settings, adapters: list[Path], average: bool = False, words: bool = True, form: str | None = None):

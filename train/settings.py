@@ -254,7 +254,12 @@ def preset_tables(tables, where: str) -> dict[str, dict]:
 
 def to_toml(made: Settings) -> str:
     """The TOML text that gives these settings back."""
-    table = asdict(made)
+    return table_text(asdict(made))
+
+
+def table_text(table: dict) -> str:
+    """A dictionary as TOML."""
+    table = dict(table)
     tables = {key: table.pop(key) for key in list(table) if isinstance(table[key], dict)}
     lines = [f"{key} = {toml_value(value)}" for key, value in table.items()]
     for name, inner in tables.items():

@@ -1,0 +1,285 @@
+"""Answers, verdicts and scores: the same at any batch size and order, continued where they stopped, read by both readers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_data import write_paper_folder
+
+import run as command_line
+from data.prompts import template
+from data.sources import load_data
+from eval import score
+from eval.look import chosen
+from eval.score import Score, choices, clean, mean_score, predict, scores, tables
+from model import UserError, load_model, load_tokenizer
+from train.settings import Eval
+
+HOW = Eval(batch_size=8, max_new_tokens=20)
+OPTIONS = ("solution1", "solution2")
+PIQA = [{"instruction": f"Please choose: which is {n}?\n\nSolution1: {n}\n\nSolution2: {n + 1}\n\nAnswer format: solution1/solution2", "input": "",
+         "output": f"the correct answer is {OPTIONS[n % 2]}", "answer": OPTIONS[n % 2]} for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_model("pocket-llama", dtype=torch.float32), load_tokenizer("pocket-llama")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    tests = load_data("wordproblems").tests
+    return {name: tests[name][:9] for name in ("addsub", "gsm8k", "aqua")}
+
+
+def answers(pocket, problems, how, **more):
+    return predict(*pocket, problems, template=template("alpaca"), how=how, **more)
+
+
+WAYS = {
+    "greedy": {}, "beams": {"beams": 4}, "drawn": {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seeds": [0, 3]}, "likelihood": {"scoring": "likelihood"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_answers_at_any_batch_size_and_order(way, pocket, problems):
+    if way == "likelihood":
+        problems = {"piqa": PIQA, "aqua": problems["aqua"]}
+    how = replace(HOW, **WAYS[way])
+    reference = answers(pocket, problems, replace(how, batch_size=1))
+    assert any(one["right"] for one in reference)
+    assert not all(one["right"] for one in reference)
+    for size in (3, 64):
+        found = answers(pocket, problems, replace(how, batch_size=size))
+        if way == "likelihood":
+            for one, other in zip(found, reference, strict=True):
+                assert one.pop("likelihoods") == pytest.approx(other["likelihoods"], abs=1e-4)
+            assert found == [{key: value for key, value in one.items() if key != "likelihoods"} for one in reference]
+        else:
+            assert found == reference
+    turned = answers(pocket, {name: rows[::-1] for name, rows in reversed(problems.items())}, how)
+    said = {(one["set"], one["instruction"], one.get("seed")): one["output"] for one in reference}
+    if way != "drawn":  # the draws of a problem hang on its number
+        assert {(one["set"], one["instruction"], one.get("seed")): one["output"] for one in turned} == said
+
+
+def test_drawn_answers_differ_by_seed_and_repeat_with_it(pocket, problems):
+    how = replace(HOW, temperature=1.5, seeds=[0, 1])
+    found = answers(pocket, problems, how)
+    assert len(found) == 2 * 27
+    by_seed = {seed: [one["output"] for one in found if one["seed"] == seed] for seed in (0, 1)}
+    assert by_seed[0] != by_seed[1]
+    assert by_seed[1] == [one["output"] for one in answers(pocket, problems, replace(how, seeds=[1]))]
+    one = scores(found)["addsub"]
+    assert (one.total, one.problems) == (18, 9)
+    low, high = one.interval
+    few, many = Score(one.right // 2, 9).interval, Score(one.right, 18).interval
+    assert high - low > many[1] - many[0]  # two answers to a problem are no two problems
+    assert high - low == pytest.approx(few[1] - few[0], abs=0.05)
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(pocket, problems, tmp_path, monkeypatch):
+    journal = tmp_path / "answers.part"
+    whole = answers(pocket, problems, HOW)
+    calls = []
+
+    def two_batches_then_stop(*arguments):
+        calls.append(len(arguments[2]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return respond(*arguments)
+
+    respond = score.respond
+    monkeypatch.setattr(score, "respond", two_batches_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        answers(pocket, problems, HOW, journal=journal)
+    text = journal.read_text()
+    assert text.count("\n") == 1 + 16
+    journal.write_text(text[:-7])  # a kill in the middle of a line
+    calls.clear()
+    monkeypatch.setattr(score, "respond", lambda *arguments: (calls.append(len(arguments[2])), respond(*arguments))[1])
+    assert answers(pocket, problems, replace(HOW, batch_size=5), journal=journal) == whole  # another batch size may go on with it
+    assert sum(calls) == 27 - 15
+    calls.clear()
+    assert answers(pocket, problems, HOW, journal=journal) == whole
+    assert not calls
+
+
+def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path):
+    journal = tmp_path / "answers.part"
+    answers(pocket, problems, HOW, journal=journal)
+    from adapters import attach, remove
+
+    attach(pocket[0], "lora", r=2)
+    try:
+        with pytest.raises(UserError, match="other weights"):
+            answers(pocket, problems, HOW, journal=journal)
+    finally:
+        remove(pocket[0], "default")
+    for how, tests in ((replace(HOW, max_new_tokens=21), problems), (replace(HOW, beams=2), problems), (HOW, {"addsub": problems["addsub"]})):
+        with pytest.raises(UserError, match="made in another way"):
+            answers(pocket, tests, how, journal=journal)
+
+
+def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
+    _, tokenizer = pocket
+    form = template("alpaca")
+    found = choices(tokenizer, PIQA[0], form, "labels:solution1|solution2", "piqa")
+    assert list(found) == ["solution1", "solution2"]
+    contexts = {tuple(context) for context, _ in found.values()}
+    assert len(contexts) == 1
+    for label, (context, continuation) in found.items():
+        assert context + continuation == tokenizer.encode(form.prompt(PIQA[0]) + f"the correct answer is {label}")
+    five = {**PIQA[0], "instruction": "Which?\n\nAnswer format: answer1/answer2/answer3/answer4/answer5", "output": "", "answer": "answer5"}
+    assert len(choices(tokenizer, five, form, "labels:answer1|answer2", "ARC-Easy")) == 5  # the row's own options count
+    assert list(choices(tokenizer, {"instruction": "?", "answer": "B"}, form, "letter", "AQuA")) == list("ABCDE")
+    with pytest.raises(UserError, match="no options"):
+        choices(tokenizer, PIQA[0], form, "number", "gsm8k")
+
+
+def test_both_readers_and_what_training_saw(pocket):
+    found = [
+        {"set": "AQuA", "index": 0, "right": True, "paper_right": False, "answer": "B", "paper_answer": "A", "instruction": "a", "cut": True},
+        {"set": "AQuA", "index": 1, "right": True, "paper_right": True, "answer": "B", "paper_answer": "B", "instruction": "b", "leak": "twin"},
+        {"set": "SVAMP", "index": 0, "right": False, "paper_right": False, "answer": None, "paper_answer": None, "instruction": "c", "leak": "near"},
+    ]
+    table = tables(found)
+    assert (table["AQuA"]["accuracy"], table["AQuA"]["paper_reader"]["accuracy"], table["AQuA"]["clean_part"]["total"]) == (1.0, 0.5, 1)
+    assert (table["AQuA"]["cut_off"], table["SVAMP"]["cut_off"]) == (1, 0)
+    assert [one["instruction"] for one in clean(found)] == ["a"]
+    assert [one["instruction"] for one in chosen(found, right=False)] == ["c"]
+    assert [one["instruction"] for one in chosen(found, right=False, mode="paper")] == ["a", "c"]
+    assert [one["instruction"] for one in chosen(found, sets=["aqua"], readers_differ=True)] == ["a"]
+    assert [one["instruction"] for one in chosen(found, leaked=True)] == ["b", "c"]
+    other = [{**one, "right": not one["right"]} for one in found]
+    assert [one["instruction"] for one in chosen(found, beats=other)] == ["a", "b"]
+    with pytest.raises(UserError, match="another problem"):
+        chosen(found, beats=[{**found[0], "instruction": "x"}])
+    with pytest.raises(UserError, match="did you mean 'AQuA'"):
+        chosen(found, sets=["AQUAA"])
+
+
+def test_the_average_is_the_plain_mean_with_an_interval():
+    mean, low, high = mean_score({"a": Score(90, 100), "b": Score(100, 1000)})
+    assert mean == pytest.approx(0.5)
+    assert low < 0.5 < high
+    widths = [(hi - lo) / 2 for lo, hi in (Score(90, 100).interval, Score(100, 1000).interval)]
+    assert high - mean == pytest.approx((widths[0] ** 2 + widths[1] ** 2) ** 0.5 / 2)
+
+
+# ---------------------------------------------------------------- on the command line
+def main(*words) -> int:
+    return command_line.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    return write_paper_folder(tmp_path_factory.mktemp("paper"), 12)
+
+
+def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("evaluate", "--model", "pocket-llama", "--data", "math-v1", "--data-dir", paper, "--max-new-tokens", "5")
+    assert main(*words, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "Table 1 of arXiv 2304.01933v1" in said
+    assert "pocket-llama is not among them" in said
+    assert "answers ran out of tokens" in said
+    facts = json.loads((out / "result.json").read_text())
+    assert set(facts["scores"]["gsm8k"]) >= {"accuracy", "interval_95", "paper_reader", "cut_off"}
+    assert (facts["template"], facts["decoding"]) == ("alpaca", "greedy")
+    assert sorted(path.name for path in out.iterdir()) == ["evaluate.toml", "evaluation.json", "predictions.jsonl", "result.json"]
+    assert main("inspect", out, "--wrong", "--set", "gsm8k", "--limit", "1") == 0
+    assert "gsm8k 0" in capsys.readouterr().out
+    assert main("inspect", out, "--json", "--limit", "0") == 0
+    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 18
+    for words, status, message in (
+        (("inspect", tmp_path), 1, "holds no predictions.jsonl"), (("inspect", out, "--set", "gsm8"), 1, "did you mean 'gsm8k'"),
+        (("inspect", out, "--reader", "strikt"), 1, "did you mean 'strict'"), (("evaluate", "--resume", out), 1, "is complete"),
+        (("evaluate", "--resume", tmp_path), 1, "no evaluation to continue"), (("evaluate", "--resume", out, "--items", "2"), 1, "give no other option"),
+        (("evaluate", "--model", "pocket-llama", "--tests", "gsm8k", "--data-dir", paper, "--data", "math-v1", "--scoring", "likelihood"), 1, "no options"),
+        (("evaluate", "--model", "pocket-llama", "--temperature", "1", "--beams", "2"), 1, "neither beams"),
+        (("evaluate", "--model", "pocket-llama", "--seeds", "0,1"), 1, "eval.temperature"),
+        (("evaluate", "--model", "pocket-llama", "--top-p", "1.5"), 1, "top_p"), (("evaluate", "--model", "pocket-llama", "--template", "chatt"), 1, "'chat'"),
+        (("evaluate", "--model", "pocket-llama", "--template", "chat"), 1, "has no chat template"),
+        (("evaluate", "--model", "pocket-llama", "--tests", "gsm9k"), 1, "did you mean 'gsm8k'"),
+        (("evaluate", "--teacher"), 1, "--data-dir"),
+    ):
+        assert main(*words) == status, words
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message in error, words
+
+
+def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(paper, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = ("evaluate", "--model", "pocket-llama", "--data", "math-v1", "--data-dir", paper, "--max-new-tokens", "5", "--batch-size", "4")
+    assert main(*words, "--out", tmp_path / "whole") == 0
+    respond, calls = score.respond, []
+    monkeypatch.setattr(score, "respond", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt) if len(calls) == 2 else (calls.append(1), respond(*a))[1])
+    with pytest.raises(KeyboardInterrupt):
+        main(*words, "--out", out)
+    assert f"evaluate --resume {out}" in capsys.readouterr().out
+    monkeypatch.setattr(score, "respond", respond)
+    assert main(*words, "--out", out) == 1
+    assert "continue it with" in capsys.readouterr().err
+    assert main("evaluate", "--resume", out) == 0
+    assert (out / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
+
+
+def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper, tmp_path, capsys):
+    words = ("--data", "SVAMP", "--data-dir", paper, "--max-steps", "1", "--items", "3", "--set", "eval.before=false", "--set", "eval.max_new_tokens=4")
+    assert main(*words, "--out", tmp_path / "no") == 1
+    assert "hold the test set SVAMP (3 of 3 problems)" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    assert main(*words, "--train-on-test", "--out", tmp_path / "yes") == 0
+    assert "TRAINED ON THE TEST SET: SVAMP" in capsys.readouterr().out
+    assert json.loads((tmp_path / "yes" / "result.json").read_text())["trained_on_test"] == ["SVAMP"]
+    assert "Trained on the test set" in (tmp_path / "yes" / "report.html").read_text()
+    assert main("evaluate", "--model", "pocket-llama", "--adapter", tmp_path / "yes" / "adapter", "--data", "math-v1", "--data-dir", paper, "--tests", "SVAMP",
+                "--max-new-tokens", "4", "--out", tmp_path / "later") == 0
+    assert "the adapter was trained on 3 of these 3 problems word for word" in capsys.readouterr().out  # what the adapter saw goes with it
+
+
+def test_a_run_on_ones_own_file(tmp_path, capsys):
+    rows = [{"question": f"Tom has {n} pens. How many pens does Tom have?", "label": n, "why": f"Tom has {n} pens. The answer is {n if n % 4 else 99}."}
+            for n in range(40)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("--data", tmp_path / "mine.jsonl", "--columns", "instruction=question,output=why,answer=label", "--only-right", "--max-steps", "2",
+             "--set", "test_share=0.2", "--set", "eval.before=false", "--template", "plain")
+    assert main(*words, "--out", tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "tests mine (8)" in said
+    kept = 32 - sum(int(row["label"] % 4 == 0) for row in train_part(rows))
+    assert f"{kept} of 32 rows reach the right answer" in said
+    prediction = json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])
+    assert prediction["prompt"] == f"Tom has {prediction['gold']} pens. How many pens does Tom have?\n"
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["llm_adapters"]["run"]["template_text"]["text"] == "{instruction}\n"
+    assert main("evaluate", tmp_path / "run", "--out", tmp_path / "again") == 0
+    assert [json.loads(line)["output"] for line in (tmp_path / "again" / "predictions.jsonl").read_text().splitlines()] == [
+        json.loads(line)["output"] for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    no_answers = tmp_path / "chat.json"
+    no_answers.write_text(json.dumps([{"instruction": "Say hi.", "output": "Hi."}, {"instruction": "Say bye.", "output": "Bye."}]))
+    capsys.readouterr()
+    assert main("--data", no_answers, "--max-steps", "1", "--out", tmp_path / "untested") == 0
+    assert "nothing was measured" in capsys.readouterr().out
+    assert "not measured" in (tmp_path / "untested" / "report.html").read_text()
+
+
+def train_part(rows):
+    from data.split import random_split
+
+    return random_split([{"instruction": row["question"], **row} for row in rows], 0.2, 0)[0]
+
+
+def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch, capsys):
+    from data import prompts
+
+    assert main("--max-steps", "1", "--items", "2", "--set", "eval.before=false", "--out", tmp_path / "run") == 0
+    changed = replace(prompts.TEMPLATES["alpaca"], text="Changed: {instruction}\n")
+    monkeypatch.setitem(prompts.TEMPLATES, "alpaca", changed)
+    assert main("evaluate", tmp_path / "run", "--items", "1", "--out", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])["prompt"].startswith("Below is an instruction")
+    assert main("evaluate", tmp_path / "run", "--items", "1", "--template", "plain", "--out", tmp_path / "other") == 0
+    assert "was trained with the template alpaca, not with plain" in capsys.readouterr().out

@@ -1,0 +1,67 @@
+"""The options that several commands share, and the settings they stand for."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.errors import UserError
+
+if TYPE_CHECKING:  # the options are there before torch is loaded
+    from train.settings import Settings
+
+MODEL_OPTIONS = ("model", "revision", "device", "dtype")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="pocket-llama (default), a name like llama-7b, a hub repository or a folder")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", help="a name of `run.py data list` (wordproblems for the models named pocket-*, math-v1 for all others), "
+                                       "a .json, .jsonl, .csv or .parquet file, or a data set of the hub, OWNER/NAME")
+    parser.add_argument("--data-dir", help="folder that holds the paper's dataset/; without it the data is fetched")
+    parser.add_argument("--tests", help="the sets to measure on, NAME,NAME, in place of those that belong to the data; a file will do as well")
+    parser.add_argument("--columns", help="what the columns of your file are called, such as instruction=question,answer=label")
+    parser.add_argument("--template", help="prompt template: alpaca, paper-v1, plain or chat (the tokenizer's own)")
+
+
+def data_settings(options: argparse.Namespace) -> dict:
+    """The data options that were given, as settings. Raises UserError."""
+    found = given(options, ("data", "data_dir", "template"))
+    for name in ("only_right", "train_on_test"):
+        if getattr(options, name, None):
+            found[name] = True
+    if options.tests is not None:
+        found["tests"] = [name for name in options.tests.split(",") if name]
+    if options.columns is not None:
+        found["columns"] = columns_of(options.columns)
+    return found
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """"instruction=question,answer=label" -> its pairs. Raises UserError."""
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    if not all(field.strip() and name.strip() for field, _, name in pairs):
+        raise UserError(f"--columns {text!r} should be FIELD=COLUMN,FIELD=COLUMN, such as instruction=question,answer=label")
+    return {field.strip(): name.strip() for field, _, name in pairs}
+
+
+def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
+    """The options that were given on the command line, as settings."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def whole_paths(made: "Settings") -> "Settings":
+    """The settings with every path from the root, so that the run can be resumed from anywhere."""
+    def folder(name: str) -> str:
+        return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+    def file(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).is_file() else name
+
+    return replace(made, model=folder(made.model), data=file(made.data), data_dir=folder(made.data_dir), tests=[file(name) for name in made.tests],
+                   load={name: folder(where) for name, where in made.load.items()})
