@@ -1,13 +1,16 @@
 """Data sets of the hub: JSON, JSONL, CSV and parquet files, told apart by the split in their names."""
 
+import json
 import re
 from pathlib import Path
 
+from data.fetch import cache_folder
 from data.tables import ENDINGS
 from model.errors import UserError
+from model.files import make_folder, write_text
 from model.registry import hub_errors
 
-SPLITS = ("train", "test", "validation")
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 
 
 def is_repository(name: str) -> bool:
@@ -16,31 +19,83 @@ def is_repository(name: str) -> bool:
 
 
 def hub_tables(name: str) -> dict[str, list[Path]]:
-    """split -> its files, fetched into the hub's cache, of owner/name or owner/name/configuration. Raises UserError."""
+    """split -> its files, fetched into the hub's cache, of owner/name or owner/name/configuration. Raises UserError.
+
+    What was fetched is noted in our own cache: without a network the same files are used again.
+    """
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
     repo, configuration = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    note = cache_folder() / "hub" / f"{name.replace('/', '--')}.json"
+
+    def snapshot(commit: str, chosen: dict[str, list[str]], **options) -> dict[str, list[Path]]:
+        wanted = [name for names in chosen.values() for name in names]
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=wanted, **options))
+        return {split: [folder / name for name in names] for split, names in chosen.items()}
+
     with hub_errors(repo, "main", "a file of your own with --data"):
-        listed = [file.rfilename for file in HfApi().dataset_info(repo, timeout=15).siblings]
-        chosen = choose(repo, configuration, [name for name in listed if name.lower().endswith(ENDINGS)])
-        folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=[name for names in chosen.values() for name in names]))
-    return {split: [folder / name for name in names] for split, names in chosen.items()}
+        try:
+            found = HfApi().dataset_info(repo, timeout=15)
+        except (HTTPError, OSError) as error:
+            noted = None if isinstance(error, HfHubHTTPError) and error.response is not None else read_note(note)
+            files = snapshot(*noted, local_files_only=True) if noted else {}
+            if not files or not all(path.is_file() for paths in files.values() for path in paths):
+                raise error from None
+            return files
+        listed = [file.rfilename for file in found.siblings or () if file.rfilename.lower().endswith(ENDINGS)]
+        chosen = choose(repo, configuration, listed)
+        files = snapshot(found.sha, chosen)
+    try:
+        make_folder(note.parent)
+        write_text(note, json.dumps([found.sha, chosen]))
+    except UserError:
+        pass  # only what runs without a network would have needed it
+    return files
+
+
+def read_note(path: Path) -> tuple[str, dict[str, list[str]]] | None:
+    """(commit, split -> files) as hub_tables wrote them; None where there is nothing of that kind."""
+    try:
+        commit, chosen = json.loads(path.read_text(encoding="utf-8"))
+        fits = isinstance(commit, str) and all(isinstance(name, str) for names in chosen.values() for name in names)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return (commit, chosen) if fits else None
+
+
+def split_of(name: str) -> tuple[str, str]:
+    """(configuration, split) of a file: the split is a word of its own name, else its folder's name; the folder (above it) is the configuration."""
+    path = Path(name)
+    for split in SPLITS:
+        if re.search(rf"(?<![a-z]){split}(?![a-z])", path.stem.lower()):
+            return str(path.parent).removeprefix("."), SPLITS[split]
+    folder = path.parent.name.lower()
+    return (str(path.parent.parent).removeprefix("."), SPLITS[folder]) if folder in SPLITS else ("", "")
 
 
 def choose(repo: str, configuration: str, listed: list[str]) -> dict[str, list[str]]:
     """split -> files of one configuration (a folder). Raises UserError where there are several to choose from, or none."""
     found: dict[str, dict[str, list[str]]] = {}
     for name in sorted(listed):
-        split = next((split for split in SPLITS if re.search(rf"(?<![a-z]){split}(?![a-z])", Path(name).stem.lower())), None)
+        folder, split = split_of(name)
         if split:
-            found.setdefault(str(Path(name).parent).removeprefix("."), {}).setdefault(split, []).append(name)
+            found.setdefault(folder, {}).setdefault(split, []).append(name)
     if configuration:
-        found = {folder: splits for folder, splits in found.items() if folder == configuration}
+        found = {folder: splits for folder, splits in found.items() if folder in (configuration, f"data/{configuration}")}
     if not found:
         of = f"the configuration {configuration} of {repo}" if configuration else repo
         raise UserError(f"{of} holds no train or test file that is read here ({', '.join(ENDINGS)}); its files: {', '.join(sorted(listed)[:8]) or 'none'}")
-    if len(found) > 1:
-        raise UserError(f"{repo} has several configurations: {', '.join(folder or '(top)' for folder in found)}; choose one with --data {repo}/NAME")
-    return next(iter(found.values()))
+    if len(found) > 1 and "" not in found:  # without a folder is what you get when you name none
+        names = [folder.removeprefix("data/") for folder in found]
+        raise UserError(f"{repo} has several configurations: {', '.join(names)}; choose one with --data {repo}/NAME")
+    splits = found.get("") or next(iter(found.values()))
+    return {split: one_form(names) for split, names in splits.items()}
+
+
+def one_form(names: list[str]) -> list[str]:
+    """Of files that are there in several forms (train.json, train.parquet) those of one."""
+    first = min((Path(name).suffix.lower() for name in names), key=ENDINGS.index)
+    return [name for name in names if Path(name).suffix.lower() == first]

@@ -179,7 +179,9 @@ def math_v1(data_dir: str, seed: int) -> Data:
     return Data("math-v1", split["union"], {name: split[name][1] for name in MATH_SETS})
 
 
-EXPERIMENTS: dict[str, Callable[[str, int], Data]] = {"wordproblems": word_problems, "math-v1": math_v1}  # what is more than a file
+EXPERIMENTS: dict[str, Callable[[str, int], Data]] = {  # what is more than a file
+    "wordproblems": word_problems, "math-v1": math_v1, "none": lambda data_dir, seed: Data("none", [], {}),  # none: to measure on other sets alone
+}
 
 
 def load_data(

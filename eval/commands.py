@@ -1,6 +1,7 @@
 """evaluate, generate, table and benchmark on the command line."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from model.errors import UserError, unknown
@@ -59,7 +60,10 @@ def evaluate(options: argparse.Namespace) -> int:
         form, average = more.pop("template", None), options.average
         made, adapters = job.run_settings(options, more | {"eval": measured})
         made = whole_paths(made)
-        default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{Path(made.data).stem}"
+        if made.tests and not options.run and options.data is None and made.data == "math-v1":
+            made = replace(made, data="none")  # the sets that were named, whole, and nothing else
+        name = Path(made.data).stem if made.data != "none" else "-".join(Path(one).stem for one in made.tests[:4])
+        default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{name}"
         folder = job.new_folder(Path(options.out) if options.out else default, numbered=not options.out)
     try:
         predictions, template, said = job.evaluate(made, adapters, folder, average, form)
@@ -168,6 +172,11 @@ def add_generate(parser: argparse.ArgumentParser):
     what.add_argument("--instruction", help="text to put into the prompt template first")
     what.add_argument("--prompt-ids", help="token ids to continue, as 5,6,7; needs no tokenizer")
     parser.add_argument("--template", help="prompt template of --instruction: alpaca, paper-v1, plain or chat; default: the adapter's own")
+    parser.add_argument("--beams", type=int, default=1, help="1: greedy (default)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: the text is drawn")
+    parser.add_argument("--top-k", type=int, default=0, help="drawn from the k likeliest tokens; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="drawn from the likeliest tokens that together have this probability")
+    parser.add_argument("--seed", type=int, default=0, help="of a drawn text (0)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="stop here at the latest (64)")
     return generate
 
@@ -176,16 +185,21 @@ def generate(options: argparse.Namespace) -> int:
     import torch
 
     from data.batches import encode_prompt
-    from eval.generate import generate as continue_greedily
+    from eval.generate import Sampling
+    from eval.generate import generate as continue_text
     from train.evaluate import load_with_adapter, run_settings
 
     made, adapters = run_settings(options, {})
+    if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):
+        raise UserError("--top-k, --top-p and --seed are for drawn texts: set --temperature above 0")
+    drawn = {"sampling": Sampling(options.temperature, options.top_k, options.top_p), "seeds": [options.seed]} if options.temperature else {}
     if not 1 <= options.max_new_tokens <= 1_000_000:
         raise UserError(f"--max-new-tokens {options.max_new_tokens} should be between 1 and 1,000,000")
     if options.prompt_ids is not None:
         model, *_ = load_with_adapter(made, adapters, words=False)
         ids = parse_ids(options.prompt_ids, model.config.vocab_size)
-        new = continue_greedily(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens)[0]
+        new = continue_text(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens,
+                            beams=options.beams, **drawn)[0]
         print(",".join(map(str, new)))
         return 0
     model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template)
@@ -205,9 +219,9 @@ def generate(options: argparse.Namespace) -> int:
             shown = now
 
     stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    continue_greedily(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens,
-                      stop_ids=stop_ids, vocab_size=tokenizer.size, stream=stream)
-    print(tokenizer.decode(new, after=ids)[len(shown) :])
+    found = continue_text(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens, beams=options.beams,
+                          stop_ids=stop_ids, vocab_size=tokenizer.size, stream=None if options.beams > 1 else stream, **drawn)  # beams are known at the end
+    print(tokenizer.decode(found[0], after=ids)[len(shown) :])
     return 0
 
 

@@ -9,19 +9,19 @@ from torch import nn
 from adapters.attach import in_order, in_use
 from adapters.compose import Composition
 from model.errors import UserError
-from model.files import make_folder
+from model.files import JsonLines, make_folder
 
 
-class Journal:
+class Journal(JsonLines):
     """A line an answer: {"job": its number, ...}; the first line says of what. `done`: the answers that are there already, by number.
 
     Raises UserError when the file holds answers to other questions, of other weights or made in another way.
     """
 
     def __init__(self, path: Path, fingerprint: str):
-        self.path, self.fingerprint = path, fingerprint
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
-        self.torn = lines[-1] != ""  # a kill cut the last line short
+        super().__init__(path)
+        self.fingerprint = fingerprint
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         self.entries = [entry for line in lines if (entry := parsed(line)) is not None]
         if self.entries and self.entries[0].get("fingerprint") != fingerprint:
             raise UserError(f"{path} holds answers to other problems, of other weights or made in another way: remove it, or give another folder")
@@ -29,24 +29,10 @@ class Journal:
 
     def __enter__(self):
         make_folder(self.path.parent)
-        try:
-            self.file = open(self.path, "a", encoding="utf-8")
-            if self.torn:
-                self.file.write("\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
+        super().__enter__()
         if not self.entries:
             self.write({"fingerprint": self.fingerprint})
         return self
-
-    def write(self, entry: dict) -> None:
-        try:
-            print(json.dumps(entry), file=self.file, flush=True)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
-
-    def __exit__(self, *exception) -> None:
-        self.file.close()
 
 
 def parsed(line: str) -> dict | None:

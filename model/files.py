@@ -222,3 +222,29 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error}") from None
+
+
+class JsonLines:
+    """A file of JSON objects, a line each, appended to; a line that a kill cut short is ended first. Raises UserError when it cannot be written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        try:
+            torn = self.path.is_file() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
+            self.file = open(self.path, "a", encoding="utf-8")
+            if torn:
+                self.file.write("\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+        return self
+
+    def write(self, entry: dict) -> None:
+        try:
+            print(json.dumps(entry), file=self.file, flush=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()

@@ -13,7 +13,10 @@ DATE = "2024-01-01T00:00:00.000Z"
 
 
 class Hub:
-    """repos: name -> branch -> (commit, folder of its files); requests: the pull requests of each repository; gets: files fetched."""
+    """repos: name -> branch -> (commit, folder of its files); requests: the pull requests of each repository; gets: files fetched.
+
+    Models go by owner/name, data sets by datasets/owner/name.
+    """
 
     def __init__(self):
         self.repos: dict[str, dict[str, tuple[str, Path]]] = {}
@@ -60,8 +63,8 @@ def serving(hub: Hub):
 
         def do_GET(self):
             path = unquote(urlparse(self.path).path)
-            match = re.match(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision|commits|discussions)(?:/(.*))?)?$", path)
-            file = re.match(r"/([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.*)$", path)
+            match = re.match(r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)(?:/(tree|revision|commits|discussions)(?:/(.*))?)?$", path)
+            file = re.match(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.*)$", path)
             repo = (match or file)[1] if match or file else ""
             if repo in hub.refuse:
                 status, code = hub.refuse[repo]
@@ -88,6 +91,7 @@ def serving(hub: Hub):
             if match[2] == "commits":
                 authors = [{"user": "someone"}]
                 return self.json([{"id": c, "title": "t", "message": "", "date": DATE, "authors": authors} for c in [commit, *hub.parents[commit]]])
+            repo = repo.removeprefix("datasets/")
             return self.json({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": [{"rfilename": name} for name in names]})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -10,6 +10,7 @@ import run as command_line
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval"}  # chat templates (torch brings it), parquet, the harness: each says what to install
 
 
 def tracked() -> list[str]:
@@ -108,7 +109,15 @@ def test_requirements_name_all_that_is_imported():
     import sys
 
     used = set().union(*(imports(path) for folder in ours - {"run"} for path in (ROOT / folder).rglob("*.py")), imports(ROOT / "run.py"))
-    assert used - ours - set(sys.stdlib_module_names) <= needed
+    assert used - ours - set(sys.stdlib_module_names) <= needed | OPTIONAL
+
+
+def test_optional_extras_are_imported_where_they_are_needed_alone():
+    for folder in ("model", "adapters", "train", "eval", "data"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+                assert not {name.split(".")[0] for name in names} & OPTIONAL, path
 
 
 def test_family_files_read_like_a_paper():

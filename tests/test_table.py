@@ -66,6 +66,7 @@ beams = 2
         assert "beams = 2" in text
     text = (tmp_path / "out" / "table.md").read_text()
     assert "(seed 1)" in text
+    assert "| mean of 2 seeds |" in text
     assert "| pocket-llama | none | 0 |" in text
     assert "published" not in text  # the table has no row for this model
     assert TABLE.title in (tmp_path / "out" / "table.html").read_text()

@@ -152,6 +152,7 @@ def test_half_a_surrogate_pair(said, read):
         ("a.json", '[{"instruction": "a", "answer": 1} {}]', "a comma is missing"),
         ("a.json", '[{"instruction": "a", "answer": 1}] []', "goes on behind the end"),
         ("a.json", '[{"instruction": "a", "answer": 1, "answer": 2}]', "a key is there twice"),
+        ("a.jsonl", "[" * 100_000, "line 1: cannot be read"),
         ("a.json", "[" * 100_000, "cannot be read as JSON"),
         ("a.json", '[{"instruction": "a", "answer": ' + "9" * 5000 + "}]", "cannot be read as JSON"),
         ("a.json", b'[{"instruction": "\xff", "answer": 1}]', "can't decode byte 0xff"),

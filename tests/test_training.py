@@ -378,9 +378,9 @@ def test_kill_minus_nine_leaves_a_whole_checkpoint(tmp_path, times):
 
 def test_the_log_survives_a_line_cut_short(tmp_path):
     from eval.report import read_log
-    from train.experiment import Log
+    from model.files import JsonLines
 
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')  # as a kill leaves it
-    with Log(tmp_path / "log.jsonl") as log:
+    with JsonLines(tmp_path / "log.jsonl") as log:
         log.write({"step": 2, "loss": 1})
     assert [entry["loss"] for entry in read_log(tmp_path / "log.jsonl")] == [3, 1]

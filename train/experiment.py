@@ -19,7 +19,7 @@ from eval.report import write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model import load_model, load_tokenizer
 from model.errors import UserError, unknown
-from model.files import make_folder, write_text
+from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
 from model.registry import find
 from model.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
     use(model, on, train=["default"])
 
-    with Log(folder / "log.jsonl") as log:
+    with JsonLines(folder / "log.jsonl") as log:
         outcome = train(
             model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume, log=log.write,
             rates=rates(model),
@@ -175,32 +175,6 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     write_report(folder, model, config, to_toml(s), facts, base_predictions, predictions)
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
     return Result(base_predictions, predictions)
-
-
-class Log:
-    """log.jsonl: a line a step, appended to; a line that a kill cut short is ended first."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        try:
-            torn = self.path.is_file() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
-            self.file = open(self.path, "a", encoding="utf-8")
-            if torn:
-                self.file.write("\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
-        return self
-
-    def write(self, entry: dict) -> None:
-        try:
-            print(json.dumps(entry), file=self.file, flush=True)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
-
-    def __exit__(self, *exception) -> None:
-        self.file.close()
 
 
 def fingerprint(s: Settings) -> str:
