@@ -4,6 +4,7 @@ A record stands between two lines of 25 asterisks: "Nst data", "k_th_sampling", 
 go over many lines, the trigger "Therefore, the answer (arabic numerals) is" with the answer, then pred_before, pred_after, pred_list, pred_mode, GT.
 """
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from model.errors import UserError
 
 RULE = "*" * 25
 TRIGGER = re.compile(r"\n?Therefore,? [^\n]*?the answer(?: \([^)\n]*\))? is")
-THINK = re.compile(r"\s*Let's think step by step\.\s*")
+THINK = "Let's think step by step."  # where the log's first lines, the options of its run, name no other
 TOLERANCE = 1e-3
 
 
@@ -23,14 +24,15 @@ def rows_from_log(path: Path, keep_wrong: bool = False) -> tuple[list[dict], Cou
     Raises UserError for a file that is no such log.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="strict").replace("\r\n", "\n")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    think = thinking(text)
     counts: Counter = Counter()
     rows, seen = [], set()
     for record in re.split(rf"^{re.escape(RULE)}$", text, flags=re.MULTILINE):
         for sample in samples(record):
-            row, verdict = row_from(sample, keep_wrong)
+            row, verdict = row_from(sample, think, keep_wrong)
             if row and (row["instruction"], row["output"]) in seen:
                 row, verdict = None, "left out: said before"
             if row:
@@ -51,22 +53,35 @@ def samples(record: str) -> list[str]:
     return [part if "\nGT : " in part or gold is None else f"{part.rstrip()}\n{gold[0]}\n" for part in parts[1:]]
 
 
-def row_from(sample: str, keep_wrong: bool) -> tuple[dict | None, str]:
+def thinking(text: str) -> str:
+    """The words that the run asked for a rationale with."""
+    found = re.search(r"""\bcot_trigger=("[^"\n]*"|'[^'\n]*')""", text)
+    try:
+        return ast.literal_eval(found[1]) if found else THINK
+    except (ValueError, SyntaxError):
+        return THINK
+
+
+def row_from(sample: str, think: str, keep_wrong: bool) -> tuple[dict | None, str]:
     """(the row of one sample, or None; why)."""
     found = re.search(r"^Q: (.*?)\nA: ?(.*?)\npred_before : ?(.*?)\npred_after : ?(.*?)$", sample, flags=re.MULTILINE | re.DOTALL)
     gold = re.search(r"^GT : *(.*?)\s*$", sample, flags=re.MULTILINE)
     if not found or not gold or not gold[1]:
         return None, "left out: cut short"
-    question, answer, predicted = found[1].strip(), found[2], found[4].strip()
+    question, answer, predicted = found[1].strip(), found[2].strip(), found[4].strip()
+    if not question:
+        return None, "left out: cut short"
     triggers = list(TRIGGER.finditer(answer))
-    if not THINK.match(answer) or not triggers:
+    if not answer.startswith(think) or not triggers:
         return None, "left out: no rationale (zero-shot without a chain of thought)"
-    rationale = answer[THINK.match(answer).end() : triggers[-1].start()].strip()
+    rationale = answer[len(think) : triggers[-1].start()].strip()
     if not rationale:
         return None, "left out: empty rationale"
+    if not predicted:
+        return None, "left out: no answer was read"
     right = same(predicted, gold[1])
     if not right and not keep_wrong:
-        return None, "left out: no answer was read" if not predicted else "left out: wrong answer"
+        return None, "left out: wrong answer"
     row = {"instruction": question, "input": "", "output": f"{rationale}\nThe answer is {predicted}.", "answer": gold[1]}
     return row, "kept: right answer" if right else "kept: wrong answer"
 

@@ -1,6 +1,6 @@
 """Which test problems were seen in training: word for word, or nearly so.
 
-    twin   the same words in the same order, whatever the case, spacing and punctuation
+    twin   the same words and signs of arithmetic in the same order, whatever the case, spacing and punctuation
     near   at least 60 % of the three-word runs of the two texts together are in both (Jaccard, Broder 1997)
 """
 
@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
+WORD = re.compile(r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)")  # "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
 NEAR = 0.6
 COMMON = 0.02  # runs that more than this share of the test problems have ("choose the correct answer") say nothing
 SEEN = 0.5  # a test set with more than this share of twins in training is training data
@@ -74,8 +75,8 @@ def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
 
 
 def words(row: dict) -> str:
-    """Instruction and input of a row: its words alone."""
-    return " ".join(re.findall(r"[^\W_]+", f"{row['instruction']} {row.get('input') or ''}".lower()))
+    """Instruction and input of a row: its words and signs of arithmetic alone."""
+    return " ".join(WORD.findall(f"{row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")))
 
 
 def runs(text: str) -> list[str]:

@@ -1,6 +1,14 @@
 """Prompt templates: how a row becomes the text a model continues, and what it is to say. Stored with the adapter, used again in evaluation."""
 
+import json
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from datetime import date
+from functools import lru_cache
 
 from model.errors import UserError, unknown
 
@@ -10,6 +18,9 @@ PAIRED = ("Below is an instruction that describes a task, paired with an input t
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
 GAP = 16 * " "  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
 LARGEST = 100_000  # characters of a chat template
+LONGEST = 10_000_000  # characters that one may write
+PATIENCE = 2.0  # seconds that one may take; what is published takes milliseconds
+DAY = date(2024, 7, 26)  # what a chat template that writes the date is told: a text to train on does not change from day to day
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class Template:
         instruction, given = self.trim(row["instruction"]), self.trim(row.get("input") or "")
         if self.chat:
             return self.render(self.question(row), True)
+        if given and not self.with_input:
+            instruction, given = f"{instruction}\n\n{given}", ""
         parts = (self.with_input if given else self.text).split("{instruction}")  # an instruction that holds "{input}" itself stays as it is
         return instruction.join(part.replace("{input}", given) for part in parts)
 
@@ -49,27 +62,73 @@ class Template:
         return text.strip() if self.strip else text
 
     def render(self, messages: list[dict], ask: bool) -> str:
+        """What the chat template makes of messages. Raises UserError, also for one that takes too long or writes too much."""
+        given = {"messages": messages, "add_generation_prompt": ask, "tools": None, "documents": None}
+        parts, length = [], 0
         try:
-            from jinja2.exceptions import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise UserError("chat templates need the package jinja2: pip install jinja2") from None
-
-        def refuse(message: str):
-            raise UserError(f"the chat template refuses these messages: {message}")
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = refuse
-        try:
-            return environment.from_string(self.text).render(messages=messages, add_generation_prompt=ask, **dict(self.special))
+            with limited():
+                for part in compiled(self.text).generate(**given | dict(self.special)):
+                    parts.append(part)
+                    length += len(part)
+                    if length > LONGEST:
+                        raise UserError(f"the chat template writes more than {LONGEST:,} characters")
         except UserError:
             raise
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
-            raise UserError(f"the chat template cannot be used: {type(error).__name__}: {str(error)[:200]}") from None
+        except Exception as error:  # whatever a template can make Jinja raise
+            raise UserError(f"the chat template cannot be used: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        return "".join(parts)
 
     def table(self) -> dict:
         """What is stored with an adapter; `template_from` gives the Template back."""
         return asdict(self) | {"special": dict(self.special)}
+
+
+@lru_cache(maxsize=8)
+def compiled(text: str):
+    """A chat template, which reaches neither Python's objects nor files, in the surroundings that published ones are written for."""
+    try:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise UserError("chat templates need the package jinja2: pip install jinja2") from None
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**", "%"))
+
+        def call_binop(self, context, operator, left, right):
+            sizes = [one if isinstance(one, int) else len(one) if hasattr(one, "__len__") else 0 for one in (left, right)]
+            product = abs(sizes[0] * sizes[1]) > LONGEST
+            if {"**": max(sizes) > 1000, "*": product, "%": isinstance(left, str) and re.search(r"\*|\d{5}", left)}[operator]:
+                raise UserError(f"the chat template computes too much with {operator}")
+            return super().call_binop(context, operator, left, right)
+
+    def refuse(message: str):
+        raise UserError(f"the chat template refuses these messages: {' '.join(str(message).split())[:200]}")
+
+    def as_json(value, indent=None, ensure_ascii=False, separators=None, sort_keys=False) -> str:  # Jinja's own writes for HTML
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals |= {"raise_exception": refuse, "strftime_now": DAY.strftime}
+    environment.filters["tojson"] = as_json
+    return environment.from_string(text)
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """End what takes longer than PATIENCE with a UserError; only in the main thread, and where the system has such alarms."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_):
+        raise UserError(f"the chat template takes longer than {PATIENCE:g} s")
+
+    before, (left, again) = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, again)
+        signal.signal(signal.SIGALRM, before)
 
 
 def paper(task: str, *sections: str) -> str:
@@ -114,6 +173,11 @@ def template_from(table: dict) -> Template:
         key in types and (key == "special" or isinstance(value, types[key])) for key, value in table.items()
     ):
         raise UserError("the prompt template that is stored with the adapter is malformed")
+    slots = table.get("chat", False) or ("{instruction}" in table["text"] and (
+        not table.get("with_input") or all(slot in table["with_input"] for slot in ("{instruction}", "{input}"))
+    ))
+    if not slots or len(table["text"]) > LARGEST:
+        raise UserError(f"the prompt template that is stored with the adapter {'is too long' if slots else 'has no place for instruction or input'}")
     return Template(**table | {"special": tuple(sorted(special.items()))})
 
 

@@ -218,7 +218,8 @@ def own_data(name: str, files: dict[str, list[Path]], seed: int, columns: dict[s
     test = tables.get("test") or tables.get("validation") or []
     if not test and train and share > 0 and all(row["answer"].strip() for row in train):
         train, test = random_split(train, share, seed)
-    return Data(name, train, {title: test} if test else {}, {title: kind_of_answers(row["answer"] for row in test)} if test else {})
+    kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())
+    return Data(name, train, {title: test} if test else {}, {title: kind} if test else {})
 
 
 def chosen_tests(data: Data, names: Sequence[str], data_dir: str, columns: dict[str, str] | None) -> dict:
