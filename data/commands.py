@@ -24,15 +24,26 @@ def add_data(parser: argparse.ArgumentParser):
     parser.add_argument("names", nargs="*", help="data sets, files, or data sets of the hub; from-log: log files")
     parser.add_argument("--data-dir", default="", help="folder that holds the paper's dataset/; without it the cache")
     parser.add_argument("--columns", help="what the columns of your file are called, such as instruction=question,answer=label")
-    parser.add_argument("--rows", type=int, default=2, help="rows that show prints (2)")
+    parser.add_argument("--rows", type=int, help="rows that show prints (2)")
     parser.add_argument("--keep-wrong", action="store_true", help="from-log: keep rationales that reach a wrong answer, too")
     parser.add_argument("--out", help="from-log: the JSON file to write")
     return data
 
 
+USES = {  # action -> the options that it knows
+    "list": ("data_dir",), "fetch": ("names",), "show": ("names", "data_dir", "columns", "rows"), "check": ("names", "data_dir", "columns"),
+    "from-log": ("names", "keep_wrong", "out"),
+}
+
+
 def data(options: argparse.Namespace) -> int:
     if options.action not in ACTIONS:
         raise unknown("action of data", options.action, ACTIONS)
+    for name in ("names", "data_dir", "columns", "rows", "keep_wrong", "out"):
+        if getattr(options, name) not in (None, False, [], "") and name not in USES[options.action]:
+            raise UserError(f"data {options.action} has no use for {'names' if name == 'names' else '--' + name.replace('_', '-')}")
+    if options.rows is not None and options.rows < 0:
+        raise UserError(f"--rows {options.rows} must not be negative")
     if options.action != "list" and not options.names:
         example = "LOG --out FILE" if options.action == "from-log" else "math-v1"
         raise UserError(f"data {options.action} needs a name: python run.py data {options.action} {example}")
@@ -60,8 +71,6 @@ def fetch_all(options: argparse.Namespace) -> int:
     for name in options.names:
         if known_name(name) not in (*SOURCES, *EXPERIMENTS):
             raise unknown("data set", name, [*EXPERIMENTS, *SOURCES])
-    if options.data_dir:
-        raise UserError("data fetch writes into the cache; --data-dir is a folder that you have already (LLM_ADAPTERS_CACHE moves the cache)")
     for name in options.names:
         for path in fetch(files_of(known_name(name))):
             print(f"{name}: {path} ({path.stat().st_size:,} bytes)")
@@ -80,7 +89,7 @@ def show(options: argparse.Namespace) -> int:
         print(f"{found.name}: {len(found.train):,} rows to train on; tests: "
               + (", ".join(f"{test} ({len(rows):,})" for test, rows in found.tests.items()) or "none"))
         rows = found.train or next(iter(found.tests.values()), [])
-        for row in rows[: max(0, options.rows)]:
+        for row in rows[: 2 if options.rows is None else options.rows]:
             print(json.dumps(row, indent=2, ensure_ascii=False))
     return 0
 

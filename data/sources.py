@@ -193,6 +193,9 @@ def load_data(
     `test_share` is held out, drawn by the seed. Raises UserError for an unknown name and for missing or malformed files.
     """
     name = known_name(name)
+    named = [name, *(known_name(test) for test in tests)]
+    if columns and all(one in EXPERIMENTS or one in SOURCES for one in named):
+        raise UserError(f"--columns names the columns of a file of yours; {', '.join(named)} has its own")
     if name in EXPERIMENTS:
         data = EXPERIMENTS[name](data_dir, seed)
     elif name in SOURCES:
@@ -201,6 +204,8 @@ def load_data(
         test = {one: source_rows(one, data_dir) for one in own} if SOURCES[name].trains else {name: rows}
         data = Data(name, [row for row in rows if row["output"].strip()], test)
     elif name.lower().endswith(ENDINGS) or Path(name).is_file():
+        if data_dir and not any(one in SOURCES for one in named):
+            raise UserError(f"--data-dir is where data by name is read from; {name} is a file of yours")
         data = own_data(name, {"train": [Path(name)]}, seed, columns, 0.0 if tests else test_share)
     elif is_repository(name):
         data = own_data(name, hub_tables(name), seed, columns, 0.0 if tests else test_share)
@@ -219,6 +224,8 @@ def own_data(name: str, files: dict[str, list[Path]], seed: int, columns: dict[s
     if not test and train and share > 0 and all(row["answer"].strip() for row in train):
         train, test = random_split(train, share, seed)
     kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())
+    if test and not train and "train" in files:
+        raise UserError(f"test_share = {share} leaves no row of {name} to train on")
     return Data(name, train, {title: test} if test else {}, {title: kind} if test else {})
 
 
@@ -227,6 +234,8 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, columns: dict[
     tests: dict[str, list[dict]] = {}
     reads: dict[str, str] = {}
     for name in names:
+        if name.lower() in (one.lower() for one in tests) or Path(name).stem.lower() in (one.lower() for one in tests):
+            raise UserError(f"two test sets are called {Path(name).stem}: name each once, and give a file another name")
         known = next((own for own in data.tests if own.lower() == name.lower()), known_name(name))
         if known in data.tests:
             tests[known] = data.tests[known]

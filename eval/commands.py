@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.errors import UserError, unknown
-from train.options import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, whole_paths
+from train.options import add_data_options, add_model_options, data_settings, given, whole_paths
 
 
 def add_evaluate(parser: argparse.ArgumentParser):
@@ -41,45 +41,69 @@ def evaluate(options: argparse.Namespace) -> int:
     from train import evaluate as job
 
     if options.teacher:
+        refuse_others(options, "--teacher reads the rationales of the data", ("teacher", "data_dir"))
         print("\n".join(teacher_lines(options.data_dir or "")))
         return 0
-    measured = given(options, EVAL_OPTIONS)
-    if options.seeds is not None:
-        try:
-            measured["seeds"] = [int(seed) for seed in options.seeds.split(",")]
-        except ValueError:
-            raise UserError(f"--seeds {options.seeds!r} should be whole numbers, such as 0,1,2") from None
     if options.resume:
-        others = [options.run, options.adapter, options.out, *measured.values(), *given(options, MODEL_OPTIONS).values(), *data_settings(options).values()]
-        if any(other is not None for other in others) or options.average or options.set or options.config or options.recipe:
-            raise UserError("--resume continues an evaluation with its own settings; give no other option with it")
+        refuse_others(options, "--resume continues an evaluation with its own settings", ("resume", "batch_size", "device"))
         folder = Path(options.resume)
         made, adapters, average, form = job.unfinished(folder)
+        made = replace(made, device=options.device or made.device, eval=replace(made.eval, batch_size=options.batch_size or made.eval.batch_size))
+        made.eval.check()
     else:
-        more = data_settings(options)
-        form, average = more.pop("template", None), options.average
-        made, adapters = job.run_settings(options, more | {"eval": measured})
-        made = whole_paths(made)
-        if made.tests and not options.run and options.data is None and made.data == "math-v1":
-            made = replace(made, data="none")  # the sets that were named, whole, and nothing else
+        made, adapters, form = chosen_settings(options)
+        average = options.average
         name = Path(made.data).stem if made.data != "none" else "-".join(Path(one).stem for one in made.tests[:4])
         default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{name}"
         folder = job.new_folder(Path(options.out) if options.out else default, numbered=not options.out)
     try:
-        predictions, template, said = job.evaluate(made, adapters, folder, average, form)
+        found = job.evaluate(made, adapters, folder, average, form)
     except KeyboardInterrupt:
         if (folder / job.STARTED).is_file():
             print(f"\nstopped; continue with: python run.py evaluate --resume {folder}")
         raise
     several = "average of adapters" if average else "adapters" if len(adapters) > 1 else "adapter"
     which = f"{several} {', '.join(map(str, adapters))}" if adapters else "no adapter"
-    print(f"\nmodel {made.model}, {which}, data {made.data}, template {template.name}, answers {made.eval.decoding}")
-    for line in said:
+    print(f"\nmodel {made.model}, {which}, data {made.data}, template {found.template.name}, answers {made.eval.decoding}")
+    for line in found.said:
         print(line)
-    beside = published_lines(made.data, made.model, made.adapter.get("preset", "") if adapters and options.run else "", predictions)
-    print("\n" + "\n".join([*score_lines([], predictions, "with adapter" if adapters else "base"), *([""] if beside else []), *beside]))
+    beside = published_lines(made.data, made.model, found.preset, found.predictions)
+    print("\n" + "\n".join([*score_lines([], found.predictions, "with adapter" if adapters else "base"), *([""] if beside else []), *beside]))
     print(f"predictions: {folder / job.PREDICTIONS}")
     return 0
+
+
+def chosen_settings(options: argparse.Namespace):
+    """(settings, folders of adapters, name of the template or None) of an evaluation's options. Raises UserError."""
+    from data.wordproblems import MANNERS
+    from train.evaluate import run_settings
+    from train.settings import parse_set
+
+    measured = given(options, EVAL_OPTIONS)
+    if options.seeds is not None:
+        try:
+            measured["seeds"] = [int(seed) for seed in options.seeds.split(",")]
+        except ValueError:
+            raise UserError(f"--seeds {options.seeds!r} should be whole numbers, such as 0,1,2") from None
+    more = data_settings(options)
+    form = more.pop("template", None)
+    made, adapters = run_settings(options, more | {"eval": measured})
+    if options.max_new_tokens is not None and made.eval.scoring == "likelihood":
+        raise UserError("--max-new-tokens is for answers that are generated; likelihoods take none")
+    if options.seeds is not None and not made.eval.temperature:
+        raise UserError("--seeds are for drawn answers: set --temperature above 0")
+    asked = options.run or options.data is not None or options.config or any("data" in parse_set(text) for text in options.set)
+    own = made.data == "wordproblems" and all(name.lower().removesuffix("-unseen") in MANNERS for name in made.tests)
+    if made.tests and not asked and not own:
+        made = replace(made, data="none")  # the sets that were named, whole, and nothing else
+    return whole_paths(made), adapters, form
+
+
+def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...]) -> None:
+    """Raise UserError for an option that was given and has no effect beside this one."""
+    for name, value in vars(options).items():
+        if name not in (*allowed, "debug") and value not in (None, False, []):
+            raise UserError(f"{why}; {name if name == 'run' else '--' + name.replace('_', '-')} has no effect beside it: give no other option")
 
 
 def add_inspect(parser: argparse.ArgumentParser):
@@ -116,7 +140,8 @@ def inspect(options: argparse.Namespace) -> int:
     for one in found[: options.limit or None]:
         print(json.dumps(one, ensure_ascii=False) if options.json else block(one, others.get(place(one))) + "\n")
     if not options.json:
-        print(summary(found, predictions) + (f"; the first {options.limit} are shown, --limit 0 shows all" if 0 < options.limit < len(found) else ""))
+        more = f"; the first {options.limit} are shown, --limit 0 shows all" if 0 < options.limit < len(found) else ""
+        print(summary(found, predictions, options.set) + more)
     return 0
 
 

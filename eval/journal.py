@@ -21,11 +21,11 @@ class Journal(JsonLines):
     def __init__(self, path: Path, fingerprint: str):
         super().__init__(path)
         self.fingerprint = fingerprint
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         self.entries = [entry for line in lines if (entry := parsed(line)) is not None]
         if self.entries and self.entries[0].get("fingerprint") != fingerprint:
             raise UserError(f"{path} holds answers to other problems, of other weights or made in another way: remove it, or give another folder")
-        self.done = {entry["job"]: entry for entry in self.entries[1:] if "job" in entry}
+        self.done = {entry["job"]: entry for entry in self.entries[1:] if is_answer(entry)}
 
     def __enter__(self):
         make_folder(self.path.parent)
@@ -39,9 +39,16 @@ def parsed(line: str) -> dict | None:
     """The entry of a line; None for the one that a kill cut short."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def is_answer(entry: dict) -> bool:
+    """Whether an entry is what `eval/score.py` writes; others are made again."""
+    likelihoods = entry.get("likelihoods", {})
+    numbers = isinstance(likelihoods, dict) and all(isinstance(value, float) for value in likelihoods.values())
+    return type(entry.get("job")) is int and isinstance(entry.get("output"), str) and numbers and isinstance(entry.get("cut", False), bool)
 
 
 def fingerprint_of(model: nn.Module, *more) -> str:

@@ -66,6 +66,7 @@ def block(one: dict, other: dict | None = None) -> str:
     return "\n".join(lines)
 
 
-def summary(found: list[dict], predictions: list[dict]) -> str:
-    """How many of the predictions were chosen, with the interval of that share."""
+def summary(found: list[dict], predictions: list[dict], sets: list[str] = ()) -> str:
+    """How many of the predictions (of these sets) were chosen, with the interval of that share."""
+    predictions = [one for one in predictions if not sets or one["set"].lower() in [name.lower() for name in sets]]
     return f"{len(found)} of {len(predictions)} predictions ({str(Score(len(found), len(predictions))).partition(' of ')[0].strip()})"

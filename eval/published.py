@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from eval.score import Score
+
 
 @dataclass(frozen=True)
 class Table:
@@ -13,11 +15,17 @@ class Table:
     title: str
     about: str
     sets: tuple[str, ...]
+    problems: list[int]  # of each set
     teacher: tuple[str, list[float]]  # its name, the figures and their average
     models: tuple[str, ...]  # those of the grid, as named here
     adapters: tuple[str, ...]  # the presets of the grid
     presets: dict[str, str]  # preset -> the table's word for it
     rows: dict[str, dict[str, list[float]]]  # model -> word -> figures and average
+
+    def missing(self, found: dict[str, Score]) -> str:
+        """Which sets were not measured whole, in words; "" where all were."""
+        counts = {name: found[name].problems or found[name].total for name in self.sets}
+        return ", ".join(f"{name} {counts[name]} of {whole}" for name, whole in zip(self.sets, self.problems, strict=True) if counts[name] != whole)
 
     def row(self, model: str, adapter: str) -> dict[str, float] | None:
         """Set -> percent, and "average"; None for what is not in the table. model: a name or a folder that ends in it."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from adapters.config import AdapterConfig
 from adapters.show import marked_sites
+from eval.look import place
 from eval.score import Score, clean, mean_score, scores
 from eval.text import published_lines
 from model.files import write_text
@@ -46,7 +47,7 @@ def write_report(
     lead = f"{first}: {after[first]}" if first else "not measured: the data has no test set"
     if before:
         lead = f"{first}: {100 * before[first].accuracy:.1f} % before, {100 * after[first].accuracy:.1f} % after"
-    said = {(p["set"], p["index"]): p["output"] for p in base_predictions}
+    said = {place(p): p["output"] for p in base_predictions}
     warned = f'<p class="wrong"><b>Trained on the test set: {esc(", ".join(facts["trained_on_test"]))}.</b></p>' if facts["trained_on_test"] else ""
     measured = f"""<h2>Accuracy</h2>{accuracy_table(base_predictions, predictions)}
 <p><small>Answers {esc(facts["decoding"])}; in brackets the 95 % interval (Wilson). Read strictly: what a text says its answer is; beside it as
@@ -153,7 +154,7 @@ def answers(predictions: list[dict], name: str, right: bool, base: dict) -> str:
     word = "right" if right else "wrong"
     items = []
     for p in shown:
-        was = base.get((p["set"], p["index"]))
+        was = base.get(place(p))
         base_line = f"<br><small>base: {esc(was.strip())}</small>" if was is not None else ""
         items.append(f'<div class="item {word}">{esc(p["instruction"])}<br><span class="{word}">{esc(p["output"].strip())}</span>'
                      f'<br><small>read: {esc(p["answer"])}, gold: {esc(p["gold"])}</small>{base_line}</div>')

@@ -76,7 +76,10 @@ def predict(
             for seed in how.seeds:
                 jobs.append((job | ({"seed": seed} if how.temperature > 0 else {}), row, ids))
     kinds = {name: kind_of(own.get(name, name)) for name in problems}
-    options = [choices(tokenizer, row, template, kinds[job["set"]], job["set"]) for job, row, _ in jobs] if how.scoring == "likelihood" else []
+    options = []
+    if how.scoring == "likelihood":
+        forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
+        options = [choices(tokenizer, row, template, kinds[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
     kept = Journal(journal, fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs])) if journal else None
     answers = dict(kept.done) if kept else {}
@@ -93,7 +96,8 @@ def predict(
                 if not is_out_of_memory(error):
                     raise
                 device = next(model.parameters()).device
-                raise UserError(f"out of memory on {device} with {how.batch_size} problems at once: lower eval.batch_size") from None
+                raise UserError(f"out of memory on {device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: lower eval.batch_size "
+                                "(--batch-size, with --resume too) or eval.max_new_tokens") from None
             for number, answer in zip(batch, found, strict=True):
                 answers[number] = answer
                 if kept:
@@ -122,20 +126,29 @@ def own_seed(job: dict) -> int:
     return int.from_bytes(hashlib.sha256(f"{job['seed']} {job['set']} {job['index']}".encode()).digest()[:7])
 
 
-def choices(tokenizer, row: dict, template: Template, kind: str, name: str) -> dict[str, tuple[list[int], list[int]]]:
+def form_of(rows: list[dict], kind: str) -> str:
+    """How an answer is put, with {} for it: as the outputs of all rows put theirs, else "The answer is {}." for letters, "the correct answer is {}"."""
+    own = {(row.get("output") or "").strip().removesuffix(row["answer"].strip()) for row in rows}
+    whole = all((row.get("output") or "").strip().endswith(row["answer"].strip()) for row in rows)
+    if whole and len(own) == 1:
+        return own.pop().replace("{", "{{").replace("}", "}}") + "{}"
+    return "The answer is {}." if kind == "letter" else "the correct answer is {}"
+
+
+def choices(tokenizer, row: dict, template: Template, kind: str, form: str, name: str) -> dict[str, tuple[list[int], list[int]]]:
     """option -> (ids in front of it, its own ids) of a multiple-choice problem. Raises UserError for a set without options.
 
-    The options are those of the row's "Answer format:", else of its kind. They are put as the row's own output puts its answer.
+    The options are those of the row's "Answer format:", else of its kind.
     """
     if kind == "letter":
-        labels, form = list(LETTERS), "The answer is {}."
+        labels = list(LETTERS)
     elif kind.startswith("labels:"):
         given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
-        labels, form = (given[1] if given else kind.removeprefix("labels:")).split("/" if given else "|"), "the correct answer is {}"
-        if (row.get("output") or "").strip().endswith(row["answer"].strip()):
-            form = row["output"].strip().removesuffix(row["answer"].strip()).replace("{", "{{").replace("}", "}}") + "{}"
+        labels = (given[1] if given else kind.removeprefix("labels:")).split("/" if given else "|")
     else:
         raise UserError(f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)")
+    if len(labels) < 2:
+        raise UserError(f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods need two to compare (eval.scoring=generate)")
     _, before = encode_prompt(tokenizer, row, template)
     whole = {label: tokenizer.encode(template.whole(row | {"output": form.format(label)}), bos=not template.chat) for label in labels}
     start = min(shared_start(before, ids) for ids in whole.values())  # the same for all, so that all are weighed alike
@@ -225,14 +238,27 @@ def table(score: Score) -> dict:
     return {"right": score.right, "total": score.total, **several, "accuracy": round(score.accuracy, 4), "interval_95": [round(low, 4), round(high, 4)]}
 
 
+FIELDS = {  # of a prediction; what is not here may be missing
+    "set": str, "index": int, "instruction": str, "prompt": str, "output": str, "gold": str, "answer": float | str | None, "right": bool,
+    "paper_answer": float | str | None, "paper_right": bool,
+}
+
+
 def read_predictions(path: Path) -> list[dict]:
     """What `write_predictions` wrote. Raises UserError."""
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all(isinstance(one, dict) and {"set", "index", "output", "gold", "answer", "right"} <= one.keys() for one in found):
-            raise ValueError("a line is no prediction")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as predictions: {error}") from None
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as predictions: {str(error)[:200]}") from None
+    for number, one in enumerate(found, start=1):
+        if not isinstance(one, dict):
+            raise UserError(f"{path}, line {number} is no prediction")
+        for key, kind in FIELDS.items():
+            if not isinstance(one.get(key, ...), kind):
+                raise UserError(f"{path}, line {number} is no prediction: {key} is missing or not what it should be")
+        likelihoods = one.get("likelihoods", {})
+        if not isinstance(likelihoods, dict) or not all(isinstance(value, float) for value in likelihoods.values()):
+            raise UserError(f"{path}, line {number} is no prediction: likelihoods should be numbers")
     return found
 
 

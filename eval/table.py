@@ -31,7 +31,7 @@ class Job:
     adapter: str
     seed: int
     folder: Path
-    options: tuple[str, ...] = ()
+    config: Path  # its complete settings
 
     @property
     def done(self) -> bool:
@@ -41,8 +41,7 @@ class Job:
         start = [sys.executable, str(ROOT / "run.py"), *([] if self.adapter else ["evaluate"])]
         if (self.folder / ("run.toml" if self.adapter else "evaluation.json")).is_file():
             return [*start, "--resume", str(self.folder)]
-        which = ["--adapter", self.adapter, "--seed", str(self.seed)] if self.adapter else []
-        return [*start, "--model", self.model, *which, "--out", str(self.folder), *self.options]
+        return [*start, "--config", str(self.config), "--out", str(self.folder)]
 
 
 def run_jobs(jobs: list[Job], at_once: int, say=print) -> list[Job]:
@@ -77,7 +76,8 @@ class Entry:
     paper: dict[str, Score]
     seconds: int = 0
     parameters: int = 0
-    losses: tuple[float, float] | None = None
+    losses: tuple[float, float] | None = None  # mean of the first and of the last steps, ten each where there are twenty
+    steps: int = 0
 
 
 def entry(job: Job) -> Entry:
@@ -90,48 +90,80 @@ def entry(job: Job) -> Entry:
         if not job.adapter:
             return Entry(job.model, "", job.seed, strict, paper)
         losses = [line["loss"] for line in read_log(job.folder / "log.jsonl") if line["loss"] is not None]
-        mean = (sum(losses[:10]) / len(losses[:10]), sum(losses[-10:]) / len(losses[-10:]))
-        return Entry(job.model, job.adapter, job.seed, strict, paper, facts["seconds"], facts["trainable_parameters"], mean)
+        part = max(1, min(10, len(losses) // 2))
+        ends = (sum(losses[:part]) / part, sum(losses[-part:]) / part)
+        return Entry(job.model, job.adapter, job.seed, strict, paper, facts["seconds"], facts["trainable_parameters"], ends, len(losses))
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{job.folder} is not a complete run ({type(error).__name__}: {error}): remove it and start the table again") from None
 
 
 def losses_fell(one: Entry) -> bool:
-    return one.losses is None or one.losses[1] < one.losses[0]
+    """Whether training lowered the loss; fewer than twenty steps cannot say."""
+    return one.losses is None or one.steps < 20 or one.losses[1] < one.losses[0]
 
 
-def lines_of(entries: list[Entry], table: Table | None) -> list[dict]:
-    """The lines of the table: of each entry ours strict and ours as the paper reads, then the published one and the difference where there is one.
+@dataclass(frozen=True)
+class Line:
+    """A line of the table. cells: set or "average" -> percent, or (percent, low, high)."""
 
-    Each is {model, adapter, seed, reader, cells: set or "average" -> (percent, low, high) or a number}.
+    entry: Entry
+    reader: str  # strict | paper | published | difference | mean of N seeds
+    cells: dict[str, float | tuple[float, float, float]]
+    seeds: int  # how many runs of this model and adapter there are
+
+    @property
+    def head(self) -> list[str]:
+        """Model, adapter, parameters and loss, where a new one begins."""
+        one = self.entry
+        if self.reader in ("paper", "published", "difference"):
+            return ["", "", "", ""]
+        single = self.reader == "strict"
+        which = (one.adapter or "none") + (f", seed {one.seed}" if single and self.seeds > 1 else "")
+        loss = f"{one.losses[0]:.3f} to {one.losses[1]:.3f}" if one.losses and single else ""
+        return [Path(one.model).name, which, f"{one.parameters:,}", loss]
+
+    def text(self, name: str) -> str:
+        cell = self.cells.get(name)
+        if cell is None:
+            return ""
+        if isinstance(cell, tuple):
+            return f"{cell[0]:.1f}" if self.reader == "paper" else f"{cell[0]:.1f} ({cell[1]:.1f} to {cell[2]:.1f})"
+        return f"{cell:+.1f}" if self.reader == "difference" else f"{cell:.1f}"
+
+
+def lines_of(entries: list[Entry], table: Table | None) -> list[Line]:
+    """Of each entry ours strict and ours as the paper reads, then the published one and the difference where there is one and ours is whole.
+
+    Above the first of several seeds their mean, with the lowest and highest.
     """
     found = []
     for one in entries:
-        found += mean_lines(entries, one)
-        head = {"model": one.model, "adapter": one.adapter or "none", "seed": one.seed}
-        readers = {"strict": one.strict, "paper": one.paper}
+        same = [other for other in entries if (other.model, other.adapter) == (one.model, one.adapter)]
+        if len(same) > 1 and same[0] is one:
+            found.append(Line(one, f"mean of {len(same)} seeds", spread(same), len(same)))
         cells = {}
-        for reader, scores in readers.items():
-            mean = mean_score(scores)
+        for reader, scores in (("strict", one.strict), ("paper", one.paper)):
             cells[reader] = {name: (100 * score.accuracy, *(100 * end for end in score.interval)) for name, score in scores.items()}
-            cells[reader]["average"] = tuple(100 * value for value in mean)
-            found.append({**head, "reader": reader, "cells": cells[reader], "entry": one})
+            cells[reader]["average"] = tuple(100 * value for value in mean_score(scores))
+            found.append(Line(one, reader, cells[reader], len(same)))
         row = table.row(one.model, one.adapter) if table else None
-        if row and set(table.sets) <= one.paper.keys():
-            found.append({**head, "reader": "published", "cells": row, "entry": one})
-            found.append({**head, "reader": "difference", "cells": {name: cells["paper"][name][0] - value for name, value in row.items()}, "entry": one})
+        if row:
+            found.append(Line(one, "published", row, len(same)))
+            if comparable(one, table):
+                found.append(Line(one, "difference", {name: cells["paper"][name][0] - value for name, value in row.items()}, len(same)))
     return found
 
 
-def mean_lines(entries: list[Entry], first: Entry) -> list[dict]:
-    """Above the first of several seeds: the mean of them all, and the lowest and highest; nothing elsewhere."""
-    same = [one for one in entries if (one.model, one.adapter) == (first.model, first.adapter)]
-    if len(same) < 2 or same[0] is not first:
-        return []
+def comparable(one: Entry, table: Table) -> bool:
+    """Whether all problems of the published table, and no other sets, were measured."""
+    return set(table.sets) == one.paper.keys() and not table.missing(one.paper)
+
+
+def spread(same: list[Entry]) -> dict[str, tuple[float, float, float]]:
+    """Set and "average" -> (mean, lowest, highest) of several seeds, of what all of them measured."""
     figures = [{name: 100 * score.accuracy for name, score in one.strict.items()} | {"average": 100 * mean_score(one.strict)[0]} for one in same]
-    by_set = {name: [one[name] for one in figures] for name in figures[0]}
-    cells = {name: (sum(values) / len(values), min(values), max(values)) for name, values in by_set.items()}
-    return [{"model": first.model, "adapter": first.adapter, "seed": first.seed, "reader": f"mean of {len(same)} seeds", "cells": cells, "entry": first}]
+    by_set = {name: [one[name] for one in figures] for name in figures[0] if all(name in one for one in figures)}
+    return {name: (sum(values) / len(values), min(values), max(values)) for name, values in by_set.items()}
 
 
 def sets_of(entries: list[Entry], table: Table | None) -> list[str]:
@@ -140,29 +172,15 @@ def sets_of(entries: list[Entry], table: Table | None) -> list[str]:
     return [*first, *(name for name in names if name not in first), "average"]
 
 
-def cell_text(cell, reader: str) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, tuple):
-        return f"{cell[0]:.1f} ({cell[1]:.1f} to {cell[2]:.1f})" if reader != "paper" else f"{cell[0]:.1f}"
-    return f"{cell:+.1f}" if reader == "difference" else f"{cell:.1f}"
+HEADS = ("model", "adapter", "parameters", "loss", "")
 
 
 def markdown(entries: list[Entry], table: Table | None) -> str:
-    """Percent right, with the 95 % interval of what is read strictly, or the lowest and highest of several seeds.
-
-    Differences are those of the paper's reader from the published figure.
-    """
+    """The lines as Markdown."""
     sets = sets_of(entries, table)
-    lines = ["| model | adapter | parameters | loss | reader | " + " | ".join(NAMES.get(name, name) for name in sets) + " |", "|---" * (5 + len(sets)) + "|"]
-    for line in lines_of(entries, table):
-        one, first = line["entry"], line["reader"] not in ("paper", "published", "difference")
-        seed = f" (seed {one.seed})" if one.seed and line["reader"] == "strict" else ""
-        loss = f"{one.losses[0]:.3f} to {one.losses[1]:.3f}" if one.losses and first else ""
-        head = [Path(line["model"]).name, line["adapter"] + seed, f"{one.parameters:,}" if one.parameters else "0", loss] if first else ["", "", "", ""]
-        cells = [cell_text(line["cells"].get(name), line["reader"]) for name in sets]
-        lines.append("| " + " | ".join([*head, line["reader"], *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [[*HEADS, *(NAMES.get(name, name) for name in sets)], ["---"] * (len(HEADS) + len(sets))]
+    rows += [[*line.head, line.reader, *(line.text(name) for name in sets)] for line in lines_of(entries, table)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def page(entries: list[Entry], table: Table | None) -> str:
@@ -170,27 +188,26 @@ def page(entries: list[Entry], table: Table | None) -> str:
     sets = sets_of(entries, table)
     rows = []
     for line in lines_of(entries, table):
-        one, first = line["entry"], line["reader"] not in ("paper", "published", "difference")
-        cells = []
-        for name in sets:
-            cell, mark = line["cells"].get(name), ""
-            if line["reader"] == "difference" and cell is not None:
-                score = one.paper.get(name)
-                low, high = score.interval if score else mean_score(one.paper)[1:]
-                published = 100 * (score.accuracy if score else mean_score(one.paper)[0]) - cell
-                mark = ' class="wrong"' if not 100 * low <= published <= 100 * high else ""
-            cells.append(f"<td{mark}>{cell_text(cell, line['reader'])}</td>")
-        head = f"<b>{html.escape(Path(line['model']).name)}</b>" if first else ""
-        which = html.escape(line["adapter"] + (f" (seed {one.seed})" if one.seed else "")) if first else ""
-        rows.append(f"<tr><td>{head}</td><td>{which}</td><td>{line['reader']}</td>{''.join(cells)}</tr>")
+        cells = [html.escape(cell) for cell in (*line.head, line.reader)]
+        cells += [f'<b class="wrong">{line.text(name)}</b>' if outside(line, name) else line.text(name) for name in sets]
+        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     about = f"<p>Published: {html.escape(table.title)}, {html.escape(table.about)}.</p>" if table else ""
-    heads = "".join(f"<th>{html.escape(NAMES.get(name, name))}</th>" for name in sets)
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>table</title>
-<style>{STYLE} body {{ max-width: 1400px }} .wrong {{ font-weight: 600 }}</style>
+    heads = "".join(f"<th>{html.escape(NAMES.get(name, name))}</th>" for name in (*HEADS, *sets))
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>table</title><style>{STYLE} body {{ max-width: 1500px }}</style>
 <h1>Accuracy in percent</h1>{about}
-<p>strict: read as what a text says its answer is, with the 95 % interval; paper: as the paper's code read it; difference: paper minus published, marked where
-the published figure lies outside the 95 % interval of ours.</p>
-<table><tr><th>model</th><th>adapter</th><th></th>{heads}</tr>{"".join(rows)}</table></html>"""
+<p>strict: read as what a text says its answer is, in brackets the 95 % interval; paper: as the paper's code read it; difference: paper minus published,
+bold where the published figure lies outside the 95 % interval of ours, and given only where all of its problems were measured; mean of several seeds:
+in brackets the lowest and the highest. Loss: mean of the first and of the last ten steps.</p>
+<table><tr>{heads}</tr>{"".join(rows)}</table></html>"""
+
+
+def outside(line: Line, name: str) -> bool:
+    """Whether this is a difference whose published figure lies outside the interval of ours."""
+    if line.reader != "difference" or name not in line.cells:
+        return False
+    score = line.entry.paper.get(name)
+    ours, low, high = (score.accuracy, *score.interval) if score else mean_score(line.entry.paper)
+    return not 100 * low <= 100 * ours - line.cells[name] <= 100 * high
 
 
 def write_table(folder: Path, entries: list[Entry], table: Table | None) -> None:
@@ -201,11 +218,12 @@ def write_table(folder: Path, entries: list[Entry], table: Table | None) -> None
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     for one in entries:
-        row = table.row(one.model, one.adapter) if table else None
+        row = (table.row(one.model, one.adapter) if table else None) or {}
         for reader, scores in (("strict", one.strict), ("paper", one.paper)):
-            for name, score in scores.items():
-                published = row.get(name) if row else None
-                difference = None if published is None else round(100 * score.accuracy - published, 2)
+            figures = {name: (score.accuracy, *score.interval, score.total) for name, score in scores.items()}
+            figures["average"] = (*mean_score(scores), sum(score.total for score in scores.values()))
+            for name, (value, low, high, total) in figures.items():
+                difference = round(100 * value - row[name], 2) if name in row and comparable(one, table) else None
                 writer.writerow((one.model, one.adapter or "none", one.seed, one.parameters, *(one.losses or (None, None)), one.seconds, name, reader,
-                                 round(100 * score.accuracy, 2), *(round(100 * end, 2) for end in score.interval), score.total, published, difference))
+                                 *(round(100 * part, 2) for part in (value, low, high)), total, row.get(name), difference))
     write_text(folder / "table.csv", buffer.getvalue())

@@ -1,6 +1,7 @@
 """Scores as lines of text: what a run came to, and beside the published figures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from eval.published import table_for
 from eval.score import Score, clean, mean_score, scores
@@ -29,20 +30,34 @@ def score_lines(before: list[dict], after: list[dict], title: str) -> list[str]:
 
 
 def published_lines(data: str, model: str, adapter: str, predictions: list[dict]) -> list[str]:
-    """Our row in the order of the published table for this data, with the table's own rows below; nothing where there is none."""
+    """Our row in the order of the published table for this data, with the table's own rows below; nothing where there is none.
+
+    A difference is given where the model and adapter are in the table and all of its problems were answered once, by generating.
+    """
     table = table_for(data)
-    if table is None or not set(table.sets) <= {one["set"] for one in predictions}:
+    found = scores(predictions)
+    if table is None or not set(table.sets) <= found.keys():
         return []
-    ours = {"ours, strict": percents(scores(predictions)), "ours, the paper's reader": percents(scores(predictions, "paper_right"))}
-    own = table.row(model, adapter)
-    word = table.presets.get(adapter)
+    paper = scores(predictions, "paper_right")
+    ours = {"ours, strict": percents(found, table.sets), "ours, the paper's reader": percents(paper, table.sets)}
+    own, word, name = table.row(model, adapter), table.presets.get(adapter), Path(model).name
     if own:
-        published = {f"published, {model} {word}": own, "difference": {name: ours["ours, the paper's reader"][name] - own[name] for name in own}}
+        rows = {f"published, {name} {word}": own}
+    elif name in table.rows:
+        rows = {f"published, {name} {one}": dict(zip((*table.sets, "average"), row, strict=True)) for one, row in table.rows[name].items()}
     else:
-        published = {f"published, {one} {word}": row for one in table.rows if (row := table.row(one, adapter))}
-        published[f"published, {table.teacher[0]}"] = dict(zip((*table.sets, "average"), table.teacher[1], strict=True))
-    rows = {title: [row[name] for name in (*table.sets, "average")] for title, row in (ours | published).items()}
-    return [*figure_lines(table.title, table.sets, rows), f"The published figures are {table.about}" + ("." if own else f"; {model} is not among them.")]
+        rows = {f"published, {one} {word}": row for one in table.rows if (row := table.row(one, adapter))}
+    if not own:
+        rows[f"published, {table.teacher[0]}"] = dict(zip((*table.sets, "average"), table.teacher[1], strict=True))
+    partial = table.missing(found)
+    if own and not partial:
+        rows["difference"] = {one: ours["ours, the paper's reader"][one] - own[one] for one in own}
+    lines = {title: [row[one] for one in (*table.sets, "average")] for title, row in (ours | rows).items()}
+    said = f"The published figures are {table.about}."
+    if not own:
+        said += f" They have no row for {name} {'with ' + adapter if adapter else 'without an adapter'}."
+    fewer = [f"Ours are of fewer problems, so that no difference is given: {partial}."] if partial else []
+    return [*figure_lines(table.title, table.sets, lines), said, *fewer]
 
 
 def figure_lines(title: str, sets: Sequence[str], rows: dict[str, list[float]], digits: int = 1) -> list[str]:
@@ -56,6 +71,7 @@ def figure_lines(title: str, sets: Sequence[str], rows: dict[str, list[float]], 
     return lines
 
 
-def percents(found: dict[str, Score]) -> dict[str, float]:
+def percents(found: dict[str, Score], sets: Sequence[str]) -> dict[str, float]:
     """Set -> percent, and their plain mean."""
+    found = {name: found[name] for name in sets}
     return {name: 100 * score.accuracy for name, score in found.items()} | {"average": 100 * mean_score(found)[0]}

@@ -246,5 +246,9 @@ class JsonLines:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error}") from None
 
-    def __exit__(self, *exception) -> None:
-        self.file.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.file.close()
+        except OSError as error:  # what is still in its buffer does not fit either
+            if kind is None:
+                raise UserError(f"cannot write {self.path}: {error}") from None

@@ -12,7 +12,7 @@ from data.prompts import template
 from data.sources import load_data
 from eval import score
 from eval.look import chosen
-from eval.score import Score, choices, clean, mean_score, predict, scores, tables
+from eval.score import Score, choices, clean, form_of, mean_score, predict, read_predictions, scores, tables, write_predictions
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -125,17 +125,29 @@ def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path
 def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
     _, tokenizer = pocket
     form = template("alpaca")
-    found = choices(tokenizer, PIQA[0], form, "labels:solution1|solution2", "piqa")
+    put = form_of(PIQA, "labels:solution1|solution2")
+    assert put == "the correct answer is {}"
+    found = choices(tokenizer, PIQA[0], form, "labels:solution1|solution2", put, "piqa")
     assert list(found) == ["solution1", "solution2"]
     contexts = {tuple(context) for context, _ in found.values()}
     assert len(contexts) == 1
     for label, (context, continuation) in found.items():
         assert context + continuation == tokenizer.encode(form.prompt(PIQA[0]) + f"the correct answer is {label}")
     five = {**PIQA[0], "instruction": "Which?\n\nAnswer format: answer1/answer2/answer3/answer4/answer5", "output": "", "answer": "answer5"}
-    assert len(choices(tokenizer, five, form, "labels:answer1|answer2", "ARC-Easy")) == 5  # the row's own options count
-    assert list(choices(tokenizer, {"instruction": "?", "answer": "B"}, form, "letter", "AQuA")) == list("ABCDE")
+    assert len(choices(tokenizer, five, form, "labels:answer1|answer2", put, "ARC-Easy")) == 5  # the row's own options count
+    assert list(choices(tokenizer, {"instruction": "?", "answer": "B"}, form, "letter", put, "AQuA")) == list("ABCDE")
     with pytest.raises(UserError, match="no options"):
-        choices(tokenizer, PIQA[0], form, "number", "gsm8k")
+        choices(tokenizer, PIQA[0], form, "number", put, "gsm8k")
+    with pytest.raises(UserError, match="two to compare"):
+        choices(tokenizer, {"instruction": "?", "answer": "yes"}, form, "labels:yes", put, "mine")
+
+
+def test_the_options_of_a_problem_do_not_tell_its_rationale():
+    rows = [{"output": "Cats have fur, so the answer is yes", "answer": "yes"}, {"output": "Stones have none, so the answer is no", "answer": "no"}]
+    assert form_of(rows, "labels:no|yes") == "the correct answer is {}"  # each row's own words would give the answer away
+    assert form_of([{"output": "It is yes", "answer": "yes"}, {"output": "It is no", "answer": "no"}], "labels:no|yes") == "It is {}"
+    assert form_of([{"output": "{a} yes", "answer": "yes"}], "labels:no|yes").format("no") == "{a} no"
+    assert form_of([{"answer": "B"}], "letter") == "The answer is {}."
 
 
 def test_both_readers_and_what_training_saw(pocket):
@@ -184,7 +196,8 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
     assert main(*words, "--out", out) == 0
     said = capsys.readouterr().out
     assert "Table 1 of arXiv 2304.01933v1" in said
-    assert "pocket-llama is not among them" in said
+    assert "no row for pocket-llama without an adapter" in said
+    assert "no difference is given: MultiArith 3 of 120" in said
     assert "answers ran out of tokens" in said
     facts = json.loads((out / "result.json").read_text())
     assert set(facts["scores"]["gsm8k"]) >= {"accuracy", "interval_95", "paper_reader", "cut_off"}
@@ -204,7 +217,15 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
         (("evaluate", "--model", "pocket-llama", "--top-p", "1.5"), 1, "top_p"), (("evaluate", "--model", "pocket-llama", "--template", "chatt"), 1, "'chat'"),
         (("evaluate", "--model", "pocket-llama", "--template", "chat"), 1, "has no chat template"),
         (("evaluate", "--model", "pocket-llama", "--tests", "gsm9k"), 1, "did you mean 'gsm8k'"),
-        (("evaluate", "--teacher"), 1, "--data-dir"),
+        (("evaluate", "--teacher"), 1, "--data-dir"), (("evaluate", "--teacher", "--items", "3"), 1, "--items has no effect"),
+        (("evaluate", "--model", "pocket-llama", "--set", "train.epochs=2"), 1, "nothing to train"),
+        (("evaluate", "--model", "pocket-llama", "--set", "template=plain"), 1, "use --template"),
+        (("evaluate", "--model", "pocket-llama", "--tests", ","), 1, "names no set"),
+        (("evaluate", "--model", "pocket-llama", "--columns", "instruction=question"), 1, "has its own"),
+        (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "more than 1,000"),
+        (("evaluate", "--model", "pocket-llama", "--scoring", "likelihood", "--tests", "aqua", "--max-new-tokens", "9"), 1, "likelihoods take none"),
+        (("data", "list", "gsm8k"), 1, "has no use for names"), (("data", "show", "gsm8k", "--keep-wrong"), 1, "no use for --keep-wrong"),
+        (("--data", "none", "--max-steps", "1", "--out", out / "none"), 1, "has no rows to train on"),
     ):
         assert main(*words) == status, words
         error = capsys.readouterr().err.splitlines()[-1]
@@ -283,3 +304,97 @@ def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch
     assert json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])["prompt"].startswith("Below is an instruction")
     assert main("evaluate", tmp_path / "run", "--items", "1", "--template", "plain", "--out", tmp_path / "other") == 0
     assert "was trained with the template alpaca, not with plain" in capsys.readouterr().out
+
+
+def test_predictions_with_any_text_are_read_back_and_malformed_ones_are_named(tmp_path):
+    good = {"set": "a", "index": 0, "instruction": "Tom\u2028has\x85", "prompt": "p", "gold": "1", "output": "x\u2029", "answer": 1.0, "right": True,
+            "paper_answer": None, "paper_right": False}
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, [good, good])
+    assert read_predictions(path) == [good, good]
+    for change in ({"paper_answer": ...}, {"index": "0"}, {"right": "yes"}, {"output": None}, {"likelihoods": [1]}, {"likelihoods": {"a": "x"}}):
+        one = {key: value for key, value in (good | change).items() if value is not ...}
+        path.write_text(json.dumps(good) + "\n" + json.dumps(one) + "\n")
+        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is no prediction"):
+            read_predictions(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read as predictions"):
+        read_predictions(path)
+
+
+def test_a_malformed_journal_is_answered_anew(pocket, problems, tmp_path):
+    journal = tmp_path / "answers.part"
+    whole = answers(pocket, problems, HOW, journal=journal)
+    header = journal.read_text().split("\n")[0]
+    odd = ['{"job": 1}', '{"job": [5], "output": "a"}', '{"job": 2, "output": 5}', '{"job": 3, "output": "a", "likelihoods": {"a": "x"}}', "null", "[1]", "x"]
+    journal.write_bytes("\n".join([header, *odd]).encode() + b"\n\xff\xfe\n")
+    assert answers(pocket, problems, HOW, journal=journal) == whole
+
+
+def test_what_an_adapter_was_trained_on_is_told_rightly(tmp_path, capsys):
+    rows = [{"instruction": f"Tom has {n} pens. How many?", "output": f"The answer is {n}.", "answer": str(n)} for n in range(30)]
+    mine, other = tmp_path / "mine.json", tmp_path / "other.json"
+    mine.write_text(json.dumps(rows))
+    other.write_text(json.dumps([{"instruction": "What is 3 plus 4?", "answer": "7"}]))
+    quick = ("--max-steps", "1", "--set", "eval.before=false", "--set", "eval.max_new_tokens=3")
+    assert main("--data", mine, "--tests", other, *quick, "--out", tmp_path / "run") == 0  # all 30 rows are trained on, none is held out
+    measure = ("evaluate", "--model", "pocket-llama", "--adapter", tmp_path / "run" / "adapter", "--tests", mine, "--max-new-tokens", "3")
+    capsys.readouterr()
+    assert main(*measure, "--out", tmp_path / "one") == 0
+    said = capsys.readouterr().out
+    assert "trained on 30 of these 30 problems word for word" in said
+    assert "none is clean" in said
+    mine.write_text(json.dumps(rows[:10]))
+    assert main(*measure, "--out", tmp_path / "two") == 0
+    assert "has changed since" in capsys.readouterr().out
+    config = tmp_path / "run" / "adapter" / "adapter_config.json"
+    table = json.loads(config.read_text())
+    table["llm_adapters"]["run"] |= {"columns": "abc", "seed": [1]}
+    config.write_text(json.dumps(table))
+    assert main(*measure, "--out", tmp_path / "three") == 0  # what cannot be checked does not cost the answers
+    assert "cannot be read as it was" in capsys.readouterr().out
+
+
+def test_two_test_sets_of_one_name_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.json").write_text(json.dumps([{"instruction": "1 + 1?", "answer": "2"}]))
+    for names in ([str(tmp_path / "a" / "test.json"), str(tmp_path / "b" / "test.json")], ["gsm8k", "GSM8K"]):
+        with pytest.raises(UserError, match="two test sets are called"):
+            load_data("wordproblems", tests=names)
+
+
+def test_sentences_below_the_published_table(monkeypatch):
+    from eval.published import published
+    from eval.text import published_lines
+
+    table = published()["math-v1"]
+
+    def found(counts):
+        return [{"set": name, "index": n, "right": n % 2 == 0, "paper_right": n % 2 == 0} for name, count in zip(table.sets, counts, strict=True)
+                for n in range(count)]
+
+    whole, part = found(table.problems), found([2] * 6)
+    text = "\n".join(published_lines("math-v1", "llama-7b", "parallel", whole))
+    assert "difference" in text
+    assert "no row" not in text
+    assert "difference  " not in "\n".join(published_lines("math-v1", "llama-7b", "parallel", part))
+    alone = "\n".join(published_lines("math-v1", "llama-7b", "", whole))
+    assert "no row for llama-7b without an adapter" in alone
+    assert "published, llama-7b AdapterH" in alone  # the model's own rows, whatever the adapter
+    assert "no row for llama-7b with prefix" in "\n".join(published_lines("math-v1", "llama-7b", "prefix", whole))
+    other = "\n".join(published_lines("math-v1", "smollm2-135m", "parallel", whole))
+    assert "published, gptj-6b Parallel" in other
+    assert published_lines("wordproblems", "llama-7b", "parallel", whole) == []
+
+
+def test_a_full_disk_while_answering_is_one_line(pocket, problems):
+    import os
+    from pathlib import Path
+
+    from eval.journal import Journal
+
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(UserError, match="cannot write /dev/full"), Journal(Path("/dev/full"), "x"):
+        pass

@@ -25,7 +25,7 @@ def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, ca
     text = (tmp_path / "table.md").read_text()
     assert "| pocket-opt | prefix | 30,720 |" in text
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert len(lines) == 2 * 7 * 2  # adapters, sets, readers
+    assert len(lines) == 2 * 8 * 2  # adapters, sets and their average, readers
     assert all(float(line["low"]) <= float(line["accuracy"]) <= float(line["high"]) for line in lines)
     stamp = (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns
     (tmp_path / "pocket-opt-prefix" / "result.json").unlink()
@@ -34,8 +34,9 @@ def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, ca
     assert "2 runs in" in (said := capsys.readouterr().out)
     assert "1 of them complete" in said
     assert (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns == stamp
+    (tmp_path / "bad.toml").write_text('model = "pocket-opt"\ndtype = "int3"\n')
     said = []
-    failed = run_jobs([Job("pocket-opt", "lora", 0, tmp_path / "bad", ("--dtype", "int3"))], 1, say=said.append)
+    failed = run_jobs([Job("pocket-opt", "lora", 0, tmp_path / "bad", tmp_path / "bad.toml")], 1, say=said.append)
     assert [job.folder.name for job in failed] == ["bad"]
     assert "float32" in said[0]  # the reason, from the end of its log
 
@@ -65,7 +66,7 @@ beams = 2
         assert 'template = "paper-v1"' in text
         assert "beams = 2" in text
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "(seed 1)" in text
+    assert ", seed 1 |" in text
     assert "| mean of 2 seeds |" in text
     assert "| pocket-llama | none | 0 |" in text
     assert "published" not in text  # the table has no row for this model
@@ -74,8 +75,11 @@ beams = 2
 
 @pytest.mark.parametrize(("words", "said"), [
     (("table",), "--data-dir"), (("table", "--pocket", "--adapters", "lara"), "did you mean 'lora'"), (("table", "--pocket", "--jobs", "0"), "at least 1"),
-    (("table", "--data", "alpaca"), "say which --models"), (("table", "--pocket", "--seeds", "x"), "whole numbers"),
+    (("table", "--data", "alpaca"), "so say which"), (("table", "--pocket", "--seeds", "x"), "whole numbers"),
     (("table", "--pocket", "--models", ""), "should be a list"), (("table", "nowhere.toml"), "does not exist"),
+    (("table", "--pocket", "--models", "pocket-llama,pocket-llama"), "'pocket-llama' twice"), (("table", "--pocket", "--seeds", "1,1"), "twice"),
+    (("table", "--pocket", "--set", "seed=3"), "use its own seeds"), (("table", "--pocket", "--seeds", "-1"), "between 0"),
+    (("table", "--pocket", "--adapters", "lora", "--set", "adapter.size=8"), "unknown option of lora adapters 'size'"),
 ])
 def test_mistakes_are_said_before_anything_runs(words, said, tmp_path, capsys):
     assert main(*words, "--out", tmp_path / "none") == 1
@@ -84,19 +88,33 @@ def test_mistakes_are_said_before_anything_runs(words, said, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, capsys):
+    words = ("table", "--pocket", "--models", "pocket-llama", "--adapters", "lora", *QUICK, "--out", tmp_path)
+    assert main(*words, "--set", "adapter.r=4") == 0
+    before = (tmp_path / "table.md").read_text()
+    for more in (("--set", "adapter.r=8"), ("--set", "adapter.r=4", "--set", "train.learning_rate=1e-4")):
+        assert main(*words, *more) == 1
+        assert "was made with other settings (" in (error := capsys.readouterr().err)
+        assert error.count("\n") == 1
+    assert main(*words, "--set", "adapter.r=4", "--set", "eval.batch_size=7") == 0  # changes nothing
+    assert (tmp_path / "table.md").read_text() == before
+
+
 def test_ours_stands_beside_the_published_row(tmp_path):
-    scores = {name: Score(40, 100) for name in TABLE.sets}
-    entry = Entry("models/llama-7b", "parallel", 0, scores, {**scores, "gsm8k": Score(20, 100)}, 10, 5, (1.0, 0.5))
+    scores = {name: Score(whole // 2, whole) for name, whole in zip(TABLE.sets, TABLE.problems, strict=True)}
+    entry = Entry("models/llama-7b", "parallel", 0, scores, {**scores, "gsm8k": Score(66, 264)}, 10, 5, (1.0, 0.5), 40)
     lines = lines_of([entry], TABLE)
-    assert [line["reader"] for line in lines] == ["strict", "paper", "published", "difference"]
+    assert [line.reader for line in lines] == ["strict", "paper", "published", "difference"]
     row = TABLE.row("llama-7b", "parallel")
-    assert lines[2]["cells"] == row
-    assert lines[3]["cells"]["gsm8k"] == pytest.approx(20 - row["gsm8k"])  # of the paper's reader, which the published figures are of
-    assert lines[3]["cells"]["average"] == pytest.approx((5 * 40 + 20) / 6 - row["average"])
+    assert lines[2].cells == row
+    assert lines[3].cells["gsm8k"] == pytest.approx(25 - row["gsm8k"])  # of the paper's reader, which the published figures are of
+    assert lines[3].cells["average"] == pytest.approx(sum(100 * score.accuracy for score in entry.paper.values()) / 6 - row["average"])
     text = page([entry], TABLE)
-    assert f'<td class="wrong">{40 - row["MultiArith"]:+.1f}</td>' in text  # far outside of our interval
-    assert f'<td>{20 - row["gsm8k"]:+.1f}</td>' in text  # 22.7 lies within 20 % of 100
+    assert f'<td><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text  # far outside of our interval
+    assert f'<td>{25 - row["gsm8k"]:+.1f}</td>' in text  # 22.7 lies within that of 66 of 264
     assert "| published |" in markdown([entry], TABLE)
+    part = Entry("llama-7b", "parallel", 0, scores | {"gsm8k": Score(1, 2)}, scores | {"gsm8k": Score(1, 2)})
+    assert [line.reader for line in lines_of([part], TABLE)] == ["strict", "paper", "published"]  # two problems are no 264
     write_table(tmp_path, [entry], TABLE)
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert {line["set"]: line["published"] for line in lines}["AQuA"] == str(row["AQuA"])

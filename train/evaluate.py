@@ -2,20 +2,22 @@
 
 import argparse
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters import Average, use
 from adapters.attach import in_order
 from adapters.several import load_any
-from data.leakage import leakage
+from data.leakage import Leak, leakage
 from data.prompts import Template, stored_template, template
 from data.sources import is_here, load_data
+from eval.answers import reaches
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import make_folder, read_json, write_text
 from train.experiment import check_model, first_items, fresh_folder, load_base, load_words
 from train.options import MODEL_OPTIONS, given
-from train.settings import Settings, settings, to_toml
+from train.settings import Settings, parse_set, settings, to_toml
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
 
@@ -28,15 +30,21 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
         if (adapter / "adapter").is_dir():
             raise UserError(f"--adapter {adapter} is the folder of a run; its adapter is {adapter / 'adapter'}")
     config, recipe, sets = (getattr(options, key, None) for key in ("config", "recipe", "set"))
+    for text in sets or []:
+        (key, value), = parse_set(text).items()
+        if key in ("adapter", "train", "load", "only_right", "train_on_test") or (key == "eval" and isinstance(value, dict) and "before" in value):
+            raise UserError(f"--set {text}: there is nothing to train here, {key} changes nothing")
+        if key == "template":
+            raise UserError(f"--set {text}: use --template, which counts beside what the adapter was trained with, too")
     if not options.run:
         return settings(config, recipe, chosen, sets or []), adapters
-    if config:
-        raise UserError("the folder of a run has its own settings: give either it or --config")
+    if config or recipe:
+        raise UserError(f"the folder of a run has its own settings: give either it or --{'config' if config else 'recipe'}")
     if not (Path(options.run) / "run.toml").is_file():
         raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
     if not adapters and not (Path(options.run) / "adapter").is_dir():
         raise UserError(f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}")
-    return settings(str(Path(options.run) / "run.toml"), recipe, chosen, sets or []), adapters or [Path(options.run) / "adapter"]
+    return settings(str(Path(options.run) / "run.toml"), None, chosen, sets or []), adapters or [Path(options.run) / "adapter"]
 
 
 def load_with_adapter(made: Settings, adapters: list[Path], average: bool = False, words: bool = True, form: str | None = None):
@@ -55,8 +63,18 @@ def load_with_adapter(made: Settings, adapters: list[Path], average: bool = Fals
     return model, tokenizer, template(form, tokenizer) if form else stored or template(made.template, tokenizer), runs
 
 
-def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool = False, form: str | None = None) -> tuple[list[dict], Template, list[str]]:
-    """Measure in `folder`, going on with what is there: (predictions, the prompt template, what else is to be said). Raises UserError."""
+@dataclass(frozen=True)
+class Measured:
+    """What came of an evaluation: predictions, the prompt template, the preset of the one adapter that was on (or ""), what else is to be said."""
+
+    predictions: list[dict]
+    template: Template
+    preset: str
+    said: list[str]
+
+
+def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool = False, form: str | None = None) -> Measured:
+    """Measure in `folder`, going on with what is there. Raises UserError."""
     check_model(made.model)
     data = load_data(made.data, made.data_dir, made.seed, tests=made.tests, columns=made.columns, test_share=made.test_share)
     tests = first_items(data.tests, made.eval.items)
@@ -64,26 +82,29 @@ def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool =
         raise UserError(f"data {data.name} has no test set: choose some with --tests NAME,NAME")
     check_labels(tests, data.reads)
     model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form)
-    said = [] if not form or not adapters or (stored := stored_template(runs, tokenizer)) in (None, prompt) else [
-        f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
+    stored = stored_template(runs, tokenizer)
+    said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
+    leaks, more = seen_in_training(runs, tests, made.data_dir)
     make_folder(folder)
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}
     write_text(folder / STARTED, json.dumps(start, indent=2) + "\n")
     write_text(folder / "evaluate.toml", to_toml(made))
     journal = folder / f"{PREDICTIONS}.part"
     predictions = predict(model, tokenizer, tests, template=prompt, how=made.eval, reads=data.reads, journal=journal)
-    said += mark_seen(predictions, runs, tests, made.data_dir)
+    for one in leaks:
+        mark_leaks(predictions, one)
     write_predictions(folder / PREDICTIONS, predictions)
-    facts = {"model": made.model, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name, "notes": said,
+    facts = {"model": made.model, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name, "notes": said + more,
              "scores": tables(predictions)}
     write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
     journal.unlink()
-    return predictions, prompt, said
+    preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
+    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", said + more)
 
 
-def mark_seen(predictions: list[dict], runs: list[dict], tests: dict[str, list[dict]], data_dir: str) -> list[str]:
-    """Mark the problems that the adapters saw in training; what is to be said of it."""
-    said = []
+def seen_in_training(runs: list[dict], tests: dict[str, list[dict]], data_dir: str) -> tuple[list[dict[str, Leak]], list[str]]:
+    """(for each adapter what of the tests it was trained on, where that can be known; what is to be said of it), from what its file says of its run."""
+    found, said = [], []
     for run in runs:
         name = run.get("data")
         if not isinstance(name, str) or not name:
@@ -92,13 +113,20 @@ def mark_seen(predictions: list[dict], runs: list[dict], tests: dict[str, list[d
         if not is_here(name, data_dir):
             said.append(f"the training data {name} is not here: whether the adapter saw these problems was not checked")
             continue
-        chosen = {key: run[key] for key in ("columns", "test_share") if key in run}
-        data = load_data(name, data_dir if name != "wordproblems" else "", run.get("seed", 0), **chosen)
-        leaks = leakage(data.train, tests, near=not data.from_forms)
-        mark_leaks(predictions, leaks)
+        try:
+            chosen = {key: run[key] for key in ("columns", "test_share") if key in run}
+            data = load_data(name, "" if name == "wordproblems" or Path(name).is_file() else data_dir, run.get("seed", 0), **chosen)
+            rows = [row for row in data.train if reaches(row["output"], row["answer"])] if run.get("only_right") else data.train
+        except (UserError, TypeError, ValueError, AttributeError) as error:
+            said.append(f"the training data {name} cannot be read as it was, whether the adapter saw these problems was not checked: {str(error)[:200]}")
+            continue
+        if run.get("data_fingerprint", replace(data, train=rows).fingerprint) != replace(data, train=rows).fingerprint:
+            said.append(f"the training data {name} has changed since: what follows is about what it holds now")
+        leaks = leakage(rows, tests, near=not data.from_forms)
+        found.append(leaks)
         said += [f"{one}: the adapter was trained on {leak.count('twin')} of these {leak.total} problems word for word, on {leak.count('near')} nearly so"
                  for one, leak in leaks.items() if leak.found]
-    return said
+    return found, said
 
 
 def unfinished(folder: Path) -> tuple[Settings, list[Path], bool, str | None]:
@@ -108,9 +136,10 @@ def unfinished(folder: Path) -> tuple[Settings, list[Path], bool, str | None]:
     if not (folder / STARTED).is_file():
         raise UserError(f"{folder} holds no {STARTED}: there is no evaluation to continue")
     start = read_json(folder / STARTED)
-    if not isinstance(start.get("adapters"), list):
+    adapters, form = start.get("adapters"), start.get("template")
+    if not isinstance(adapters, list) or not all(isinstance(path, str) for path in adapters) or not isinstance(form, str | None):
         raise UserError(f"{folder / STARTED} is malformed")
-    return settings(config=str(folder / "evaluate.toml")), [Path(path) for path in start["adapters"]], start.get("averaged") is True, start.get("template")
+    return settings(config=str(folder / "evaluate.toml")), [Path(path) for path in adapters], start.get("averaged") is True, form
 
 
 def new_folder(path: Path, numbered: bool) -> Path:

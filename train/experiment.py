@@ -162,7 +162,8 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
 
     save = save_adapters if s.load else save_adapter
     about = {"model": s.model, "data": s.data, "template": s.template, "template_text": form.table(), "seed": s.seed,
-             "columns": s.columns, "test_share": s.test_share}
+             "adapter": s.adapter.get("preset", ""), "columns": s.columns, "test_share": 0.0 if s.tests else s.test_share, "only_right": s.only_right,
+             "data_fingerprint": data.fingerprint}
     save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []

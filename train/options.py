@@ -37,6 +37,8 @@ def data_settings(options: argparse.Namespace) -> dict:
             found[name] = True
     if options.tests is not None:
         found["tests"] = [name for name in options.tests.split(",") if name]
+        if not found["tests"]:
+            raise UserError(f"--tests {options.tests!r} names no set")
     if options.columns is not None:
         found["columns"] = columns_of(options.columns)
     return found

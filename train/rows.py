@@ -51,7 +51,8 @@ def encode_rows(tokenizer, data: Data, form: Template, s: Settings) -> tuple[lis
     encoded = [encode_row(tokenizer, row, form, s.train.cutoff, s.train.prompt_weight) for row in data.train]
     examples = [example for example, _ in encoded if any(example.weights[1:])]
     if not data.train:
-        raise UserError(f"{data.name} has no rows to train on{': it is a test set without rationales' if not s.only_right else ' that reach their answer'}")
+        why = " that reach their answer" if s.only_right else "" if data.name == "none" else ": it is a test set without rationales"
+        raise UserError(f"data {data.name} has no rows to train on{why}")
     if not examples:
         raise UserError(f"no row of {data.name} keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
     return examples, sum(cut for _, cut in encoded), len(encoded) - len(examples)

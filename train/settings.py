@@ -71,6 +71,9 @@ class Eval:
         for key, least in (("items", 0), ("batch_size", 1), ("max_new_tokens", 1), ("beams", 1), ("temperature", 0), ("top_k", 0)):
             if getattr(self, key) < least:
                 raise UserError(f"eval.{key} = {getattr(self, key)} must be at least {least}")
+        for key, most in (("max_new_tokens", 1_000_000), ("beams", 1000), ("batch_size", 1_000_000)):
+            if getattr(self, key) > most:
+                raise UserError(f"eval.{key} = {getattr(self, key)} is more than {most:,}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"eval.top_p = {self.top_p} should lie above 0 and be at most 1")
         if self.scoring not in ("generate", "likelihood"):
@@ -85,8 +88,8 @@ class Eval:
             raise UserError(f"eval.temperature = {self.temperature} draws answers, which goes with neither beams nor likelihoods")
         if self.beams > 1 and self.scoring == "likelihood":
             raise UserError(f"eval.beams = {self.beams}: likelihoods are not generated; use eval.scoring=generate")
-        if not drawn and (self.top_k or self.top_p < 1 or len(self.seeds) > 1):
-            raise UserError("eval.top_k, eval.top_p and several eval.seeds are for drawn answers: set eval.temperature above 0")
+        if not drawn and (self.top_k or self.top_p < 1 or self.seeds != [0]):
+            raise UserError("eval.top_k, eval.top_p and eval.seeds are for drawn answers: set eval.temperature above 0")
 
     @property
     def decoding(self) -> str:
@@ -210,6 +213,8 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
     """
     tables = [(config or "--config", read_toml(Path(config)) if config else {}), ("options", options or {})]
     tables += [(f"--set {text}", parse_set(text)) for text in sets]
+    if config and recipe_name and not leaves(recipe(recipe_name)) - leaves(tables[0][1]):
+        raise UserError(f"recipe {recipe_name} changes nothing here: {config} says all that it says")
     model = next((table["model"] for _, table in reversed(tables) if "model" in table), Settings.model)
     if recipe_name is None and str(model).startswith("pocket-"):
         recipe_name = "pocket-tune"
@@ -238,6 +243,11 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
     made = build(Settings, whole, "settings")
     made.eval.check_together()
     return made
+
+
+def leaves(table: dict) -> set[tuple[str, ...]]:
+    """The keys of a recipe's or a file's settings, without what a recipe says of presets."""
+    return {(key, *rest) for key, value in table.items() if key != "adapters" for rest in (leaves(value) if isinstance(value, dict) else [()])}
 
 
 def preset_tables(tables, where: str) -> dict[str, dict]:
