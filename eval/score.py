@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from data.batches import encode_prompt, shared_start
 from data.prompts import Template
+from data.prompts import template as named
 from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, read_answer, response_of
 from eval.generate import Sampling, generate
 from eval.journal import Journal, fingerprint_of
@@ -57,17 +59,33 @@ def left_pad(prompts: list[list[int]], pad_id: int, device) -> tuple[torch.Tenso
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are made; train/settings.py says what each is, its Eval will do as well."""
+
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    scoring: str = "generate"
+    beams: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seeds: Sequence[int] = (0,)
+
+
 def predict(
-    model: nn.Module, tokenizer, problems: dict[str, list[dict]], *, template: Template, how, title: str = "", reads: dict[str, str] | None = None,
-    journal: Path | None = None,
+    model: nn.Module, tokenizer, problems: dict[str, list[dict]], *, template: Template | str, how: Decoding | None = None, title: str = "",
+    reads: dict[str, str] | None = None, journal: Path | None = None, **decoding,
 ) -> list[dict]:
     """Answers to the rows {instruction, input, answer} of each data set, as a list in the order given, of several seeds one after the other.
 
     A prediction holds set, index, instruction, prompt, output, gold; answer and right as read strictly, paper_answer and paper_right as the
-    paper's code read them; cut: whether it ran out of tokens; seed, or the options' likelihoods. how: batch_size, max_new_tokens, scoring, beams,
-    temperature, top_k, top_p, seeds (train/settings.py). Batches are of similar length, whichever sets they come from. reads: set -> the kind of
-    answer, where its name does not say it. journal: a file that keeps the answers until all are there. Raises UserError.
+    paper's code read them; cut: whether it ran out of tokens; seed, or the options' likelihoods. template: one, or its name; how: a Decoding, or its
+    fields. Batches are of similar length, whichever sets they come from. reads: set -> the kind of answer, where its name does not say it. journal: a
+    file that keeps the answers until all are there. Raises UserError.
     """
+    how = how or Decoding(**decoding)
+    template = named(template, tokenizer) if isinstance(template, str) else template
     jobs, own = [], reads or {}
     for name, rows in problems.items():
         for index, row in enumerate(rows):
