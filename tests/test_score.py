@@ -12,7 +12,7 @@ from data.prompts import template
 from data.sources import load_data
 from eval import score
 from eval.look import chosen
-from eval.score import Score, choices, clean, form_of, mean_score, predict, read_predictions, scores, tables, write_predictions
+from eval.score import Score, choices, clean, form_of, mean_score, predict, read_predictions, scores, tables, verdict, write_predictions
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -48,6 +48,7 @@ def test_the_same_answers_at_any_batch_size_and_order(way, pocket, problems):
         problems = {"piqa": PIQA, "aqua": problems["aqua"]}
     how = replace(HOW, **WAYS[way])
     reference = answers(pocket, problems, replace(how, batch_size=1))
+    assert all(one["output"] == max(one["likelihoods"], key=one["likelihoods"].get) for one in reference if way == "likelihood")
     assert any(one["right"] for one in reference)
     assert not all(one["right"] for one in reference)
     for size in (3, 64):
@@ -109,12 +110,17 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(pocket, problems, t
 def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path):
     journal = tmp_path / "answers.part"
     answers(pocket, problems, HOW, journal=journal)
-    from adapters import attach, remove
+    from adapters import attach, parameters, remove
 
     attach(pocket[0], "lora", r=2)
     try:
         with pytest.raises(UserError, match="other weights"):
             answers(pocket, problems, HOW, journal=journal)
+        answers(pocket, problems, HOW, journal=tmp_path / "lora.part")
+        with torch.no_grad():
+            parameters(pocket[0])[-1].add_(1e-3)
+        with pytest.raises(UserError, match="other weights"):  # the same adapter, trained a little further
+            answers(pocket, problems, HOW, journal=tmp_path / "lora.part")
     finally:
         remove(pocket[0], "default")
     for how, tests in ((replace(HOW, max_new_tokens=21), problems), (replace(HOW, beams=2), problems), (HOW, {"addsub": problems["addsub"]})):
@@ -131,6 +137,7 @@ def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
     assert list(found) == ["solution1", "solution2"]
     contexts = {tuple(context) for context, _ in found.values()}
     assert len(contexts) == 1
+    assert list(contexts.pop()) == tokenizer.encode(form.prompt(PIQA[0]))  # the options begin behind the prompt, not earlier
     for label, (context, continuation) in found.items():
         assert context + continuation == tokenizer.encode(form.prompt(PIQA[0]) + f"the correct answer is {label}")
     five = {**PIQA[0], "instruction": "Which?\n\nAnswer format: answer1/answer2/answer3/answer4/answer5", "output": "", "answer": "answer5"}
@@ -166,10 +173,20 @@ def test_both_readers_and_what_training_saw(pocket):
     assert [one["instruction"] for one in chosen(found, leaked=True)] == ["b", "c"]
     other = [{**one, "right": not one["right"]} for one in found]
     assert [one["instruction"] for one in chosen(found, beats=other)] == ["a", "b"]
+    assert chosen(found, beats=found) == []  # right in both
     with pytest.raises(UserError, match="another problem"):
         chosen(found, beats=[{**found[0], "instruction": "x"}])
     with pytest.raises(UserError, match="did you mean 'AQuA'"):
         chosen(found, sets=["AQUAA"])
+
+
+def test_each_reader_gives_its_own_verdict():
+    runaway = "The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4."
+    found = verdict({"output": runaway, "gold": "5"}, "gsm8k")
+    assert (found["answer"], found["right"]) == (5.0, True)
+    assert (found["paper_answer"], found["paper_right"]) == (2.0, False)  # its code read up to the second "### Response:"
+    found = verdict({"output": "Answer: B", "gold": "B"}, "AQuA")
+    assert (found["right"], found["paper_answer"], found["paper_right"]) == (True, "A", False)
 
 
 def test_the_average_is_the_plain_mean_with_an_interval():
