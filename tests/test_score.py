@@ -395,6 +395,9 @@ def test_sentences_below_the_published_table(monkeypatch):
     text = "\n".join(published_lines("math-v1", "llama-7b", "parallel", whole))
     assert "difference" in text
     assert "no row" not in text
+    none_right = [{**one, "right": False} for one in whole]  # read strictly; the published figures are the paper's reader's
+    assert [line for line in published_lines("math-v1", "llama-7b", "parallel", none_right) if line.startswith("difference")] == [
+        line for line in text.splitlines() if line.startswith("difference")]
     assert "difference  " not in "\n".join(published_lines("math-v1", "llama-7b", "parallel", part))
     alone = "\n".join(published_lines("math-v1", "llama-7b", "", whole))
     assert "no row for llama-7b without an adapter" in alone
