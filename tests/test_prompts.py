@@ -312,3 +312,23 @@ def test_small_sums_are_no_harm():
 
 def test_the_date_stands_still():
     assert render("{{ strftime_now('%d %b %Y') }}") == "26 Jul 2024"
+
+
+def test_a_chat_template_writes_its_own_bos_and_none_is_put_before_it():
+    from data.batches import encode_prompt, encode_row
+    from data.prompts import Template
+
+    class Words:
+        eos_id = 2
+
+        def encode(self, text, bos=True):
+            return ([1] if bos else []) + [ord(one) for one in text]
+
+    chat = Template("chat", "{{ bos_token }}{% for one in messages %}{{ one['content'] }}|{% endfor %}", chat=True, special=(("bos_token", "<"),))
+    row = {"instruction": "a", "output": "b"}
+    assert encode_prompt(Words(), row, chat) == ("<a|", [ord("<"), ord("a"), ord("|")])
+    example, _ = encode_row(Words(), row, chat, cutoff=10)
+    assert example.ids == [*map(ord, "<a|b|"), 2]
+    assert example.weights == [0, 0, 0, 1, 1, 1]
+    plain = Template("plain", "{instruction}\n")
+    assert encode_prompt(Words(), row, plain)[1] == [1, ord("a"), ord("\n")]
