@@ -55,11 +55,6 @@ def main(arguments: list[str]) -> int:
             raise
         print("run.py: out of memory: use a smaller model or dtype, fewer rows at once, or fewer tokens", file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:
-        if options.debug:
-            raise
-        print(f"run.py: the package {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -84,3 +79,8 @@ if __name__ == "__main__":
             raise
         print("run.py: interrupted", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"run.py: the package {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
+        sys.exit(1)

@@ -24,11 +24,6 @@ class Leak:
     def count(self, kind: str) -> int:
         return sum(one == kind for one, _ in self.found.values())
 
-    @property
-    def clean(self) -> list[int]:
-        """The numbers of the problems without a twin or near twin."""
-        return [number for number in range(self.total) if number not in self.found]
-
     def table(self) -> dict:
         found = [{"test": number, "train": row, "kind": kind} for number, (kind, row) in sorted(self.found.items())]
         return {"total": self.total, "twins": self.count("twin"), "near": self.count("near"), "found": found}

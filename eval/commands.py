@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.errors import UserError, unknown
-from train.options import add_data_options, add_model_options, data_settings, given, whole_paths
+from train.options import add_data_options, add_model_options, data_settings, given, seeds_of, whole_paths
 
 
 def add_evaluate(parser: argparse.ArgumentParser):
@@ -81,10 +81,7 @@ def chosen_settings(options: argparse.Namespace):
 
     measured = given(options, EVAL_OPTIONS)
     if options.seeds is not None:
-        try:
-            measured["seeds"] = [int(seed) for seed in options.seeds.split(",")]
-        except ValueError:
-            raise UserError(f"--seeds {options.seeds!r} should be whole numbers, such as 0,1,2") from None
+        measured["seeds"] = seeds_of(options.seeds)
     more = data_settings(options)
     form = more.pop("template", None)
     made, adapters = run_settings(options, more | {"eval": measured})

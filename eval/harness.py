@@ -14,7 +14,7 @@ from data.batches import encode_prompt
 from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.score import left_pad
-from model.errors import UserError, is_out_of_memory, unknown
+from model.errors import UserError, short_of_memory, unknown
 
 LENGTH = 2048  # of a text, for a model that has no limit of its own (BLOOM was trained on so many tokens)
 
@@ -171,15 +171,11 @@ class Requests:
             for start in range(0, len(numbers), self.batch_size):
                 batch = numbers[start : start + self.batch_size]
                 rows = left_pad([ids[number] for number in batch], 0, device)
-                try:
+                with short_of_memory(f"on {device} with {self.batch_size} texts at once: lower batch_size"):
                     outputs = generate(
                         self.net, *rows, max_new_tokens=length, stop_ids=stop_ids, vocab_size=self.words.size, sampling=sampling,
                         seeds=batch if sampling else None, stop=lambda new, until=until: any(end in self.words.decode(new) for end in until),
                     )
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise UserError(f"out of memory on {device} with {self.batch_size} texts at once: lower batch_size") from None
                 for number, new in zip(batch, outputs, strict=True):
                     texts[number] = self.words.decode(new)
                     for end in until:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.compose import by_row
-from model.errors import UserError, is_out_of_memory
+from model.errors import UserError, short_of_memory
 
 CHUNK = 256  # scored positions whose logits exist at the same time
 
@@ -32,12 +32,8 @@ def log_likelihoods(
     model.eval()
     for start in range(0, len(pairs), batch_size):
         batch = by_length[start : start + batch_size]
-        try:
+        with short_of_memory(f"on {next(model.parameters()).device} with {batch_size} texts at once: lower batch_size"):
             results = of_batch(model, [pairs[i] for i in batch], pad_id, vocab_size)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(f"out of memory on {next(model.parameters()).device} with {batch_size} texts at once: lower batch_size") from None
         for i, result in zip(batch, results, strict=True):
             found[i] = result
     return found

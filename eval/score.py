@@ -21,7 +21,7 @@ from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, re
 from eval.generate import Sampling, generate
 from eval.journal import Journal, fingerprint_of
 from eval.likelihood import log_likelihoods
-from model.errors import UserError, is_out_of_memory
+from model.errors import UserError, short_of_memory
 from model.files import write_text
 
 
@@ -108,14 +108,9 @@ def predict(
     with bar, kept or nullcontext():
         for start in range(0, len(waiting), how.batch_size):
             batch = waiting[start : start + how.batch_size]
-            try:
+            with short_of_memory(f"on {next(model.parameters()).device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: "
+                                 "lower eval.batch_size (--batch-size, with --resume too) or eval.max_new_tokens"):
                 found = weigh(model, [options[number] for number in batch], how) if options else respond(model, tokenizer, [jobs[n] for n in batch], how)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                device = next(model.parameters()).device
-                raise UserError(f"out of memory on {device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: lower eval.batch_size "
-                                "(--batch-size, with --resume too) or eval.max_new_tokens") from None
             for number, answer in zip(batch, found, strict=True):
                 answers[number] = answer
                 if kept:

@@ -1,7 +1,8 @@
 """The one exception for what a user can put right."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -24,3 +25,14 @@ def is_out_of_memory(error: Exception) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+@contextmanager
+def short_of_memory(said: str) -> Iterator[None]:
+    """Within this block running out of memory is the UserError "out of memory " + said, which names the device and what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory {said}") from None

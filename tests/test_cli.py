@@ -259,3 +259,21 @@ def test_pretrain_makes_a_model_that_trains(tmp_path):
     assert {path.name for path in (tmp_path / "fresh").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     tuned = run("--model", tmp_path / "fresh", "--recipe", "pocket-tune", *QUICK, "--out", tmp_path / "out")
     assert tuned.returncode == 0, tuned.stderr
+
+
+@pytest.mark.parametrize("command", ["models", "train", "data"])
+def test_a_missing_package_is_one_line(command):
+    words = ["run.py", command] + (["list"] if command == "data" else [])
+    code = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {words!r}; runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "run.py: the package torch is missing: pip install -r requirements.txt\n"
+
+
+def test_data_without_training_rows_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    def loaded(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("train.experiment.load_base", loaded)
+    assert command_line.main(["--data", "none", "--out", str(tmp_path / "out")]) == 1
+    assert "data none has no rows to train on" in capsys.readouterr().err

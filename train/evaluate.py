@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import Average, use
@@ -11,12 +11,12 @@ from adapters.several import load_any
 from data.leakage import Leak, leakage
 from data.prompts import Template, stored_template, template
 from data.sources import is_here, load_data
-from eval.answers import reaches
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import make_folder, read_json, write_text
 from train.experiment import check_model, first_items, fresh_folder, load_base, load_words
 from train.options import MODEL_OPTIONS, given
+from train.rows import only_right
 from train.settings import Settings, parse_set, settings, to_toml
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
@@ -116,13 +116,13 @@ def seen_in_training(runs: list[dict], tests: dict[str, list[dict]], data_dir: s
         try:
             chosen = {key: run[key] for key in ("columns", "test_share") if key in run}
             data = load_data(name, "" if name == "wordproblems" or Path(name).is_file() else data_dir, run.get("seed", 0), **chosen)
-            rows = [row for row in data.train if reaches(row["output"], row["answer"])] if run.get("only_right") else data.train
+            data = only_right(data) if run.get("only_right") else data
         except (UserError, TypeError, ValueError, AttributeError) as error:
             said.append(f"the training data {name} cannot be read as it was, whether the adapter saw these problems was not checked: {str(error)[:200]}")
             continue
-        if run.get("data_fingerprint", replace(data, train=rows).fingerprint) != replace(data, train=rows).fingerprint:
+        if run.get("data_fingerprint") not in (None, data.fingerprint):
             said.append(f"the training data {name} has changed since: what follows is about what it holds now")
-        leaks = leakage(rows, tests, near=not data.from_forms)
+        leaks = leakage(data.train, tests, near=not data.from_forms)
         found.append(leaks)
         said += [f"{one}: the adapter was trained on {leak.count('twin')} of these {leak.total} problems word for word, on {leak.count('near')} nearly so"
                  for one, leak in leaks.items() if leak.found]

@@ -12,7 +12,7 @@ from model.errors import UserError
 from model.files import make_folder, write_text
 from model.registry import pocket_names
 from train.experiment import check_model
-from train.options import whole_paths
+from train.options import seeds_of, whole_paths
 from train.settings import Settings, build, parse_set, read_toml, settings, to_toml
 
 
@@ -40,10 +40,7 @@ def grid_from(options: argparse.Namespace) -> Grid:
     said = {key: getattr(options, key) for key in ("data", "data_dir", "recipe") if getattr(options, key) is not None}
     said |= {key: [part for part in getattr(options, key).split(",") if part] for key in ("models", "adapters") if getattr(options, key) is not None}
     if options.seeds is not None:
-        try:
-            said["seeds"] = [int(seed) for seed in options.seeds.split(",")]
-        except ValueError:
-            raise UserError(f"--seeds {options.seeds!r} should be whole numbers, such as 0,1,2") from None
+        said["seeds"] = seeds_of(options.seeds)
     grid = replace(grid, **said, set=[*grid.set, *options.set])
     if options.pocket:
         alone = [name for name, preset in presets().items() if preset.get("kind") != "fusion"]  # a fusion needs adapters to be trained before

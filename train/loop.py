@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from adapters.attach import after_step, named_buffers, penalty
 from data.batches import Example, collate, epoch_order, micro_batches
-from model.errors import UserError, is_out_of_memory
+from model.errors import UserError, short_of_memory
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.loss import summed_loss
 from train.optim import LossScale, learning_rate
@@ -114,7 +114,8 @@ def train(
             # forward and backward: the loss is a sum, divided by the loss weight of the whole step
             weight = sum(sum(row.weights[1:]) for row in rows)
             loss = 0.0
-            try:
+            with short_of_memory(f"on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
+                                 f"or set train.checkpointing=true; the last checkpoint in {folder} is intact"):
                 for rows_at_once in micro_batches(rows, s.micro_batch_size):
                     ids, weights = collate(rows_at_once, pad_id, device)
                     part = summed_loss(model, ids, weights) / weight
@@ -122,13 +123,6 @@ def train(
                     loss += part.item()
                 if (extra := penalty(model)) is not None:  # what some adapters ask for besides (AdaLoRA)
                     (extra * scale.scale).backward()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"out of memory on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
-                    f"or set train.checkpointing=true; the last checkpoint in {folder} is intact"
-                ) from None
 
             # unscale, check, clip, update
             for parameter in parameters.values():

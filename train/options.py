@@ -44,6 +44,14 @@ def data_settings(options: argparse.Namespace) -> dict:
     return found
 
 
+def seeds_of(text: str) -> list[int]:
+    """"0,1,2" -> its numbers. Raises UserError."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text!r} should be whole numbers, such as 0,1,2") from None
+
+
 def columns_of(text: str | None) -> dict[str, str]:
     """"instruction=question,answer=label" -> its pairs. Raises UserError."""
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []

@@ -14,10 +14,17 @@ from train.settings import Settings
 def load_rows(s: Settings) -> tuple[Data, list[str]]:
     """(the data of the settings, what was left out of it, in words). Raises UserError."""
     data = load_data(s.data, s.data_dir, s.seed, tests=s.tests, columns=s.columns, test_share=s.test_share)
-    if not s.only_right:
-        return data, []
-    right = [row for row in data.train if reaches(row["output"], row["answer"])]
-    return replace(data, train=right), [f"{len(right):,} of {len(data.train):,} rows reach the right answer; the others are left out (only_right)"]
+    kept = only_right(data) if s.only_right else data
+    if not kept.train:
+        why = " that reach their answer" if s.only_right else "" if data.name == "none" else ": it is a test set without rationales"
+        raise UserError(f"data {data.name} has no rows to train on{why}")
+    told = f"{len(kept.train):,} of {len(data.train):,} rows reach the right answer; the others are left out (only_right)"
+    return kept, [told] if s.only_right else []
+
+
+def only_right(data: Data) -> Data:
+    """The same with those training rows alone whose rationale reaches the right answer."""
+    return replace(data, train=[row for row in data.train if reaches(row["output"], row["answer"])])
 
 
 def check_leakage(data: Data, tests: dict[str, list[dict]], allowed: bool) -> dict[str, Leak]:
@@ -50,9 +57,6 @@ def encode_rows(tokenizer, data: Data, form: Template, s: Settings) -> tuple[lis
     """Training rows as Examples; how many were cut off at train.cutoff tokens; how many of these kept no token to learn and were left out."""
     encoded = [encode_row(tokenizer, row, form, s.train.cutoff, s.train.prompt_weight) for row in data.train]
     examples = [example for example, _ in encoded if any(example.weights[1:])]
-    if not data.train:
-        why = " that reach their answer" if s.only_right else "" if data.name == "none" else ": it is a test set without rationales"
-        raise UserError(f"data {data.name} has no rows to train on{why}")
     if not examples:
         raise UserError(f"no row of {data.name} keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
     return examples, sum(cut for _, cut in encoded), len(encoded) - len(examples)
