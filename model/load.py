@@ -4,6 +4,7 @@ import gc
 import hashlib
 import importlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from model.errors import UserError, unknown
 from model.files import inside, read_json, tensors
 from model.registry import cached, find, resolve
+from model.split import device_named, split
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
 
@@ -36,22 +38,24 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
-    devices: list[str] | None = None,
+    devices: Sequence[str | torch.device] | None = None,
     revision: str | None = None,
+    layers_per_device: Sequence[int] | None = None,
 ) -> nn.Module:
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 
-    dtype is that of storage and computation, None keeps the checkpoint's own. Raises UserError for anything wrong with the
-    name or the files, and for quantize and devices, which this version does not have yet.
+    dtype is that of storage and computation, None keeps the checkpoint's own. Over several devices the layers are split, each tensor going straight to
+    its own (model/split.py). Raises UserError for anything wrong with the name or the files, and for quantize, which this version does not have yet.
     """
     if quantize is not None:
         raise UserError(f"quantize={quantize!r}: int8 and nf4 weights are not in this version; load with quantize=None")
-    if devices is not None:
-        raise UserError(f"devices={devices!r}: splitting layers over devices is not in this version; give one device=")
+    places = [device if isinstance(device, torch.device) else device_named(device) for device in devices or [device]]
     folder = resolve(name, revision)
     family, config = read_config(folder)
     model = skeleton(family, config)
-    fingerprint = load_weights(model, family.rename, tensors(folder), dtype, torch.device(device), where=str(folder))
+    if len(places) > 1:
+        split(model, places, layers_per_device)
+    fingerprint = load_weights(model, family.rename, tensors(folder), dtype, places[0], where=str(folder))
     model.dtype = next(model.parameters()).dtype
     model.folder = folder
     model.fingerprint = fingerprint  # what an adapter was made for
@@ -173,7 +177,7 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
         if not tensor.is_floating_point():
             raise UserError(f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
         samples[name] = sample_of(tensor)
-        tensor = tensor.to(device=device, dtype=dtype)
+        tensor = tensor.to(device=model.device_of(name) if model.stages else device, dtype=dtype)
         if not is_finite(tensor):
             raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {tensor.dtype}")
         if tied and name == "lm_head.weight":

@@ -13,7 +13,7 @@ from eval.generate import generate
 from model import UserError, llama, load_model, load_tokenizer
 
 SIGNATURES = {
-    load_model: "name dtype device quantize devices revision",
+    load_model: "name dtype device quantize devices revision layers_per_device",
     load_tokenizer: "name revision",
     llama.Model.forward: "self ids mask positions",
     attach: "model preset name",
@@ -55,7 +55,7 @@ def test_exports():
 
 
 def test_what_is_not_there_yet_says_so(folder):
-    for arguments in ({"quantize": "int8"}, {"quantize": "nf4"}, {"devices": ["cpu", "cpu"]}):
+    for arguments in ({"quantize": "int8"}, {"quantize": "nf4"}):
         with pytest.raises(UserError, match="not in this version"):
             load_model(str(folder), **arguments)
 

@@ -22,6 +22,7 @@ from model.errors import UserError, unknown
 from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
 from model.registry import find
+from model.split import parse_devices
 from model.tokenizer import Tokenizer
 from train.loop import CHECKPOINT, train
 from train.rows import check_leakage, cut_lines, encode_rows, leak_lines, load_rows
@@ -52,18 +53,12 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
     return candidate
 
 
-def choose_device(s: Settings) -> torch.device:
-    """The device of a run. Raises UserError when it is not there."""
-    name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1 ...")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} cannot be used: torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
+def choose_devices(s: Settings) -> list[torch.device]:
+    """The devices of a run: one, or several that its layers are split over. Raises UserError when one is not there."""
+    devices = parse_devices(s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if s.layers_per_device and len(devices) == 1:
+        raise UserError(f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1")
+    return devices
 
 
 def check_model(name: str) -> None:
@@ -79,9 +74,9 @@ def load_base(s: Settings) -> nn.Module:
         raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if s.threads:
         torch.set_num_threads(s.threads)
-    device = choose_device(s)
-    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, revision=s.revision or None)
-    if s.dtype == "auto" and model.dtype == torch.float16 and device.type == "cpu":
+    devices = choose_devices(s)
+    model = load_model(s.model, dtype=DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, revision=s.revision or None)
+    if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
         model.dtype = torch.float32
     return model
@@ -129,7 +124,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     examples, cut, empty = encode_rows(tokenizer, data, form, s)
     if not resume:
         make_folder(folder)
-        s = replace(s, device=str(next(model.parameters()).device), dtype=str(model.dtype).removeprefix("torch."))
+        s = replace(s, device=",".join(str(stage.device) for stage in model.stages) or str(model.device), dtype=str(model.dtype).removeprefix("torch."))
         write_text(folder / "run.toml", to_toml(s))
     say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *leak_lines(leaks)])
     write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
@@ -180,7 +175,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
 
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    return to_toml(replace(s, device="", data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
+    return to_toml(replace(s, device="", layers_per_device=[], data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
 
 
 def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:
@@ -206,6 +201,8 @@ def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, dat
     """The lines that stand above the progress bars."""
     base = count_base(model)
     print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
+    for stage in model.stages:
+        print(f"         layers {stage.first} to {stage.end - 1} on {stage.device}")
     for name, where in s.load.items():
         print(f"loaded   {name}, frozen, from {where}")
     print(f"adapter  {s.adapter.get('preset', config.kind)} at {config.place()}: {count(trained):,} parameters, "
