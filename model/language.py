@@ -19,6 +19,7 @@ class LanguageModel(nn.Module):
     outer_sites: dict[str, str]  # the same outside of the blocks -> attribute of the model
     picture: str
     blocks_at: str  # where in the model they are
+    quantize = ""  # how the weights of the Linears in the blocks are stored: as they are, or one of model.quantize.STORED_AS
 
     def __init__(self, config):
         super().__init__()
