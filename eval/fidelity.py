@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.errors import UserError
+from data.batches import Example
 
 WINDOW = 256  # tokens that a model sees at once
 
@@ -22,18 +22,22 @@ class Fidelity:
     divergence: float
 
 
+def windows(ids: list[int]) -> list[Example]:
+    """A text as rows of at most WINDOW tokens; each token but the first is predicted once."""
+    return [Example(ids[start : start + WINDOW], [1.0] * len(ids[start : start + WINDOW])) for start in range(0, max(1, len(ids) - 1), WINDOW - 1)]
+
+
 @torch.inference_mode()
-def predictions(model: nn.Module, ids: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """ids in windows -> the log-probabilities [T - 1, V] of every next token, float32 on the CPU, and those tokens [T - 1]. Raises UserError."""
-    if len(ids) < 2:
-        raise UserError("the text has fewer than two tokens: there is nothing to predict")
-    for start in range(0, len(ids) - 1, WINDOW - 1):
-        window = torch.tensor([ids[start : start + WINDOW]], device=model.input_embedding.weight.device)
-        yield model(window)[0, :-1].log_softmax(dim=-1).cpu(), window[0, 1:].cpu()
+def predictions(model: nn.Module, rows: list[Example]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each row the log-probabilities [N, V] in front of its tokens with a loss weight, float32 on the CPU, and those tokens [N]."""
+    for row in rows:
+        ids = torch.tensor([row.ids], device=model.input_embedding.weight.device)
+        counted = torch.tensor(row.weights[1:], device=ids.device) > 0
+        yield model.logits(model.hidden(ids)[0, :-1][counted]).log_softmax(dim=-1).cpu(), ids[0, 1:][counted].cpu()
 
 
 def compare(reference: list[tuple[Tensor, Tensor]], other: Iterator[tuple[Tensor, Tensor]]) -> Fidelity:
-    """The `predictions` of two models on the same ids; those of the reference are kept, so that the models need not be in memory together."""
+    """The `predictions` of two models on the same rows; those of the reference are kept, so that the models need not be in memory together."""
     tokens, losses, divergence = 0, [0.0, 0.0], 0.0
     for (p, targets), (q, _) in zip(reference, other, strict=True):
         tokens += len(targets)

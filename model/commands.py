@@ -25,8 +25,8 @@ def add_quantize(parser: argparse.ArgumentParser):
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the other weights and the computation; default: the checkpoint's own")
     parser.add_argument("--to", required=True, help="int8, llm-int8 (x is rounded as well) or nf4")
     parser.add_argument("--out", required=True, help="new folder of the quantised model")
-    parser.add_argument("--text", help="a text file to measure on; default: word problems of this project")
-    parser.add_argument("--tokens", type=int, default=1024, help="measure on the first N tokens of the text (1024); 0: do not measure")
+    parser.add_argument("--text", help="a text file to measure on; default: the solutions of word problems")
+    parser.add_argument("--tokens", type=int, default=1024, help="measure on the first N tokens (1024); 0: do not measure")
     parser.add_argument("--shard-size", type=float, default=5.0, help="largest size of a file of weights, in GB (5)")
     return quantize
 
@@ -40,24 +40,24 @@ def quantize(options: argparse.Namespace) -> int:
 
     if options.to not in STORED_AS:
         raise unknown("quantization", options.to, STORED_AS)
-    if options.tokens < 0 or not 0 < options.shard_size < 1e6:
-        raise UserError("--tokens should not be negative, and --shard-size a number of GB")
+    if options.tokens < 0 or options.tokens == 1 or not 0 < options.shard_size < 1e6:
+        raise UserError("--tokens should be 0, or 2 and more, and --shard-size a number of GB")
     folder = fresh_folder(Path(options.out), numbered=False)
     check_model(options.model)
-    ids = text_ids(options) if options.tokens else []
+    rows = measured_rows(options) if options.tokens else []
     model = load(options, "")
     if model.quantize:
         raise UserError(f"{options.model} is stored as {model.quantize} already: give the model it was made from")
     bytes_before = size(model)
-    reference = list(predictions(model, ids)) if ids else []
+    reference = list(predictions(model, rows))
     del model
     model = load(options, options.to)
-    found = compare(reference, predictions(model, ids)) if ids else None
+    found = compare(reference, predictions(model, rows)) if rows else None
     files = save_quantized(model, folder, int(options.shard_size * 1e9))
     print(f"quantised {options.model} to {options.to}: {count(model):,} parameters, {size_text(bytes_before)} before, {size_text(size(model))} now")
     if found:
-        print(f"measured  perplexity {found.reference:.4f} before, {found.other:.4f} now, mean KL divergence {found.divergence:.5f} nats a token, "
-              f"on {found.tokens:,} tokens of {options.text or 'word problems'}, computed in {str(model.dtype).removeprefix('torch.')}")
+        print(f"measured  perplexity {found.reference:.4f} before, {found.other:.4f} now, mean KL divergence {found.divergence:.2g} nats a token, "
+              f"on {found.tokens:,} tokens of {options.text or 'solutions of word problems'}, computed in {str(model.dtype).removeprefix('torch.')}")
     print(f"written   {folder}: {', '.join(path.name for path in files[:12])}, {size_text(sum(path.stat().st_size for path in files))} in all")
     print(f"use it    as --model {folder} of any command")
     return 0
@@ -82,23 +82,28 @@ def load(options: argparse.Namespace, how: str):
     return model
 
 
-def text_ids(options: argparse.Namespace) -> list[int]:
-    """The first tokens of --text, or of word problems. Raises UserError."""
-    from itertools import islice
-
-    from data.wordproblems import MANNERS, problems
+def measured_rows(options: argparse.Namespace) -> list:
+    """The first --tokens tokens of --text; or so many of word problems, of which the solutions count. Raises UserError."""
+    from data.batches import encode_row
+    from data.prompts import template
+    from data.wordproblems import TRAINED, problems
+    from eval.fidelity import windows
     from model import load_tokenizer
     from model.errors import UserError
 
+    tokenizer, rows = load_tokenizer(options.model, options.revision), []
+    if not options.text:
+        manners = [problems(manner, "test", 0) for manner in TRAINED]
+        while sum(sum(row.weights) for row in rows) < options.tokens:
+            rows.append(encode_row(tokenizer, next(manners[len(rows) % len(manners)]), template("alpaca", tokenizer), cutoff=512)[0])
+        return rows
     try:
-        text = Path(options.text).read_text(encoding="utf-8") if options.text else "\n\n".join(
-            f"{row['instruction']}\n{row['output']}" for rows in zip(*(islice(problems(manner, "test", 0), 40) for manner in MANNERS), strict=True) for row in rows)
+        ids = tokenizer.encode(Path(options.text).read_text(encoding="utf-8"), bos=True)[: options.tokens]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--text {options.text} cannot be read: {error}") from None
-    ids = load_tokenizer(options.model, options.revision).encode(text, bos=True)[: options.tokens]
     if len(ids) < 2:
         raise UserError(f"--text {options.text} has fewer than two tokens")
-    return ids
+    return windows(ids)
 
 
 def size(model) -> int:
