@@ -24,6 +24,7 @@ class LanguageModel(nn.Module):
     picture: str
     blocks_at: str  # where in the model they are
     behind: tuple[str, ...]  # what lies behind them, but for the head
+    quantize = ""  # how the weights of the Linears in the blocks are stored: as they are, or one of model.quantize.STORED_AS
 
     def __init__(self, config):
         super().__init__()

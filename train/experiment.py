@@ -21,6 +21,7 @@ from model import load_model, load_tokenizer
 from model.errors import UserError, unknown
 from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
+from model.quantize import quantized, quantized_weights
 from model.registry import find
 from model.split import parse_devices
 from model.tokenizer import Tokenizer
@@ -75,10 +76,12 @@ def load_base(s: Settings) -> nn.Module:
     if s.threads:
         torch.set_num_threads(s.threads)
     devices = choose_devices(s)
-    model = load_model(s.model, dtype=DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, revision=s.revision or None)
+    model = load_model(s.model, DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, quantize=s.quantize or None,
+                       revision=s.revision or None)
     if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
-        model.dtype = torch.float32
+        for one in (model, *quantized(model).values()):
+            one.dtype = torch.float32
     return model
 
 
@@ -194,13 +197,13 @@ def count(named: dict[str, nn.Parameter]) -> int:
 
 def count_base(model: nn.Module) -> int:
     """Parameters of the model without its adapters."""
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name) + quantized_weights(model)
 
 
 def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, more: list[str]) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
-    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
+    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
     for stage in model.stages:
         print(f"         layers {stage.first} to {stage.end - 1} on {stage.device}")
     for name, where in s.load.items():
