@@ -21,7 +21,7 @@ from model import load_model, load_tokenizer
 from model.errors import UserError, unknown
 from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
-from model.quantize import quantized, quantized_weights
+from model.quantize import quantized_weights
 from model.registry import find
 from model.split import parse_devices
 from model.tokenizer import Tokenizer
@@ -80,8 +80,7 @@ def load_base(s: Settings) -> nn.Module:
                        revision=s.revision or None)
     if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
-        for one in (model, *quantized(model).values()):
-            one.dtype = torch.float32
+        model.dtype = torch.float32
     return model
 
 
