@@ -23,7 +23,8 @@ from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
 from model.registry import find
 from model.tokenizer import Tokenizer
-from train.loop import CHECKPOINT, train
+from train.checkpoint import checkpoints
+from train.loop import train
 from train.rows import check_leakage, cut_lines, encode_rows, leak_lines, load_rows
 from train.settings import Settings, settings, to_toml
 
@@ -103,7 +104,7 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
 
 
 def run(s: Settings, folder: Path, resume: bool = False) -> Result:
-    """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint.pt.
+    """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint-STEP.pt.
 
     Raises UserError for anything the user can put right. Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
     """
@@ -180,7 +181,8 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
 
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    return to_toml(replace(s, device="", data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
+    train = replace(s.train, keep=1)
+    return to_toml(replace(s, device="", data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)(), train=train))
 
 
 def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:
@@ -227,4 +229,4 @@ def resume_settings(folder: Path) -> Settings:
 
 
 def can_resume(folder: Path) -> bool:
-    return (folder / CHECKPOINT).is_file()
+    return bool(checkpoints(folder))

@@ -38,9 +38,10 @@ class Train:
     checkpointing: str = "none"  # none | block | "every 2": recompute each block, or every second, in the backward pass: far less memory, a third more time
     offload: bool = False  # keep what the backward pass needs in the CPU's memory: slower, for texts that fit no other way
     save_every: int = 100  # steps between checkpoints
+    keep: int = 1  # so many checkpoints, the newest
 
     def check(self) -> None:
-        for key in ("epochs", "batch_size", "micro_batch_size", "cutoff", "save_every"):
+        for key in ("epochs", "batch_size", "micro_batch_size", "cutoff", "save_every", "keep"):
             if getattr(self, key) < 1:
                 raise UserError(f"train.{key} = {getattr(self, key)} must be at least 1")
         for key in ("max_steps", "warmup_steps", "weight_decay", "prompt_weight", "final_learning_rate"):
