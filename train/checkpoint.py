@@ -3,6 +3,7 @@
 checkpoint-000100.pt holds the state after 100 steps. The newest N of a run's folder are kept; an older one goes when the newer is on the disk.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,19 @@ class State:
     step: int = 0
     skipped: int = 0  # steps whose gradient was not finite
     skipped_in_a_row: int = 0
+    best: dict | None = None  # step, loss and weights of the lowest validation loss so far
+
+    def validated(self, loss: float) -> None:
+        """Keep a copy of the weights, in the CPU's memory, if this step's validation loss is the lowest so far; NaN never is. Raises UserError as `weights`."""
+        weights = self.weights()
+        if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
+            copies = {kind: {name: tensor.to("cpu", copy=True) for name, tensor in found.items()} for kind, found in weights.items()}
+            self.best = {"step": self.step, "loss": loss, **copies}
+
+    @property
+    def validation(self) -> dict:
+        """The lowest validation loss so far and its step; empty where there was none."""
+        return {"best_step": self.best["step"], "best_loss": self.best["loss"]} if self.best else {}
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """What is trained and what else the adapters carry, by name. Raises UserError when something is not finite."""
@@ -45,13 +59,14 @@ class State:
         """Write folder/checkpoint-STEP.pt, then remove all but the newest `keep`. Raises UserError; what was there stays."""
         save_checkpoint(folder, self.step, {
             "step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "fingerprints": fingerprints,
-            "scale": vars(self.scale), "optimizer": self.optimizer.state_dict(), **self.weights(),
+            "scale": vars(self.scale), "optimizer": self.optimizer.state_dict(), "best": self.best, **self.weights(),
         }, keep)
 
     def load(self, folder: Path, fingerprints: dict[str, str]) -> None:
         """Continue from the newest readable checkpoint in `folder`. Raises UserError when there is none or it is of another run."""
         saved = load_checkpoint(folder, fingerprints)
         self.step, self.skipped, self.skipped_in_a_row = saved["step"], saved["skipped"], saved["skipped_in_a_row"]
+        self.best = saved["best"]
         self.restore_weights(saved)
         self.optimizer.load_state_dict(saved["optimizer"])
         vars(self.scale).update(saved["scale"])

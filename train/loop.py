@@ -16,6 +16,7 @@ from adapters.attach import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from model.errors import UserError, short_of_memory
 from train.checkpoint import State
+from train.loss import mean_loss
 from train.memory import offloaded
 from train.optim import LossScale, learning_rate
 from train.pipeline import accumulate
@@ -27,11 +28,13 @@ MAX_SKIPPED = 25  # non-finite steps in a row before the run stops; float16 need
 
 @dataclass
 class Outcome:
-    """How training ended: after `step` steps, `signal` is the number of the signal that stopped it, or 0."""
+    """How training ended: after `step` steps; `signal` is the number of the signal that stopped it, or 0."""
 
     step: int
     skipped: int
     signal: int
+    adapter_step: int  # the step whose weights the model has now
+    validation: dict  # best_step and best_loss, where there was something to validate on
 
 
 def train(
@@ -46,11 +49,12 @@ def train(
     fingerprints: dict[str, str],
     resume: bool = False,
     rates: dict[str, float] | None = None,
+    held_out: Sequence[Example] = (),
     log: Callable[[dict], None] = lambda entry: None,
 ) -> Outcome:
     """Train `parameters` (float32, by name) of `model` on `examples`, each with a token to learn, with checkpoints in `folder`.
 
-    `rates` multiply the learning rate of some of them, by name.
+    `rates` multiply the learning rate of some of them, by name. With rows `held_out`, the weights of the lowest loss on these are loaded in the end.
     Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
     """
@@ -72,11 +76,15 @@ def train(
     if resume:
         state.load(folder, fingerprints)
 
+    validate_every = s.validate_every or s.save_every
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
     model.train()
     model.checkpointing = s.checkpoint_every
     with Signals() as signals, tqdm(total=total, initial=state.step, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
         for step in range(state.step, total):
+            if s.patience and state.best and step - state.best["step"] >= s.patience * validate_every:
+                tqdm.write(f"no lower validation loss in {s.patience} validations: stopped after step {step}")
+                break
             began = time.perf_counter()
             rate = learning_rate(s, step, total)
             for group in optimizer.param_groups:
@@ -119,9 +127,14 @@ def train(
             state.step = step + 1
 
             tokens = sum(map(len, rows)) / (time.perf_counter() - began)
+            validation = {}
+            if held_out and ((step + 1) % validate_every == 0 or step + 1 == total):
+                found = mean_loss(model, held_out, s.micro_batch_size, pad_id)
+                state.validated(found)
+                validation = {"validation_loss": found if math.isfinite(found) else None}
             log({
                 "step": step + 1, "loss": loss if math.isfinite(loss) else None, "learning_rate": rate,
-                "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite,
+                "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite, **validation,
                 **({} if busy is None else {"devices_busy": round(busy, 3)}),
             })
             shown = {} if busy is None else {"busy": f"{100 * busy:.0f}%"}
@@ -130,7 +143,10 @@ def train(
             if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
                 state.save(folder, fingerprints, s.keep)
             if signals.received:
-                return Outcome(step + 1, state.skipped, signals.received)
+                return Outcome(state.step, state.skipped, signals.received, state.step, state.validation)
     model.eval()
     model.checkpointing = False
-    return Outcome(total, state.skipped, 0)
+    if s.best and state.best:
+        state.restore_weights(state.best)
+        return Outcome(state.step, state.skipped, 0, state.best["step"], state.validation)
+    return Outcome(state.step, state.skipped, 0, state.step, state.validation)
