@@ -189,7 +189,7 @@ def parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def rates(model: nn.Module) -> dict[str, float]:
     """For each of `named_parameters`, its learning rate as a multiple of the run's."""
-    found = {f"{path}.{leaf}": adapter.rate for path, _, adapter in in_use(model) for leaf, _ in adapter.named_parameters()}
+    found = {f"{path}.{leaf}": adapter.rate_of(leaf) for path, _, adapter in in_use(model) for leaf, _ in adapter.named_parameters()}
     return {name: found[name] for name in named_parameters(model)}
 
 

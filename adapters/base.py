@@ -58,6 +58,10 @@ class Adapter(nn.Module):
         """The float32 weight [out, in] and bias [out] of a plain site that computes the same. Raises UserError where there is none."""
         raise UserError(f"{type(self).__name__} is not linear and cannot be merged into the weights; evaluate and generate use it unmerged")
 
+    def rate_of(self, leaf: str) -> float:
+        """The learning rate of the parameter `leaf`, as a multiple of the run's."""
+        return self.rate
+
     def penalty(self) -> Tensor | None:
         """A term to add to the loss of every training step."""
         return None
