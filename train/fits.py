@@ -27,7 +27,8 @@ SHARD = 500_000_000  # bytes: all that making the files holds in memory
 
 
 def fits_lines(name: str, quantize: str, adapter: str, tokens: int) -> Iterator[str]:
-    """Lines of text as they come: seconds and the peak of memory of each stage: files, load, attach, a training step of one row of so many tokens with block checkpointing, save.
+    """Lines of text as they come: seconds and the peak of memory of each stage - files, load, attach, a training step of one row of so many tokens with
+    block checkpointing, save.
 
     The process that runs them is a fresh one, so that its peak is that of a run; the files lie in the system's temporary folder and are removed.
     Raises UserError when the disk has not the room, or a stage fails.
