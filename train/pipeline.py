@@ -74,7 +74,8 @@ def utilisation(work: list[list[Work]], seconds: Callable[[Work], float]) -> flo
 def busy_text(share: float, stages: int, batches: int) -> str:
     """What was measured, beside what the schedule allows."""
     most = batches / (batches + stages - 1)
-    return f"{stages} devices, {batches} micro-batches a step: busy {100 * share:.0f} % of the time; equal stages would be {100 * most:.0f} %"
+    hint = "; a lower train.micro_batch_size gives them more to do side by side" if most < 0.7 else ""
+    return f"{stages} devices, micro-batches a step: {batches}; busy {100 * share:.0f} % of the time, where equal stages would be {100 * most:.0f} %{hint}"
 
 
 @dataclass
