@@ -40,6 +40,7 @@ class Footprint(TorchDispatchMode):
         self.place, self.share, self.round_to = 0, share, round_to
         self.events: list[tuple[int, int]] = []  # (place, bytes that came, or went: below 0)
         self.alive: dict[int, tuple[weakref.ref, int, int]] = {}  # address of a storage -> itself, place, bytes
+        self.waiting: list[tuple[int, int]] | None = None
         self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -56,19 +57,27 @@ class Footprint(TorchDispatchMode):
         mask = indices[0]
         return x.new_empty(round(self.share * mask.numel()), *x.shape[mask.ndim :])
 
-    def see(self, tensor: Tensor, place: int | None = None) -> None:
-        """Count the storage of this tensor from now on, once."""
+    def see(self, tensor: Tensor, place: int | None = None, counted: bool = True) -> None:
+        """Count the storage of this tensor from now on, once; or, counted=False, never."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.alive:
             return
-        place, size = self.place if place is None else place, -(-storage.nbytes() // self.round_to) * self.round_to
+        place, size = self.place if place is None else place, -(-storage.nbytes() // self.round_to) * self.round_to if counted else 0
         self.alive[key] = weakref.ref(storage, lambda _: self.died(key)), place, size
         self.events.append((place, size))
 
     def died(self, key: int) -> None:
         _, place, size = self.alive.pop(key)
-        self.events.append((place, -size))
+        (self.events if self.waiting is None else self.waiting).append((place, -size))
+
+    @contextmanager
+    def all_at_once(self) -> Iterator[None]:
+        """What dies within this block is counted to its end: torch's AdamW for a card takes the parameters together, not one by one."""
+        self.waiting = []
+        yield
+        self.events += self.waiting
+        self.waiting = None
 
     def live(self, places: int) -> list[int]:
         """Bytes that are alive now, by place."""
@@ -76,18 +85,6 @@ class Footprint(TorchDispatchMode):
         for _, place, size in self.alive.values():
             found[place] += size
         return found
-
-    def peak(self, begin: list[int], since: int, stage: list[int]) -> list[int]:
-        """The most that each device held since event number `since`, from the bytes by place at that time; stage: the device of each place."""
-        now = [0] * (max(stage) + 1)
-        for device, size in zip(stage, begin, strict=True):
-            now[device] += size
-        most = list(now)
-        for place, size in self.events[since:]:
-            device = stage[place]
-            now[device] += size
-            most[device] = max(most[device], now[device])
-        return most
 
 
 def picks(args: tuple) -> bool:
