@@ -1,5 +1,6 @@
 """Rows -> token ids with a loss weight each -> the batches of an epoch, in an order that only the seed decides."""
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     if group:
         rng.shuffle(batches)
     return batches
+
+
+def seed_from(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:

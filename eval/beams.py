@@ -32,10 +32,10 @@ def beam_search(
     kept = max(2, 1 + len(ends)) * beams  # candidates: even if every beam could end in each way, `beams` others go on
     for step in range(1, max_new_tokens + 1):
         hidden = model.hidden(ids, None if mask is None else mask[:, : T + step - 1], cache=cache)[:, -1]
-        log_probs = model.logits(hidden).log_softmax(dim=-1)[:, :vocab_size]
+        log_probs = model.logits(hidden).log_softmax(dim=-1)[:, :vocab_size].to(device)
         if step == 1:  # the prompt was computed once for all beams of a row
             log_probs, beam_of = log_probs.repeat_interleave(beams, dim=0), torch.arange(B, device=device).repeat_interleave(beams)
-            reorder(cache, beam_of)
+            cache.select(beam_of)
             mask = None if mask is None else mask[beam_of]
         R, V = len(rows), log_probs.shape[-1]
         totals = (scores[:, :, None] + log_probs.view(R, beams, V)).flatten(1)
@@ -57,13 +57,8 @@ def beam_search(
         if step == max_new_tokens or not going.any():
             break
         source = (torch.arange(R, device=device)[:, None] * beams + beam.gather(1, choice))[going].flatten()
-        reorder(cache, source)
+        cache.select(source)
         mask = None if mask is None else mask[source]
         rows, scores, texts = rows[going], scores[going], texts[going]
         ids = texts[:, :, -1].reshape(-1, 1)
     return [found[0][1] if found else [] for found in finished]
-
-
-def reorder(cache, source: Tensor) -> None:
-    """Let row i of the cache be what row source[i] was."""
-    cache.keys, cache.values = cache.keys[:, source], cache.values[:, source]

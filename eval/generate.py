@@ -88,7 +88,7 @@ def generate(
     for step in range(max_new_tokens):
         seen = None if mask is None else mask[:, : T + step]
         hidden = model.hidden(ids, seen, cache=cache)
-        logits = model.logits(hidden[:, -1])[:, :vocab_size]
+        logits = model.logits(hidden[:, -1])[:, :vocab_size].to(ids.device)
         if sampling is None:
             token = logits.argmax(dim=-1)  # [rows]
         else:
@@ -107,7 +107,7 @@ def generate(
             mask[done, T + step :] = 0  # a finished row takes no further positions
         if done.sum() * 2 >= len(done) and not by_row(model):  # go on with the unfinished rows only
             mask = None if mask is None else mask[~done]
-            cache.keys, cache.values = cache.keys[:, ~done], cache.values[:, ~done]
+            cache.select(~done)
             rows, token, done = rows[~done], token[~done], done[~done]
         ids = token[:, None]
     return outputs

@@ -58,5 +58,6 @@ def of_batch(model: nn.Module, pairs: list[tuple[list[int], list[int]]], pad_id:
 
 def score(logits: Tensor, targets: Tensor, vocab_size: int | None) -> tuple[Tensor, Tensor]:
     """Logits [N, V], targets [N] -> log-probabilities of these [N], and whether each is the most likely [N]."""
+    targets = targets.to(logits.device)
     log_probs = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
     return log_probs, logits[:, :vocab_size].argmax(dim=-1) == targets

@@ -162,7 +162,7 @@ class Model(LanguageModel):
     """A BLOOM language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites, picture = "bloom", SITES, OUTER_SITES, PICTURE
-    blocks_at = "transformer.h"
+    blocks_at, behind = "transformer.h", ("transformer.ln_f.",)
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -171,8 +171,9 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """Embedded tokens [B, T, C] -> last hidden states [B, T, C]."""
+    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
         bias = alibi(self.config, tokens.positions(), tokens.may_look()).to(self.dtype)
-        x = self.transformer.word_embeddings_layernorm(x)
-        return self.transformer.ln_f(self.run(x, Step(bias, cache)))
+        return self.transformer.word_embeddings_layernorm(x), Step(bias, cache)
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.transformer.ln_f(x)

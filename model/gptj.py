@@ -148,7 +148,7 @@ class Model(LanguageModel):
     """A GPT-J language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites, picture = "gptj", SITES, OUTER_SITES, PICTURE
-    blocks_at = "transformer.h"
+    blocks_at, behind = "transformer.h", ("transformer.ln_f.",)
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -157,9 +157,11 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """Embedded tokens [B, T, C] -> last hidden states [B, T, C]."""
+    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
         R = self.config.rotary_dim
         inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=x.device) / R)
         cos, sin = rotary_angles(inv_freq, tokens.query_positions(limit=self.config.n_positions), self.dtype)
-        return self.transformer.ln_f(self.run(x, Step(tokens.causal_mask(), cache, cos, sin)))
+        return x, Step(tokens.causal_mask(), cache, cos, sin)
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.transformer.ln_f(x)

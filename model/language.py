@@ -1,17 +1,21 @@
 """The machinery around the blocks of a language model, the same for every family."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.parts import Cache, Step, Tokens
 from model.sites import Embedding
+from model.split import Stage, place_of
 
 
 class LanguageModel(nn.Module):
     """The machinery around the blocks, the same for every family; the family's own Model is the computation.
 
-    It brings `lm_head`, and `transform(x, tokens, cache)`: embedded tokens [B, T, E] -> last hidden states [B, T, C].
+    It brings `lm_head`; `enter(x, tokens, cache)`: embedded tokens [B, T, E] -> what the first block gets [B, T, C], and the Step that all blocks get;
+    and `leave(x)`: what the last block gives [B, T, C] -> last hidden states [B, T, E].
     """
 
     family: str
@@ -20,16 +24,28 @@ class LanguageModel(nn.Module):
     picture: str
     blocks_at: str  # where in the model they are
     quantize = ""  # how the weights of the Linears in the blocks are stored: as they are, or one of model.quantize.STORED_AS
+    behind: tuple[str, ...]  # what lies behind them, but for the head
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.checkpointing = False  # True: keep only each block's input for the backward pass and compute the rest again
+        self.checkpointing = 0  # n > 0: of every nth block keep only its input for the backward pass and compute the rest again
         self.dtype = torch.float32  # of the computation
+        self.stages: tuple[Stage, ...] = ()  # the devices that the blocks lie on, where there are several (model/split.py)
 
     @property
     def blocks(self) -> nn.ModuleList:
         return self.get_submodule(self.blocks_at)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the ids it takes: where its embedding is."""
+        return self.input_embedding.weight.device
+
+    def device_of(self, name: str) -> torch.device:
+        """Where the tensor or module of this path belongs, once `split` has laid the blocks over devices."""
+        place = place_of(self, name)
+        return next((stage.device for stage in self.stages if place < stage.end), self.stages[-1].device)
 
     @property
     def input_embedding(self) -> Embedding:
@@ -47,7 +63,8 @@ class LanguageModel(nn.Module):
         """An empty cache for `batch` rows of at most `length` tokens."""
         c = self.config
         length += sum(adapter.virtual for adapter in self.input_embedding.active)
-        return Cache(len(self.blocks), batch, c.kv_heads, length, c.head_size, self.dtype, self.input_embedding.weight.device)
+        devices = [stage.device for stage in self.stages for _ in range(stage.first, stage.end)] or [self.device] * len(self.blocks)
+        return Cache(batch, c.kv_heads, length, c.head_size, self.dtype, devices)
 
     def tokens(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> Tokens:
         """The tokens of a pass, with room for the virtual ones of the adapters that are on."""
@@ -68,15 +85,23 @@ class LanguageModel(nn.Module):
             x = adapter.embed(x, first=tokens.prompt > 0)
         return x
 
-    def run(self, x: Tensor, step: Step) -> Tensor:
-        """x [B, T, C] through all blocks."""
-        for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, step, use_reentrant=False)
-            else:
-                x = block(x, step)
-        if step.cache is not None:
-            step.cache.filled += x.shape[1]
+    def run(self, x: Tensor, step: Step, stages: Sequence[Stage] | None = None) -> Tensor:
+        """x [B, T, C] through all blocks, or through those of some stages; here and nowhere else activations move between devices."""
+        for stage in stages or self.stages or (Stage(self.device, 0, len(self.blocks)),):
+            x, step = x.to(stage.device, non_blocking=True), step.to(stage.device)
+            for number in range(stage.first, stage.end):
+                if self.checkpointing and number % self.checkpointing == 0 and torch.is_grad_enabled():
+                    x = checkpoint(self.blocks[number], x, step, use_reentrant=False)
+                else:
+                    x = self.blocks[number](x, step)
+        return x
+
+    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
+        """Embedded tokens [B, T, E] -> last hidden states [B, T, E]."""
+        x, step = self.enter(x, tokens, cache)
+        x = self.leave(self.run(x, step))
+        if cache is not None:
+            cache.filled += x.shape[1]
         return x
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -85,10 +110,10 @@ class LanguageModel(nn.Module):
         return self.transform(self.embed(tokens), tokens, cache)[:, tokens.prompt :]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., C] -> float32 logits [..., V]."""
+        """Hidden states [..., C] -> float32 logits [..., V], on the head's device."""
         for adapter in reversed(self.input_embedding.active):
-            hidden = adapter.unembed(hidden)
-        return self.lm_head(hidden).float()
+            hidden = adapter.unembed(hidden.to(self.device))
+        return self.lm_head(hidden.to(self.lm_head.weight.device)).float()
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """ids int64 [B, T], mask 1 = real token [B, past + T] -> logits [B, T, V].

@@ -160,7 +160,7 @@ class Model(LanguageModel):
     """A LLaMA language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites, picture = "llama", SITES, OUTER_SITES, PICTURE
-    blocks_at = "model.layers"
+    blocks_at, behind = "model.layers", ("model.norm.",)
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -169,7 +169,8 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """Embedded tokens [B, T, C] -> last hidden states [B, T, C]."""
-        cos, sin = rope_angles(self.config, tokens.query_positions(), self.dtype)
-        return self.model.norm(self.run(x, Step(tokens.causal_mask(), cache, cos, sin)))
+    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
+        return x, Step(tokens.causal_mask(), cache, *rope_angles(self.config, tokens.query_positions(), self.dtype))
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.model.norm(x)

@@ -158,7 +158,7 @@ class Model(LanguageModel):
     """An OPT language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites = "opt", SITES, OUTER_SITES
-    blocks_at = "model.decoder.layers"
+    blocks_at, behind = "model.decoder.layers", ("model.decoder.final_layer_norm.", "model.decoder.project_out.")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -169,11 +169,13 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """Embedded tokens [B, T, E] -> last hidden states [B, T, E], E the embedding's size."""
+    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
         decoder = self.model.decoder
         positions = tokens.query_positions(limit=self.config.max_position_embeddings)
         x = x if decoder.project_in is None else decoder.project_in(x)
-        x = self.run(x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(tokens.causal_mask(), cache))
-        x = x if decoder.final_layer_norm is None else decoder.final_layer_norm(x)
-        return x if decoder.project_out is None else decoder.project_out(x)
+        return x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(tokens.causal_mask(), cache)
+
+    def leave(self, x: Tensor) -> Tensor:
+        norm, project = self.model.decoder.final_layer_norm, self.model.decoder.project_out
+        x = x if norm is None else norm(x)
+        return x if project is None else project(x)

@@ -5,6 +5,7 @@ K key/value heads (K <= H), D head size, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,17 +82,24 @@ def attention_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float3
 class Cache:
     """Keys and values of all layers, room for `length` positions; an argument of the forward pass, never kept on a module."""
 
-    def __init__(self, layers: int, batch: int, kv_heads: int, length: int, head_dim: int, dtype: torch.dtype, device):
-        self.keys = torch.empty(layers, batch, kv_heads, length, head_dim, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+    def __init__(self, batch: int, kv_heads: int, length: int, head_dim: int, dtype: torch.dtype, devices: Sequence[torch.device]):
+        """`devices`: of each layer."""
+        self.keys = [torch.empty(batch, kv_heads, length, head_dim, dtype=dtype, device=device) for device in devices]
+        self.values = [torch.empty_like(keys) for keys in self.keys]
         self.filled = 0  # positions already written, the same for every layer between two forward passes
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [B, K, T, D] behind what is there; returns all keys and values so far [B, K, S, D]."""
         end = self.filled + k.shape[2]
-        self.keys[layer, :, :, self.filled:end] = k
-        self.values[layer, :, :, self.filled:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.keys[layer][:, :, self.filled:end] = k
+        self.values[layer][:, :, self.filled:end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, in this order: numbers int64 [B'], or which to keep, bool [B]."""
+        for layer in range(len(self.keys)):
+            here = rows.to(self.keys[layer].device)
+            self.keys[layer], self.values[layer] = self.keys[layer][here], self.values[layer][here]
 
 
 @dataclass
@@ -102,6 +110,11 @@ class Step:
     cache: Cache | None
     cos: Tensor | None = None  # [B, 1, T, D/2], where positions rotate
     sin: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Step":
+        """The same on another device; the cache's layers lie beside their blocks already."""
+        mask, cos, sin = (None if one is None else one.to(device, non_blocking=True) for one in (self.mask, self.cos, self.sin))
+        return Step(mask, self.cache, cos, sin)
 
 
 @dataclass

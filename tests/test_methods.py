@@ -212,7 +212,7 @@ def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(any_tiny):
     whole = any_tiny(IDS[:1])[:, 3:]
     attach(any_tiny, "prefix", length=3, scale=10.0)
     for layer, adapter in enumerate(adapters_named(any_tiny, "default").values()):
-        keys, values = (kept[layer, 0].transpose(0, 1).flatten(1) for kept in (cache.keys, cache.values))  # [3, K * D]
+        keys, values = (kept[layer][0].transpose(0, 1).flatten(1) for kept in (cache.keys, cache.values))  # [3, K * D]
         adapter.prefix.data = torch.cat((keys, values), dim=1) / 10
     torch.testing.assert_close(any_tiny(rest), whole, rtol=1e-4, atol=1e-4)
     padded = torch.cat((torch.zeros(1, 2, dtype=torch.long), rest), dim=1)

@@ -18,7 +18,7 @@ from data.prompts import prompt, template
 from model import UserError, load_model
 from model.files import write_atomically
 from model.sites import Linear
-from train import loop, loss
+from train import loop, loss, pipeline
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.loop import CHECKPOINT, train
 from train.optim import LossScale, learning_rate
@@ -148,7 +148,7 @@ def test_micro_batches_and_checkpointing_leave_the_steps_as_they_are(folder, tmp
     monkeypatch.setattr(model.language, "checkpoint", lambda *a, **k: calls.append(1) or true_checkpoint(*a, **k))
     _, whole = run(model_with(folder), tmp_path, replace(S, micro_batch_size=6))
     assert not calls
-    for change in ({"micro_batch_size": 1}, {"micro_batch_size": 6, "checkpointing": True}):
+    for change in ({"micro_batch_size": 1}, {"micro_batch_size": 6, "checkpointing": "block"}):
         _, parts = run(model_with(folder), tmp_path, replace(S, **change))
         for a, b in zip(whole, parts, strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
@@ -195,7 +195,7 @@ def test_memory_of_the_cpu_runs_out_in_one_line_too(folder, tmp_path, monkeypatc
     def full(*arguments):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
-    monkeypatch.setattr(loop, "summed_loss", full)
+    monkeypatch.setattr(pipeline, "summed_loss", full)
     with pytest.raises(UserError, match="out of memory on cpu"):
         run(model_with(folder), tmp_path)
 
@@ -244,18 +244,18 @@ def test_resuming_with_something_else_is_refused(folder, tmp_path):
 
 def test_steps_that_are_not_finite_are_skipped_and_many_in_a_row_stop_the_run(folder, tmp_path, monkeypatch):
     model = model_with(folder)
-    true_loss, calls = loop.summed_loss, []
+    true_loss, calls = pipeline.summed_loss, []
 
     def sometimes(*arguments):
         calls.append(1)
         return true_loss(*arguments) * (torch.nan if len(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(loop, "summed_loss", sometimes)
+    monkeypatch.setattr(pipeline, "summed_loss", sometimes)
     outcome, entries = run(model, tmp_path)
     assert outcome.skipped == 1
     assert [e["step"] for e in entries if e["skipped"]] == [2]
     assert all(tensor.isfinite().all() for tensor in state(model))
-    monkeypatch.setattr(loop, "summed_loss", lambda *arguments: true_loss(*arguments) * torch.nan)
+    monkeypatch.setattr(pipeline, "summed_loss", lambda *arguments: true_loss(*arguments) * torch.nan)
     with pytest.raises(UserError, match="not finite"):
         run(model_with(folder), tmp_path, replace(S, max_steps=100))
 
@@ -264,7 +264,7 @@ def test_out_of_memory_is_one_line_with_what_to_lower(folder, tmp_path, monkeypa
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "summed_loss", full)
+    monkeypatch.setattr(pipeline, "summed_loss", full)
     with pytest.raises(UserError, match=r"2 rows at once: lower train\.micro_batch_size"):
         run(model_with(folder), tmp_path)
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from torch import nn
 from tqdm import tqdm
 
 from adapters.attach import after_step, named_buffers, penalty
-from data.batches import Example, collate, epoch_order, micro_batches
+from data.batches import Example, epoch_order, micro_batches, seed_from
 from model.errors import UserError, short_of_memory
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.loss import summed_loss
+from train.memory import offloaded
 from train.optim import LossScale, learning_rate
+from train.pipeline import accumulate
 from train.settings import Train
 
 CHECKPOINT = "checkpoint.pt"
@@ -54,7 +56,9 @@ def train(
     Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
     """
-    device = next(iter(parameters.values())).device
+    device = model.device
+    if s.offload and all(one.type == "cpu" for one in {parameter.device for parameter in parameters.values()}):
+        raise UserError("train.offload moves activations from a GPU to the CPU's memory, and this run is on the CPU: leave it out")
     batches_per_epoch = math.ceil(len(examples) / s.batch_size)
     total = s.max_steps or batches_per_epoch * s.epochs
     lengths = [len(example) for example in examples]
@@ -65,7 +69,6 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
-    torch.manual_seed(seed)
     start = skipped = skipped_in_a_row = 0
     order: list[list[int]] = []
 
@@ -80,9 +83,6 @@ def train(
                 buffer.copy_(state["buffers"][name])
         optimizer.load_state_dict(state["optimizer"])
         scale = LossScale(**state["scale"])
-        torch.set_rng_state(state["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], device)
 
     def save(step: int) -> None:
         for name, parameter in parameters.items():
@@ -91,13 +91,12 @@ def train(
         save_checkpoint(folder / CHECKPOINT, {
             "step": step, "skipped": skipped, "skipped_in_a_row": skipped_in_a_row, "fingerprints": fingerprints, "scale": vars(scale),
             "parameters": {name: parameter.detach() for name, parameter in parameters.items()}, "buffers": named_buffers(model),
-            "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "optimizer": optimizer.state_dict(),
         })
 
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
     model.train()
-    model.checkpointing = s.checkpointing
+    model.checkpointing = s.checkpoint_every
     with Signals() as signals, tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
         for step in range(start, total):
             began = time.perf_counter()
@@ -113,14 +112,12 @@ def train(
 
             # forward and backward: the loss is a sum, divided by the loss weight of the whole step
             weight = sum(sum(row.weights[1:]) for row in rows)
-            loss = 0.0
+            batches = {seed_from(seed, step, number): some for number, some in enumerate(micro_batches(rows, s.micro_batch_size))}  # by seed of dropout
             with short_of_memory(f"on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
-                                 f"or set train.checkpointing=true; the last checkpoint in {folder} is intact"):
-                for rows_at_once in micro_batches(rows, s.micro_batch_size):
-                    ids, weights = collate(rows_at_once, pad_id, device)
-                    part = summed_loss(model, ids, weights) / weight
-                    (part * scale.scale).backward()
-                    loss += part.item()
+                                 f"or set train.checkpointing=block; the last checkpoint in {folder} is intact"):
+                with offloaded(model) if s.offload else nullcontext():
+                    parts, busy = accumulate(model, batches, weight / scale.scale, pad_id)
+                loss = sum((part / weight).item() for part in parts)
                 if (extra := penalty(model)) is not None:  # what some adapters ask for besides (AdaLoRA)
                     (extra * scale.scale).backward()
 
@@ -146,8 +143,10 @@ def train(
             log({
                 "step": step + 1, "loss": loss if math.isfinite(loss) else None, "learning_rate": rate,
                 "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite,
+                **({} if busy is None else {"devices_busy": round(busy, 3)}),
             })
-            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", refresh=False)
+            shown = {} if busy is None else {"busy": f"{100 * busy:.0f}%"}
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", **shown, refresh=False)
             bar.update()
             if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
                 save(step + 1)

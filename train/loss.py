@@ -17,10 +17,15 @@ def summed_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
     A sum, not a mean: the caller divides by the weights of the whole step, so that neither accumulation nor padding
     nor splitting changes the gradient. Logits are made in chunks, and made again in the backward pass where there are several.
     """
+    return loss_of(model, model.hidden(ids), ids, weights)
+
+
+def loss_of(model: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """The same from the hidden states [B, T, C] of these ids."""
     if any(isinstance(entry, Rows) for site in (model.input_embedding, model.lm_head) for entry in site.active):
         raise UserError("adapters by row at the embedding or the head cannot be trained: the loss picks tokens out of their rows")
-    hidden = model.hidden(ids)[:, :-1]  # position t predicts token t + 1
-    weights, targets = weights[:, 1:], ids[:, 1:]
+    hidden = hidden[:, :-1]  # position t predicts token t + 1
+    weights, targets = weights[:, 1:].to(hidden.device), ids[:, 1:].to(hidden.device)
     labelled = weights != 0
     hidden, weights, targets = hidden[labelled], weights[labelled], targets[labelled]  # [N, C], [N], [N]
     if len(targets) <= CHUNK:
@@ -30,4 +35,5 @@ def summed_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def chunk_loss(model: nn.Module, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
-    return (weights * F.cross_entropy(model.logits(hidden), targets, reduction="none")).sum()
+    logits = model.logits(hidden)
+    return (weights.to(logits.device) * F.cross_entropy(logits, targets.to(logits.device), reduction="none")).sum()

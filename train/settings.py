@@ -35,7 +35,8 @@ class Train:
     cutoff: int = 256  # tokens of a row; what is cut off is counted and reported
     prompt_weight: float = 0.0  # loss weight of prompt tokens; the response has 1
     group_by_length: bool = False  # batches of near-equal lengths: less padding, less random
-    checkpointing: bool = False  # recompute each block in the backward pass: far less memory, a third more time
+    checkpointing: str = "none"  # none | block | "every 2": recompute each block, or every second, in the backward pass: far less memory, a third more time
+    offload: bool = False  # keep what the backward pass needs in the CPU's memory: slower, for texts that fit no other way
     save_every: int = 100  # steps between checkpoints
 
     def check(self) -> None:
@@ -48,8 +49,19 @@ class Train:
         for key in ("learning_rate", "clip"):
             if not getattr(self, key) > 0:
                 raise UserError(f"train.{key} = {getattr(self, key)} must be positive")
+        self.checkpoint_every  # noqa: B018 - raises
         if self.schedule not in ("linear", "cosine", "constant"):
             raise unknown("train.schedule", self.schedule, ["linear", "cosine", "constant"])
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Every how many blocks one is recomputed in the backward pass; 0: none. Raises UserError."""
+        word, _, number = self.checkpointing.partition(" ")
+        if word == "every" and number.isascii() and number.isdigit() and int(number) > 0:
+            return int(number)
+        if self.checkpointing not in ("none", "block"):
+            raise unknown("train.checkpointing", self.checkpointing, ["none", "block", "every 2", "every 4"])
+        return int(self.checkpointing == "block")
 
 
 @dataclass(frozen=True)

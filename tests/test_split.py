@@ -1,0 +1,241 @@
+"""Layers split over devices: the same logits, losses and gradients as on one, in the order the schedule says."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import write_checkpoint
+from families import batch
+from methods import IDS, attach_small, randomise
+from test_training import S, examples, model_with, run, same, state
+
+from adapters import attach, parameters
+from data.batches import micro_batches
+from eval.generate import generate
+from model import UserError, load_model
+from model.load import family_and_config, skeleton
+from model.registry import REGISTRY
+from model.split import balance, split
+from train import pipeline
+from train.pipeline import Work, accumulate, orders, replay, utilisation
+
+CPU = torch.device("cpu")
+PLACES = [[CPU, CPU], pytest.param([torch.device("cuda"), CPU], marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"))]
+
+
+# ---------------------------------------------------------------- where layers go
+@pytest.mark.parametrize("room", [[1, 1], [3, 1], [1, 2, 1]], ids=str)
+def test_the_balance_is_the_best_of_all(room):
+    sizes, first, last = [5, 3, 8, 1, 1, 9, 2], 6, 4
+
+    def share(counts):
+        ends = list(itertools.accumulate(counts))
+        loads = [sum(sizes[end - count : end]) for count, end in zip(counts, ends, strict=True)]
+        loads[0] += first
+        loads[-1] += last
+        return max(load / one for load, one in zip(loads, room, strict=True))
+
+    every = [counts for counts in itertools.product(range(1, 8), repeat=len(room)) if sum(counts) == 7]
+    assert share(balance(sizes, first, last, room)) == min(map(share, every))
+
+
+def test_more_devices_than_layers_are_refused():
+    with pytest.raises(UserError, match="3 devices are too many for a model of 2 layers"):
+        balance([1, 1], 0, 0, [1, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["llama-7b", "bloom-7b1", "opt-6.7b", "gptj-6b"])
+def test_a_real_shape_is_cut_where_both_halves_weigh_the_same(name):
+    """Placement needs no memory: tensors on the meta device stay there, and each has a device it belongs to."""
+    model = skeleton(*family_and_config(REGISTRY[name].config, "registry"))
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    split(model, [first, second], None if torch.cuda.is_available() else counts_for(model))
+    weight = {first: 0, second: 0}
+    for path, parameter in model.named_parameters():
+        weight[model.device_of(path)] += parameter.numel()
+    assert 0.8 < weight[first] / weight[second] < 1.25
+    assert model.device_of(f"{model.outer_sites['embed']}.weight") == first
+    assert model.device_of(f"{model.outer_sites['final_norm']}.weight") == second
+    assert model.device_of("lm_head.weight") == (first if model.tied else second)
+    assert {model.device_of(f"{model.blocks_at}.0.x"), model.device_of(f"{model.blocks_at}.{len(model.blocks) - 1}.x")} == {first, second}
+
+
+def counts_for(model):
+    from model.split import sizes
+
+    blocks, front, back = sizes(model)
+    return balance(blocks, front, back, [1, 1])
+
+
+def test_counts_that_do_not_fit_are_refused(tiny):
+    for counts in ([1, 1], [3, 0], [3], [1, 1, 1]):
+        with pytest.raises(UserError, match="3 in all"):
+            split(tiny, [CPU, CPU], counts)
+
+
+# ---------------------------------------------------------------- the same model
+@pytest.mark.parametrize("places", PLACES, ids=str)
+@pytest.mark.parametrize("counts", [[1, 2], [2, 1]])
+def test_a_split_model_gives_the_same_logits_and_answers(any_folder, places, counts):
+    whole, halves = load_model(str(any_folder)), load_model(str(any_folder))
+    split(halves, places, counts)
+    for side in ("plain", "left", "holes"):
+        ids, mask = batch(side)
+        torch.testing.assert_close(halves(ids.to(halves.device), mask.to(halves.device)).cpu(), whole(ids, mask), rtol=1e-5, atol=1e-5)
+    ids, mask = batch("left")
+    for beams in (1, 3):
+        expected = generate(whole, ids, mask, max_new_tokens=6, beams=beams)
+        assert generate(halves, ids.to(halves.device), mask.to(halves.device), max_new_tokens=6, beams=beams) == expected
+
+
+@pytest.mark.parametrize("method", ["parallel", "lora", "prefix-projection", "vera", "p-tuning", "invertible", "mam", "token rows", "full head", "adalora"])
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_every_kind_of_adapter_lies_beside_its_block_and_gets_the_same_gradient(tmp_path, places, method):
+    """What several layers share, and what sits at both ends of the model, too."""
+    found = []
+    for devices in ([CPU], places):
+        model = load_model(str(write_checkpoint(tmp_path / "tiny", "llama")))
+        if len(devices) > 1:
+            split(model, devices, [1, 2])
+        torch.manual_seed(0)
+        attach_small(model, method)
+        randomise(model)
+        accumulate(model, dict(enumerate(micro_batches(examples(6), 2))), 10.0, 0)
+        found.append([parameter.grad.cpu() for parameter in parameters(model)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        assert a.abs().sum() > 0
+
+
+@pytest.mark.parametrize("checkpointing", [0, 1, 2])
+@pytest.mark.parametrize("counts", [[1, 2], [1, 1, 1]])
+def test_the_pipeline_has_the_losses_and_gradients_of_one_device(any_folder, counts, checkpointing):
+    found = []
+    for devices in (1, len(counts)):
+        torch.manual_seed(0)
+        model = load_model(str(any_folder))
+        attach(model, "series", size=4, init="bert")
+        model.checkpointing = checkpointing
+        if devices > 1:
+            split(model, [CPU] * devices, counts)
+        losses, busy = accumulate(model, dict(enumerate(micro_batches(examples(9), 2))), 7.0, 0)
+        assert (busy is None) == (devices == 1)
+        found.append((losses, [parameter.grad for parameter in parameters(model)]))
+    for one, other in zip(found[0][0] + found[0][1], found[1][0] + found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_training_split_is_training_whole(folder, tmp_path):
+    whole, halves = model_with(folder), model_with(folder)
+    split(halves, [CPU, CPU], [2, 1])
+    (_, one), (_, two) = run(whole, tmp_path), run(halves, tmp_path)
+    assert [entry["loss"] for entry in two] == pytest.approx([entry["loss"] for entry in one], rel=1e-5)
+    assert all("devices_busy" in entry for entry in two)
+    assert not same(state(whole), state(model_with(folder)))  # there was something to learn
+    for a, b in zip(state(whole), state(halves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_split_run_goes_on_from_a_checkpoint_of_a_whole_one(folder, tmp_path):
+    whole, half, rest = (model_with(folder, "lora", dropout=0.0) for _ in range(3))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    _, expected = run(whole, tmp_path / "a")
+    run(half, tmp_path / "b", S, log=lambda entry: stop_at(entry, 4))
+    split(rest, [CPU, CPU], [1, 2])
+    _, entries = run(rest, tmp_path / "b", resume=True)
+    assert [entry["loss"] for entry in entries] == pytest.approx([entry["loss"] for entry in expected[4:]], rel=1e-5)
+
+
+def stop_at(entry, step):
+    import os
+    import signal
+
+    if entry["step"] == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+# ---------------------------------------------------------------- what is kept and what is left out
+def test_stages_below_the_lowest_adapter_keep_nothing_and_have_no_way_back(any_tiny, monkeypatch):
+    attach(any_tiny, "series", size=4, layers=[2])
+    split(any_tiny, [CPU, CPU, CPU], [1, 1, 1])
+    kept = {}
+    true_run = any_tiny.run
+
+    def watched(x, step, stages):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(stages[0].first, []).append(t) or t, lambda t: t):
+            return true_run(x, step, stages)
+
+    monkeypatch.setattr(any_tiny, "run", watched)
+    accumulate(any_tiny, dict(enumerate(micro_batches(examples(4), 2))), 1.0, 0)
+    assert set(kept) == {2}
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_what_lies_below_the_lowest_adapter_is_neither_kept_nor_computed_again(any_tiny, every):
+    attach(any_tiny, "series", size=4, layers=[2])
+    any_tiny.checkpointing = every
+    calls = [0, 0, 0]
+    for number, block in enumerate(any_tiny.blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+    any_tiny(IDS).sum().backward()
+    assert calls == [1, 1, 2 if every else 1]
+    if not every:
+        kept = []
+        any_tiny.blocks[2].register_forward_pre_hook(lambda *_: before.append(len(kept)))
+        before: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            any_tiny(IDS)
+        assert before == [0]
+        assert kept
+
+
+def test_a_stage_keeps_no_more_micro_batches_than_stages_follow(any_tiny, monkeypatch):
+    attach(any_tiny, "series", size=4)
+    split(any_tiny, [CPU, CPU, CPU], [1, 1, 1])
+    kept, most = {}, {}
+    true_run = any_tiny.run
+
+    def watched(x, step, stages):
+        first = stages[0].first
+        kept[first] = kept.get(first, 0) + 1
+        most[first] = max(most.get(first, 0), kept[first])
+        y = true_run(x, step, stages)
+        y.register_hook(lambda g: kept.__setitem__(first, kept[first] - 1))
+        return y
+
+    monkeypatch.setattr(any_tiny, "run", watched)
+    accumulate(any_tiny, dict(enumerate(micro_batches(examples(12), 2))), 1.0, 0)
+    assert most == {0: 3, 1: 2, 2: 1}
+
+
+# ---------------------------------------------------------------- the schedule
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("batches", [1, 2, 4, 8])
+def test_equal_stages_work_m_of_m_plus_s_minus_1(stages, batches):
+    work = orders(stages, batches)
+    assert [len(order) for order in work] == [2 * batches] * stages
+    assert utilisation(work, lambda one: 1.0 if one.way == "F" else 2.0) == pytest.approx(batches / (batches + stages - 1))
+
+
+def test_the_schedule_is_the_one_drawn():
+    work = orders(2, 4)
+    times = replay(work, lambda one: 1.0 if one.way == "F" else 2.0)
+    lines = []
+    for order in work:
+        line = [".."] * 15
+        for one in order:
+            for slot in range(int(times[one][0]), int(times[one][1])):
+                line[slot] = f"{one.way}{one.batch}"
+        lines.append(" ".join(line).replace("..", "  ").rstrip())
+    drawn = [line.split("    cuda:")[1][4:] for line in pipeline.__doc__.splitlines() if line.startswith("    cuda:")]
+    assert lines == drawn
+
+
+def test_work_is_handed_out_behind_what_it_needs():
+    work = orders(3, 5)
+    times = replay(work, lambda one: 1.0 + 0.3 * one.stage)
+    for one, (start, _) in times.items():
+        needed = one.needs(3)
+        assert needed is None or times[needed][1] <= start
+    assert Work(0, 0, "B").needs(3) == Work(1, 0, "B")
