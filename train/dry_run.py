@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
-from train.footprint import Footprint, kernels_of, place_of, watch
+from model.split import place_of
+from train.footprint import Footprint, kernels_of, watch
 from train.loss import CHUNK, summed_loss
 from train.settings import Eval, Train
 
@@ -24,8 +25,9 @@ class Phase:
     kept: list[int]  # bytes that the forward pass of one micro-batch keeps for its backward pass, by place
     flops: int  # of one micro-batch, or of an answer's first pass
 
-    def peak(self, stage: list[int], at_once: int = 1) -> list[int]:
-        """The most bytes that each device holds, where place p is on device stage[p] and `at_once` micro-batches are on their way through the devices."""
+    def peak(self, stage: list[int], batches: int = 1) -> list[int]:
+        """The most bytes that each device holds, where place p is on device stage[p] and `batches` micro-batches make a step: stage s of S keeps those of
+        up to S - s of them (train/pipeline.py)."""
         now = [0] * (max(stage) + 1)
         for device, size in zip(stage, self.begin, strict=True):
             now[device] += size
@@ -35,7 +37,7 @@ class Phase:
             now[device] += size
             most[device] = max(most[device], now[device])
         for device, kept in zip(stage, self.kept, strict=True):
-            most[device] += (at_once - 1) * kept
+            most[device] += (min(batches, max(stage) + 1 - device) - 1) * kept
         return most
 
 
@@ -54,7 +56,7 @@ def sizes(model: nn.Module, tensors: dict[str, Tensor], round_to: int) -> list[i
     """The bytes of these tensors by place; what two names share, once."""
     counted = Footprint(round_to=round_to)
     for name, tensor in tensors.items():
-        counted.see(tensor, place_of(model, name))
+        counted.see(tensor, 1 + place_of(model, name))
     return counted.live(len(model.blocks) + 2)
 
 
@@ -63,7 +65,7 @@ def counting(model: nn.Module, device: str, share: float = 1.0) -> Iterator[Foot
     """A footprint that the model's tensors are in already."""
     footprint = Footprint(share, ROUNDING[device])
     for name, tensor in everything(model).items():
-        footprint.see(tensor, place_of(model, name))
+        footprint.see(tensor, 1 + place_of(model, name))
     with ExitStack() as stack:
         stack.enter_context(kernels_of(device))
         stack.enter_context(watch(model, footprint))
@@ -84,7 +86,7 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
     places = len(model.blocks) + 2
     by_place: dict[int, list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        by_place.setdefault(place_of(model, name), []).append(parameter)
+        by_place.setdefault(1 + place_of(model, name), []).append(parameter)
     optimizers = {place: torch.optim.AdamW(some, foreach=device == "cuda") for place, some in by_place.items()}
     for parameter in trained.values():  # the step is not the first: AdamW's moments are there
         parameter.grad = torch.zeros_like(parameter)
@@ -92,7 +94,7 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.train()
-    model.checkpointing = s.checkpointing
+    model.checkpointing = s.checkpoint_every
     rows = min(s.micro_batch_size, s.batch_size)
     with counting(model, device, share) as footprint:
         static = footprint.live(places)
@@ -101,13 +103,15 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
                 for moment in state.values():
                     footprint.see(moment, place)
         begin, since = footprint.live(places), len(footprint.events)
+        stay = {tensor.untyped_storage()._cdata for tensor in everything(model).values()}
         for number in range(min(2, -(-s.batch_size // rows))):  # at the second micro-batch gradients are there; all others are like it
             footprint.place, footprint.flops = 0, 0
             ids, weights = torch.zeros(rows, length, dtype=torch.long, device=at), torch.ones(rows, length, device=at)
             before = footprint.live(places)
-            loss = summed_loss(model, ids, weights) / rows
-            kept = [after - one for after, one in zip(footprint.live(places), before, strict=True)]
-            loss.backward()
+            with footprint.offloaded(stay) if s.offload else ExitStack():
+                loss = summed_loss(model, ids, weights) / rows
+                kept = minus(footprint.live(places), before)
+                loss.backward()
             del loss
         flops = footprint.flops
         if (extra := penalty(model)) is not None:
@@ -121,7 +125,7 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
         after_step(model, 1, s.max_steps or 1000)
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-    model.checkpointing = False
+    model.checkpointing = 0
     adapter = sizes(model, {name: tensor for name, tensor in everything(model).items() if ".adapters." in name}, ROUNDING[device])
     return Step(
         weights=minus(static, adapter), adapter=adapter, gradients=gradients, optimizer=minus(begin, static),
@@ -140,7 +144,14 @@ def answering(model: nn.Module, s: Eval, prompt: int, device: str = "cpu") -> Ph
     at = next(model.parameters()).device
     places, rows = len(model.blocks) + 2, s.batch_size
     model.eval()
-    first, cache = (model.new_cache(many, prompt + s.max_new_tokens) for many in (rows, rows * s.beams))  # outside: each layer's part is counted where it is
+    first, cache = (model.new_cache(many, prompt + s.max_new_tokens) for many in (rows, rows * s.beams))
+
+    def put(one) -> None:
+        """Count a cache, each layer's part where the layer is."""
+        for place, pair in enumerate(zip(one.keys, one.values, strict=True), 1):
+            for tensor in pair:
+                footprint.see(tensor, place)
+
     with counting(model, device) as footprint:
         begin, since = footprint.live(places), len(footprint.events)
         ids, mask = torch.zeros(rows, prompt, dtype=torch.long, device=at), torch.ones(rows, prompt, dtype=torch.long, device=at)
@@ -148,18 +159,13 @@ def answering(model: nn.Module, s: Eval, prompt: int, device: str = "cpu") -> Ph
             hidden = model.hidden(ids, mask)
             model.logits(hidden.flatten(0, 1)[:CHUNK])
             return Phase(begin, footprint.events[since:], [0] * places, footprint.flops)
-        each = {}
-        for one in (first, cache):
-            footprint.see(one.keys, counted=False), footprint.see(one.values, counted=False)
-            each[one] = [(place, 2 * one.keys.nbytes // (places - 2)) for place in range(1, places - 1)]
-        footprint.events += each[first]
+        put(first)
         logits = model.logits(model.hidden(ids, mask, cache=first)[:, -1])
         flops = footprint.flops
-        del logits
-        footprint.events += [(place, -size) for place, size in each[first]] + each[cache]
-        spare = 1.0 if s.beams > 1 else 0.5  # a second copy while beams change places; of half of the rows when the other half is finished
-        copy = [(place, round(spare * size)) for place, size in each[cache]]
-        footprint.events += copy + [(place, -size) for place, size in copy]
+        del logits, first  # beams have more rows than prompts
+        put(cache)
+        one = cache.keys[0].nbytes  # rows are chosen, one tensor after the other: copied and then replaced
+        footprint.events += [(place, size) for place in range(1, places - 1) for size in (one, -one)]
         cache.filled = prompt + s.max_new_tokens - 1
         whole = torch.ones(rows * s.beams, cache.filled + 1, dtype=torch.long, device=at)
         logits = model.logits(model.hidden(ids.new_zeros(rows * s.beams, 1), whole, cache=cache)[:, -1])

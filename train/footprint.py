@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from model import parts
+from train.memory import SMALL
 
 aten = torch.ops.aten
 FLOPS = {  # of the ops that count; torch's own table and what it lacks
@@ -41,6 +42,7 @@ class Footprint(TorchDispatchMode):
         self.events: list[tuple[int, int]] = []  # (place, bytes that came, or went: below 0)
         self.alive: dict[int, tuple[weakref.ref, int, int]] = {}  # address of a storage -> itself, place, bytes
         self.waiting: list[tuple[int, int]] | None = None
+        self.here = True  # False: what is made lies elsewhere, in the CPU's memory (train.offload), and is not counted
         self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -49,7 +51,7 @@ class Footprint(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self.see(tensor)
+                self.see(tensor, counted=self.here)
         return out
 
     def picked(self, x: Tensor, indices: list[Tensor]) -> Tensor:
@@ -72,6 +74,22 @@ class Footprint(TorchDispatchMode):
         (self.events if self.waiting is None else self.waiting).append((place, -size))
 
     @contextmanager
+    def offloaded(self, weights: set[int]) -> Iterator[None]:
+        """What train/memory.py does, without memory: what this block saves for a backward pass is elsewhere until it is needed. weights: addresses
+        of the storages that stay."""
+
+        def pack(tensor: Tensor):
+            if tensor.nbytes < SMALL or tensor.untyped_storage()._cdata in weights:
+                return tensor
+            self.here = False
+            kept = torch.empty_like(tensor)
+            self.here = True
+            return (kept,)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed if isinstance(packed, Tensor) else packed[0].clone()):
+            yield
+
+    @contextmanager
     def all_at_once(self) -> Iterator[None]:
         """What dies within this block is counted to its end: torch's AdamW for a card takes the parameters together, not one by one."""
         self.waiting = []
@@ -90,14 +108,6 @@ class Footprint(TorchDispatchMode):
 def picks(args: tuple) -> bool:
     """Whether x[mask] is asked for, with a mask without memory."""
     return len(args[1]) == 1 and args[1][0].is_meta and args[1][0].dtype == torch.bool
-
-
-def place_of(model: nn.Module, name: str) -> int:
-    """The place of a parameter: 0 in front of the blocks, 1 ... L in them, L + 1 behind."""
-    if name.startswith(f"{model.blocks_at}."):
-        return 1 + int(name.removeprefix(f"{model.blocks_at}.").split(".")[0])
-    behind = [path for site, path in model.outer_sites.items() if site in ("final_norm", "head")]
-    return len(model.blocks) + 1 if name.startswith((*(f"{path}." for path in behind), "lm_head.", "model.decoder.project_out.")) else 0
 
 
 @contextmanager
