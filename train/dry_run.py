@@ -104,7 +104,7 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
                     footprint.see(moment, place)
         begin, since = footprint.live(places), len(footprint.events)
         stay = {tensor.untyped_storage()._cdata for tensor in everything(model).values()}
-        for number in range(min(2, -(-s.batch_size // rows))):  # at the second micro-batch gradients are there; all others are like it
+        for _ in range(min(2, -(-s.batch_size // rows))):  # at the second micro-batch gradients are there; all others are like it
             footprint.place, footprint.flops = 0, 0
             ids, weights = torch.zeros(rows, length, dtype=torch.long, device=at), torch.ones(rows, length, device=at)
             before = footprint.live(places)

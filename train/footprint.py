@@ -130,6 +130,7 @@ def watch(model: nn.Module, footprint: Footprint) -> Iterator[None]:
 
     handles = [handle for place, block in enumerate(model.blocks, 1)
                for handle in (block.register_forward_pre_hook(enter(place)), block.register_forward_hook(leave(place)))]
+    handles.append(model.lm_head.register_forward_pre_hook(enter(0 if model.tied else len(model.blocks) + 1)))  # a tied head is where the embedding is
     try:
         yield
     finally:
