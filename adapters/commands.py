@@ -172,7 +172,7 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
     from train.experiment import choose_device
 
     if options.dtype is None:
-        _, first = next(iter(tensors(resolve(made.model, made.revision or None))))
+        first = next(tensor for name, tensor in tensors(resolve(made.model, made.revision or None)) if name.endswith("weight"))  # no scale of a quantised one
         half = first.dtype == torch.float16 and choose_device(made).type == "cpu"
         made = replace(made, dtype="float16" if half else "auto")
     model, _, template, _ = load_with_adapter(made, adapters, options.average, words=False)

@@ -67,8 +67,8 @@ def linear_sites(model: nn.Module) -> list[str]:
 
 
 def anchor(model: nn.Module, site: Site) -> Tensor:
-    """A tensor that lies where the site's computation does."""
-    return next((p for p in site.parameters(recurse=False)), next(model.parameters()))
+    """A tensor that lies where the site's computation does. (Quantised weights are buffers.)"""
+    return next(iter((*site.parameters(recurse=False), *site.buffers(recurse=False))), next(model.parameters()))
 
 
 def words(kind: str) -> str:

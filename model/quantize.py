@@ -1,210 +1,47 @@
-"""Frozen Linears whose weight is stored in 8 or 4 bits. A product reads the stored form and leaves nothing behind; the weight exists while it is used.
+"""Base weights in 8 or 4 bits: which Linears, in which form, and how a folder says so.
 
-    int8       W[i, j] = scale[i] * codes[i, j]                            8 bits a weight, a float32 scale for each row (output)
-    llm-int8   the same, and x is rounded to 8 bits too, row by row, but for its entries of 6 and more (Dettmers et al. 2022, LLM.int8)
-    nf4        W[n] = scale[n // 64] * LEVELS[codes[n]]                    4 bits a weight; 4.13 with the scales (Dettmers et al. 2023, QLoRA)
-               scale[b] = mean + step[b // 256] * absmax[b]                double quantisation: absmax in 8 bits
+    int8       weights in 8 bits (model/int8.py)
+    llm-int8   the same, multiplied as integers: what goes into a Linear is rounded to 8 bits, too
+    nf4        weights in 4 bits (model/nf4.py)
 
 Quantised are the Linears inside the blocks; embeddings, head, norms and biases stay as they are.
 """
 
-import math
+import json
+from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.errors import unknown
+from model.errors import UserError, unknown
+from model.files import inside, make_folder, read_json, write_text
+from model.int8 import Int8, LLMInt8
+from model.nf4 import NF4
+from model.quantized_linear import QuantizedLinear
+from model.shards import check_empty, check_room, compare, copy_words, write_shards
 from model.sites import Linear, Site
 
-LEVELS = (  # NormalFloat4 (QLoRA, appendix E): quantiles of the normal distribution, scaled to [-1, 1], one of them 0
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)
-BLOCK = 64  # weights that share a scale, along the flattened weight
-GROUP = 256  # blocks whose scales share a step
-OUTLIER = 6.0  # entries of x from here on keep their precision (LLM.int8, section 3.2)
-FEW = 4  # rows of x up to which a weight is better multiplied as stored
-AT_ONCE = GROUP * BLOCK * 64  # weights that are quantised at once, so that float32 copies stay small
-TINY = 1e-38  # instead of dividing by a scale of 0: the weights there are 0
-
-
-class QuantizedLinear(Linear):
-    """A frozen Linear with buffers in place of the weight; `weight` makes it, in the model's dtype, for whoever asks (DoRA, PiSSA, merging)."""
-
-    def __init__(self, plain: Linear):
-        Site.__init__(self, plain.in_features, plain.out_features)
-        self.bias = plain.bias
-        self.dtype = plain.weight.dtype  # of the weight that is made
-        for leaf, (shape, dtype) in self.layout().items():
-            self.register_buffer(leaf, torch.empty(shape, dtype=dtype, device=plain.weight.device))
-
-    def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Name -> shape and dtype of what is stored."""
-        raise NotImplementedError
-
-    def store(self, weight: Tensor) -> None:
-        """Quantise weight [out, in] on the device it is on. It must be finite."""
-        raise NotImplementedError
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in]."""
-        raise NotImplementedError
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """x [..., in] -> x W^T [..., out], in the dtype of x."""
-        return F.linear(x, self.dequantized(x.dtype))
-
-    def multiply_back(self, grad: Tensor) -> Tensor:
-        """The gradient of x W^T [..., out] -> that of x [..., in]."""
-        return grad @ self.dequantized(grad.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.dequantized(self.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
-        y = Product.apply(x, self)
-        return self.after(y if self.bias is None else y + self.bias.to(y.dtype), x)
-
-    def _apply(self, function, recurse: bool = True):
-        """model.to(...): the buffers move, and keep their dtypes; a float32 scale cast to 16 bits would be another model."""
-        stored = {id(buffer) for buffer in self._buffers.values()}
-        super()._apply(lambda t: t.to(function(t.new_empty(0)).device) if id(t) in stored else function(t), recurse)
-        self.dtype = function(torch.empty(0, dtype=self.dtype)).dtype
-        return self
-
-
-class Product(torch.autograd.Function):
-    """x W^T of a quantised Linear. The backward pass needs its stored form alone, which the module holds anyway: nothing is saved."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, linear: QuantizedLinear) -> Tensor:
-        ctx.linear = linear
-        return linear.multiply(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.linear.multiply_back(grad), None
-
-
-class Int8(QuantizedLinear):
-    """scale[out] * codes[out, in]. What is scaled is the product, which is smaller than the weight."""
-
-    def layout(self):
-        return {"codes": ((self.out_features, self.in_features), torch.int8), "scale": ((self.out_features,), torch.float32)}
-
-    def store(self, weight: Tensor) -> None:
-        low, high = weight.aminmax(dim=1)
-        self.scale = torch.maximum(high, -low).float() / 127
-        self.codes = torch.empty_like(weight, dtype=torch.int8)
-        rows = max(1, AT_ONCE // self.in_features)
-        for start in range(0, self.out_features, rows):
-            some = slice(start, start + rows)
-            self.codes[some] = (weight[some].float() / self.scale[some, None].clamp(min=TINY)).round().clamp(-127, 127).to(torch.int8)
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        return (self.codes * self.scale[:, None]).to(dtype)
-
-    def multiply(self, x: Tensor) -> Tensor:
-        unit = unit_of(x.dtype)
-        if goes_packed(x):
-            y = torch._weight_int8pack_mm(x.flatten(0, -2), self.codes, x.new_full((self.out_features,), unit)).unflatten(0, x.shape[:-1])
-        else:
-            y = F.linear(x, in_units(self.codes, x.dtype))
-        return y * (self.scale / unit).to(y.dtype)
-
-    def multiply_back(self, grad: Tensor) -> Tensor:
-        return (grad * (self.scale / unit_of(grad.dtype)).to(grad.dtype)) @ in_units(self.codes, grad.dtype)
-
-
-def unit_of(dtype: torch.dtype) -> float:
-    """What a code stands for until the scale has come: sums of codes up to 127 would pass 65504, the largest float16."""
-    return 1 / 128 if dtype == torch.float16 else 1.0
-
-
-def in_units(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """int8 codes as floating-point numbers, exactly."""
-    return codes.to(dtype) * unit_of(dtype) if dtype == torch.float16 else codes.to(dtype)
-
-
-def goes_packed(x: Tensor) -> bool:
-    """Whether torch's product of few rows with int8 codes is used: it reads each weight once, in 8 bits."""
-    return x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
-
-
-class LLMInt8(Int8):
-    """Stored as Int8; x is rounded as well, and the product is one of integers.
-
-    Dettmers et al. keep a column of x out of it when any row has an outlier there, so that a row's result depends on its neighbours. Here an entry
-    is kept out alone: the same integers, the same high precision for outliers, and each row by itself.
-    """
-
-    def multiply(self, x: Tensor) -> Tensor:
-        if x.is_meta:  # which columns are multiplied apart is not known without values
-            return super().multiply(x)
-        rows = x.flatten(0, -2)
-        far = rows.abs() >= OUTLIER
-        near = rows.masked_fill(far, 0).float()
-        step = near.abs().amax(dim=1, keepdim=True) / 127  # [rows, 1]
-        codes = (near / step.clamp(min=TINY)).round().to(torch.int8)
-        y = integer_product(codes, self.codes) * (step * self.scale)  # [rows, out], float32
-        columns = far.any(dim=0).nonzero()[:, 0]
-        if len(columns):
-            outliers = torch.where(far, rows, 0)[:, columns].float()  # [rows, columns]
-            y += F.linear(outliers, self.codes[:, columns].float()) * self.scale
-        return y.to(x.dtype).unflatten(0, x.shape[:-1])
-
-
-def integer_product(a: Tensor, b: Tensor) -> Tensor:
-    """int8 a [rows, in], b [out, in] -> a b^T [rows, out], exact in int32. On a GPU it needs more than 16 rows, and multiples of 8: zeros fill up."""
-    rows, out = len(a), len(b)
-    if a.is_cuda:
-        inner = -a.shape[1] % 8
-        a = F.pad(a, (0, inner, 0, max(24 - rows, -rows % 8)))
-        b = F.pad(b, (0, inner, 0, -out % 8))
-    return torch._int_mm(a, b.T)[:rows, :out]
-
-
-class NF4(QuantizedLinear):
-    """LEVELS in blocks of 64 along the flattened weight, the last one filled up with zeros; two codes a byte, the first in its upper half."""
-
-    def layout(self):
-        blocks = math.ceil(self.out_features * self.in_features / BLOCK)
-        return {"codes": ((blocks * BLOCK // 2,), torch.uint8), "absmax": ((blocks,), torch.int8),
-                "step": ((math.ceil(blocks / GROUP),), torch.float32), "mean": ((), torch.float32)}
-
-    def store(self, weight: Tensor) -> None:
-        flat = weight.flatten()
-        blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK) if len(flat) % BLOCK else flat.view(-1, BLOCK)
-        low, high = blocks.aminmax(dim=1)
-        largest = torch.maximum(high, -low).float()
-        self.mean = largest.mean()
-        centred = F.pad(largest - self.mean, (0, -len(largest) % GROUP)).view(-1, GROUP)
-        self.step = centred.abs().amax(dim=1) / 127
-        self.absmax = (centred / self.step[:, None].clamp(min=TINY)).round().clamp(-127, 127).to(torch.int8).flatten()[: len(largest)]
-        scale = self.scale().clamp(min=TINY)  # as it will be read: the codes make up for its rounding
-        levels = torch.tensor(LEVELS, device=weight.device)
-        middles = (levels[1:] + levels[:-1]) / 2
-        self.codes = torch.empty(blocks.numel() // 2, dtype=torch.uint8, device=weight.device)
-        for start in range(0, len(blocks), AT_ONCE // BLOCK):
-            some = slice(start, start + AT_ONCE // BLOCK)
-            nearest = torch.bucketize(blocks[some].float() / scale[some, None], middles, out_int32=True).to(torch.uint8).view(-1, 2)
-            self.codes[start * BLOCK // 2 : start * BLOCK // 2 + len(nearest)] = nearest[:, 0] << 4 | nearest[:, 1]
-
-    def scale(self) -> Tensor:
-        """float32 [blocks]: the largest weight of each block, as it is stored."""
-        return (self.mean + self.absmax * self.step.repeat_interleave(GROUP)[: len(self.absmax)]).clamp(min=0)
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        levels = torch.tensor(LEVELS, device=self.codes.device)
-        pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=1)  # [256, 2]: the two weights of every byte
-        blocks = F.embedding(self.codes.int(), pairs).view(-1, BLOCK) * self.scale()[:, None]
-        return blocks.to(dtype).flatten()[: self.out_features * self.in_features].view(self.out_features, self.in_features)
-
-
 STORED_AS = {"int8": Int8, "llm-int8": LLMInt8, "nf4": NF4}
+
+
+METHOD = "llm-adapters"  # in the quantization_config of config.json: stored as here
+
+
+def quantization_of(raw: dict, where: str) -> tuple[str, str]:
+    """(how the weights are stored, fingerprint of those they were made from) from the fields of a config.json; two empty texts of plain weights.
+
+    Raises UserError for another program's quantisation.
+    """
+    said = raw.get("quantization_config")
+    if said is None:
+        return "", ""
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    if method != METHOD:
+        raise UserError(f"{where}: quantization_config is that of {method!r:.60}, whose weights are not read here: "
+                        "give the model as it was before, and quantize=\"nf4\" or \"int8\"")
+    how, fingerprint = said.get("how"), said.get("fingerprint")
+    if how not in STORED_AS or not isinstance(fingerprint, str) or not fingerprint or said.keys() - {"quant_method", "how", "fingerprint"}:
+        raise UserError(f"{where}: quantization_config should hold how ({', '.join(STORED_AS)}), fingerprint and quant_method alone: {said!r:.200}")
+    return how, fingerprint
 
 
 def quantize_skeleton(model: nn.Module, how: str) -> None:
@@ -227,3 +64,46 @@ def quantized(model: nn.Module) -> dict[str, QuantizedLinear]:
 def quantized_weights(module: nn.Module) -> int:
     """How many weights are stored quantised: no parameters to torch, and parameters of the model all the same."""
     return sum(one.in_features * one.out_features for one in module.modules() if isinstance(one, QuantizedLinear))
+
+
+def dequantize(model: nn.Module) -> None:
+    """Turn the quantised Linears into plain ones with the weights they stand for, in the model's dtype, one at a time; adapters stay on them.
+
+    Their rounding stays, too. The fingerprint is kept: the answers are the same.
+    """
+    for path, linear in quantized(model).items():
+        plain = Linear.__new__(Linear)
+        Site.__init__(plain, linear.in_features, linear.out_features)
+        plain.weight, plain.bias = nn.Parameter(linear.weight, requires_grad=False), linear.bias
+        plain.adapters, plain.active = linear.adapters, linear.active
+        model.set_submodule(path, plain.train(linear.training))
+    model.quantize = ""
+
+
+def save_quantized(model: nn.Module, folder: str | Path, shard_bytes: int = 5_000_000_000) -> list[Path]:
+    """Write a quantised model into `folder`, new or empty, for load_model, which gives it back to the bit; returns the files.
+
+    What was written is read again and compared. Raises UserError, before anything is written: for a model that is not quantised, while an adapter is
+    on, for a folder that holds something, and for a disk without the room.
+    """
+    folder = Path(folder)
+    if not model.quantize:
+        raise UserError("the model is not quantised: load it with quantize=\"nf4\" or \"int8\"")
+    if any(module.active for module in model.modules() if isinstance(module, Site)):
+        raise UserError("an adapter is on: save_quantized writes the base alone; switch it off with use(model, [])")
+    check_empty(folder)
+    tensors: dict[str, Tensor] = {name: parameter for name, parameter in model.named_parameters() if ".adapters." not in name}
+    tensors |= {f"{path}.{leaf}": getattr(linear, leaf) for path, linear in quantized(model).items() for leaf in linear.layout()}
+    check_room(folder, tensors)
+    raw = read_json(inside(model.folder, "config.json"))
+    raw["quantization_config"] = {"quant_method": METHOD, "how": model.quantize, "fingerprint": model.fingerprint}
+    dtype = str(model.input_embedding.weight.dtype).removeprefix("torch.")
+    raw |= {key: dtype for key in ("torch_dtype", "dtype") if key in raw}
+    if model.config.tie_word_embeddings != model.tied:  # the source said true and held two different tensors
+        raw["tie_word_embeddings"] = model.tied
+    make_folder(folder)
+    write_text(folder / "config.json", json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+    copy_words(model.folder, folder)
+    write_shards(folder, tensors, shard_bytes)
+    compare(folder, tensors)
+    return sorted(folder.iterdir())

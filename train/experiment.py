@@ -21,6 +21,7 @@ from model import load_model, load_tokenizer
 from model.errors import UserError, unknown
 from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
+from model.quantize import quantized_weights
 from model.registry import find
 from model.tokenizer import Tokenizer
 from train.loop import CHECKPOINT, train
@@ -80,7 +81,7 @@ def load_base(s: Settings) -> nn.Module:
     if s.threads:
         torch.set_num_threads(s.threads)
     device = choose_device(s)
-    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, revision=s.revision or None)
+    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, quantize=s.quantize or None, revision=s.revision or None)
     if s.dtype == "auto" and model.dtype == torch.float16 and device.type == "cpu":
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
         model.dtype = torch.float32
@@ -199,13 +200,13 @@ def count(named: dict[str, nn.Parameter]) -> int:
 
 def count_base(model: nn.Module) -> int:
     """Parameters of the model without its adapters."""
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name) + quantized_weights(model)
 
 
 def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, more: list[str]) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
-    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
+    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
     for name, where in s.load.items():
         print(f"loaded   {name}, frozen, from {where}")
     print(f"adapter  {s.adapter.get('preset', config.kind)} at {config.place()}: {count(trained):,} parameters, "
