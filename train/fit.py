@@ -1,6 +1,5 @@
 """Whether a run fits into the memory of the cards it is given, and what to change if it does not."""
 
-import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -70,39 +69,34 @@ def usable(memory: int) -> int:
 class Change:
     """What to add to the command line, and the run that comes of it."""
 
-    words: str
+    words: tuple[str, ...]
     made: Settings
-    quantize: str
-    cards: int  # times as many as were given
+    more_cards: bool = False  # a second card like the first
 
 
-def changes(made: Settings, quantize: str) -> Iterator[Change]:
+def changes(made: Settings) -> Iterator[Change]:
     """What may help, the cheapest first: recomputation, fewer rows at once, weights in fewer bits, a second card; each on top of those before it."""
-    words: list[str] = []
+    words: dict[str, str] = {}  # setting -> how to say it
 
-    def change(text: str | None = None, cards: int = 1) -> Change:
-        if text:
-            words.append(text)
-        return Change(" ".join(words), made, quantize, cards)
+    def change(key: str, value: object, **fields) -> Change:
+        nonlocal made
+        words[key] = f"--quantize {value}" if key == "quantize" else f"--set {key}={value}"
+        made = replace(made, **fields)
+        return Change(tuple(words.values()), made)
 
-    if made.train.checkpointing != "block":
-        made = replace(made, train=replace(made.train, checkpointing="block"))
-        yield change("--set train.checkpointing=block")
-    micro, batch = made.train.micro_batch_size, made.eval.batch_size
-    while micro > 1 or batch > 1:
-        micro, batch = math.ceil(micro / 2), math.ceil(batch / 2)
-        made = replace(made, train=replace(made.train, micro_batch_size=micro), eval=replace(made.eval, batch_size=batch))
-        words = [word for word in words if "batch_size" not in word]
-        if batch < made.eval.batch_size or True:
-            words += [f"--set train.micro_batch_size={micro}", f"--set eval.batch_size={batch}"]
-        yield change()
-    for how in {"": ["int8", "nf4"], "int8": ["nf4"], "llm-int8": ["nf4"], "nf4": []}[quantize]:
-        quantize = how
-        words = [word for word in words if not word.startswith("--quantize")]
-        yield change(f"--quantize {how}")
-    yield change(cards=2)
+    if made.train.checkpoint_every != 1:
+        yield change("train.checkpointing", "block", train=replace(made.train, checkpointing="block"))
+    while made.train.micro_batch_size > 1:
+        rows = made.train.micro_batch_size // 2
+        yield change("train.micro_batch_size", rows, train=replace(made.train, micro_batch_size=rows))
+    while made.eval.batch_size > 1:
+        rows = made.eval.batch_size // 2
+        yield change("eval.batch_size", rows, eval=replace(made.eval, batch_size=rows))
+    for how in {"": ["int8", "nf4"], "nf4": []}.get(made.quantize, ["nf4"]):
+        yield change("quantize", how, quantize=how)
+    yield Change(tuple(words.values()), made, more_cards=True)
 
 
-def first_that_fits(made: Settings, quantize: str, fits: Callable[[Change], bool]) -> Change | None:
+def first_that_fits(made: Settings, fits: Callable[[Change], bool]) -> Change | None:
     """The first of the changes with which the run fits, found by planning it."""
-    return next((change for change in changes(made, quantize) if fits(change)), None)
+    return next((change for change in changes(made) if fits(change)), None)
