@@ -111,7 +111,6 @@ def add_plan(parser: argparse.ArgumentParser):
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of a run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, train.micro_batch_size=2; may be repeated")
     parser.add_argument("--memory", help="of the cards, 24GB or 24GB,24GB: does it fit, and what to change if not")
-    parser.add_argument("--devices", help="cuda:0,cuda:1: the layers split over these; default: one for each of --memory")
     parser.add_argument("--length", type=int, help="tokens of a row and of a prompt; default: train.cutoff, the most there can be")
     parser.add_argument("--labelled", type=float, default=1.0, help="share of a row's tokens that have a label (1.0, the most there can be)")
     parser.add_argument("--rows", type=int, help="rows to train on, for the time of the whole run")

@@ -51,6 +51,10 @@ class Step:
     optimizer: list[int]
     phase: Phase
 
+    @property
+    def static(self) -> list[int]:
+        return [sum(parts) for parts in zip(self.weights, self.adapter, self.gradients, self.optimizer, strict=True)]
+
 
 def sizes(model: nn.Module, tensors: dict[str, Tensor], round_to: int) -> list[int]:
     """The bytes of these tensors by place; what two names share, once."""
@@ -92,27 +96,30 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
         parameter.grad = torch.zeros_like(parameter)
     for optimizer in optimizers.values():
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    rows, several = min(s.micro_batch_size, s.batch_size), s.batch_size > s.micro_batch_size
+    if not several:  # else the micro-batch is not the first of its step: the gradients of those before it are there
+        model.zero_grad(set_to_none=True)
     model.train()
     model.checkpointing = s.checkpoint_every
-    rows = min(s.micro_batch_size, s.batch_size)
+    stay = {tensor.untyped_storage()._cdata for tensor in everything(model).values()}
     with counting(model, device, share) as footprint:
         static = footprint.live(places)
         for place, optimizer in optimizers.items():
             for state in optimizer.state.values():
                 for moment in state.values():
                     footprint.see(moment, place)
+        moments = minus(footprint.live(places), static)
+        for name, parameter in trained.items():
+            if parameter.grad is not None:
+                footprint.see(parameter.grad, 1 + place_of(model, name))
         begin, since = footprint.live(places), len(footprint.events)
-        stay = {tensor.untyped_storage()._cdata for tensor in everything(model).values()}
-        for _ in range(min(2, -(-s.batch_size // rows))):  # at the second micro-batch gradients are there; all others are like it
-            footprint.place, footprint.flops = 0, 0
-            ids, weights = torch.zeros(rows, length, dtype=torch.long, device=at), torch.ones(rows, length, device=at)
-            before = footprint.live(places)
-            with footprint.offloaded(stay) if s.offload else ExitStack():
-                loss = summed_loss(model, ids, weights) / rows
-                kept = minus(footprint.live(places), before)
-                loss.backward()
-            del loss
+        ids, weights = torch.zeros(rows, length, dtype=torch.long, device=at), torch.ones(rows, length, device=at)
+        before = footprint.live(places)
+        with footprint.offloaded(stay) if s.offload else ExitStack():
+            loss = summed_loss(model, ids, weights) / rows
+            kept = minus(footprint.live(places), before)
+            loss.backward()
+        del loss
         flops = footprint.flops
         if (extra := penalty(model)) is not None:
             extra.backward()
@@ -128,7 +135,7 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
     model.checkpointing = 0
     adapter = sizes(model, {name: tensor for name, tensor in everything(model).items() if ".adapters." in name}, ROUNDING[device])
     return Step(
-        weights=minus(static, adapter), adapter=adapter, gradients=gradients, optimizer=minus(begin, static),
+        weights=minus(static, adapter), adapter=adapter, gradients=gradients, optimizer=moments,
         phase=Phase(begin, footprint.events[since:], kept, flops),
     )
 
@@ -138,7 +145,7 @@ def minus(these: list[int], those: list[int]) -> list[int]:
 
 
 @torch.no_grad()  # as torch.inference_mode, under which torch would hand over operations that are made of others
-def answering(model: nn.Module, s: Eval, prompt: int, device: str = "cpu") -> Phase:
+def answer(model: nn.Module, s: Eval, prompt: int, device: str = "cpu") -> Phase:
     """The first pass over `batch_size` prompts of `prompt` tokens and the last of `max_new_tokens`, as eval/generate.py and eval/beams.py make them;
     of eval.scoring = "likelihood", one pass."""
     at = next(model.parameters()).device

@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -65,38 +65,38 @@ def usable(memory: int) -> int:
     return round(memory * (1 - SLACK)) - CONTEXT
 
 
-@dataclass(frozen=True)
-class Change:
-    """What to add to the command line, and the run that comes of it."""
-
-    words: tuple[str, ...]
-    made: Settings
-    more_cards: bool = False  # a second card like the first
-
-
-def changes(made: Settings) -> Iterator[Change]:
-    """What may help, the cheapest first: recomputation, fewer rows at once, weights in fewer bits, a second card; each on top of those before it."""
-    words: dict[str, str] = {}  # setting -> how to say it
-
-    def change(key: str, value: object, **fields) -> Change:
-        nonlocal made
-        words[key] = f"--quantize {value}" if key == "quantize" else f"--set {key}={value}"
-        made = replace(made, **fields)
-        return Change(tuple(words.values()), made)
-
+def for_training(made: Settings) -> Iterator[Settings]:
+    """The run as it is, then with recomputation, then with fewer and fewer rows at once besides: each needs less memory than the one before."""
+    yield made
     if made.train.checkpoint_every != 1:
-        yield change("train.checkpointing", "block", train=replace(made.train, checkpointing="block"))
-    while made.train.micro_batch_size > 1:
-        rows = made.train.micro_batch_size // 2
-        yield change("train.micro_batch_size", rows, train=replace(made.train, micro_batch_size=rows))
-    while made.eval.batch_size > 1:
-        rows = made.eval.batch_size // 2
-        yield change("eval.batch_size", rows, eval=replace(made.eval, batch_size=rows))
-    for how in {"": ["int8", "nf4"], "nf4": []}.get(made.quantize, ["nf4"]):
-        yield change("quantize", how, quantize=how)
-    yield Change(tuple(words.values()), made, more_cards=True)
+        made = replace(made, train=replace(made.train, checkpointing="block"))
+        yield made
+    rows = min(made.train.micro_batch_size, made.train.batch_size)
+    while rows > 1:
+        rows //= 2
+        yield replace(made, train=replace(made.train, micro_batch_size=rows))
 
 
-def first_that_fits(made: Settings, fits: Callable[[Change], bool]) -> Change | None:
-    """The first of the changes with which the run fits, found by planning it."""
-    return next((change for change in changes(made) if fits(change)), None)
+def for_answers(made: Settings) -> Iterator[Settings]:
+    """The run as it is, then with fewer and fewer answers at once."""
+    yield made
+    rows = made.eval.batch_size
+    while rows > 1:
+        rows //= 2
+        yield replace(made, eval=replace(made.eval, batch_size=rows))
+
+
+def fewer_bits(made: Settings) -> list[str]:
+    """How the weights may be stored, the way that is chosen first."""
+    return {"": ["", "int8", "nf4"], "nf4": ["nf4"]}.get(made.quantize, [made.quantize, "nf4"])
+
+
+def options_for(made: Settings, changed: Settings) -> list[str]:
+    """The options of the command line that make the second of the first."""
+    words = [f"--set train.{key}={getattr(changed.train, key)}" for key in ("checkpointing", "micro_batch_size")
+             if getattr(changed.train, key) != getattr(made.train, key)]
+    if changed.eval.batch_size != made.eval.batch_size:
+        words.append(f"--set eval.batch_size={changed.eval.batch_size}")
+    if changed.quantize != made.quantize:
+        words.append(f"--quantize {changed.quantize}")
+    return words

@@ -22,9 +22,9 @@ from model.load import describe, skeleton
 from model.quantize import quantize_skeleton
 from model.show import count
 from model.split import balance
-from train.dry_run import Phase, Step, answering, training_step
+from train.dry_run import Step, answer, everything, training_step
 from train.experiment import DTYPES
-from train.fit import Change, first_that_fits, measured_rate, parse_memory, parse_rate, usable
+from train.fit import fewer_bits, for_answers, for_training, measured_rate, options_for, parse_memory, parse_rate, usable
 from train.pipeline import orders, utilisation
 from train.settings import Settings, settings
 
@@ -48,12 +48,14 @@ class Planned:
     """A run, counted."""
 
     model: nn.Module
-    dtype: torch.dtype
     step: Step
-    answer: Phase
     blocks: list[int]  # on each device
     stage: list[int]  # the device of each place: the embedding, every block, the head
-    need: list[int]  # bytes that each device has to have for tensors: the larger of training and answering
+    training: list[int]  # bytes of each device at the peak of a step
+
+    def answering(self, made: Settings, target: Target) -> list[int]:
+        """Bytes of each device at the peak while the run answers its test problems."""
+        return answer(self.model, made.eval, target.length, target.kind).peak(self.stage)
 
     def by_device(self, sizes: list[int]) -> list[int]:
         return [sum(size for size, one in zip(sizes, self.stage, strict=True) if one == device) for device in range(len(self.blocks))]
@@ -62,10 +64,10 @@ class Planned:
 def target_of(options: argparse.Namespace, made: Settings) -> Target:
     """The devices of --memory, --devices, --device and the settings. Raises UserError."""
     memory = parse_memory(options.memory) if options.memory else None
-    named = options.devices.split(",") if options.devices else None
-    if named is None:
-        kind = made.device if made.device != "auto" else "cuda" if memory or torch.cuda.is_available() else "cpu"
-        named = [kind] if not memory or len(memory) == 1 else [f"{kind}:{number}" for number in range(len(memory))]
+    given = made.device if made.device != "auto" else "cuda" if memory or torch.cuda.is_available() else "cpu"
+    named = given.split(",")
+    if memory and len(memory) > 1 and named == ["cuda"]:
+        named = [f"cuda:{number}" for number in range(len(memory))]
     for name in named:
         try:
             found = torch.device(name).type
@@ -94,50 +96,65 @@ def dtype_of(made: Settings, where: str, kind: str) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
 
 
-def with_adapter(made: Settings, dtype: torch.dtype) -> nn.Module:
-    """The model of the settings without memory, its adapter attached. Raises UserError."""
+def with_adapter(made: Settings, kind: str) -> nn.Module:
+    """The model of the settings without memory, as it would be on a device of this kind, its adapter attached. Raises UserError."""
     if made.load:
         raise UserError(f"a plan does not know the adapters to load ({', '.join(made.load)}); plan without them")
-    family, config, _ = describe(made.model, made.revision or None)
-    model = skeleton(family, config).to(dtype)
-    model.dtype = dtype
+    family, config, where = describe(made.model, made.revision or None)
+    model = skeleton(family, config)
+    model.dtype = dtype_of(made, where, kind)
+    model.to(model.dtype)
     if made.quantize:
         quantize_skeleton(model, made.quantize)
     attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
     return model
 
 
+def batches_of(made: Settings) -> int:
+    """Micro-batches of a step."""
+    return math.ceil(made.train.batch_size / made.train.micro_batch_size)
+
+
 def planned(made: Settings, target: Target) -> Planned:
-    """Take a step and give an answer, dry, and lay the blocks over the devices. Raises UserError."""
-    dtype = dtype_of(made, describe(made.model, made.revision or None)[2], target.kind)
-    model = with_adapter(made, dtype)
+    """Take a step, dry, and lay the blocks over the devices. Raises UserError."""
+    model = with_adapter(made, target.kind)
     step = training_step(model, made.train, target.length, target.labelled, target.kind)
-    answer = answering(model, made.eval, target.length, target.kind)
-    places, batches = len(model.blocks) + 2, math.ceil(made.train.batch_size / made.train.micro_batch_size)
-    alone = step.phase.peak(list(range(places)))
-    kept = min(batches, len(target.devices))
-    sizes = [sum(part[place] for part in (step.weights, step.adapter, step.gradients, step.optimizer)) + kept * step.phase.kept[place]
-             for place in range(places)]
-    blocks = balance(sizes[1:-1], alone[0], alone[-1], [usable(one) for one in target.memory] if target.memory else [1] * len(target.devices))
+    blocks = blocks_on(step, batches_of(made), target)
     stage = [0, *(device for device, many in enumerate(blocks) for _ in range(many)), len(blocks) - 1]
-    need = [max(pair) for pair in zip(step.phase.peak(stage, batches), answer.peak(stage), strict=True)]
-    return Planned(model, dtype, step, answer, blocks, stage, need)
+    return Planned(model, step, blocks, stage, step.phase.peak(stage, batches_of(made)))
 
 
-def fits(found: Planned, target: Target) -> bool:
-    return all(need <= usable(memory) for need, memory in zip(found.need, target.memory, strict=True))
+def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
+    """How many blocks go on each device, so that the largest share of memory that any has to have in training is least."""
+    alone = step.phase.peak(list(range(len(step.weights))))
+    at_once = min(batches, len(target.devices))
+    sizes = [static + at_once * kept for static, kept in zip(step.static, step.phase.kept, strict=True)]
+    return balance(sizes[1:-1], alone[0], alone[-1], [usable(one) for one in target.memory] if target.memory else [1] * len(target.devices))
 
 
-def advice(made: Settings, target: Target) -> str | None:
-    """What to change so that the run fits, as options of the command line; None: nothing that is known here."""
-    def tried(change: Change) -> bool:
-        where = replace(target, devices=[f"{target.kind}:{number}" for number in range(2)], memory=target.memory * 2) if change.more_cards else target
-        if change.more_cards and (len(target.devices) > 1 or target.kind == "cpu"):
-            return False
-        return fits(planned(change.made, where), where)
+def fits(need: list[int], target: Target) -> bool:
+    return all(size <= usable(memory) for size, memory in zip(need, target.memory, strict=True))
 
-    change = first_that_fits(made, tried)
-    return None if change is None else " ".join(change.words) + (" and a second card like it" if change.more_cards else "")
+
+def advice(made: Settings, found: Planned, target: Target) -> str | None:
+    """What to change so that the run fits, as options of the command line, found by planning it; None: nothing that is tried here.
+
+    In this order: recomputation, fewer rows at once; the same with weights in fewer bits; all that with a second card.
+    """
+    cards = [target]
+    if len(target.devices) == 1 and target.kind == "cuda":
+        cards.append(replace(target, devices=["cuda:0", "cuda:1"], memory=target.memory * 2))
+    for where in cards:
+        for how in fewer_bits(made):
+            stored = replace(made, quantize=how)
+            least = sum(tensor.nbytes for tensor in everything(with_adapter(stored, target.kind)).values()) + sum(found.step.optimizer)
+            if least > sum(map(usable, where.memory)):
+                continue  # not even without activations
+            trains = next(((one, tried) for one in for_training(stored) if fits((tried := planned(one, where)).training, where)), None)
+            whole = trains and next((one for one in for_answers(trains[0]) if fits(trains[1].answering(one, where), where)), None)
+            if whole:
+                return " ".join([*options_for(made, whole), *["and a second card like it"] * (where is not target)])
+    return None
 
 
 def plan(options: argparse.Namespace) -> dict:
@@ -155,8 +172,8 @@ def plan(options: argparse.Namespace) -> dict:
     found = planned(made, target)
     facts = {**adapter_facts(found.model, made), **run_facts(found, made, target), **time_facts(found, made, target, options, rate)}
     if target.memory:
-        facts["fits"] = fits(found, target)
-        facts["advice"] = None if facts["fits"] else advice(made, target)
+        facts["fits"] = all(one["fits"] for one in facts["devices"])
+        facts["advice"] = None if facts["fits"] else advice(made, found, target)
     return facts
 
 
@@ -176,21 +193,21 @@ def adapter_facts(model: nn.Module, made: Settings) -> dict:
 
 def run_facts(found: Planned, made: Settings, target: Target) -> dict:
     """What each device holds."""
-    step, batches = found.step, math.ceil(made.train.batch_size / made.train.micro_batch_size)
+    step, answering = found.step, found.answering(made, target)
     parts = {name: found.by_device(getattr(step, name)) for name in ("weights", "adapter", "gradients", "optimizer")}
-    training, answering = step.phase.peak(found.stage, batches), found.answer.peak(found.stage)
     kept = found.by_device(step.phase.kept)
     devices = []
     for number, name in enumerate(target.devices):
         one = {f"{key}_bytes": sizes[number] for key, sizes in parts.items()}
-        one |= {"activation_bytes": training[number] - sum(one.values()), "kept_by_forward_bytes": kept[number],
-                "training_bytes": training[number], "answering_bytes": answering[number]}
+        one |= {"activation_bytes": found.training[number] - sum(one.values()), "kept_by_forward_bytes": kept[number],
+                "training_bytes": found.training[number], "answering_bytes": answering[number]}
         if target.memory:
             room = usable(target.memory[number])
-            one |= {"memory_bytes": target.memory[number], "usable_bytes": room, "left_bytes": room - found.need[number], "fits": found.need[number] <= room}
+            left = room - max(found.training[number], answering[number])
+            one |= {"memory_bytes": target.memory[number], "usable_bytes": room, "left_bytes": left, "fits": left >= 0}
         devices.append({"device": name, "blocks": found.blocks[number], **one})
     return {
-        "dtype": str(found.dtype).removeprefix("torch."), "quantize": made.quantize, "length": target.length, "labelled": target.labelled,
+        "dtype": str(found.model.dtype).removeprefix("torch."), "quantize": made.quantize, "length": target.length, "labelled": target.labelled,
         "batch_size": made.train.batch_size, "micro_batch_size": made.train.micro_batch_size, "checkpointing": made.train.checkpointing,
         "answers_at_once": made.eval.batch_size, "max_new_tokens": made.eval.max_new_tokens, "devices": devices,
     }
@@ -199,17 +216,16 @@ def run_facts(found: Planned, made: Settings, target: Target) -> dict:
 def time_facts(found: Planned, made: Settings, target: Target, options: argparse.Namespace, rate: float | None) -> dict:
     """How much a step computes, and how long it takes at the rate that was given or measured."""
     s = made.train
-    batches = math.ceil(s.batch_size / s.micro_batch_size)
     flops = round(found.step.phase.flops * s.batch_size / min(s.micro_batch_size, s.batch_size))
     if options.measure:
         if target.kind == "cuda" and not torch.cuda.is_available():
             raise UserError("--measure needs the device of the plan, and torch sees no CUDA device here: give the rate with --flops 150T")
-        rate = measured_rate(torch.device(target.devices[0]), found.dtype)
+        rate = measured_rate(torch.device(target.devices[0]), found.model.dtype)
     steps = s.max_steps or (math.ceil(options.rows / s.batch_size) * s.epochs if options.rows else None)
     facts = {"flops_per_step": flops, "flops_per_second": rate, "steps": steps, "seconds_per_step": None, "seconds": None}
     if rate:
         many = len(target.devices)
-        busy = utilisation(orders(many, batches), lambda one: 1.0 if one.way == "F" else 2.0) if many > 1 else 1.0
+        busy = utilisation(orders(many, batches_of(made)), lambda one: 1.0 if one.way == "F" else 2.0) if many > 1 else 1.0
         facts["seconds_per_step"] = flops / (rate * many * busy)
         facts["seconds"] = facts["seconds_per_step"] * steps if steps else None
     return facts

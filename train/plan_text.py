@@ -34,8 +34,8 @@ def plan_text(facts: dict) -> str:
     if facts.get("fits") is False:
         advice = facts["advice"]
         lines.append("to fit   " + (f"add {advice}" if advice else "none of the changes tried is enough: recomputation, one row at once, nf4, a second card"))
-    if devices[0]["device"].startswith("cpu"):
-        lines.append("note     glibc's malloc keeps more than tensors need (README, \"Plans against measurements\"); MALLOC_MMAP_THRESHOLD_=65536 makes it give back")
+    if devices[0]["device"] == "cpu":
+        lines.append("note     glibc's malloc keeps more than tensors need; MALLOC_MMAP_THRESHOLD_=65536 in the environment makes it give that back")
     return "\n".join(lines)
 
 
