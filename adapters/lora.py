@@ -33,6 +33,7 @@ class LoRA(Adapter):
         rslora: bool = False  # s = alpha / sqrt(r)
         bias: bool = False
         gate: bool = False
+        b_rate: float = 1.0  # learning rate of B, as a multiple of A's: LoRA+ (Hayou et al. 2024), which has 16
 
         @property
         def scale(self) -> float:
@@ -43,6 +44,8 @@ class LoRA(Adapter):
                 raise UserError(f"r = {self.r}: the rank must be at least 1")
             if not 0 <= self.dropout < 1:
                 raise UserError(f"dropout = {self.dropout} is not between 0 and 1")
+            if not self.b_rate > 0:
+                raise UserError(f"b_rate = {self.b_rate} must be positive")
 
     @classmethod
     def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list[Adapter]:
@@ -65,6 +68,9 @@ class LoRA(Adapter):
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
         return y + self.delta(x)
+
+    def rate_of(self, leaf: str) -> float:
+        return self.rate * (self.options.b_rate if leaf.startswith("lora_B") else 1.0)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A [r, in] and B [out, r] of the same update with s = 1."""
@@ -104,8 +110,8 @@ class EmbeddingLoRA(Adapter):
 
     def __init__(self, options: LoRA.Options, site: nn.Module):
         super().__init__()
-        if options.bias or options.gate or options.dropout:
-            raise UserError("LoRA on an embedding has neither bias, gate nor dropout")
+        if options.bias or options.gate or options.dropout or options.b_rate != 1.0:
+            raise UserError("LoRA on an embedding has neither bias, gate, dropout nor b_rate: there A starts at zero")
         self.options, self.scale = options, options.scale
         self.lora_embedding_A = nn.Parameter(torch.zeros(options.r, site.in_features))
         self.lora_embedding_B = nn.Parameter(torch.randn(site.out_features, options.r))

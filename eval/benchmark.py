@@ -41,8 +41,8 @@ OURS = {"imports": "sys.path.insert(0, root); from model import load_model", "lo
 PEER = {"imports": "from transformers import AutoModelForCausalLM", "load": "AutoModelForCausalLM.from_pretrained", "more": ', dtype="auto"'}
 
 
-def load_text(name: str, repeats: int) -> str:
-    """Seconds from the start of Python to a model that is ready, and the peak of memory while loading over the bytes of the model.
+def load_lines(name: str, repeats: int) -> list[str]:
+    """Lines of text: seconds from the start of Python to a model that is ready, and the peak of memory while loading over the bytes of the model.
 
     A local model is loaded as it is; for another name, random weights of its shape are written to a temporary folder first, as one
     safetensors file and as torch's .bin. transformers, where it is installed, does the same in turn. The least of `repeats` counts.
@@ -66,7 +66,7 @@ def load_text(name: str, repeats: int) -> str:
             if len(who) == 2:
                 ours, theirs = (min(run["seconds"] for run in times[name]) for name in who)
                 lines.append(f"{'':34}{theirs / ours:9.2f} times as fast")
-    return "\n".join(lines)
+    return lines
 
 
 def measure(code: str, folder: Path) -> dict:
@@ -90,6 +90,3 @@ def random_checkpoint(name: str, folder: Path) -> dict[str, Path]:
     save_file(weights, str(made["safetensors"] / "model.safetensors"), metadata={"format": "pt"})
     torch.save(weights, made[".bin"] / "pytorch_model.bin")
     return made
-
-
-CASES = {"load": load_text}

@@ -61,7 +61,7 @@ the paper's code read it. Clean part: the problems of which training saw no twin
 <p><b>{esc(lead)}</b></p>{warned}
 <p>{facts["trainable_parameters"]:,} trained parameters beside {facts["parameters"]:,} frozen ones
 ({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds since it was last started;
-{facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off.</p>
+{facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off{validation_text(facts["adapter_step"], facts["validation"])}.</p>
 {measured}
 <h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
 <h2>Where the adapter sits</h2>
@@ -71,6 +71,13 @@ the paper's code read it. Clean part: the problems of which training saw no twin
 <h2>Settings</h2><p><small>run.toml; <code>python run.py --config {esc(str(folder / "run.toml"))}</code> repeats the run.</small></p><pre>{esc(toml)}</pre>
 </html>"""
     write_text(folder / "report.html", page)
+
+
+def validation_text(adapter_step: int, validation: dict) -> str:
+    """Which step's adapter was kept, in words; nothing where nothing was validated."""
+    if not validation:
+        return ""
+    return f"; the adapter is that of step {adapter_step}, the lowest validation loss, {validation['best_loss']:.4f}, is that of step {validation['best_step']}"
 
 
 def esc(text: str) -> str:
@@ -129,6 +136,10 @@ def loss_curve(log: Path) -> str:
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot([e["step"] for e in entries], [e["loss"] for e in entries], linewidth=1, color="#4472a8")
+    if validated := [e for e in entries if e.get("validation_loss") is not None]:
+        points = [e["step"] for e in validated], [e["validation_loss"] for e in validated]
+        axes.plot(*points, "o-", markersize=3, linewidth=1, color="#c9545a", label="validation")
+        axes.legend()
     axes.set_xlabel("step")
     axes.set_ylabel("loss per response token")
     axes.set_yscale("log")

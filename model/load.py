@@ -4,6 +4,7 @@ import gc
 import hashlib
 import importlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from model.errors import UserError, unknown
 from model.files import inside, read_json, tensors
 from model.quantize import STORED_AS, quantization_of, quantize_skeleton, quantized
 from model.registry import cached, find, resolve
+from model.split import device_named, split
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
 
@@ -37,19 +39,19 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
-    devices: list[str] | None = None,
+    devices: Sequence[str | torch.device] | None = None,
     revision: str | None = None,
+    layers_per_device: Sequence[int] | None = None,
 ) -> nn.Module:
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 
     dtype is that of storage and computation, None keeps the checkpoint's own. quantize stores the weights of the Linears in the blocks in fewer bits
-    ("int8", "llm-int8", "nf4": model/quantize.py); a folder that is quantised already is loaded as it is. Raises UserError for anything wrong with
-    the name or the files, and for devices, which this version does not have yet.
+    ("int8", "llm-int8", "nf4": model/quantize.py); a folder that is quantised already is loaded as it is. Over several devices the layers are split,
+    each tensor going straight to its own (model/split.py). Raises UserError for anything wrong with the name or the files.
     """
     if quantize and quantize not in STORED_AS:
         raise unknown("quantization", quantize, STORED_AS)
-    if devices is not None:
-        raise UserError(f"devices={devices!r}: splitting layers over devices is not in this version; give one device=")
+    places = [device if isinstance(device, torch.device) else device_named(device) for device in devices or [device]]
     folder = resolve(name, revision)
     family, config = read_config(folder)
     model = skeleton(family, config)
@@ -58,7 +60,9 @@ def load_model(
         raise UserError(f"{folder} is stored as {stored} and cannot become {quantize}: leave quantize out, or load what it was made from")
     if quantize or stored:
         quantize_skeleton(model, quantize or stored)
-    found = load_weights(model, family.rename, tensors(folder), dtype, torch.device(device), where=str(folder), stored=bool(stored))
+    if len(places) > 1:
+        split(model, places, layers_per_device)
+    found = load_weights(model, family.rename, tensors(folder), dtype, places[0], where=str(folder), stored=bool(stored))
     model.dtype = next(model.parameters()).dtype
     for linear in quantized(model).values():
         linear.dtype = model.dtype
@@ -189,11 +193,12 @@ def load_weights(
         shape = waiting.pop(name)
         if tensor.shape != shape:
             raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}")
+        here = model.device_of(name) if model.stages else device
         if name in parts:
             samples[name] = b""  # the fingerprint is that of the weights it was made from
             linear, leaf = parts[name]
             try:
-                linear.put(leaf, tensor.to(device))
+                linear.put(leaf, tensor.to(here))
             except UserError as error:
                 raise UserError(f"{where}: tensor {key!r} {error}") from None
             continue
@@ -201,7 +206,7 @@ def load_weights(
             raise UserError(f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
         samples[name] = sample_of(tensor)
         kept = None if name in weights else dtype
-        tensor = tensor.to(device=device, dtype=kept)
+        tensor = tensor.to(device=here, dtype=kept)
         if not is_finite(tensor, dtype):
             raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {dtype or tensor.dtype}")
         if name in weights:

@@ -36,7 +36,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_everything_behind(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"run.toml", "log.jsonl", "adapter", "predictions-base.jsonl", "predictions.jsonl", "result.json", "report.html", "checkpoint.pt",
+    assert names == {"run.toml", "log.jsonl", "adapter", "predictions-base.jsonl", "predictions.jsonl", "result.json", "report.html", "checkpoint-000003.pt",
                      "leakage.json"}
     settings = tomllib.loads((finished / "run.toml").read_text())
     assert (settings["seed"], settings["train"]["max_steps"], settings["adapter"]["preset"]) == (3, 3, "parallel")

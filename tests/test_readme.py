@@ -10,7 +10,7 @@ import run as command_line
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval"}  # chat templates (torch brings it), parquet, the harness: each says what to install
+OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb"}  # chat templates (torch brings it), parquet, the harness: each says what to install
 
 
 def tracked() -> list[str]:

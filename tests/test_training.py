@@ -18,11 +18,12 @@ from data.prompts import prompt, template
 from model import UserError, load_model
 from model.files import write_atomically
 from model.sites import Linear
-from train import loop, loss, pipeline
-from train.checkpoint import load_checkpoint, save_checkpoint
-from train.loop import CHECKPOINT, train
+from train import loss, pipeline
+from train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from train.loop import train
 from train.optim import LossScale, learning_rate
 from train.settings import Train
+from train.signals import Signals
 
 ROOT = Path(__file__).parent.parent
 S = Train(max_steps=8, batch_size=6, micro_batch_size=2, learning_rate=0.02, warmup_steps=2, save_every=100)
@@ -171,7 +172,7 @@ def test_float16_gradients_are_unscaled_before_they_are_used(folder, tmp_path):
 
 
 def test_a_second_signal_ends_at_once():
-    with loop.Signals() as signals:
+    with Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
         with pytest.raises(SystemExit, match="130"):
@@ -181,14 +182,16 @@ def test_a_second_signal_ends_at_once():
 def test_weights_that_are_not_finite_are_never_saved(folder, tmp_path):
     model = model_with(folder)
     run(model, tmp_path)
-    saved = (tmp_path / CHECKPOINT).read_bytes()
+    (before,) = checkpoints(tmp_path)
+    saved = before.read_bytes()
 
     def spoil(entry):
         next(iter(parameters(model))).data.fill_(torch.inf)
 
     with pytest.raises(UserError, match="not finite after step"):
         run(model, tmp_path, replace(S, max_steps=1), log=spoil)
-    assert (tmp_path / CHECKPOINT).read_bytes() == saved
+    assert checkpoints(tmp_path) == [before]
+    assert before.read_bytes() == saved
 
 
 def test_memory_of_the_cpu_runs_out_in_one_line_too(folder, tmp_path, monkeypatch):
@@ -234,11 +237,12 @@ def test_resuming_with_something_else_is_refused(folder, tmp_path):
     for fingerprints in ({"base model": "other"}, {}, {"base model": "b", "data": "new"}):
         with pytest.raises(UserError, match="was made with another"):
             run(model_with(folder), tmp_path, resume=True, fingerprints=fingerprints)
-    (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
+    (path,) = checkpoints(tmp_path)
+    path.write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match="cannot be read"):
         run(model_with(folder), tmp_path, resume=True)
-    (tmp_path / CHECKPOINT).unlink()
-    with pytest.raises(UserError, match="missing"):
+    path.unlink()
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
         run(model_with(folder), tmp_path, resume=True)
 
 
@@ -303,34 +307,34 @@ def test_a_frozen_linear_keeps_no_input_for_the_backward_pass():
 
 # ---------------------------------------------------------------- checkpoints
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, {"step": 1, "fingerprints": {}})
+    save_checkpoint(tmp_path, 1, {"step": 1, "fingerprints": {}})
+    path = tmp_path / "checkpoint-000001.pt"
 
     def fail(temporary):
         temporary.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"cannot write .*checkpoint.pt: .*No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*checkpoint-000001.pt: .*No space left"):
         write_atomically(path, fail)
-    assert load_checkpoint(path, {})["step"] == 1
-    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert load_checkpoint(tmp_path, {})["step"] == 1
+    assert os.listdir(tmp_path) == ["checkpoint-000001.pt"]
 
 
 def test_a_write_is_flushed_to_disk_and_cleans_up_after_the_killed(tmp_path, monkeypatch):
     flushed = []
     true_fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or true_fsync(handle))
-    (tmp_path / ".checkpoint.pt.123.tmp").write_bytes(b"half")
-    save_checkpoint(tmp_path / "checkpoint.pt", {})
-    assert [Path(name).name.startswith(".checkpoint.pt") or name == str(tmp_path) for name in flushed] == [True, True]
-    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    (tmp_path / ".checkpoint-000001.pt.123.tmp").write_bytes(b"half")
+    save_checkpoint(tmp_path, 2, {})
+    assert [Path(name).name.rpartition(".")[2] for name in flushed] == ["tmp", tmp_path.name]  # the file, then the folder its name stands in
+    assert os.listdir(tmp_path) == ["checkpoint-000002.pt"]
 
 
 def test_the_mode_of_a_file_follows_the_umask(tmp_path):
-    save_checkpoint(tmp_path / "checkpoint.pt", {})
+    save_checkpoint(tmp_path, 1, {})
     umask = os.umask(0)
     os.umask(umask)
-    assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert (tmp_path / "checkpoint-000001.pt").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_pickle_that_would_execute_something_is_refused(tmp_path):
@@ -340,9 +344,9 @@ def test_a_pickle_that_would_execute_something_is_refused(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    (tmp_path / CHECKPOINT).write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "checkpoint-000001.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError, match="cannot be read"):
-        load_checkpoint(tmp_path / CHECKPOINT, {})
+        load_checkpoint(tmp_path, {})
     assert not (tmp_path / "executed").exists()
 
 
@@ -354,23 +358,23 @@ from train.checkpoint import save_checkpoint
 step = 0
 while True:
     step += 1
-    save_checkpoint(Path({path!r}), {{"step": step, "fingerprints": {{}}, "a": torch.full((400_000,), step), "b": torch.full((9,), step)}})
+    save_checkpoint(Path({path!r}), step, {{"step": step, "fingerprints": {{}}, "a": torch.full((400_000,), step), "b": torch.full((9,), step)}})
     print(step, flush=True)
 """
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_kill_minus_nine_leaves_a_whole_checkpoint(tmp_path, times):
-    path = tmp_path / "checkpoint.pt"
     for attempt in range(times):
-        process = subprocess.Popen([sys.executable, "-c", KILLED.format(root=str(ROOT), path=str(path))], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", KILLED.format(root=str(ROOT), path=str(tmp_path))], stdout=subprocess.PIPE, text=True)
         for _ in range(2):
             seen = int(process.stdout.readline())
         time.sleep(0.003 * attempt)
         process.kill()
         rest = process.communicate()[0].split()
         seen = int(rest[-1]) if rest else seen
-        saved = load_checkpoint(path, {})
+        saved = load_checkpoint(tmp_path, {})
+        assert len(checkpoints(tmp_path)) <= 2  # one, or the kill came before the older one went
         assert saved["step"] in (seen, seen + 1)
         assert saved["a"].eq(saved["step"]).all()
         assert saved["b"].eq(saved["step"]).all()

@@ -20,6 +20,7 @@ def add_train(parser: argparse.ArgumentParser):
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; may be repeated")
     parser.add_argument("--seed", type=int, help="of the adapter's start, the order of rows and dropout; default 0")
     parser.add_argument("--max-steps", type=int, help="stop after this many steps; 0: after train.epochs")
+    parser.add_argument("--keep", type=int, help="keep the newest N checkpoints; default 1")
     parser.add_argument("--items", type=int, help="measure on the first N problems of each test set only; 0: all")
     parser.add_argument("--out", help="folder of the results; default runs/MODEL-ADAPTER-DATA, numbered when it exists")
     parser.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder, with its own settings")
@@ -39,8 +40,8 @@ def train(options: argparse.Namespace) -> int:
         chosen["load"] = dict(pairs)
         if len(chosen["load"]) < len(pairs):
             raise UserError(f"--load names an adapter twice: {', '.join(name for name, _ in pairs)}; give each a name of its own")
-    if options.max_steps is not None:
-        chosen["train"] = {"max_steps": options.max_steps}
+    if of_training := given(options, ("max_steps", "keep")):
+        chosen["train"] = of_training
     if options.items is not None:
         chosen["eval"] = {"items": options.items}
     if options.resume:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from adapters.config import AdapterConfig, resolve
 from data.leakage import seen_sets
 from data.prompts import NAMES, template
 from data.sources import Data
-from eval.report import write_report
+from eval.report import validation_text, write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model import load_model, load_tokenizer
 from model.errors import UserError, unknown
@@ -23,10 +23,13 @@ from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
 from model.quantize import quantized_weights
 from model.registry import find
+from model.split import parse_devices
 from model.tokenizer import Tokenizer
-from train.loop import CHECKPOINT, train
-from train.rows import check_leakage, cut_lines, encode_rows, leak_lines, load_rows
+from train.checkpoint import checkpoints
+from train.loop import train
+from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
+from train.tracker import TRACKERS, check_tracker
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,18 +56,12 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
     return candidate
 
 
-def choose_device(s: Settings) -> torch.device:
-    """The device of a run. Raises UserError when it is not there."""
-    name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1 ...")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} cannot be used: torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
+def choose_devices(s: Settings) -> list[torch.device]:
+    """The devices of a run: one, or several that its layers are split over. Raises UserError when one is not there."""
+    devices = parse_devices(s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if s.layers_per_device and len(devices) == 1:
+        raise UserError(f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1")
+    return devices
 
 
 def check_model(name: str) -> None:
@@ -80,9 +77,10 @@ def load_base(s: Settings) -> nn.Module:
         raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if s.threads:
         torch.set_num_threads(s.threads)
-    device = choose_device(s)
-    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, quantize=s.quantize or None, revision=s.revision or None)
-    if s.dtype == "auto" and model.dtype == torch.float16 and device.type == "cpu":
+    devices = choose_devices(s)
+    model = load_model(s.model, DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, quantize=s.quantize or None,
+                       revision=s.revision or None)
+    if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
         model.dtype = torch.float32
     return model
@@ -104,12 +102,13 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
 
 
 def run(s: Settings, folder: Path, resume: bool = False) -> Result:
-    """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint.pt.
+    """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint-STEP.pt.
 
     Raises UserError for anything the user can put right. Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
     """
     began = time.time()
     check_model(s.model)
+    check_tracker(s.train.tracker)
     if s.template not in NAMES:
         raise unknown("prompt template", s.template, NAMES)
     data, kept = load_rows(s)
@@ -128,11 +127,13 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     use(model, on, train=["default"])
     trained = named_parameters(model)
     examples, cut, empty = encode_rows(tokenizer, data, form, s)
+    examples, held_out, twins = hold_out(examples, s.train.validation_rows, s.seed)
     if not resume:
         make_folder(folder)
-        s = replace(s, device=str(next(model.parameters()).device), dtype=str(model.dtype).removeprefix("torch."))
+        s = replace(s, device=",".join(str(stage.device) for stage in model.stages) or str(model.device), dtype=str(model.dtype).removeprefix("torch."))
         write_text(folder / "run.toml", to_toml(s))
-    say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *leak_lines(leaks)])
+    say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *validation_lines(len(held_out), twins, s), *leak_lines(leaks)])
+    tracker = TRACKERS[s.train.tracker](folder, asdict(s))
     write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
 
     def measure(title: str, file: str, names: list) -> list[dict]:
@@ -154,11 +155,12 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
 
     with JsonLines(folder / "log.jsonl") as log:
         outcome = train(
-            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume, log=log.write,
-            rates=rates(model),
+            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume,
+            log=lambda entry: (log.write(entry), tracker.write(entry)), rates=rates(model), held_out=held_out,
             fingerprints={"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)},
         )
     if outcome.signal:
+        tracker.finish(outcome.step, {})
         return Result(base_predictions, [], outcome.signal)
 
     save = save_adapters if s.load else save_adapter
@@ -166,22 +168,26 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
              "adapter": s.adapter.get("preset", ""), "columns": s.columns, "test_share": 0.0 if s.tests else s.test_share, "only_right": s.only_right,
              "data_fingerprint": data.fingerprint}
     save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
-    print(f"adapter saved in {folder / 'adapter'}")
+    print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
     facts = {
         "model": s.model, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed,
+        "adapter_step": outcome.adapter_step, "validation": outcome.validation,
         "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
         "trainable_parameters": count(trained), "parameters": count_base(model), "trained_on_test": seen_sets(leaks),
         "decoding": s.eval.decoding, "before": tables(base_predictions), "after": tables(predictions),
     }
     write_report(folder, model, config, to_toml(s), facts, base_predictions, predictions)
+    tracker.finish(outcome.step, {name: score.accuracy for name, score in scores(predictions).items()})
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
     return Result(base_predictions, predictions)
 
 
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    return to_toml(replace(s, device="", data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
+    train = replace(s.train, keep=1, tracker="")
+    here = {"device": "", "layers_per_device": [], "data_dir": "", "load": dict.fromkeys(s.load, "")}  # where it runs and where things lie
+    return to_toml(replace(s, **here, tests=[], train_on_test=False, eval=type(s.eval)(), train=train))
 
 
 def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:
@@ -207,6 +213,8 @@ def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, dat
     """The lines that stand above the progress bars."""
     base = count_base(model)
     print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
+    for stage in model.stages:
+        print(f"         layers {stage.first} to {stage.end - 1} on {stage.device}")
     for name, where in s.load.items():
         print(f"loaded   {name}, frozen, from {where}")
     print(f"adapter  {s.adapter.get('preset', config.kind)} at {config.place()}: {count(trained):,} parameters, "
@@ -228,4 +236,4 @@ def resume_settings(folder: Path) -> Settings:
 
 
 def can_resume(folder: Path) -> bool:
-    return (folder / CHECKPOINT).is_file()
+    return bool(checkpoints(folder))

@@ -1,9 +1,7 @@
 """The training loop, all of it."""
 
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,26 +12,29 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from adapters.attach import after_step, named_buffers, penalty
+from adapters.attach import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from model.errors import UserError, short_of_memory
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import State
+from train.loss import mean_loss
 from train.memory import offloaded
 from train.optim import LossScale, learning_rate
 from train.pipeline import accumulate
 from train.settings import Train
+from train.signals import Signals
 
-CHECKPOINT = "checkpoint.pt"
 MAX_SKIPPED = 25  # non-finite steps in a row before the run stops; float16 needs about 16 to find its scale
 
 
 @dataclass
 class Outcome:
-    """How training ended: after `step` steps, `signal` is the number of the signal that stopped it, or 0."""
+    """How training ended: after `step` steps; `signal` is the number of the signal that stopped it, or 0."""
 
     step: int
     skipped: int
     signal: int
+    adapter_step: int  # the step whose weights the model has now
+    validation: dict  # best_step and best_loss, where there was something to validate on
 
 
 def train(
@@ -48,11 +49,12 @@ def train(
     fingerprints: dict[str, str],
     resume: bool = False,
     rates: dict[str, float] | None = None,
+    held_out: Sequence[Example] = (),
     log: Callable[[dict], None] = lambda entry: None,
 ) -> Outcome:
-    """Train `parameters` (float32, by name) of `model` on `examples`, each with a token to learn, with checkpoints in folder/checkpoint.pt.
+    """Train `parameters` (float32, by name) of `model` on `examples`, each with a token to learn, with checkpoints in `folder`.
 
-    `rates` multiply the learning rate of some of them, by name.
+    `rates` multiply the learning rate of some of them, by name. With rows `held_out`, the weights of the lowest loss on these are loaded in the end.
     Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
     """
@@ -69,36 +71,20 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
-    start = skipped = skipped_in_a_row = 0
+    state = State(model, parameters, optimizer, scale)
     order: list[list[int]] = []
-
     if resume:
-        tqdm.write(f"continuing from {folder / CHECKPOINT}")
-        state = load_checkpoint(folder / CHECKPOINT, fingerprints)
-        start, skipped, skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state["parameters"][name])
-            for name, buffer in named_buffers(model).items():
-                buffer.copy_(state["buffers"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        scale = LossScale(**state["scale"])
+        state.load(folder, fingerprints)
 
-    def save(step: int) -> None:
-        for name, parameter in parameters.items():
-            if not parameter.isfinite().all():
-                raise UserError(f"{name} is not finite after step {step}: lower train.learning_rate; the last checkpoint in {folder} is from before")
-        save_checkpoint(folder / CHECKPOINT, {
-            "step": step, "skipped": skipped, "skipped_in_a_row": skipped_in_a_row, "fingerprints": fingerprints, "scale": vars(scale),
-            "parameters": {name: parameter.detach() for name, parameter in parameters.items()}, "buffers": named_buffers(model),
-            "optimizer": optimizer.state_dict(),
-        })
-
+    validate_every = s.validate_every or s.save_every
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
     model.train()
     model.checkpointing = s.checkpoint_every
-    with Signals() as signals, tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
-        for step in range(start, total):
+    with Signals() as signals, tqdm(total=total, initial=state.step, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
+        for step in range(state.step, total):
+            if s.patience and state.best and step - state.best["step"] >= s.patience * validate_every:
+                tqdm.write(f"no lower validation loss in {s.patience} validations: stopped after step {step}")
+                break
             began = time.perf_counter()
             rate = learning_rate(s, step, total)
             for group in optimizer.param_groups:
@@ -129,50 +115,38 @@ def train(
             finite = math.isfinite(norm) and math.isfinite(loss)
             if finite:
                 optimizer.step()
-                skipped_in_a_row = 0
+                state.skipped_in_a_row = 0
             else:
-                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-                if skipped_in_a_row == MAX_SKIPPED:
+                state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
+                if state.skipped_in_a_row == MAX_SKIPPED:
                     raise UserError(f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: lower train.learning_rate")
                 optimizer.zero_grad(set_to_none=True)
             after_step(model, step + 1, total)  # some adapters change with time (AdaLoRA's ranks)
             optimizer.zero_grad(set_to_none=True)
             scale.update(finite)
+            state.step = step + 1
 
             tokens = sum(map(len, rows)) / (time.perf_counter() - began)
+            validation = {}
+            if held_out and ((step + 1) % validate_every == 0 or step + 1 == total):
+                found = mean_loss(model, held_out, s.micro_batch_size, pad_id)
+                state.validated(found)
+                validation = {"validation_loss": found if math.isfinite(found) else None}
             log({
                 "step": step + 1, "loss": loss if math.isfinite(loss) else None, "learning_rate": rate,
-                "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite,
+                "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite, **validation,
                 **({} if busy is None else {"devices_busy": round(busy, 3)}),
             })
             shown = {} if busy is None else {"busy": f"{100 * busy:.0f}%"}
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", **shown, refresh=False)
             bar.update()
             if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
-                save(step + 1)
+                state.save(folder, fingerprints, s.keep)
             if signals.received:
-                return Outcome(step + 1, skipped, signals.received)
+                return Outcome(state.step, state.skipped, signals.received, state.step, state.validation)
     model.eval()
     model.checkpointing = False
-    return Outcome(total, skipped, 0)
-
-
-class Signals:
-    """Within this block SIGINT and SIGTERM are only noted, in `received`; a second one ends the process at once."""
-
-    def __enter__(self):
-        self.received = 0
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():  # the only one that may listen
-            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def note(self, number: int, frame) -> None:
-        if self.received:
-            raise SystemExit(128 + number)
-        self.received = number
-        tqdm.write("stopping after this step (once more to stop at once) ...")
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+    if s.best and state.best:
+        state.restore_weights(state.best)
+        return Outcome(state.step, state.skipped, 0, state.best["step"], state.validation)
+    return Outcome(state.step, state.skipped, 0, state.step, state.validation)

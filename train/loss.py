@@ -1,11 +1,14 @@
 """Next-token loss, with logits only where there is a label."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapters.compose import Rows
+from data.batches import Example, collate, micro_batches
 from model.errors import UserError
 
 CHUNK = 256  # labelled positions whose logits exist at the same time
@@ -32,6 +35,15 @@ def loss_of(model: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> T
         return chunk_loss(model, hidden, weights, targets)
     pieces = zip(hidden.split(CHUNK), weights.split(CHUNK), targets.split(CHUNK), strict=True)
     return torch.stack([checkpoint(chunk_loss, model, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, rows: Sequence[Example], size: int, pad_id: int) -> float:
+    """The loss per token of these rows, weighted as in training, `size` of them at once and without dropout. The model is in training mode again behind it."""
+    model.eval()
+    total = sum(summed_loss(model, *collate(some, pad_id, model.device)).item() for some in micro_batches(rows, size))
+    model.train()
+    return total / sum(sum(row.weights[1:]) for row in rows)
 
 
 def chunk_loss(model: nn.Module, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:

@@ -75,6 +75,9 @@ def pretrain(recipe_name: str, family_name: str, folder: Path, seed: int | None 
     s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
     if s.max_steps < 1:
         raise UserError(f"max_steps = {s.max_steps} must be at least 1: the text is made for that many steps")
+    s.check_together()
+    if s.validation_rows or s.tracker:
+        raise UserError(f"{where}: there is neither validation nor a tracker here; leave train.validation_rows and train.tracker out")
     make_folder(folder)  # before the minutes that training takes
 
     torch.set_num_threads(r.threads)

@@ -1,5 +1,6 @@
 """The rows of a run: read, filtered, compared with the test sets, made into examples; and what is said of each step."""
 
+import random
 from dataclasses import replace
 
 from data.batches import Example, encode_row
@@ -60,3 +61,21 @@ def encode_rows(tokenizer, data: Data, form: Template, s: Settings) -> tuple[lis
     if not examples:
         raise UserError(f"no row of {data.name} keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
     return examples, sum(cut for _, cut in encoded), len(encoded) - len(examples)
+
+
+def hold_out(examples: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example], int]:
+    """(rows to train on, `count` rows to validate on, drawn by the seed, how many twins of these were left out of both). Raises UserError."""
+    drawn = set(random.Random(f"validation {seed}").sample(range(len(examples)), min(count, len(examples))))
+    held_out = [examples[row] for row in sorted(drawn)]
+    seen = {tuple(example.ids) for example in held_out}
+    training = [example for row, example in enumerate(examples) if row not in drawn and tuple(example.ids) not in seen]
+    if not training:
+        raise UserError(f"train.validation_rows = {count} leaves no row of {len(examples)} to train on")
+    return training, held_out, len(examples) - len(training) - len(held_out)
+
+
+def validation_lines(held_out: int, twins: int, s: Settings) -> list[str]:
+    if not held_out:
+        return []
+    also = f"; {twins} more that read the same are left out" if twins else ""
+    return [f"{held_out:,} rows are held out to validate on every {s.train.validate_every or s.train.save_every} steps{also}"]

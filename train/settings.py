@@ -39,12 +39,18 @@ class Train:
     checkpointing: str = "none"  # none | block | "every 2": recompute each block, or every second, in the backward pass: far less memory, a third more time
     offload: bool = False  # keep what the backward pass needs in the CPU's memory: slower, for texts that fit no other way
     save_every: int = 100  # steps between checkpoints
+    keep: int = 1  # so many checkpoints, the newest
+    validation_rows: int = 0  # of the training rows, drawn by the seed and never trained on
+    validate_every: int = 0  # steps between validations; 0: as save_every
+    best: bool = True  # with validation rows, the adapter of the step with the lowest loss on them is what is saved in the end; false: the last step's
+    patience: int = 0  # stop after so many validations without a lower loss; 0: never
+    tracker: str = ""  # tensorboard | wandb: also draw the run there
 
     def check(self) -> None:
-        for key in ("epochs", "batch_size", "micro_batch_size", "cutoff", "save_every"):
+        for key in ("epochs", "batch_size", "micro_batch_size", "cutoff", "save_every", "keep"):
             if getattr(self, key) < 1:
                 raise UserError(f"train.{key} = {getattr(self, key)} must be at least 1")
-        for key in ("max_steps", "warmup_steps", "weight_decay", "prompt_weight", "final_learning_rate"):
+        for key in ("max_steps", "warmup_steps", "weight_decay", "prompt_weight", "final_learning_rate", "validation_rows", "validate_every", "patience"):
             if getattr(self, key) < 0:
                 raise UserError(f"train.{key} = {getattr(self, key)} must not be negative")
         for key in ("learning_rate", "clip"):
@@ -53,6 +59,12 @@ class Train:
         self.checkpoint_every  # noqa: B018 - raises
         if self.schedule not in ("linear", "cosine", "constant"):
             raise unknown("train.schedule", self.schedule, ["linear", "cosine", "constant"])
+
+    def check_together(self) -> None:
+        """Raise UserError for values that do not go together."""
+        for key in ("validate_every", "patience"):
+            if getattr(self, key) and not self.validation_rows:
+                raise UserError(f"train.{key} = {getattr(self, key)} needs rows to validate on: set train.validation_rows")
 
     @property
     def checkpoint_every(self) -> int:
@@ -130,7 +142,8 @@ class Settings:
     train_on_test: bool = False  # train although a test set is in the training data; the result says so
     template: str = "alpaca"  # alpaca | paper-v1 | plain | chat, the tokenizer's own
     seed: int = 0
-    device: str = "auto"  # auto: cuda where there is one, else cpu
+    device: str = "auto"  # auto: cuda where there is one, else cpu; several, "cuda:0,cuda:1": the layers are split over them
+    layers_per_device: list = field(default_factory=list)  # how many layers lie on each of several devices; empty: balanced by their bytes
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
     quantize: str = ""  # int8 | llm-int8 | nf4: the base's Linears in 8 or 4 bits; empty: as they are stored
     threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
@@ -146,6 +159,8 @@ class Settings:
             raise unknown("quantization", self.quantize, STORED_AS)
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed = {self.seed} should be between 0 and 2^63 - 1")
+        if not all(type(layers) is int and layers > 0 for layers in self.layers_per_device):
+            raise UserError(f"layers_per_device = {self.layers_per_device} should be whole numbers above 0, one for each device")
         if not 0 <= self.test_share < 1:
             raise UserError(f"test_share = {self.test_share} should be at least 0 and below 1")
         for key, texts in (("tests", self.tests), ("columns", self.columns.values())):
@@ -257,6 +272,7 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
     preset = adapter.pop("preset", None if complete else "parallel")
     whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(preset, below=of_presets, **adapter).table()
     made = build(Settings, whole, "settings")
+    made.train.check_together()
     made.eval.check_together()
     return made
 
