@@ -103,12 +103,21 @@ def pretrain(options: argparse.Namespace) -> int:
 
 
 def add_plan(parser: argparse.ArgumentParser):
+    parser.description = ("Say what a run would need, before anything is downloaded: parameters, memory of each device, computation. "
+                          "The status is 1 when it does not fit into --memory.")
     parser.epilog = "Nothing is downloaded but, for a model that run.py models does not list, its config.json."
-    parser.add_argument("--model", default="llama-7b", help="a name of `run.py models`, a hub repository or a folder (llama-7b)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    add_model_options(parser)
     parser.add_argument("--adapter", help="a name of adapters/presets.toml (parallel), or several, lora+prefix")
+    parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of a run")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, adapter.size=64; may be repeated")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, train.micro_batch_size=2; may be repeated")
+    parser.add_argument("--memory", help="of the cards, 24GB or 24GB,24GB: does it fit, and what to change if not")
+    parser.add_argument("--length", type=int, help="tokens of a row and of a prompt; default: train.cutoff, the most there can be")
+    parser.add_argument("--labelled", type=float, default=1.0, help="share of a row's tokens that have a label (1.0, the most there can be)")
+    parser.add_argument("--rows", type=int, help="rows to train on, for the time of the whole run")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--flops", help="floating-point operations a second that the device reaches, 150T or 150e12, for a time")
+    rate.add_argument("--measure", action="store_true", help="measure that of a matrix product on the device here (a second)")
     parser.add_argument("--json", action="store_true", help="for programs")
     return plan
 
@@ -117,11 +126,11 @@ def plan(options: argparse.Namespace) -> int:
     import json
 
     from train.plan import plan as plan_run
-    from train.plan import plan_text
+    from train.plan_text import plan_text
 
     facts = plan_run(options)
     print(json.dumps(facts) if options.json else plan_text(facts))
-    return 0
+    return 0 if facts.get("fits", True) else 1
 
 
 COMMANDS = {"train": add_train, "pretrain": add_pretrain, "plan": add_plan}  # word -> adds the command's options, returns what carries them out
