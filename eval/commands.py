@@ -260,7 +260,7 @@ def parse_ids(text: str, size: int) -> list[int]:
 
 
 def add_benchmark(parser: argparse.ArgumentParser):
-    parser.add_argument("--case", default="load", help="load: time and memory from the files to a model that is ready")
+    parser.add_argument("--case", default="load", help="load: from the files to a model that is ready; quantize: int8 and nf4 beside the plain model")
     parser.add_argument("--model", default="smollm2-135m", help="a known name (random weights of its shape are used) or a folder")
     parser.add_argument("--repeats", type=int, default=3, help="the least of so many runs counts (3)")
     return benchmark

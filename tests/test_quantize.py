@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from itertools import islice, pairwise
@@ -341,12 +342,13 @@ print((peak() - before - stored) / 1e6)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_loading_holds_the_quantised_model_and_one_tensor(tmp_path):
-    """Nine tensors of 16.8 MB: quantised while they come, they are never there together."""
-    folder = write_checkpoint(tmp_path, dtype=torch.bfloat16, hidden_size=1024, intermediate_size=8192, num_hidden_layers=3, num_attention_heads=8)
+    """Six tensors of 16.8 MB: quantised while they come, they are never there together."""
+    folder = write_checkpoint(tmp_path, dtype=torch.bfloat16, hidden_size=512, intermediate_size=16384, num_hidden_layers=2)
     for how in ("int8", "nf4"):
         code = MEASURE.format(root=str(Path(__file__).parent.parent), folder=str(folder), how=how)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert float(done.stdout) < 2 * 16.8  # the tensor, and float32 copies of the part in work
+        at_once = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back: counted is what is alive, not what glibc keeps for later
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=at_once)
+        assert float(done.stdout) < 1.5 * 16.8  # the tensor, and float32 copies of the part in work
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -499,8 +501,8 @@ def test_the_command(tmp_path, capsys):
 def test_a_run_on_a_quantised_base(tmp_path, capsys):
     """Trained, evaluated by its run.toml, merged: the word is said once."""
     out = tmp_path / "run"
-    assert command_line.main(["train", "--quantize", "nf4", "--max-steps", "2", "--items", "1", "--tests", "addsub", "--adapter", "lora", "--set", "eval.before=false",
-                              "--out", str(out)]) == 0
+    assert command_line.main(["train", "--quantize", "nf4", "--max-steps", "2", "--items", "1", "--tests", "addsub", "--adapter", "lora",
+                              "--set", "eval.before=false", "--out", str(out)]) == 0
     assert "906,880 parameters, frozen, float32 and nf4" in capsys.readouterr().out
     assert 'quantize = "nf4"' in (out / "run.toml").read_text()
     assert json.loads((out / "result.json").read_text())["parameters"] == 906_880
@@ -509,5 +511,7 @@ def test_a_run_on_a_quantised_base(tmp_path, capsys):
     assert command_line.main(["merge", str(out), "--out", str(tmp_path / "merged")]) == 0
     assert load_model(str(tmp_path / "merged")).quantize == ""
     assert load_model(str(tmp_path / "merged")).dtype == torch.float16
+    assert command_line.main(["benchmark", "--case", "quantize", "--model", "pocket-opt", "--repeats", "1"]) == 0
+    assert "llm-int8" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean 'int8'"):
         settings(options={"quantize": "int"})
