@@ -365,6 +365,7 @@ def test_saved_and_loaded_to_the_bit(any_folder, tmp_path, how):
     assert torch.equal(again(IDS), model(IDS))
     assert (again.quantize, again.fingerprint, again.dtype) == (how, model.fingerprint, model.dtype)
     assert load_model(str(tmp_path / "out"), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert same(bits(load_model(str(any_folder), quantize=how, dtype=torch.bfloat16)), bits(model))  # made from the values as stored
     with pytest.raises(UserError, match="is not empty"):
         save_quantized(model, tmp_path / "out")
 
