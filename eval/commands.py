@@ -261,22 +261,25 @@ def parse_ids(text: str, size: int) -> list[int]:
 
 def add_benchmark(parser: argparse.ArgumentParser):
     parser.add_argument("--case", default="load", help="load: time and memory from the files to a model that is ready; "
-                                                       "llama-7b-fits: random 7B weights through load, attach, a training step and save, within 16 GB")
-    parser.add_argument("--model", help="a known name (random weights of its shape are used) or, to load, a folder (smollm2-135m; llama-7b)")
+                                                       "llama-7b-fits: random 7B weights through load, attach, a training step and save, within 16 GB; "
+                                                       "plan: what run.py plan says of a step and of answers against measured peaks")
+    parser.add_argument("--model", help="a known name (random weights of its shape are used) or, to load, a folder (smollm2-135m; llama-7b; smollm2-135m)")
     parser.add_argument("--repeats", type=int, help="load: the least of so many runs counts (3)")
     parser.add_argument("--quantize", help="llama-7b-fits: int8 (default), nf4, llm-int8, or none")
     parser.add_argument("--adapter", help="llama-7b-fits: a preset (parallel)")
-    parser.add_argument("--tokens", type=int, help="llama-7b-fits: of the one row (256)")
+    parser.add_argument("--tokens", type=int, help="llama-7b-fits: of the one row (256); plan: of each row and prompt (128)")
     return benchmark
 
 
 def benchmark(options: argparse.Namespace) -> int:
     from eval.benchmark import load_lines
     from train.fits import fits_lines
+    from train.plan_check import plan_lines
 
     cases = {  # what is measured, and the options it takes with their defaults
         "load": (load_lines, {"model": "smollm2-135m", "repeats": 3}),
         "llama-7b-fits": (fits_lines, {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256}),
+        "plan": (plan_lines, {"model": "smollm2-135m", "tokens": 128}),
     }
     if options.case not in cases:
         raise unknown("benchmark case", options.case, cases)
