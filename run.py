@@ -21,7 +21,7 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "show": ("adapters", "draw a model's block with its sites, shapes and counts; needs no weights"),
     "table": ("eval", "train a grid of adapters on models and put them beside the published figures"),
     "plan": ("train", "say what a run would train; downloads nothing"),
-    "benchmark": ("eval", "measure speed and memory of this machine"),
+    "benchmark": ("train", "measure speed and memory of this machine"),
     "pretrain": ("train", "train a pocket model from scratch"),
 }
 

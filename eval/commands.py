@@ -1,4 +1,4 @@
-"""evaluate, generate, table and benchmark on the command line."""
+"""evaluate, inspect, harness, generate and table on the command line."""
 
 import argparse
 from dataclasses import replace
@@ -259,42 +259,6 @@ def parse_ids(text: str, size: int) -> list[int]:
     return ids
 
 
-def add_benchmark(parser: argparse.ArgumentParser):
-    parser.add_argument("--case", default="load", help="load: time and memory from the files to a model that is ready; "
-                                                       "llama-7b-fits: random 7B weights through load, attach, a training step and save, within 16 GB; "
-                                                       "plan: what run.py plan says of a step and of answers against measured peaks")
-    parser.add_argument("--model", help="a known name (random weights of its shape are used) or, to load, a folder (smollm2-135m; llama-7b; smollm2-135m)")
-    parser.add_argument("--repeats", type=int, help="load: the least of so many runs counts (3)")
-    parser.add_argument("--quantize", help="llama-7b-fits: int8 (default), nf4, llm-int8, or none")
-    parser.add_argument("--adapter", help="llama-7b-fits: a preset (parallel)")
-    parser.add_argument("--tokens", type=int, help="llama-7b-fits: of the one row (256); plan: of each row and prompt (128)")
-    return benchmark
-
-
-def benchmark(options: argparse.Namespace) -> int:
-    from eval.benchmark import load_lines
-    from train.fits import fits_lines
-    from train.plan_check import plan_lines
-
-    cases = {  # what is measured, and the options it takes with their defaults
-        "load": (load_lines, {"model": "smollm2-135m", "repeats": 3}),
-        "llama-7b-fits": (fits_lines, {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256}),
-        "plan": (plan_lines, {"model": "smollm2-135m", "tokens": 128}),
-    }
-    if options.case not in cases:
-        raise unknown("benchmark case", options.case, cases)
-    measure, defaults = cases[options.case]
-    for name in ("model", "repeats", "quantize", "adapter", "tokens"):
-        given = getattr(options, name)
-        if given is not None and name not in defaults:
-            raise UserError(f"--{name} has no meaning for --case {options.case}, which takes {', '.join('--' + other for other in defaults)}")
-        if isinstance(given, int) and given < 1:
-            raise UserError(f"--{name} {given} must be at least 1")
-    for line in measure(*(default if getattr(options, name) is None else getattr(options, name) for name, default in defaults.items())):
-        print(line, flush=True)
-    return 0
-
-
 def add_table(parser: argparse.ArgumentParser):
     parser.description = ("Train a grid of adapters on models, one resumable run after another, and put what comes of it beside the published figures: "
                           "table.md, table.csv and table.html. Without options: the grid of the paper's Table 1.")
@@ -336,4 +300,4 @@ def table(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"evaluate": add_evaluate, "inspect": add_inspect, "harness": add_harness, "generate": add_generate, "table": add_table, "benchmark": add_benchmark}
+COMMANDS = {"evaluate": add_evaluate, "inspect": add_inspect, "harness": add_harness, "generate": add_generate, "table": add_table}

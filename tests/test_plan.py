@@ -191,7 +191,8 @@ def test_sizes_and_rates_are_read_strictly():
 @pytest.mark.parametrize(("words", "said"), [
     (("--memory", "24gb"), "24GiB"), (("--memory", "24GB", "--device", "cuda:0,cuda:1"), "names 1 devices and there are 2"),
     (("--device", "tpu"), "a plan is for cpu"), (("--device", "cpu,cuda"), "a plan is for cpu"), (("--length", "1"), "2 or more"),
-    (("--labelled", "0"), "share"), (("--labelled", "nan"), "share"), (("--rows", "0"), "1 or more"), (("--flops", "fast"), "150T"), (("--dtype", "int4"), "int4"),
+    (("--labelled", "0"), "share"), (("--labelled", "nan"), "share"), (("--rows", "0"), "1 or more"), (("--flops", "fast"), "150T"),
+    (("--dtype", "int4"), "int4"),
     (("--quantize", "int4"), "int4"), (("--memory", "24GB,24GB", "--set", "layers_per_device=[30,1]"), "30 layers"),
     (("--set", "load={ a = 'b' }"), "plan without"),
 ])

@@ -1,6 +1,7 @@
 """Layers split over devices: the same logits, losses and gradients as on one, in the order the schedule says."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -171,6 +172,7 @@ def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "layers 0 to 0 on cpu" in said
     assert "layers 1 to 3 on cpu" in said
+    assert re.search(r"2 devices, micro-batches a step: 1; busy \d+ % of the time, where equal stages would be 50 %; a lower train.micro_batch_size", said)
     assert 'device = "cpu,cpu"' in (tmp_path / "run" / "run.toml").read_text()
     assert main(["evaluate", str(tmp_path / "run"), "--items", "1", "--out", str(tmp_path / "e")]) == 0
     for wrong, message in ((["--devices", "cpu,gpu"], "'gpu' is not one of"), (["--set", "layers_per_device=[2,2]"], "is for several devices"),

@@ -21,19 +21,20 @@ from model.shards import size, write_safetensors
 from model.show import size_text
 from train.loop import train
 from train.settings import Train
+from train.speed import peak_of_process
 
 ROOT = Path(__file__).parent.parent
 SHARD = 500_000_000  # bytes: all that making the files holds in memory
 
 
 def fits_lines(name: str, quantize: str, adapter: str, tokens: int) -> Iterator[str]:
-    """Lines of text as they come: seconds and the peak of memory of each stage: files, load, attach, a training step of one row of so many tokens with block checkpointing, save.
+    """Lines of text as they come: seconds and the peak of memory of each stage - files, load, attach, a training step of one row of so many tokens with
+    block checkpointing, save.
 
     The process that runs them is a fresh one, so that its peak is that of a run; the files lie in the system's temporary folder and are removed.
     Raises UserError when the disk has not the room, or a stage fails.
     """
-    if not Path("/proc/self/status").is_file():
-        raise UserError("the peak of memory is read from /proc, which this system has not")
+    peak_of_process()
     with tempfile.TemporaryDirectory() as work:
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from train.fits import stages; stages(*sys.argv[1:])"
         command = [sys.executable, "-c", code, name, quantize, adapter, str(tokens), work]
@@ -56,8 +57,7 @@ def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> No
 
     def report(stage: str) -> None:
         nonlocal began
-        peak = 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-        print(json.dumps({"stage": stage, "seconds": time.perf_counter() - began, "peak": peak}), flush=True)
+        print(json.dumps({"stage": stage, "seconds": time.perf_counter() - began, "peak": peak_of_process()}), flush=True)
         began = time.perf_counter()
 
     folder = Path(work) / "model"

@@ -34,7 +34,7 @@ def plan_lines(name: str, tokens: int) -> Iterator[str]:
     """Lines as they come: planned and measured peaks of a step of 2 x 2 rows and of 8 answers, rows and prompts of so many tokens.
 
     Each is measured in a fresh process, on a GPU where there is one (its allocator's peak), else on the CPU (the peak of resident memory above that
-    before the model was made; also under malloc's defaults). Raises UserError.
+    before the model was made; of a whole model also under malloc's defaults). Raises UserError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not Path("/proc/self/status").is_file():
@@ -42,7 +42,8 @@ def plan_lines(name: str, tokens: int) -> Iterator[str]:
     layers = 0 if parameters(*describe(name)[:2]) < LARGE else LAYERS
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     yield f"{name}{f', {layers} of its layers' * bool(layers)}; rows of {tokens} tokens, all labelled; {where}"
-    more = f"{'malloc as it is':>20}" * (device == "cpu")
+    also = device == "cpu" and not layers
+    more = f"{'malloc as it is':>20}" * also
     yield f"{'':34}{'step: planned':>15}{'measured':>11}{'ratio':>7}{'answers: planned':>18}{'measured':>11}{'ratio':>7}{more}"
     for dtype, (adapter, checkpointing) in product(("float32", "bfloat16"), (("lora", "none"), ("parallel", "block"))):
         case = {"name": name, "layers": layers, "dtype": dtype, "adapter": adapter, "checkpointing": checkpointing, "tokens": tokens}
@@ -51,7 +52,7 @@ def plan_lines(name: str, tokens: int) -> Iterator[str]:
         line = f"{f'{dtype}, {adapter}, {checkpointing}':34}"
         for planned_bytes, peak, width in ((step, found["step"], 15), (answers, found["answers"], 18)):
             line += f"{size_text(planned_bytes):>{width}}{size_text(peak):>11}{peak / planned_bytes:7.3f}"
-        if device == "cpu":
+        if also:
             peak = measured(case, device, {})["step"]
             line += f"{size_text(peak):>13}{peak / step:7.3f}"
         yield line
