@@ -21,8 +21,7 @@ class Int8(QuantizedLinear):
 
     def store(self, weight: Tensor) -> None:
         low, high = weight.aminmax(dim=1)
-        self.scale = torch.maximum(high, -low).float() / 127
-        self.codes = torch.empty_like(weight, dtype=torch.int8)
+        self.scale.copy_(torch.maximum(high, -low).float() / 127)
         rows = max(1, AT_ONCE // self.in_features)
         for start in range(0, self.out_features, rows):
             some = slice(start, start + rows)

@@ -180,6 +180,8 @@ def load_weights(
     tied = "lm_head.weight" not in waiting
     if tied:  # files may hold the head all the same, or the head alone
         waiting["lm_head.weight"] = waiting[embedding]
+    for linear in weights.values():
+        linear.allocate(device)
     samples: dict[str, bytes] = {}
     head = None
     for key, tensor in pairs:
@@ -215,6 +217,7 @@ def load_weights(
             head = tensor
         else:
             put(model, name, tensor)
+        del tensor  # before the next one is read
     if tied:
         waiting.pop("lm_head.weight", None)
         if head is not None and embedding in waiting:

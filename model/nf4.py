@@ -39,14 +39,13 @@ class NF4(QuantizedLinear):
         blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK) if len(flat) % BLOCK else flat.view(-1, BLOCK)
         low, high = blocks.aminmax(dim=1)
         largest = torch.maximum(high, -low).float()
-        self.mean = largest.mean()
+        self.mean.copy_(largest.mean())
         centred = F.pad(largest - self.mean, (0, -len(largest) % GROUP)).view(-1, GROUP)
-        self.step = centred.abs().amax(dim=1) / 127
-        self.absmax = (centred / self.step[:, None].clamp(min=TINY)).round().clamp(-127, 127).to(torch.int8).flatten()[: len(largest)]
+        self.step.copy_(centred.abs().amax(dim=1) / 127)
+        self.absmax.copy_((centred / self.step[:, None].clamp(min=TINY)).round().clamp(-127, 127).flatten()[: len(largest)])
         scale = self.scale().clamp(min=TINY)  # as it will be read: the codes make up for its rounding
         levels = torch.tensor(LEVELS, device=weight.device)
         middles = (levels[1:] + levels[:-1]) / 2
-        self.codes = torch.empty(blocks.numel() // 2, dtype=torch.uint8, device=weight.device)
         for start in range(0, len(blocks), AT_ONCE // BLOCK):
             some = slice(start, start + AT_ONCE // BLOCK)
             nearest = torch.bucketize(blocks[some].float() / scale[some, None], middles, out_int32=True).to(torch.uint8).view(-1, 2)

@@ -7,7 +7,7 @@ from torch import Tensor
 from model.errors import UserError
 from model.sites import Linear, Site
 
-AT_ONCE = 2**20  # weights that are quantised at once, so that float32 copies stay small
+AT_ONCE = 2**18  # weights that are quantised at once, so that float32 copies stay small
 TINY = 1e-38  # instead of dividing by a scale of 0: the weights there are 0
 
 
@@ -25,8 +25,13 @@ class QuantizedLinear(Linear):
         """Name -> shape and dtype of what is stored."""
         raise NotImplementedError
 
+    def allocate(self, device: torch.device) -> None:
+        """Memory for `store`. For all of a model at once: between tensors that come and go, pieces of memory would be left over."""
+        for leaf, (shape, dtype) in self.layout().items():
+            setattr(self, leaf, torch.empty(shape, dtype=dtype, device=device))
+
     def store(self, weight: Tensor) -> None:
-        """Quantise weight [out, in] on the device it is on. It must be finite."""
+        """Quantise weight [out, in], which must be finite, into the memory that was allocated."""
         raise NotImplementedError
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:

@@ -165,6 +165,7 @@ class Benchmark:
 BENCHMARKS = {
     "load": Benchmark("eval.benchmark", "load_lines", {"model": "smollm2-135m", "repeats": 3},
                       "seconds and memory from the files (a folder's, or random ones) to a model that is ready"),
+    "quantize": Benchmark("eval.benchmark", "quantize_lines", {"model": "smollm2-135m", "repeats": 3}, "a model's quantised forms beside the plain one"),
     "step": Benchmark("train.speed", "speed_lines", {"model": "smollm2-135m", "quantize": "none", "adapter": "lora", "tokens": 256, "rows": 4,
                       "checkpointing": "none", "device": "cpu", "dtype": "bfloat16", "repeats": 3}, "seconds and memory of a training step"),
     "plan": Benchmark("train.plan_check", "plan_lines", {"model": "smollm2-135m", "tokens": 128},
