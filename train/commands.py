@@ -168,6 +168,8 @@ BENCHMARKS = {
     "quantize": Benchmark("eval.benchmark", "quantize_lines", {"model": "smollm2-135m", "repeats": 3}, "a model's quantised forms beside the plain one"),
     "step": Benchmark("train.speed", "speed_lines", {"model": "smollm2-135m", "quantize": "none", "adapter": "lora", "tokens": 256, "rows": 4,
                       "checkpointing": "none", "device": "cpu", "dtype": "bfloat16", "repeats": 3}, "seconds and memory of a training step"),
+    "plan": Benchmark("train.plan_check", "plan_lines", {"model": "smollm2-135m", "tokens": 128},
+                      "what run.py plan says of a training step and of answers, against measured peaks of memory"),
     "llama-7b-fits": Benchmark("train.fits", "fits_lines", {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256},
                                "random 7B weights from the disk through load, attach, a training step and save, within 16 GB"),
 }
