@@ -213,7 +213,7 @@ def test_lora_plus_is_adamw_with_two_groups_made_by_hand(folder, tmp_path, kind)
     def made():
         torch.manual_seed(0)
         model = load_model(str(folder))
-        attach(model, kind, r=2, b_rate=16.0)
+        attach(model, kind, r=2, dropout=0.0, b_rate=16.0)
         return model
 
     ours, theirs = made(), made()
