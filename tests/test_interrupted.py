@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -13,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+import run as command_line
 from data.wordproblems import problems
 from eval.report import read_log
 from train.checkpoint import checkpoints, read_checkpoint
@@ -110,14 +113,15 @@ def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_pat
     full = tmp_path / "full"
     shutil.copytree(folder, full)
     saved = {path.name: path.read_bytes() for path in checkpoints(full)}
-    status, _, error = finish(start("--resume", full, limit=100_000))
-    said = [line for line in error.splitlines() if line.startswith("run.py:")]
-    assert status == 1
-    assert len(said) == 1, error
-    assert f"cannot write {full}/checkpoint-0000" in said[0]
-    assert "Traceback" not in error
-    assert {path.name: path.read_bytes() for path in checkpoints(full)} == saved
-    assert not list(full.glob(".checkpoint*"))
+    for limit, name in ((100_000, "checkpoint-0000"), (300, "log.jsonl")):
+        status, _, error = finish(start("--resume", full, limit=limit))
+        said = [line for line in error.splitlines() if line.startswith("run.py:")]
+        assert status == 1
+        assert len(said) == 1, error
+        assert f"cannot write {full}/{name}" in said[0]
+        assert "Traceback" not in error
+        assert {path.name: path.read_bytes() for path in checkpoints(full)} == saved
+        assert not list(full.glob(".*.tmp"))
 
     # SIGTERM in training and while measuring: status 143, and the line that says how to go on
     for moment in ("step", "measuring"):
@@ -162,6 +166,36 @@ def test_a_second_signal_ends_the_run_within_the_step(tmp_path):
     assert lines(folder / "log.jsonl") == 1  # the second step was not finished
     assert not checkpoints(folder)
     assert f"--resume {folder}" in out
+
+
+def test_another_seed_method_data_or_base_on_resume_is_refused(tmp_path, capsys):
+    """In the folder of a run that was killed behind its last step, whose run.toml, rows or model then became others."""
+    folder, data, base = tmp_path / "out", rows(tmp_path), tmp_path / "base"
+    shutil.copytree(ROOT / "model" / "pocket" / "llama", base)
+    words = ["--model", str(base), "--recipe", "pocket-tune", "--adapter", "lora", "--data", str(data), "--max-steps", "2", "--items", "1"]
+    assert command_line.main([*words, "--set", "eval.before=false", "--set", "eval.max_new_tokens=1", "--out", str(folder)]) == 0
+    for name in ("result.json", "report.html", "predictions.jsonl"):
+        (folder / name).unlink()
+    settings, texts, weights = (folder / "run.toml").read_text(), data.read_text(), load_file(base / "model.safetensors")
+    name, tensor = next(iter(weights.items()))
+    for said, change in (
+        ("settings", lambda: (folder / "run.toml").write_text(settings.replace("seed = 0", "seed = 1"))),
+        ("settings", lambda: (folder / "run.toml").write_text(settings.replace("alpha = 16.0", "alpha = 8.0"))),
+        ("data", lambda: data.write_text(texts.replace("pens", "pins"))),
+        ("base model", lambda: save_file(weights | {name: tensor * 2}, base / "model.safetensors", metadata={"format": "pt"})),
+    ):
+        (folder / "run.toml").write_text(settings)
+        data.write_text(texts)
+        change()
+        capsys.readouterr()
+        assert command_line.main(["--resume", str(folder)]) == 1, said
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run.py:")]
+        assert len(error) == 1
+        assert re.search(f"was made with another .*{said}.*; resume with what it was started with", error[0])
+    data.write_text(texts)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    (folder / "run.toml").write_text(settings.replace("keep = 1", "keep = 2"))  # what does not change the course may change
+    assert command_line.main(["--resume", str(folder)]) == 0
 
 
 LIMITED = """
