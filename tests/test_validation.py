@@ -311,6 +311,20 @@ def test_a_run_with_validation_says_and_draws_what_it_kept(tmp_path, monkeypatch
     assert all(torch.equal(parameter, saved[name]) for name, parameter in named_parameters(model).items())
 
 
+def test_in_tensorboard_a_resumed_run_takes_the_place_of_the_steps_it_repeats(tmp_path, monkeypatch):
+    Board.written = {}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Board))
+    for first, last in ((1, 5), (4, 4)):  # killed behind step 5, resumed from the checkpoint of step 3
+        tracker = TRACKERS["tensorboard"](tmp_path, {})
+        for step in range(first, last + 1):
+            tracker.write({"step": step, "loss": 1.0, "skipped": False})
+    board = Board.written[str(tmp_path / "tensorboard")]
+    assert [step for name, step in board if name == "train/loss"] == [1, 2, 3, 4]
+    TRACKERS["tensorboard"](tmp_path, {}).finish(4, {"svamp": 0.5})  # resumed behind its last step
+    assert board["accuracy/svamp", 4] == 0.5
+    assert ("train/loss", 4) in board
+
+
 def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
     calls = []
     fake = types.ModuleType("wandb")
