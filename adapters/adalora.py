@@ -108,11 +108,11 @@ class AdaLoRA(Adapter):
         if (start < step < end and step % options.every == 0) or step == end:
             left = (1 - (step - start) / (end - start)) ** 3  # the budget falls with the cube
             budget = round(sum(one.options.target_r + (one.options.init_r - one.options.target_r) * left for one in adapters))
-            importance = torch.cat([adapter.importance() for adapter in adapters])
+            importance = torch.cat([adapter.importance().to(adapters[0].lora_E.device) for adapter in adapters])
             kept = torch.zeros_like(importance, dtype=torch.bool)
             kept[importance.argsort(descending=True, stable=True)[:budget]] = True
             for adapter, mask in zip(adapters, kept.split([adapter.options.init_r for adapter in adapters]), strict=True):
-                adapter.kept = mask[:, None]
+                adapter.kept = mask[:, None].to(adapter.lora_E.device)
         for adapter in adapters:
             if step >= end or (start < step and step % options.every == 0):  # between cuts, a value may grow back and be kept the next time
                 adapter.lora_E.masked_fill_(~adapter.kept, 0.0)

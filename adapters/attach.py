@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from adapters.base import Adapter
 from adapters.compose import Composition, Group
 from adapters.config import METHODS, AdapterConfig, Part, resolve
-from adapters.places import all_sites, anchor, find_sites, named_sites, words
+from adapters.places import all_sites, find_sites, named_sites, words
 from model.errors import UserError, unknown
 
 
@@ -39,7 +39,7 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
         site = model.get_submodule(path)
         adapter = Group(parts) if len(parts) > 1 else next(iter(parts.values()))
         adapter.config = config
-        site.adapters[name] = adapter.to(anchor(model, site).device).train(model.training)
+        site.adapters[name] = adapter.to(model.device_of(path)).train(model.training)
     on, trained = setup(model)
     on = [entry for entry in on if not set(adapter.members) & set(names_in([entry]))]  # members are reached through this one alone
     switch(model, [*on, name], None if trained is None else [*trained, name])

@@ -16,7 +16,8 @@ class Adapter(nn.Module):
     """Base of all methods. A site calls `before` on what goes into its computation f and `after` on what comes out.
 
     A method is a subclass with a frozen dataclass `Options` (its settings, with defaults) and `__init__(options, site)`.
-    Its parameters are float32 masters; `linear` casts them to the computation's dtype, the one place that does.
+    Its parameters are float32 masters; `linear` casts them to the computation's dtype, the one place that does, and brings them to its device: what
+    several sites share lies beside one of them.
     """
 
     works_on: tuple[str, ...] = ("Linear", "sub-layer")  # kinds of site it makes sense at
@@ -103,7 +104,7 @@ class Adapter(nn.Module):
 
     @staticmethod
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear(x, weight.to(x), None if bias is None else bias.to(x))
 
 
 class Tensors:

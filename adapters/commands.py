@@ -169,11 +169,11 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
     from model.files import tensors
     from model.registry import resolve
     from train.evaluate import load_with_adapter
-    from train.experiment import choose_device
+    from train.experiment import choose_devices
 
     if options.dtype is None:
-        _, first = next(iter(tensors(resolve(made.model, made.revision or None))))
-        half = first.dtype == torch.float16 and choose_device(made).type == "cpu"
+        first = next(tensor for name, tensor in tensors(resolve(made.model, made.revision or None)) if name.endswith("weight"))  # no scale of a quantised one
+        half = first.dtype == torch.float16 and choose_devices(made)[0].type == "cpu"
         made = replace(made, dtype="float16" if half else "auto")
     model, _, template, _ = load_with_adapter(made, adapters, options.average, words=False)
     if model.dtype == torch.float16 and model.input_embedding.weight.device.type == "cpu":

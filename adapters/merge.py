@@ -24,6 +24,7 @@ from adapters.places import all_sites
 from adapters.token_rows import TokenRows
 from model.errors import UserError
 from model.load import fingerprint_of, is_finite, sample_of
+from model.quantize import dequantize
 from model.sites import Linear, Site
 
 Folded = tuple[Tensor | None, Tensor | None]  # a weight and a bias
@@ -41,13 +42,15 @@ def merge(model: nn.Module) -> None:
 
     The model is another base from then on: its fingerprint changes, so that adapters made for the old one are not loaded onto it. A head that was
     tied to the embedding gets a weight of its own where the two differ now; a Linear without a bias gets one where an adapter has one, and with it
-    the Linears that the family's config.json cannot give one without. model.config follows.
+    the Linears that the family's config.json cannot give one without. model.config follows. Of a quantised model all weights become plain ones in
+    the model's dtype: what they stood for, and what the adapter adds; its answers are those of the quantised model with the adapter, to rounding.
 
     Raises UserError, with the model unchanged, when an adapter that is on cannot be folded.
     """
     names = check(model)
     if not names:
         return
+    dequantize(model)  # rounding the sum again would be another model
     tied = model.tied
     for _, site in active_sites(model):
         weight, bias = folded(site)

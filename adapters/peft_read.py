@@ -196,7 +196,8 @@ def more_parts(model: nn.Module, fields: Fields, paths: list[str]) -> tuple[dict
         raise fields.error("ensure_weight_tying", "with a trained embedding or head is not known here")
     if whole:
         parts["full"] = {"kind": "full", **placement(model, whole)}
-        owners |= {f"{PREFIX}{path}.{leaf}": f"full:{PREFIX}{path}.{leaf}" for path in whole for leaf, _ in modules[path].named_parameters(recurse=False)}
+        owners |= {f"{PREFIX}{path}.{leaf}": f"full:{PREFIX}{path}.{leaf}" for path in whole
+                   for leaf in ("weight", "bias") if getattr(modules[path], leaf) is not None}
     bias = fields.raw.get("bias") or "none"
     if bias not in ("none", "all", "lora_only", "vera_only"):
         raise fields.error("bias", "should be none, all or lora_only")

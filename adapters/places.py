@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
 from adapters.config import Part, layer_numbers
 from model.errors import UserError, unknown
@@ -64,11 +64,6 @@ def named_sites(model: nn.Module) -> dict[str, Site]:
 def linear_sites(model: nn.Module) -> list[str]:
     """The sites of a block that are single Linears."""
     return [site for site, attribute in model.sites.items() if isinstance(model.blocks[0].get_submodule(attribute), Linear)]
-
-
-def anchor(model: nn.Module, site: Site) -> Tensor:
-    """A tensor that lies where the site's computation does."""
-    return next((p for p in site.parameters(recurse=False)), next(model.parameters()))
 
 
 def words(kind: str) -> str:

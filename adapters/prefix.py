@@ -64,7 +64,7 @@ class Prefix(Adapter):
 
     def pairs(self) -> Tensor:
         """Keys, then values [length, 2 * K * D], float32."""
-        made = self.prefix if self.options.projection == 0 else torch.tanh(self.table.weight) @ self.project.T
+        made = self.prefix if self.options.projection == 0 else torch.tanh(self.table.weight.to(self.project.device)) @ self.project.T
         made = self.options.scale * made
         return made if self.prefix_gate is None else torch.sigmoid(self.prefix_gate) * made
 
@@ -76,7 +76,8 @@ class Prefix(Adapter):
     @classmethod
     def to_file(cls, adapters: dict[str, Adapter]) -> dict[str, Tensor]:
         """PEFT's one table [length, 2 * layers * K * D]; with a projection or a gate, what makes it as well."""
-        found = {KEY: torch.cat([one.pairs() for one in adapters.values()], dim=1)}
+        parts = [one.pairs() for one in adapters.values()]
+        found = {KEY: torch.cat([part.to(parts[0].device) for part in parts], dim=1)}
         first = next(iter(adapters.values()))
         if first.options.projection:
             found["encoder.table"] = first.table.weight

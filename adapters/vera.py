@@ -71,7 +71,8 @@ class VeRA(Adapter):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A [r, in] and B [out, r] of the same update as a plain LoRA with s = 1."""
-        return self.vera_lambda_d[:, None] * self.shared.A[:, : self.fan_in], self.vera_lambda_b[:, None] * self.shared.B[: self.fan_out]
+        A, B = self.shared.A.to(self.vera_lambda_d.device), self.shared.B.to(self.vera_lambda_b.device)
+        return self.vera_lambda_d[:, None] * A[:, : self.fan_in], self.vera_lambda_b[:, None] * B[: self.fan_out]
 
     def side_by_side(self, weighted: list[tuple[Adapter, float]]) -> tuple[str, object, dict[str, Tensor]]:
         return sum_of_updates(weighted)

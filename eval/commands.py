@@ -1,4 +1,4 @@
-"""evaluate, generate, table and benchmark on the command line."""
+"""evaluate, inspect, harness, generate and table on the command line."""
 
 import argparse
 from dataclasses import replace
@@ -259,24 +259,6 @@ def parse_ids(text: str, size: int) -> list[int]:
     return ids
 
 
-def add_benchmark(parser: argparse.ArgumentParser):
-    parser.add_argument("--case", default="load", help="load: time and memory from the files to a model that is ready")
-    parser.add_argument("--model", default="smollm2-135m", help="a known name (random weights of its shape are used) or a folder")
-    parser.add_argument("--repeats", type=int, default=3, help="the least of so many runs counts (3)")
-    return benchmark
-
-
-def benchmark(options: argparse.Namespace) -> int:
-    from eval.benchmark import CASES
-
-    if options.case not in CASES:
-        raise unknown("benchmark case", options.case, CASES)
-    if options.repeats < 1:
-        raise UserError(f"--repeats {options.repeats} must be at least 1")
-    print(CASES[options.case](options.model, options.repeats))
-    return 0
-
-
 def add_table(parser: argparse.ArgumentParser):
     parser.description = ("Train a grid of adapters on models, one resumable run after another, and put what comes of it beside the published figures: "
                           "table.md, table.csv and table.html. Without options: the grid of the paper's Table 1.")
@@ -318,4 +300,4 @@ def table(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"evaluate": add_evaluate, "inspect": add_inspect, "harness": add_harness, "generate": add_generate, "table": add_table, "benchmark": add_benchmark}
+COMMANDS = {"evaluate": add_evaluate, "inspect": add_inspect, "harness": add_harness, "generate": add_generate, "table": add_table}

@@ -53,7 +53,7 @@ def is_answer(entry: dict) -> bool:
 
 def fingerprint_of(model: nn.Module, *more) -> str:
     """A hash of the base, of the adapters that are on with all their weights and how they are composed, and of what else counts."""
-    digest = hashlib.sha256(f"{model.fingerprint} {model.dtype}".encode())
+    digest = hashlib.sha256(f"{model.fingerprint} {model.dtype}{model.quantize}".encode())
     digest.update(json.dumps([entry.table() if isinstance(entry, Composition) else entry for entry in in_order(model)]).encode())
     for path, _, adapter in in_use(model):
         for leaf, tensor in adapter.state_dict().items():

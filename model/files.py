@@ -142,6 +142,7 @@ def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 if end > start and file.readinto(memoryview(raw.numpy())) != end - start:
                     raise UserError(f"{path} ends before tensor {name!r} does")
                 yield name, raw.view(dtype).view(shape)
+                del raw  # before there is room made for the next
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

@@ -24,6 +24,7 @@ class LanguageModel(nn.Module):
     picture: str
     blocks_at: str  # where in the model they are
     behind: tuple[str, ...]  # what lies behind them, but for the head
+    quantize = ""  # how the weights of the Linears in the blocks are stored: as they are, or one of model.quantize.STORED_AS
 
     def __init__(self, config):
         super().__init__()
@@ -42,7 +43,9 @@ class LanguageModel(nn.Module):
         return self.input_embedding.weight.device
 
     def device_of(self, name: str) -> torch.device:
-        """Where the tensor or module of this path belongs, once `split` has laid the blocks over devices."""
+        """Where the tensor or module of this path belongs."""
+        if not self.stages:
+            return self.device
         place = place_of(self, name)
         return next((stage.device for stage in self.stages if place < stage.end), self.stages[-1].device)
 
@@ -111,7 +114,7 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., C] -> float32 logits [..., V], on the head's device."""
         for adapter in reversed(self.input_embedding.active):
-            hidden = adapter.unembed(hidden.to(self.device))
+            hidden = adapter.unembed(hidden)
         return self.lm_head(hidden.to(self.lm_head.weight.device)).float()
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import importlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from model.errors import UserError, unknown
 from model.files import inside, read_json, tensors
+from model.quantize import STORED_AS, quantization_of, quantize_skeleton, quantized
 from model.registry import cached, find, resolve
+from model.split import device_named, split
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
 
@@ -36,25 +39,35 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
-    devices: list[str] | None = None,
+    devices: Sequence[str | torch.device] | None = None,
     revision: str | None = None,
+    layers_per_device: Sequence[int] | None = None,
 ) -> nn.Module:
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 
-    dtype is that of storage and computation, None keeps the checkpoint's own. Raises UserError for anything wrong with the
-    name or the files, and for quantize and devices, which this version does not have yet.
+    dtype is that of storage and computation, None keeps the checkpoint's own. quantize stores the weights of the Linears in the blocks in fewer bits
+    ("int8", "llm-int8", "nf4": model/quantize.py); a folder that is quantised already is loaded as it is. Over several devices the layers are split,
+    each tensor going straight to its own (model/split.py). Raises UserError for anything wrong with the name or the files.
     """
-    if quantize is not None:
-        raise UserError(f"quantize={quantize!r}: int8 and nf4 weights are not in this version; load with quantize=None")
-    if devices is not None:
-        raise UserError(f"devices={devices!r}: splitting layers over devices is not in this version; give one device=")
+    if quantize and quantize not in STORED_AS:
+        raise unknown("quantization", quantize, STORED_AS)
+    places = [device if isinstance(device, torch.device) else device_named(device) for device in devices or [device]]
     folder = resolve(name, revision)
     family, config = read_config(folder)
     model = skeleton(family, config)
-    fingerprint = load_weights(model, family.rename, tensors(folder), dtype, torch.device(device), where=str(folder))
+    stored, fingerprint = quantization_of(read_json(folder / "config.json"), str(folder))
+    if stored and quantize and STORED_AS[stored].layout is not STORED_AS[quantize].layout:
+        raise UserError(f"{folder} is stored as {stored} and cannot become {quantize}: leave quantize out, or load what it was made from")
+    if quantize or stored:
+        quantize_skeleton(model, quantize or stored)
+    if len(places) > 1:
+        split(model, places, layers_per_device)
+    found = load_weights(model, family.rename, tensors(folder), dtype, places[0], where=str(folder), stored=bool(stored))
     model.dtype = next(model.parameters()).dtype
+    for linear in quantized(model).values():
+        linear.dtype = model.dtype
     model.folder = folder
-    model.fingerprint = fingerprint  # what an adapter was made for
+    model.fingerprint = fingerprint or found  # what an adapter was made for
     return model.requires_grad_(False).eval()
 
 
@@ -92,6 +105,8 @@ def read_config(folder: Path):
 
 def family_and_config(raw: dict, where: str):
     """The fields of a config.json -> (family module, its Config)."""
+    quantization_of(raw, where)
+    raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{where}: model_type {kind!r:.200} is not supported; there is: {', '.join(FAMILIES)}")
@@ -142,21 +157,31 @@ def check_type(key: str, value, kind, where: str) -> None:
         raise UserError(f"{where}: {key} = {value!r:.50} is out of range (1 to {LIMITS.get(key, 2**24) - 1})")
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; the extremes say so (NaN is both) without a second tensor of the same size."""
-    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether no element is NaN or infinite, as dtype; the extremes say so (NaN is both) without a second tensor of the same size."""
+    return tensor.numel() == 0 or all(bool(extreme.to(dtype or tensor.dtype).isfinite()) for extreme in tensor.aminmax())
 
 
-def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, device: torch.device, where: str) -> str:
+def load_weights(
+    model: nn.Module, rename, pairs, dtype: torch.dtype | None, device: torch.device, where: str, stored: bool = False,
+) -> str:
     """Put every tensor into the parameter of its name, exactly once; missing, extra, misshapen and non-finite ones are errors.
 
+    Weights of quantised Linears are quantised when they come, on their device, from the values as stored; or, stored=True, were so before.
     Returns the fingerprint: a hash of every tensor's name, shape and a sample of its values as stored.
     """
     waiting = {name: parameter.shape for name, parameter in model.named_parameters()}
+    linears = quantized(model)
+    parts = {f"{path}.{leaf}": (linear, leaf) for path, linear in linears.items() for leaf in linear.layout()} if stored else {}
+    weights = {} if stored else {f"{path}.weight": linear for path, linear in linears.items()}
+    waiting |= {name: getattr(linear, leaf).shape for name, (linear, leaf) in parts.items()}
+    waiting |= {name: torch.Size((linear.out_features, linear.in_features)) for name, linear in weights.items()}
     embedding = next(name for name, parameter in model.named_parameters() if parameter is model.input_embedding.weight)
     tied = "lm_head.weight" not in waiting
     if tied:  # files may hold the head all the same, or the head alone
         waiting["lm_head.weight"] = waiting[embedding]
+    for linear in weights.values():
+        linear.allocate(device)
     samples: dict[str, bytes] = {}
     head = None
     for key, tensor in pairs:
@@ -170,16 +195,29 @@ def load_weights(model: nn.Module, rename, pairs, dtype: torch.dtype | None, dev
         shape = waiting.pop(name)
         if tensor.shape != shape:
             raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}")
+        here = model.device_of(name) if model.stages else device
+        if name in parts:
+            samples[name] = b""  # the fingerprint is that of the weights it was made from
+            linear, leaf = parts[name]
+            try:
+                linear.put(leaf, tensor.to(here))
+            except UserError as error:
+                raise UserError(f"{where}: tensor {key!r} {error}") from None
+            continue
         if not tensor.is_floating_point():
             raise UserError(f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
         samples[name] = sample_of(tensor)
-        tensor = tensor.to(device=device, dtype=dtype)
-        if not is_finite(tensor):
-            raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {tensor.dtype}")
-        if tied and name == "lm_head.weight":
+        kept = None if name in weights else dtype
+        tensor = tensor.to(device=here, dtype=kept)
+        if not is_finite(tensor, dtype):
+            raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {dtype or tensor.dtype}")
+        if name in weights:
+            weights[name].store(tensor)
+        elif tied and name == "lm_head.weight":
             head = tensor
         else:
             put(model, name, tensor)
+        del tensor  # before the next one is read
     if tied:
         waiting.pop("lm_head.weight", None)
         if head is not None and embedding in waiting:

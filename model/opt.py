@@ -1,5 +1,4 @@
-"""OPT (Zhang et al. 2022; opt-125m to opt-66b, galactica): the whole model, with its adapter sites. Learned positions, biases, ReLU.
-Attribute names are the tensor names of the published checkpoints."""
+"""OPT (Zhang et al. 2022; opt-125m to opt-66b, galactica), with its adapter sites. Attribute names are the published checkpoints' tensor names."""
 
 from dataclasses import dataclass
 

@@ -20,6 +20,9 @@ ACTIVATIONS = {  # by the names of config.json
 }
 
 
+META_AS = "cpu"  # the device whose kernels a tensor without memory ("meta") stands for: train/footprint.py says
+
+
 def rotary_angles(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """factor * cos and sin of position x frequency (Su et al. 2021, eq. 15) -> [B, 1, T, D/2].
 
@@ -48,7 +51,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: boo
     from the product on (the fused kernels always do that; half-precision scores may overflow).
     """
     B, H, T, D = q.shape
-    if T == 1 or (q.device.type == "cpu" and q.dtype != torch.float32):
+    device = META_AS if q.is_meta else q.device.type
+    if T == 1 or (device == "cpu" and q.dtype != torch.float32):
         out = attention_plain(q, k, v, mask, float32)
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H)
@@ -141,8 +145,11 @@ class Tokens:
         """Of the T queries alone [B, T]. Raises UserError for a position that the model's table of `limit` does not have."""
         T = self.ids.shape[1]
         positions = self.positions()[:, -T:] if self.given is None else self.put_behind(self.prompt, T - self.prompt, "the {} tokens of this pass")
-        if limit is not None and int(positions.max()) >= limit:
-            raise UserError(f"position {int(positions.max())} is past the model's last, {limit - 1}: the text is too long for it")
+        if limit is not None:
+            plain = self.given is None and self.mask is None  # known without a look at the values
+            last = self.past + T - 1 if plain else -1 if positions.is_meta else int(positions.max())
+            if last >= limit:
+                raise UserError(f"position {last} is past the model's last, {limit - 1}: the text is too long for it")
         return positions
 
     def put_behind(self, virtual: int, real: int, which: str) -> Tensor:

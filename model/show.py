@@ -5,12 +5,13 @@ from dataclasses import replace
 from torch import nn
 
 from model.load import describe, family_and_config, skeleton
+from model.quantize import quantized_weights
 from model.registry import POCKET, REGISTRY, cached, pocket_names
 from model.sites import Linear
 
 
 def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters()) + quantized_weights(module)
 
 
 def parameters(family, config) -> int:

@@ -89,15 +89,15 @@ def place_of(model: nn.Module, name: str) -> int:
     """Where the tensor or module of this path belongs: the number of its block, -1 in front of the blocks, len(blocks) behind them."""
     if name.startswith(f"{model.blocks_at}."):
         return int(name.removeprefix(f"{model.blocks_at}.").partition(".")[0])
-    head = name.startswith("lm_head.") and not model.tied
-    return len(model.blocks) if head or name.startswith(model.behind) else -1
+    head = name.startswith("lm_head") and not model.tied
+    return len(model.blocks) if head or f"{name}.".startswith(model.behind) else -1
 
 
 def sizes(model: nn.Module) -> tuple[list[int], int, int]:
-    """(bytes of each block's tensors, of all in front of the blocks, of all behind them)."""
+    """(bytes of each block's tensors, of all in front of the blocks, of all behind them), parameters in 16 bits."""
     found = [0] * (len(model.blocks) + 2)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        found[place_of(model, name) + 1] += tensor.numel() * tensor.element_size()
+        found[place_of(model, name) + 1] += tensor.numel() * (2 if isinstance(tensor, nn.Parameter) else tensor.element_size())
     return found[1:-1], found[0], found[-1]
 
 
@@ -113,7 +113,11 @@ def split(model: nn.Module, devices: Sequence[torch.device], counts: Sequence[in
     elif len(counts) != len(devices) or sum(counts) != len(model.blocks) or min(counts) < 1:
         raise UserError(f"layers {list(counts)} on {len(devices)} devices: give a count above 0 for each device, {len(model.blocks)} in all")
     model.stages = stages(devices, counts)
+    tied = model.tied
     for path, module in model.named_modules():
         for leaf, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if not tensor.is_meta:
-                tensor.data = tensor.data.to(model.device_of(f"{path}.{leaf}"))
+                moved = tensor.detach().to(model.device_of(f"{path}.{leaf}"))
+                setattr(module, leaf, nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved)
+    if tied:
+        model.tie()

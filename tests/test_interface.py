@@ -10,10 +10,10 @@ from adapters import attach, load_adapter, merge, parameters, save_adapter, use
 from data.split import paper_split
 from eval.answers import read_answer
 from eval.generate import generate
-from model import UserError, llama, load_model, load_tokenizer
+from model import llama, load_model, load_tokenizer
 
 SIGNATURES = {
-    load_model: "name dtype device quantize devices revision",
+    load_model: "name dtype device quantize devices revision layers_per_device",
     load_tokenizer: "name revision",
     llama.Model.forward: "self ids mask positions",
     attach: "model preset name",
@@ -52,12 +52,6 @@ def test_defaults():
 def test_exports():
     assert set(model.__all__) >= {"load_model", "load_tokenizer"}
     assert set(adapters.__all__) >= {"attach", "load_adapter", "save_adapter", "use", "merge", "parameters"}
-
-
-def test_what_is_not_there_yet_says_so(folder):
-    for arguments in ({"quantize": "int8"}, {"quantize": "nf4"}, {"devices": ["cpu", "cpu"]}):
-        with pytest.raises(UserError, match="not in this version"):
-            load_model(str(folder), **arguments)
 
 
 def test_the_tokenizer_has_its_special_ids():

@@ -464,16 +464,16 @@ def test_nothing_is_written_where_something_is_wrong(tiny, tmp_path, monkeypatch
 
 
 def test_a_folder_that_was_not_finished_is_no_model(tiny, tmp_path, monkeypatch):
-    from adapters import export
+    from model import shards
 
-    write, count = export.write_safetensors, iter(range(100))
+    write, count = shards.write_safetensors, iter(range(100))
 
     def full(path, tensors):
         if next(count) == 2:
             raise OSError(28, "No space left on device")
         write(path, tensors)
 
-    monkeypatch.setattr(export, "write_safetensors", full)
+    monkeypatch.setattr(shards, "write_safetensors", full)
     with pytest.raises(UserError, match="No space left"):
         export_model(tiny, tmp_path / "out", shard_bytes=20_000)
     assert not list((tmp_path / "out").glob(".*"))
@@ -482,10 +482,10 @@ def test_a_folder_that_was_not_finished_is_no_model(tiny, tmp_path, monkeypatch)
 
 
 def test_a_disk_that_does_not_keep_what_was_written_is_noticed(tiny, tmp_path, monkeypatch):
-    from adapters import export
+    from model import shards
 
-    write = export.write_safetensors
-    monkeypatch.setattr(export, "write_safetensors", lambda path, tensors: write(path, {name: 2 * tensor for name, tensor in tensors.items()}))
+    write = shards.write_safetensors
+    monkeypatch.setattr(shards, "write_safetensors", lambda path, tensors: write(path, {name: 2 * tensor for name, tensor in tensors.items()}))
     with pytest.raises(UserError, match="does not hold what was written"):
         export_model(tiny, tmp_path / "out")
 

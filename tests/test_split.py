@@ -1,13 +1,16 @@
 """Layers split over devices: the same logits, losses and gradients as on one, in the order the schedule says."""
 
 import itertools
+import re
 
 import pytest
 import torch
 from conftest import write_checkpoint
-from families import batch
-from methods import IDS, attach_small, randomise
+from families import TINY, batch
+from methods import ALL, IDS, attach_small, randomise
 from test_training import S, examples, model_with, run, same, state
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adapters import attach, parameters
 from data.batches import micro_batches
@@ -16,6 +19,7 @@ from model import UserError, load_model
 from model.load import family_and_config, skeleton
 from model.registry import REGISTRY
 from model.split import balance, split
+from run import main
 from train import pipeline
 from train.pipeline import Work, accumulate, orders, replay, utilisation
 
@@ -155,6 +159,28 @@ def stop_at(entry, step):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_checkpoint_is_loaded_straight_onto_its_devices(any_folder):
+    model = load_model(str(any_folder), devices=["cpu", "cpu"], layers_per_device=[1, 2])
+    assert [(stage.first, stage.end) for stage in model.stages] == [(0, 1), (1, 3)]
+    assert torch.equal(model(IDS), load_model(str(any_folder))(IDS))
+    with pytest.raises(UserError, match="device 'tpu' is not one of"):
+        load_model(str(any_folder), devices=["cpu", "tpu"])
+
+
+def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
+    assert main(["--devices", "cpu,cpu", "--max-steps", "2", "--items", "2", "--out", str(tmp_path / "run"), "--set", "layers_per_device=[1,3]"]) == 0
+    said = capsys.readouterr().out
+    assert "layers 0 to 0 on cpu" in said
+    assert "layers 1 to 3 on cpu" in said
+    assert re.search(r"2 devices, micro-batches a step: 1; busy \d+ % of the time, where equal stages would be 50 %; a lower train.micro_batch_size", said)
+    assert 'device = "cpu,cpu"' in (tmp_path / "run" / "run.toml").read_text()
+    assert main(["evaluate", str(tmp_path / "run"), "--items", "1", "--out", str(tmp_path / "e")]) == 0
+    for wrong, message in ((["--devices", "cpu,gpu"], "'gpu' is not one of"), (["--set", "layers_per_device=[2,2]"], "is for several devices"),
+                           (["--devices", "cpu,cpu", "--set", "layers_per_device=[4]"], "4 in all")):
+        assert main([*wrong, "--out", str(tmp_path / "no")]) == 1
+        assert message in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- what is kept and what is left out
 def test_stages_below_the_lowest_adapter_keep_nothing_and_have_no_way_back(any_tiny, monkeypatch):
     attach(any_tiny, "series", size=4, layers=[2])
@@ -239,3 +265,47 @@ def test_work_is_handed_out_behind_what_it_needs():
         needed = one.needs(3)
         assert needed is None or times[needed][1] <= start
     assert Work(0, 0, "B").needs(3) == Work(1, 0, "B")
+
+
+# ---------------------------------------------------------------- placement, where no second device is at hand
+class OneDeviceEach(TorchDispatchMode):
+    """Raises when an operation mixes tensors of several devices, but for copies and numbers."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        found = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0}
+        if len(found) > 1 and op not in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
+            raise AssertionError(f"{op} mixes {found}")
+        return op(*args, **(kwargs or {}))
+
+
+def test_the_test_itself_notices_mixed_devices():
+    with OneDeviceEach(), pytest.raises(AssertionError, match="mixes"):
+        torch.ones(2, 2) @ torch.ones(2, 2, device="meta")
+
+
+@pytest.mark.parametrize("method", [name for name in ALL if name not in ("fusion", "token rows", "p-tuning-lstm")])
+@pytest.mark.parametrize("family", TINY)
+def test_on_two_devices_every_tensor_lies_where_it_is_used(tmp_path, family, method, monkeypatch):
+    """cpu and meta stand for two GPUs: shapes and devices are computed, no values. From meta there is no way back, so that what several sites share
+    is kept on the first."""
+    model = load_model(str(write_checkpoint(tmp_path / "tiny", family)))
+    split(model, [CPU, torch.device("meta")], [1, 2])
+    true_to, shared = torch.nn.Module.to, (".shared.", ".table.")
+
+    def to(module, device):
+        apart = {name: module._modules.pop(name) for name in ("shared", "table") if name in module._modules}
+        true_to(module, device)._modules.update(apart)
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    attach_small(model, method)
+    for number, block in enumerate(model.blocks):
+        tensors = [*block.named_parameters(), *block.named_buffers()]
+        assert {tensor.is_meta for name, tensor in tensors if not any(word in name for word in shared)} == {number > 0}
+    cache = model.new_cache(2, 8)
+    with torch.no_grad(), OneDeviceEach():
+        hidden = model.hidden(IDS, cache=cache)
+        assert hidden.is_meta
+        if not model.tied:  # back from meta there is no way
+            assert model.logits(hidden).is_meta
+        model.hidden(IDS[:, :1], cache=cache)

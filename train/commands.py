@@ -1,9 +1,11 @@
-"""train, pretrain and plan on the command line."""
+"""train, pretrain, plan and benchmark on the command line."""
 
 import argparse
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import UserError
+from model.errors import UserError, unknown
 from train.options import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, whole_paths
 
 
@@ -103,12 +105,21 @@ def pretrain(options: argparse.Namespace) -> int:
 
 
 def add_plan(parser: argparse.ArgumentParser):
+    parser.description = ("Say what a run would need, before anything is downloaded: parameters, memory of each device, computation. "
+                          "The status is 1 when it does not fit into --memory.")
     parser.epilog = "Nothing is downloaded but, for a model that run.py models does not list, its config.json."
-    parser.add_argument("--model", default="llama-7b", help="a name of `run.py models`, a hub repository or a folder (llama-7b)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    add_model_options(parser)
     parser.add_argument("--adapter", help="a name of adapters/presets.toml (parallel), or several, lora+prefix")
+    parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of a run")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, adapter.size=64; may be repeated")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, train.micro_batch_size=2; may be repeated")
+    parser.add_argument("--memory", help="of the cards, 24GB or 24GB,24GB: does it fit, and what to change if not")
+    parser.add_argument("--length", type=int, help="tokens of a row and of a prompt; default: train.cutoff, the most there can be")
+    parser.add_argument("--labelled", type=float, default=1.0, help="share of a row's tokens that have a label (1.0, the most there can be)")
+    parser.add_argument("--rows", type=int, help="rows to train on, for the time of the whole run")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--flops", help="floating-point operations a second that the device reaches, 150T or 150e12, for a time")
+    rate.add_argument("--measure", action="store_true", help="measure that of a matrix product on the device here (a second)")
     parser.add_argument("--json", action="store_true", help="for programs")
     return plan
 
@@ -117,11 +128,66 @@ def plan(options: argparse.Namespace) -> int:
     import json
 
     from train.plan import plan as plan_run
-    from train.plan import plan_text
+    from train.plan_text import plan_text
 
     facts = plan_run(options)
     print(json.dumps(facts) if options.json else plan_text(facts))
+    return 0 if facts.get("fits", True) else 1
+
+
+def add_benchmark(parser: argparse.ArgumentParser):
+    parser.description = "Measure this machine. The cases: " + "; ".join(f"{name}: {case.said}" for name, case in BENCHMARKS.items())
+    parser.add_argument("--case", default="load", help=", ".join(BENCHMARKS))
+    defaults = {name: " ".join(f"{case}: {one.defaults[name]}" for case, one in BENCHMARKS.items() if name in one.defaults)
+                for name in ("model", "repeats", "quantize", "adapter", "tokens", "rows", "checkpointing", "device", "dtype")}
+    parser.add_argument("--model", help=f"a known name; random weights of its shape are used ({defaults['model']})")
+    parser.add_argument("--repeats", type=int, help=f"the least of so many counts ({defaults['repeats']})")
+    parser.add_argument("--quantize", help=f"int8, llm-int8, nf4 or none ({defaults['quantize']})")
+    parser.add_argument("--adapter", help=f"a preset ({defaults['adapter']})")
+    parser.add_argument("--tokens", type=int, help=f"of a row ({defaults['tokens']})")
+    parser.add_argument("--rows", type=int, help=f"that go through the model at once ({defaults['rows']})")
+    parser.add_argument("--checkpointing", help=f"none, block or every N ({defaults['checkpointing']})")
+    parser.add_argument("--device", help=f"cpu, cuda, cuda:1 ... ({defaults['device']})")
+    parser.add_argument("--dtype", help=f"float32, bfloat16 or float16 ({defaults['dtype']})")
+    return benchmark
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A function of a module that yields lines of text, the options it takes with their defaults, and what it measures."""
+
+    module: str
+    function: str
+    defaults: dict
+    said: str
+
+
+BENCHMARKS = {
+    "load": Benchmark("eval.benchmark", "load_lines", {"model": "smollm2-135m", "repeats": 3},
+                      "seconds and memory from the files (a folder's, or random ones) to a model that is ready"),
+    "quantize": Benchmark("eval.benchmark", "quantize_lines", {"model": "smollm2-135m", "repeats": 3}, "a model's quantised forms beside the plain one"),
+    "step": Benchmark("train.speed", "speed_lines", {"model": "smollm2-135m", "quantize": "none", "adapter": "lora", "tokens": 256, "rows": 4,
+                      "checkpointing": "none", "device": "cpu", "dtype": "bfloat16", "repeats": 3}, "seconds and memory of a training step"),
+    "llama-7b-fits": Benchmark("train.fits", "fits_lines", {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256},
+                               "random 7B weights from the disk through load, attach, a training step and save, within 16 GB"),
+}
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    if options.case not in BENCHMARKS:
+        raise unknown("benchmark case", options.case, BENCHMARKS)
+    case = BENCHMARKS[options.case]
+    chosen = {name: value for name, value in vars(options).items() if value is not None and name not in ("case", "debug")}
+    for name, value in chosen.items():
+        if name not in case.defaults:
+            raise UserError(f"--{name} has no meaning for --case {options.case}, which takes {', '.join(f'--{other}' for other in case.defaults)}")
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+    for line in getattr(importlib.import_module(case.module), case.function)(*(case.defaults | chosen).values()):
+        print(line, flush=True)
     return 0
 
 
-COMMANDS = {"train": add_train, "pretrain": add_pretrain, "plan": add_plan}  # word -> adds the command's options, returns what carries them out
+COMMANDS = {  # word -> adds the command's options, returns what carries them out
+    "train": add_train, "pretrain": add_pretrain, "plan": add_plan, "benchmark": add_benchmark,
+}

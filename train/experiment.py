@@ -21,7 +21,9 @@ from model import load_model, load_tokenizer
 from model.errors import UserError, unknown
 from model.files import JsonLines, make_folder, write_text
 from model.load import read_config
+from model.quantize import quantized_weights
 from model.registry import find
+from model.split import parse_devices
 from model.tokenizer import Tokenizer
 from train.checkpoint import checkpoints
 from train.loop import train
@@ -54,18 +56,12 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
     return candidate
 
 
-def choose_device(s: Settings) -> torch.device:
-    """The device of a run. Raises UserError when it is not there."""
-    name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1 ...")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} cannot be used: torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
+def choose_devices(s: Settings) -> list[torch.device]:
+    """The devices of a run: one, or several that its layers are split over. Raises UserError when one is not there."""
+    devices = parse_devices(s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if s.layers_per_device and len(devices) == 1:
+        raise UserError(f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1")
+    return devices
 
 
 def check_model(name: str) -> None:
@@ -81,9 +77,10 @@ def load_base(s: Settings) -> nn.Module:
         raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if s.threads:
         torch.set_num_threads(s.threads)
-    device = choose_device(s)
-    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, revision=s.revision or None)
-    if s.dtype == "auto" and model.dtype == torch.float16 and device.type == "cpu":
+    devices = choose_devices(s)
+    model = load_model(s.model, DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, quantize=s.quantize or None,
+                       revision=s.revision or None)
+    if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
         model.dtype = torch.float32
     return model
@@ -133,7 +130,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     examples, held_out, twins = hold_out(examples, s.train.validation_rows, s.seed)
     if not resume:
         make_folder(folder)
-        s = replace(s, device=str(next(model.parameters()).device), dtype=str(model.dtype).removeprefix("torch."))
+        s = replace(s, device=",".join(str(stage.device) for stage in model.stages) or str(model.device), dtype=str(model.dtype).removeprefix("torch."))
         write_text(folder / "run.toml", to_toml(s))
     say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *validation_lines(len(held_out), twins, s), *leak_lines(leaks)])
     tracker = TRACKERS[s.train.tracker](folder, asdict(s))
@@ -189,7 +186,8 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
     train = replace(s.train, keep=1, tracker="")
-    return to_toml(replace(s, device="", data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)(), train=train))
+    here = {"device": "", "layers_per_device": [], "data_dir": "", "load": dict.fromkeys(s.load, "")}  # where it runs and where things lie
+    return to_toml(replace(s, **here, tests=[], train_on_test=False, eval=type(s.eval)(), train=train))
 
 
 def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:
@@ -208,13 +206,15 @@ def count(named: dict[str, nn.Parameter]) -> int:
 
 def count_base(model: nn.Module) -> int:
     """Parameters of the model without its adapters."""
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name) + quantized_weights(model)
 
 
 def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, more: list[str]) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
-    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype} on {s.device}")
+    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
+    for stage in model.stages:
+        print(f"         layers {stage.first} to {stage.end - 1} on {stage.device}")
     for name, where in s.load.items():
         print(f"loaded   {name}, frozen, from {where}")
     print(f"adapter  {s.adapter.get('preset', config.kind)} at {config.place()}: {count(trained):,} parameters, "

@@ -19,7 +19,7 @@ from train.checkpoint import State
 from train.loss import mean_loss
 from train.memory import offloaded
 from train.optim import LossScale, learning_rate
-from train.pipeline import accumulate
+from train.pipeline import accumulate, busy_text
 from train.settings import Train
 from train.signals import Signals
 
@@ -73,6 +73,7 @@ def train(
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
     state = State(model, parameters, optimizer, scale)
     order: list[list[int]] = []
+    shares: list[float] = []  # of each step that the devices were busy, where there are several
     if resume:
         state.load(folder, fingerprints)
 
@@ -127,6 +128,8 @@ def train(
             state.step = step + 1
 
             tokens = sum(map(len, rows)) / (time.perf_counter() - began)
+            if busy is not None:
+                shares.append(busy)
             validation = {}
             if held_out and ((step + 1) % validate_every == 0 or step + 1 == total):
                 found = mean_loss(model, held_out, s.micro_batch_size, pad_id)
@@ -144,8 +147,10 @@ def train(
                 state.save(folder, fingerprints, s.keep)
             if signals.received:
                 return Outcome(state.step, state.skipped, signals.received, state.step, state.validation)
+    if shares:
+        tqdm.write(busy_text(sum(shares) / len(shares), len(model.stages), len(batches)))
     model.eval()
-    model.checkpointing = False
+    model.checkpointing = 0
     if s.best and state.best:
         state.restore_weights(state.best)
         return Outcome(state.step, state.skipped, 0, state.best["step"], state.validation)

@@ -10,14 +10,15 @@ from model.errors import UserError
 if TYPE_CHECKING:  # the options are there before torch is loaded
     from train.settings import Settings
 
-MODEL_OPTIONS = ("model", "revision", "device", "dtype")
+MODEL_OPTIONS = ("model", "revision", "device", "dtype", "quantize")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="pocket-llama (default), a name like llama-7b, a hub repository or a folder")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--device", "--devices", help="cpu, cuda, cuda:1 ...; several, cuda:0,cuda:1, for layers split over them")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
+    parser.add_argument("--quantize", help="int8, llm-int8 or nf4: the base's Linears in 8 or 4 bits")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -71,6 +71,13 @@ def utilisation(work: list[list[Work]], seconds: Callable[[Work], float]) -> flo
     return busy / (len(work) * whole) if whole else 1.0
 
 
+def busy_text(share: float, stages: int, batches: int) -> str:
+    """What was measured, beside what the schedule allows."""
+    most = batches / (batches + stages - 1)
+    hint = "; a lower train.micro_batch_size gives them more to do side by side" if most < 0.7 else ""
+    return f"{stages} devices, micro-batches a step: {batches}; busy {100 * share:.0f} % of the time, where equal stages would be {100 * most:.0f} %{hint}"
+
+
 @dataclass
 class Passage:
     """A micro-batch on its way: what went into each stage and came out of it, cut apart so that each stage has a graph of its own."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from adapters.config import named, overlay
 from adapters.config import resolve as resolve_adapter
 from model.errors import UserError, unknown
+from model.quantize import STORED_AS
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -141,8 +142,10 @@ class Settings:
     train_on_test: bool = False  # train although a test set is in the training data; the result says so
     template: str = "alpaca"  # alpaca | paper-v1 | plain | chat, the tokenizer's own
     seed: int = 0
-    device: str = "auto"  # auto: cuda where there is one, else cpu
+    device: str = "auto"  # auto: cuda where there is one, else cpu; several, "cuda:0,cuda:1": the layers are split over them
+    layers_per_device: list = field(default_factory=list)  # how many layers lie on each of several devices; empty: balanced by their bytes
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
+    quantize: str = ""  # int8 | llm-int8 | nf4: the base's Linears in 8 or 4 bits; empty: as they are stored
     threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
     adapter: dict = field(default_factory=dict)
     load: dict = field(default_factory=dict)  # name -> folder of an adapter that is there, frozen, below the one that is trained
@@ -152,8 +155,12 @@ class Settings:
     def check(self) -> None:
         if self.threads < 0:
             raise UserError(f"threads = {self.threads} must not be negative")
+        if self.quantize and self.quantize not in STORED_AS:
+            raise unknown("quantization", self.quantize, STORED_AS)
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed = {self.seed} should be between 0 and 2^63 - 1")
+        if not all(type(layers) is int and layers > 0 for layers in self.layers_per_device):
+            raise UserError(f"layers_per_device = {self.layers_per_device} should be whole numbers above 0, one for each device")
         if not 0 <= self.test_share < 1:
             raise UserError(f"test_share = {self.test_share} should be at least 0 and below 1")
         for key, texts in (("tests", self.tests), ("columns", self.columns.values())):

@@ -1,0 +1,115 @@
+"""Does a model of a true shape go through a whole run on this machine? Random weights, from files on the disk to the saved adapter, stage by stage."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from adapters import attach, named_parameters, save_adapter
+from data.batches import Example
+from model import load_model
+from model.errors import UserError
+from model.files import write_atomically, write_text
+from model.load import describe, skeleton
+from model.shards import size, write_safetensors
+from model.show import size_text
+from train.loop import train
+from train.settings import Train
+from train.speed import peak_of_process
+
+ROOT = Path(__file__).parent.parent
+SHARD = 500_000_000  # bytes: all that making the files holds in memory
+
+
+def fits_lines(name: str, quantize: str, adapter: str, tokens: int) -> Iterator[str]:
+    """Lines of text as they come: seconds and the peak of memory of each stage - files, load, attach, a training step of one row of so many tokens with
+    block checkpointing, save.
+
+    The process that runs them is a fresh one, so that its peak is that of a run; the files lie in the system's temporary folder and are removed.
+    Raises UserError when the disk has not the room, or a stage fails.
+    """
+    peak_of_process()
+    with tempfile.TemporaryDirectory() as work:
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from train.fits import stages; stages(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, name, quantize, adapter, str(tokens), work]
+        done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        yield f"{name}, random weights, {quantize}, {adapter}, one row of {tokens} tokens, {torch.get_num_threads()} threads"
+        yield f"{'stage':44}{'seconds':>9}{'peak so far':>13}"
+        stage = {"stage": "the start"}
+        for line in done.stdout:
+            stage = json.loads(line)
+            yield f"{stage['stage']:44}{stage['seconds']:9.1f}{size_text(stage['peak']):>13}"
+        error = done.stderr.read()
+        if done.wait():
+            last = (error.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            raise UserError(f"ended behind {stage['stage']!r} with: {last.removeprefix('model.errors.UserError: ')}")
+
+
+def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> None:
+    """The stages in this process, each a line of JSON: its name, seconds, and the process's peak so far in bytes."""
+    began = time.perf_counter()
+
+    def report(stage: str) -> None:
+        nonlocal began
+        print(json.dumps({"stage": stage, "seconds": time.perf_counter() - began, "peak": peak_of_process()}), flush=True)
+        began = time.perf_counter()
+
+    folder = Path(work) / "model"
+    written = random_checkpoint(name, folder)
+    report(f"{size_text(written)} of bfloat16 files written")
+    model = load_model(str(folder), quantize=None if quantize == "none" else quantize)
+    report(f"loaded, {quantize if model.quantize else 'as it is'}")
+    attach(model, adapter)
+    parameters = named_parameters(model)
+    report(f"{adapter}: {sum(one.numel() for one in parameters.values()):,} parameters")
+    generator = torch.Generator().manual_seed(0)
+    row = Example(torch.randint(3, model.config.vocab_size, (int(tokens),), generator=generator).tolist(), [1.0] * int(tokens))
+    out = Path(work) / "run"
+    out.mkdir()
+    s = Train(max_steps=1, batch_size=1, micro_batch_size=1, checkpointing="block", warmup_steps=0)
+    entries: list[dict] = []
+    train(model, parameters, [row], s, seed=0, pad_id=0, folder=out, fingerprints={}, log=entries.append)
+    if entries[0]["skipped"]:
+        raise UserError(f"the step was skipped, its gradient was not finite: {entries[0]}")
+    report("a training step, checkpoint saved")
+    save_adapter(model, out / "adapter")
+    report("adapter saved")
+
+
+def random_checkpoint(name: str, folder: Path) -> int:
+    """Random bfloat16 weights in the shape of a known model as shards, one in memory at a time. Returns bytes. Raises UserError for a full disk."""
+    family, config, _ = describe(name)
+    shapes = {key: parameter.to(torch.bfloat16) for key, parameter in skeleton(family, config).named_parameters()}
+    total, free = sum(map(size, shapes.values())), shutil.disk_usage(folder.parent).free
+    if total * 1.3 > free:
+        raise UserError(f"{folder.parent} needs {size_text(total * 1.3)}, the disk has {size_text(free)} left; TMPDIR names another place")
+    folder.mkdir()
+    raw = {key: value for key, value in vars(config).items() if value is not None} | {"model_type": family.Model.family}
+    write_text(folder / "config.json", json.dumps(raw))
+    shards = list(in_shards(shapes))
+    weight_map = {}
+    for number, keys in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weights = {key: torch.empty(shapes[key].shape, dtype=torch.bfloat16).normal_(std=0.02) for key in keys}
+        write_atomically(folder / file, lambda path, weights=weights: write_safetensors(path, weights))
+        weight_map |= dict.fromkeys(keys, file)
+    write_text(folder / "model.safetensors.index.json", json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    return total
+
+
+def in_shards(shapes: dict[str, torch.Tensor]) -> Iterator[list[str]]:
+    """The names of tensors, in their order, in groups of about SHARD bytes."""
+    keys, filled = [], 0
+    for key, tensor in shapes.items():
+        if keys and filled + size(tensor) > SHARD:
+            yield keys
+            keys, filled = [], 0
+        keys.append(key)
+        filled += size(tensor)
+    yield keys
