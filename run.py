@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 import warnings
 
@@ -73,6 +74,7 @@ def build(command: str):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is being written is cleaned up, and the way to go on is told
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

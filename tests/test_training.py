@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from data.prompts import prompt, template
 from model import UserError, load_model
 from model.files import write_atomically
 from model.sites import Linear
-from train import loss, pipeline
+from train import loop, loss, pipeline
 from train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from train.loop import train
 from train.optim import LossScale, learning_rate
@@ -210,13 +211,14 @@ def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
     assert same(state(first), state(second))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_in_the_middle_and_resumed_ends_with_the_same_bits(folder, tmp_path, number):
-    """Mid-epoch (20 rows, batches of 6), with dropout, so that order and random state must be right too."""
-    whole = model_with(folder, "lora", dropout=0.3)
+@pytest.mark.parametrize(("number", "dtype"), [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, torch.float16)])
+def test_stopped_in_the_middle_and_resumed_ends_with_the_same_bits(folder, tmp_path, monkeypatch, number, dtype):
+    """Mid-epoch (20 rows, batches of 6), with dropout: order and draws must be right too. In float16 so must the loss scale, made to move every step."""
+    monkeypatch.setattr(loop, "LossScale", partial(LossScale, patience=1))
+    whole = model_with(folder, "lora", dropout=0.3, dtype=dtype)
     _, expected = run(whole, tmp_path)
 
-    half, entries = model_with(folder, "lora", dropout=0.3), []
+    half, entries = model_with(folder, "lora", dropout=0.3, dtype=dtype), []
 
     def log(entry):
         entries.append(entry)
@@ -225,7 +227,7 @@ def test_stopped_in_the_middle_and_resumed_ends_with_the_same_bits(folder, tmp_p
 
     outcome, _ = run(half, tmp_path, log=log)
     assert (outcome.step, outcome.signal) == (5, number)
-    other = model_with(folder, "lora", dropout=0.3)
+    other = model_with(folder, "lora", dropout=0.3, dtype=dtype)
     torch.manual_seed(99)
     _, rest = run(other, tmp_path, resume=True)
     assert same(state(other), state(whole))
@@ -258,6 +260,15 @@ def test_steps_that_are_not_finite_are_skipped_and_many_in_a_row_stop_the_run(fo
     outcome, entries = run(model, tmp_path)
     assert outcome.skipped == 1
     assert [e["step"] for e in entries if e["skipped"]] == [2]
+    assert all(tensor.isfinite().all() for tensor in state(model))
+
+    def hidden(model, *arguments):  # the loss is a number, its gradient is not: 0 at the square root of 0
+        return true_loss(model, *arguments) + (0 * parameters(model)[0].sum()).sqrt()
+
+    monkeypatch.setattr(pipeline, "summed_loss", hidden)
+    outcome, entries = run(model, tmp_path, replace(S, max_steps=3))
+    assert outcome.skipped == 3
+    assert all(entry["skipped"] and entry["loss"] and entry["gradient_norm"] is None for entry in entries)
     assert all(tensor.isfinite().all() for tensor in state(model))
     monkeypatch.setattr(pipeline, "summed_loss", lambda *arguments: true_loss(*arguments) * torch.nan)
     with pytest.raises(UserError, match="not finite"):

@@ -5,6 +5,7 @@ checkpoint-000100.pt holds the state after 100 steps. The newest N of a run's fo
 
 import math
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +120,9 @@ def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
 def read_checkpoint(path: Path) -> dict:
     """The state in one file. Raises UserError when it cannot be read."""
     try:
+        with zipfile.ZipFile(path) as file:  # torch writes the sums of its zip and does not check them
+            if damaged := file.testzip():
+                raise OSError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes torch raise
         said = str(error).strip().partition("\n")[0]

@@ -1,0 +1,225 @@
+"""The real command line, killed, stopped, out of disk and out of memory: what it leaves, what it says, and that it ends with the bits of an undisturbed run."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import run as command_line
+from data.wordproblems import problems
+from eval.report import read_log
+from train.checkpoint import checkpoints, read_checkpoint
+
+ROOT = Path(__file__).parent.parent
+WHAT = ["--adapter", "lora", "--set", "adapter.dropout=0.1", "--set", "train.micro_batch_size=5", "--set", "train.validation_rows=12",
+        "--set", "eval.before=true", "--set", "eval.batch_size=4", "--set", "eval.max_new_tokens=12"]
+
+
+def rows(tmp_path: Path) -> Path:
+    """A small file of word problems, so that a run starts in little time."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(list(islice(problems("svamp", "train", 0), 300))))
+    return path
+
+
+def start(*arguments, limit: int | None = None) -> subprocess.Popen:
+    """python run.py; no file that it writes may grow beyond `limit` bytes, which is what a full disk is like."""
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen([sys.executable, str(ROOT / "run.py"), *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"PYTHONPATH": ""}, preexec_fn=limited if limit is not None else None)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def wait(process: subprocess.Popen, happened) -> None:
+    """Until `happened()`; the process must still run then."""
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+
+
+def moments(folder: Path, rng: random.Random) -> dict:
+    """Moments of a run, each a function that says whether it is there. Steps are counted from the newest checkpoint on."""
+    soon = time.monotonic() + rng.uniform(0.1, 3)
+    before, more = lines(folder / "log.jsonl"), rng.randint(1, 6)
+    answers = rng.randint(1, 10)
+    return {
+        "starting": lambda: time.monotonic() > soon,
+        "base": lambda: lines(folder / "predictions-base.jsonl.part") >= answers,
+        "step": lambda: lines(folder / "log.jsonl") >= before + more,
+        "saving": lambda: any(folder.glob(".checkpoint-*.tmp")),
+        "measuring": lambda: lines(folder / "predictions.jsonl.part") >= answers,
+    }
+
+
+def kill(command: list, folder: Path, moment: str, rng: random.Random) -> None:
+    process = start(*command)
+    wait(process, moments(folder, rng)[moment])
+    time.sleep(rng.uniform(0, 0.03))
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    for path in checkpoints(folder):
+        read_checkpoint(path)  # whole, every one of them
+
+
+def check_same(folder: Path, whole: Path) -> None:
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "predictions-base.jsonl", "predictions.jsonl", "run.toml"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    kept = ("step", "loss", "learning_rate", "gradient_norm", "skipped", "validation_loss")
+    first, second = ([{key: entry.get(key) for key in kept} for entry in read_log(path / "log.jsonl")] for path in (folder, whole))
+    assert first == second
+    first, second = (json.loads((path / "result.json").read_text()) | {"seconds": 0} for path in (folder, whole))
+    assert first == second
+    assert not [path.name for path in folder.iterdir() if path.name.endswith((".tmp", ".part"))]
+
+
+def chain(tmp_path: Path, steps: int, items: int, kills: list[str], rng: random.Random) -> tuple[Path, Path]:
+    """(the folder of an undisturbed run, that of a run killed -9 at these moments, one after the other, and not yet finished)."""
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    command = [*WHAT, "--data", rows(tmp_path), "--max-steps", steps, "--items", items, "--set", "train.save_every=3"]
+    status, _, error = finish(start(*command, "--out", whole))
+    assert status == 0, error
+    for moment in kills:
+        kill(["--resume", folder] if (folder / "run.toml").is_file() else [*command, "--out", folder], folder, moment, rng)
+    return whole, folder
+
+
+def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_path):
+    whole, folder = chain(tmp_path, 24, 4, ["base", "step"], random.Random(0))
+    if not checkpoints(folder):  # the kill came before the third step
+        kill(["--resume", folder], folder, "saving", random.Random(1))
+
+    # the disk is full: one line that names the file, everything as it was
+    full = tmp_path / "full"
+    shutil.copytree(folder, full)
+    saved = {path.name: path.read_bytes() for path in checkpoints(full)}
+    for limit, name in ((100_000, "checkpoint-0000"), (300, "log.jsonl")):
+        status, _, error = finish(start("--resume", full, limit=limit))
+        said = [line for line in error.splitlines() if line.startswith("run.py:")]
+        assert status == 1
+        assert len(said) == 1, error
+        assert f"cannot write {full}/{name}" in said[0]
+        assert "Traceback" not in error
+        assert {path.name: path.read_bytes() for path in checkpoints(full)} == saved
+        assert not list(full.glob(".*.tmp"))
+
+    # SIGTERM in training and while measuring: status 143, and the line that says how to go on
+    for moment in ("step", "measuring"):
+        process = start("--resume", folder)
+        wait(process, moments(folder, random.Random(2))[moment])
+        process.terminate()
+        status, out, error = finish(process)
+        assert status == 143, error
+        assert f"--resume {folder}" in out
+        assert "Traceback" not in error
+        newest = read_checkpoint(checkpoints(folder)[-1])
+        assert newest["step"] == len(read_log(folder / "log.jsonl"))  # the step at hand was finished, and saved
+    assert finish(start("--resume", folder))[0] == 0
+    check_same(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_ten_random_moments_a_run_ends_with_the_same_bits(tmp_path, seed):
+    rng = random.Random(seed)
+    training = ["step", "step", "step", "step", "saving", "saving", "starting"]
+    rng.shuffle(training)
+    whole, folder = chain(tmp_path, 90, 10, ["base", *training, "measuring", "measuring"], rng)
+    assert finish(start("--resume", folder))[0] == 0
+    check_same(folder, whole)
+
+
+def test_a_second_signal_ends_the_run_within_the_step(tmp_path):
+    folder = tmp_path / "out"
+    process = start("--adapter", "lora", "--data", rows(tmp_path), "--set", "train.batch_size=250", "--set", "train.micro_batch_size=1",
+                    "--set", "eval.before=false", "--max-steps", 3, "--out", folder)  # a step takes seconds
+    wait(process, lambda: lines(folder / "log.jsonl") == 1)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    while "stopping after this step" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    status, out, error = finish(process)
+    assert status == 143, error
+    assert time.monotonic() - began < 5
+    assert lines(folder / "log.jsonl") == 1  # the second step was not finished
+    assert not checkpoints(folder)
+    assert f"--resume {folder}" in out
+
+
+def test_another_seed_method_data_or_base_on_resume_is_refused(tmp_path, capsys):
+    """In the folder of a run that was killed behind its last step, whose run.toml, rows or model then became others."""
+    folder, data, base = tmp_path / "out", rows(tmp_path), tmp_path / "base"
+    shutil.copytree(ROOT / "model" / "pocket" / "llama", base)
+    words = ["--model", str(base), "--recipe", "pocket-tune", "--adapter", "lora", "--data", str(data), "--max-steps", "2", "--items", "1"]
+    assert command_line.main([*words, "--set", "eval.before=false", "--set", "eval.max_new_tokens=1", "--out", str(folder)]) == 0
+    for name in ("result.json", "report.html", "predictions.jsonl"):
+        (folder / name).unlink()
+    settings, texts, weights = (folder / "run.toml").read_text(), data.read_text(), load_file(base / "model.safetensors")
+    name, tensor = next(iter(weights.items()))
+    for said, change in (
+        ("settings", lambda: (folder / "run.toml").write_text(settings.replace("seed = 0", "seed = 1"))),
+        ("settings", lambda: (folder / "run.toml").write_text(settings.replace("alpha = 16.0", "alpha = 8.0"))),
+        ("data", lambda: data.write_text(texts.replace("pens", "pins"))),
+        ("base model", lambda: save_file(weights | {name: tensor * 2}, base / "model.safetensors", metadata={"format": "pt"})),
+    ):
+        (folder / "run.toml").write_text(settings)
+        data.write_text(texts)
+        change()
+        capsys.readouterr()
+        assert command_line.main(["--resume", str(folder)]) == 1, said
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run.py:")]
+        assert len(error) == 1
+        assert re.search(f"was made with another .*{said}.*; resume with what it was started with", error[0])
+    data.write_text(texts)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    (folder / "run.toml").write_text(settings.replace("keep = 1", "keep = 2"))  # what does not change the course may change
+    assert command_line.main(["--resume", str(folder)]) == 0
+
+
+LIMITED = """
+import re, resource, sys
+sys.path.insert(0, {root!r})
+import run
+from train import loop
+true = loop.accumulate
+def accumulate(*arguments):
+    used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + 40_000_000, used + 40_000_000))
+    return true(*arguments)
+loop.accumulate = accumulate
+sys.exit(run.main({words!r}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_memory_that_really_runs_out_is_one_line(tmp_path):
+    words = ["--adapter", "lora", "--data", str(rows(tmp_path)), "--set", "train.batch_size=250", "--set", "train.micro_batch_size=250", "--max-steps", "2",
+             "--set", "eval.before=false", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", LIMITED.format(root=str(ROOT), words=words)], capture_output=True, text=True, timeout=120)
+    said = [line for line in done.stderr.splitlines() if line.startswith("run.py:")]
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert said == [f"run.py: out of memory on cpu with 250 rows at once: lower train.micro_batch_size or set train.checkpointing=block; "
+                    f"the last checkpoint in {tmp_path / 'out'} is intact"]
