@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.errors import UserError, unknown
 from model.files import inside, read_json, tensors
 from model.registry import cached, find, resolve
+from model.shard import first_pass, is_part, part_of, shard
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
 
@@ -38,12 +39,16 @@ def load_model(
     quantize: str | None = None,
     devices: list[str] | None = None,
     revision: str | None = None,
+    mesh=None,
 ) -> nn.Module:
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 
-    dtype is that of storage and computation, None keeps the checkpoint's own. Raises UserError for anything wrong with the
-    name or the files, and for quantize and devices, which this version does not have yet.
+    dtype is that of storage and computation, None keeps the checkpoint's own. mesh: a DeviceMesh of processes that hold the blocks together
+    (model/shard.py). Raises UserError for anything wrong with the name or the files, and for quantize and devices, which this version does not
+    have yet.
     """
+    if mesh is not None and (quantize or devices):
+        raise UserError("shard lays whole weights over processes: leave out quantize and devices")
     if quantize is not None:
         raise UserError(f"quantize={quantize!r}: int8 and nf4 weights are not in this version; load with quantize=None")
     if devices is not None:
@@ -51,11 +56,16 @@ def load_model(
     folder = resolve(name, revision)
     family, config = read_config(folder)
     model = skeleton(family, config)
+    if mesh is not None:
+        shard(model, mesh)
     fingerprint = load_weights(model, family.rename, tensors(folder), dtype, torch.device(device), where=str(folder))
     model.dtype = next(model.parameters()).dtype
     model.folder = folder
     model.fingerprint = fingerprint  # what an adapter was made for
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    if mesh is not None:
+        first_pass(model)
+    return model
 
 
 def skeleton(family, config) -> nn.Module:
@@ -213,6 +223,8 @@ def fingerprint_of(family: str, samples: dict[str, bytes]) -> str:
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """model.<name> = Parameter(tensor)."""
+    """model.<name> = Parameter(tensor), or this process's part of it where the weight is to lie in several."""
     parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=False))
+    module = model.get_submodule(parent)
+    before = getattr(module, leaf)
+    setattr(module, leaf, nn.Parameter(part_of(tensor, before) if is_part(before) else tensor, requires_grad=False))

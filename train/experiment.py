@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from adapters.config import AdapterConfig, resolve
 from data.leakage import seen_sets
 from data.prompts import NAMES, template
 from data.sources import Data
+from eval.journal import remove_journals
 from eval.report import write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model import load_model, load_tokenizer
@@ -24,6 +26,7 @@ from model.load import read_config
 from model.registry import find
 from model.tokenizer import Tokenizer
 from train.loop import CHECKPOINT, train
+from train.parallel import ALONE, Processes
 from train.rows import check_leakage, cut_lines, encode_rows, leak_lines, load_rows
 from train.settings import Settings, settings, to_toml
 
@@ -52,8 +55,8 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
     return candidate
 
 
-def choose_device(s: Settings) -> torch.device:
-    """The device of a run. Raises UserError when it is not there."""
+def choose_device(s: Settings, processes: Processes = ALONE) -> torch.device:
+    """The device of this process: of several on a machine, each takes the GPU of its number. Raises UserError when it is not there."""
     name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -61,8 +64,12 @@ def choose_device(s: Settings) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1 ...")
+    if device.type == "cuda" and processes.world > 1:
+        if device.index is not None:
+            raise UserError(f"device {name!r} is one GPU for {processes.world} processes: give --device cuda, and each takes its own")
+        device = torch.device("cuda", processes.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} cannot be used: torch sees {torch.cuda.device_count()} CUDA devices here")
+        raise UserError(f"device {str(device)!r} cannot be used: torch sees {torch.cuda.device_count()} CUDA devices here")
     return device
 
 
@@ -73,14 +80,19 @@ def check_model(name: str) -> None:
         read_config(found)
 
 
-def load_base(s: Settings) -> nn.Module:
-    """The model of the settings, on their device, in their dtype. Raises UserError."""
+def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:
+    """The model of the settings, on their device, in their dtype, or with `shard` this process's part of it. Raises UserError."""
     if s.dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if s.threads:
         torch.set_num_threads(s.threads)
-    device = choose_device(s)
-    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, revision=s.revision or None)
+    if s.shard and processes.world == 1:
+        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or leave it out")
+    if s.shard and s.train.offload:
+        raise UserError("train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations")
+    device = choose_device(s, processes)
+    mesh = processes.mesh(device) if s.shard else None
+    model = load_model(s.model, dtype=DTYPES.get(s.dtype), device=device, revision=s.revision or None, mesh=mesh)
     if s.dtype == "auto" and model.dtype == torch.float16 and device.type == "cpu":
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
         model.dtype = torch.float32
@@ -102,10 +114,11 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
     return {name: rows[:items] if items else rows for name, rows in tests.items()}
 
 
-def run(s: Settings, folder: Path, resume: bool = False) -> Result:
+def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = ALONE) -> Result:
     """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint.pt.
 
-    Raises UserError for anything the user can put right. Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
+    Of several `processes` rank 0 writes. Raises UserError for anything the user can put right.
+    Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
     """
     began = time.time()
     check_model(s.model)
@@ -115,7 +128,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests, data.reads)
     leaks = check_leakage(data, tests, s.train_on_test)
-    model = load_base(s)
+    model = load_base(s, processes)
     tokenizer = load_words(s, model)
     form = template(s.template, tokenizer)
     for name, where in s.load.items():
@@ -128,21 +141,28 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     trained = named_parameters(model)
     examples, cut, empty = encode_rows(tokenizer, data, form, s)
     if not resume:
+        where = next(model.parameters()).device
+        s = replace(s, device=str(where) if processes.world == 1 else where.type, dtype=str(model.dtype).removeprefix("torch."))
+    prints = {"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)}
+    processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
+    if not resume and processes.is_writer:
         make_folder(folder)
-        s = replace(s, device=str(next(model.parameters()).device), dtype=str(model.dtype).removeprefix("torch."))
         write_text(folder / "run.toml", to_toml(s))
     say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *leak_lines(leaks)])
-    write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
+    if processes.is_writer:
+        write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
 
     def measure(title: str, file: str, names: list) -> list[dict]:
         """The predictions with these adapters on, kept in a file of the run; what an interrupted run had is not made again."""
         use(model, names)
         if (folder / file).is_file() and not names:
             return read_predictions(folder / file)
-        predictions = predict(model, tokenizer, tests, template=form, how=s.eval, title=title, reads=data.reads, journal=folder / f"{file}.part")
+        part = folder / f"{file}.part"
+        predictions = predict(model, tokenizer, tests, template=form, how=s.eval, title=title, reads=data.reads, journal=part, processes=processes)
         mark_leaks(predictions, leaks)
-        write_predictions(folder / file, predictions)
-        (folder / f"{file}.part").unlink()
+        if processes.is_writer:
+            write_predictions(folder / file, predictions)
+            remove_journals(part)
         return predictions
 
     base_predictions = measure("base", "predictions-base.jsonl", []) if s.eval.before and tests else []
@@ -151,11 +171,10 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
     use(model, on, train=["default"])
 
-    with JsonLines(folder / "log.jsonl") as log:
+    with JsonLines(folder / "log.jsonl") if processes.is_writer else nullcontext() as log:
         outcome = train(
-            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume, log=log.write,
-            rates=rates(model),
-            fingerprints={"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)},
+            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume, rates=rates(model),
+            fingerprints=prints, processes=processes, **({"log": log.write} if log else {}),
         )
     if outcome.signal:
         return Result(base_predictions, [], outcome.signal)
@@ -164,15 +183,18 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     about = {"model": s.model, "data": s.data, "template": s.template, "template_text": form.table(), "seed": s.seed,
              "adapter": s.adapter.get("preset", ""), "columns": s.columns, "test_share": 0.0 if s.tests else s.test_share, "only_right": s.only_right,
              "data_fingerprint": data.fingerprint}
-    save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
+    if processes.is_writer:
+        save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
     facts = {
         "model": s.model, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed,
-        "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
+        "steps": outcome.step, "skipped_steps": outcome.skipped, "processes": processes.world, "seconds": round(time.time() - began), "rows_cut_off": cut,
         "trainable_parameters": count(trained), "parameters": count_base(model), "trained_on_test": seen_sets(leaks),
         "decoding": s.eval.decoding, "before": tables(base_predictions), "after": tables(predictions),
     }
+    if not processes.is_writer:
+        return Result(base_predictions, predictions)
     write_report(folder, model, config, to_toml(s), facts, base_predictions, predictions)
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
     return Result(base_predictions, predictions)
@@ -180,7 +202,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
 
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    return to_toml(replace(s, device="", data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
+    return to_toml(replace(s, device="", shard=False, data_dir="", tests=[], train_on_test=False, load=dict.fromkeys(s.load, ""), eval=type(s.eval)()))
 
 
 def adapters_fingerprint(model: nn.Module, names: list[str]) -> str:

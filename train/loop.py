@@ -20,6 +20,7 @@ from model.errors import UserError, short_of_memory
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.memory import offloaded
 from train.optim import LossScale, learning_rate
+from train.parallel import ALONE, Processes
 from train.pipeline import accumulate
 from train.settings import Train
 
@@ -49,10 +50,11 @@ def train(
     resume: bool = False,
     rates: dict[str, float] | None = None,
     log: Callable[[dict], None] = lambda entry: None,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Train `parameters` (float32, by name) of `model` on `examples`, each with a token to learn, with checkpoints in folder/checkpoint.pt.
 
-    `rates` multiply the learning rate of some of them, by name.
+    `rates` multiply the learning rate of some of them, by name. Of several `processes` each computes its micro-batches; rank 0 logs and saves.
     Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
     """
@@ -84,10 +86,17 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         scale = LossScale(**state["scale"])
 
+    processes.agree(fingerprints | {"step": str(start)}, {"the adapter's weights": parameters})
+    if (most := math.ceil(min(s.batch_size, len(examples)) / s.micro_batch_size)) < processes.world:
+        tqdm.write(f"{most} micro-batches a step for {processes.world} processes: lower train.micro_batch_size, or raise train.batch_size")
+
     def save(step: int) -> None:
         for name, parameter in parameters.items():
             if not parameter.isfinite().all():
                 raise UserError(f"{name} is not finite after step {step}: lower train.learning_rate; the last checkpoint in {folder} is from before")
+        processes.agree({}, {f"the adapter's weights after step {step}": parameters})
+        if not processes.is_writer:
+            return
         save_checkpoint(folder / CHECKPOINT, {
             "step": step, "skipped": skipped, "skipped_in_a_row": skipped_in_a_row, "fingerprints": fingerprints, "scale": vars(scale),
             "parameters": {name: parameter.detach() for name, parameter in parameters.items()}, "buffers": named_buffers(model),
@@ -97,7 +106,7 @@ def train(
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
     model.train()
     model.checkpointing = s.checkpoint_every
-    with Signals() as signals, tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
+    with Signals() as signals, tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=interval, disable=not processes.is_writer) as bar:
         for step in range(start, total):
             began = time.perf_counter()
             rate = learning_rate(s, step, total)
@@ -116,8 +125,9 @@ def train(
             with short_of_memory(f"on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
                                  f"or set train.checkpointing=block; the last checkpoint in {folder} is intact"):
                 with offloaded(model) if s.offload else nullcontext():
-                    parts, busy = accumulate(model, batches, weight / scale.scale, pad_id)
-                loss = sum((part / weight).item() for part in parts)
+                    parts, busy = accumulate(model, processes.share(batches), weight / scale.scale, pad_id)
+                loss = sum(processes.gather(sum((part / weight).item() for part in parts)))
+                processes.sum_gradients(parameters.values())
                 if (extra := penalty(model)) is not None:  # what some adapters ask for besides (AdaLoRA)
                     (extra * scale.scale).backward()
 
@@ -148,10 +158,11 @@ def train(
             shown = {} if busy is None else {"busy": f"{100 * busy:.0f}%"}
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", **shown, refresh=False)
             bar.update()
-            if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
+            received = int(max(processes.gather(signals.received)))  # whichever process it reached
+            if received or (step + 1) % s.save_every == 0 or step + 1 == total:
                 save(step + 1)
-            if signals.received:
-                return Outcome(step + 1, skipped, signals.received)
+            if received:
+                return Outcome(step + 1, skipped, received)
     model.eval()
     model.checkpointing = False
     return Outcome(total, skipped, 0)

@@ -10,7 +10,7 @@ from model.errors import UserError
 if TYPE_CHECKING:  # the options are there before torch is loaded
     from train.settings import Settings
 
-MODEL_OPTIONS = ("model", "revision", "device", "dtype")
+MODEL_OPTIONS = ("model", "revision", "device", "dtype", "shard")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
+    parser.add_argument("--shard", action="store_true", default=None, help="under torchrun: each process holds a part of every block's weights")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

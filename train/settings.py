@@ -131,6 +131,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"  # auto: cuda where there is one, else cpu
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
+    shard: bool = False  # each of several processes holds a part of every block's weights, for a base that is too big for one device
     threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
     adapter: dict = field(default_factory=dict)
     load: dict = field(default_factory=dict)  # name -> folder of an adapter that is there, frozen, below the one that is trained
