@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? instead
     warnings.showwarning = lambda message, *_: print(f"run.py: {message}", file=sys.stderr)
-    told = sys.stderr if os.environ.get("RANK", "0") == "0" else open(os.devnull, "w")  # under torchrun all read the same line, and one speaks of it
+    told = sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO()  # under torchrun all read the same line, and one speaks of it
     with redirect_stderr(told):
         parser, act = build(command)
         options, extra = parser.parse_known_args(rest)

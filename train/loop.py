@@ -88,7 +88,7 @@ def train(
 
     processes.agree(fingerprints | {"step": str(start)}, {"the adapter's weights": parameters})
     if (most := math.ceil(min(s.batch_size, len(examples)) / s.micro_batch_size)) < processes.world:
-        tqdm.write(f"{most} micro-batches a step for {processes.world} processes: lower train.micro_batch_size, or raise train.batch_size")
+        tqdm.write(f"{most} micro-batch{'es' * (most > 1)} a step for {processes.world} processes: lower train.micro_batch_size, or raise train.batch_size")
 
     def save(step: int) -> None:
         for name, parameter in parameters.items():

@@ -12,6 +12,7 @@ for what is not the case here. With `shard` the blocks' weights lie in all proce
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -153,7 +154,7 @@ def started() -> Iterator[Processes]:
             processes.barrier()
     except (UserError, RuntimeError) as error:
         said = lost(error)
-        if not first_to_say(store, said):
+        if not first_to_say(store, rank, said):
             raise SystemExit(1) from None
         if isinstance(said, UserError) and rank > 0:
             said = type(said)(f"process {rank}: {said}")
@@ -165,13 +166,17 @@ def started() -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def first_to_say(store, error: Exception) -> bool:
-    """Whether no other process has said this; that others are gone, nothing at all."""
+def first_to_say(store, rank: int, error: Exception) -> bool:
+    """Whether no other process says this: rank 0 goes first, the others give it two seconds. That another is gone is said where nothing else was."""
+    key = "error" if isinstance(error, Lost) else f"error {error}"
     try:
-        if isinstance(error, Lost):
-            return store.add("errors", 1) == 1
-        store.add("errors", 1)
-        return store.add(f"error {error}", 1) == 1
+        for _ in range(20 if rank else 0):
+            if store.check([key]):
+                return False
+            time.sleep(0.1)
+        if key != "error":
+            store.add("error", 1)
+        return store.add(key, 1) == 1
     except RuntimeError:  # the store was in the process that is gone
         return True
 
@@ -186,7 +191,7 @@ def quiet() -> Iterator[None]:
 
 def lost(error: Exception) -> Exception:
     """The error itself, or `Lost` where it says that a connection broke."""
-    broken = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out")
+    broken = ("gloo", "nccl", "connection closed", "connection reset", "timed out")
     if isinstance(error, UserError) or not (isinstance(error, dist.DistError) or any(word in str(error).lower() for word in broken)):
         return error
     return Lost(f"another process of this job ended or does not answer; continue from the last checkpoint with --resume ({first_line(error)})")
