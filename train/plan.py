@@ -25,6 +25,7 @@ from model.split import balance
 from train.dry_run import Step, answer, everything, training_step
 from train.experiment import DTYPES
 from train.fit import fewer_bits, for_answers, for_training, measured_rate, options_for, parse_memory, parse_rate, usable
+from train.options import MODEL_OPTIONS, given
 from train.pipeline import orders, utilisation
 from train.settings import Settings, settings
 
@@ -83,6 +84,16 @@ def target_of(options: argparse.Namespace, made: Settings) -> Target:
     if not 0 < options.labelled <= 1:
         raise UserError(f"--labelled {options.labelled} should be a share, above 0 and at most 1")
     return Target(named, memory, length, options.labelled)
+
+
+def run_of(options: argparse.Namespace) -> Settings:
+    """The settings that the options of plan or show stand for. Raises UserError."""
+    chosen = given(options, tuple(key for key in MODEL_OPTIONS if hasattr(options, key)))
+    if not options.config:
+        chosen.setdefault("model", "llama-7b")
+    if options.adapter:
+        chosen["adapter"] = {"preset": options.adapter}
+    return settings(options.config, getattr(options, "recipe", None), chosen, options.set)
 
 
 def dtype_of(made: Settings, raw: dict, kind: str) -> torch.dtype:
@@ -175,12 +186,7 @@ def advice(made: Settings, found: Planned, target: Target) -> str | None:
 
 def plan(options: argparse.Namespace) -> dict:
     """The plan as a table of facts; bytes, seconds, floating-point operations. Raises UserError."""
-    chosen = {key: getattr(options, key) for key in ("revision", "device", "dtype", "quantize") if getattr(options, key) is not None}
-    if options.model or not options.config:
-        chosen["model"] = options.model or "llama-7b"
-    if options.adapter:
-        chosen["adapter"] = {"preset": options.adapter}
-    made = settings(options.config, options.recipe, chosen, options.set)
+    made = run_of(options)
     target = target_of(options, made)
     rate = parse_rate(options.flops) if options.flops else None
     if options.rows is not None and options.rows < 1:
