@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from model.quantize import STORED_AS, quantization_of, quantize_skeleton, quanti
 from model.registry import cached, find, resolve
 from model.shard import first_pass, is_part, part_of, shard
 from model.split import device_named, split
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
 
@@ -43,7 +47,7 @@ def load_model(
     devices: Sequence[str | torch.device] | None = None,
     revision: str | None = None,
     layers_per_device: Sequence[int] | None = None,
-    mesh=None,
+    mesh: "DeviceMesh | None" = None,
 ) -> nn.Module:
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 

@@ -19,6 +19,7 @@ import run as command_line
 from eval.generate import generate
 from model import UserError, load_model
 from train import experiment, parallel
+from train.checkpoint import checkpoints
 from train.parallel import Processes, started
 from train.settings import settings
 
@@ -215,13 +216,13 @@ def test_two_processes_answer_and_write_what_one_does(tmp_path):
     assert time.monotonic() - began < 20
     assert not (tmp_path / "two" / "result.json").exists()
     assert error.count("another process of this job ended or does not answer") <= 1  # torchrun may have ended the other before it says so
-    begun = torch.load(tmp_path / "two" / "checkpoint.pt")["step"]
+    begun = torch.load(checkpoints(tmp_path / "two")[-1])["step"]
     assert 2 <= begun < 30
 
     for status, _, error in finish(launch(2, ROOT / "run.py", "--resume", "two", cwd=tmp_path)):
         assert status == 0, error
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"run.toml", "log.jsonl", "adapter", "predictions.jsonl", "result.json", "report.html",
-                                                                   "checkpoint.pt", "leakage.json"}
+                                                                   "checkpoint-000030.pt", "leakage.json"}
     experiment.run(settings(config=str(tmp_path / "two" / "run.toml")), tmp_path / "one")
     two, one = ({entry["step"]: entry["loss"] for entry in log_of(tmp_path / name)} for name in ("two", "one"))  # steps behind the checkpoint stand there twice
     torch.testing.assert_close(torch.tensor([two[step] for step in one]), torch.tensor(list(one.values())), rtol=1e-4, atol=0)

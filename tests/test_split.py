@@ -129,6 +129,14 @@ def test_the_pipeline_has_the_losses_and_gradients_of_one_device(any_folder, cou
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_a_tied_head_stays_with_the_embedding_and_hidden_states_come_back(tmp_path):
+    model = load_model(str(write_checkpoint(tmp_path / "tiny", tie_word_embeddings=True)))
+    split(model, [torch.device("meta"), CPU], [1, 2])
+    assert model.tied
+    with OneDeviceEach():
+        assert model.logits(torch.randn(2, 32)).is_meta
+
+
 def test_training_split_is_training_whole(folder, tmp_path):
     whole, halves = model_with(folder), model_with(folder)
     split(halves, [CPU, CPU], [2, 1])
