@@ -2,10 +2,12 @@
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
 import warnings
+from contextlib import redirect_stderr
 
 COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "train": ("train", "train an adapter and measure it (also without the word)"),
@@ -39,13 +41,21 @@ def main(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? instead
     warnings.showwarning = lambda message, *_: print(f"run.py: {message}", file=sys.stderr)
-    parser, act = build(command)
-    options, extra = parser.parse_known_args(rest)
+    told = sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO()  # under torchrun all read the same line, and one speaks of it
+    with redirect_stderr(told):
+        parser, act = build(command)
+        options, extra = parser.parse_known_args(rest)
+    wrong = None
+    if extra and extra[0] in COMMANDS:
+        wrong = f"the command comes first: python run.py {extra[0]} ..."
+    elif extra:
+        wrong = unknown(f"option of {command}", extra[0], [option for action in parser._actions for option in action.option_strings])
+    elif command not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
+        wrong = f"{command} is for one process: start it with python, not with torchrun"
+    if wrong:
+        print(f"run.py: {wrong}", file=told)
+        return 1
     try:
-        if extra and extra[0] in COMMANDS:
-            raise UserError(f"the command comes first: python run.py {extra[0]} ...")
-        if extra:
-            raise unknown(f"option of {command}", extra[0], [option for action in parser._actions for option in action.option_strings])
         return act(options)
     except UserError as error:
         if options.debug:

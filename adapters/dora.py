@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adapters.lora import LoRA
 from model.errors import UserError
+from model.shard import whole
 
 
 class DoRA(LoRA):
@@ -21,7 +22,7 @@ class DoRA(LoRA):
         super().__init__(options, site)
         if options.bias or options.gate:
             raise UserError("DoRA has neither a bias nor a gate of its own")
-        self.lora_magnitude_vector = nn.Parameter(self.norm(site.weight))
+        self.lora_magnitude_vector = nn.Parameter(self.norm(whole(site.weight)))
 
     @torch.no_grad()
     def norm(self, weight: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ class DoRA(LoRA):
         raise UserError("DoRA changes the length of the weight's rows and is no plain LoRA; merge it into the weights instead")
 
     def start(self, site: nn.Module) -> dict[str, Tensor]:
-        return {"lora_magnitude_vector": site.weight.detach().float().norm(dim=1)}
+        return {"lora_magnitude_vector": whole(site.weight).detach().float().norm(dim=1)}
 
     def key(self, leaf: str) -> str:
         return leaf if leaf == "lora_magnitude_vector" else super().key(leaf)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapters.base import Adapter
 from model.errors import UserError
+from model.shard import whole
 
 
 class Full(Adapter):
@@ -27,7 +28,7 @@ class Full(Adapter):
         self.options = options
         if site.weight is None:
             raise UserError("this model's norms have neither weight nor bias: there is nothing to train in them")
-        self.weight = nn.Parameter(site.weight.detach().float().clone())
+        self.weight = nn.Parameter(whole(site.weight).detach().float().clone())
         self.bias = None if site.bias is None else nn.Parameter(site.bias.detach().float().clone())
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
@@ -38,7 +39,7 @@ class Full(Adapter):
         return self.weight, self.bias
 
     def start(self, site: nn.Module) -> dict[str, Tensor]:
-        return {leaf: getattr(site, leaf).detach().float() for leaf in self.state_dict()}
+        return {leaf: whole(getattr(site, leaf)).detach().float() for leaf in self.state_dict()}
 
     def key(self, leaf: str) -> str:
         return leaf

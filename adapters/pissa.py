@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.lora import LoRA
 from model.errors import UserError
+from model.shard import whole
 
 
 class PiSSA(LoRA):
@@ -27,7 +28,7 @@ class PiSSA(LoRA):
         if options.r > min(site.in_features, site.out_features):
             raise UserError(f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no more than its smaller side of singular values")
         if not site.weight.is_meta:
-            B, A = principal(site.weight.detach().float().cpu(), options.r)
+            B, A = principal(whole(site.weight).detach().float().cpu(), options.r)
             self.lora_A.data, self.lora_B.data = A / self.scale**0.5, B / self.scale**0.5
         self.register_buffer("lora_A_start", self.lora_A.detach().clone())
         self.register_buffer("lora_B_start", self.lora_B.detach().clone())

@@ -3,9 +3,13 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.errors import UserError, unknown
 from train.options import add_data_options, add_model_options, data_settings, given, seeds_of, whole_paths
+
+if TYPE_CHECKING:  # the options are there before torch is loaded
+    from train.parallel import Processes
 
 
 def add_evaluate(parser: argparse.ArgumentParser):
@@ -36,6 +40,13 @@ EVAL_OPTIONS = ("items", "batch_size", "max_new_tokens", "scoring", "beams", "te
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    from train.parallel import started
+
+    with started() as processes:
+        return evaluate_in(processes, options)
+
+
+def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     from eval.teacher import teacher_lines
     from eval.text import published_lines, score_lines
     from train import evaluate as job
@@ -55,9 +66,11 @@ def evaluate(options: argparse.Namespace) -> int:
         average = options.average
         name = Path(made.data).stem if made.data != "none" else "-".join(Path(one).stem for one in made.tests[:4])
         default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{name}"
-        folder = job.new_folder(Path(options.out) if options.out else default, numbered=not options.out)
+        folder = processes.from_writer(lambda: job.new_folder(Path(options.out) if options.out else default, numbered=not options.out))
+    if processes.world > 1 and not options.device:
+        made = replace(made, device=made.device.partition(":")[0])  # the run may have been one process on one GPU
     try:
-        found = job.evaluate(made, adapters, folder, average, form)
+        found = job.evaluate(made, adapters, folder, average, form, replace(processes, sharded=made.shard))
     except KeyboardInterrupt:
         if (folder / job.STARTED).is_file():
             print(f"\nstopped; continue with: python run.py evaluate --resume {folder}")

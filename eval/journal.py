@@ -35,6 +35,26 @@ class Journal(JsonLines):
         return self
 
 
+def journal_of(path: Path, rank: int) -> Path:
+    """The file of one of several processes, beside that of the first."""
+    return path.with_name(f"{path.name}{rank}") if rank else path
+
+
+def journals(path: Path) -> list[Path]:
+    """Those that are there, of however many processes there were."""
+    return [file for file in sorted(path.parent.glob(f"{path.name}*")) if file == path or file.name.removeprefix(path.name).isdigit()]
+
+
+def answers_in(path: Path, fingerprint: str) -> dict[int, dict]:
+    """The answers in all of them, by number. Raises UserError."""
+    return {number: answer for file in journals(path) for number, answer in Journal(file, fingerprint).done.items()}
+
+
+def remove_journals(path: Path) -> None:
+    for file in journals(path):
+        file.unlink()
+
+
 def parsed(line: str) -> dict | None:
     """The entry of a line; None for the one that a kill cut short."""
     try:

@@ -19,7 +19,7 @@ from data.prompts import Template
 from data.prompts import template as named
 from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, read_answer, response_of
 from eval.generate import Sampling, generate
-from eval.journal import Journal, fingerprint_of
+from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
 from model.errors import UserError, short_of_memory
 from model.files import write_text
@@ -75,14 +75,15 @@ class Decoding:
 
 def predict(
     model: nn.Module, tokenizer, problems: dict[str, list[dict]], *, template: Template | str, how: Decoding | None = None, title: str = "",
-    reads: dict[str, str] | None = None, journal: Path | None = None, **decoding,
+    reads: dict[str, str] | None = None, journal: Path | None = None, processes=None, **decoding,
 ) -> list[dict]:
     """Answers to the rows {instruction, input, answer} of each data set, as a list in the order given, of several seeds one after the other.
 
     A prediction holds set, index, instruction, prompt, output, gold; answer and right as read strictly, paper_answer and paper_right as the
     paper's code read them; cut: whether it ran out of tokens; seed, or the options' likelihoods. template: one, or its name; how: a Decoding, or its
     fields. Batches are of similar length, whichever sets they come from. reads: set -> the kind of answer, where its name does not say it. journal: a
-    file that keeps the answers until all are there. Raises UserError.
+    file that keeps the answers until all are there. processes: several (train/parallel.py), each with its share of the problems and a journal of its own;
+    all get all answers. Raises UserError.
     """
     how = how or Decoding(**decoding)
     template = named(template, tokenizer) if isinstance(template, str) else template
@@ -99,12 +100,18 @@ def predict(
         forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
         options = [choices(tokenizer, row, template, kinds[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
-    kept = Journal(journal, fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs])) if journal else None
-    answers = dict(kept.done) if kept else {}
+    rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
+    made_by = fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs]) if journal else ""
+    answers = answers_in(journal, made_by) if journal and rank == 0 else {}
+    answers = processes.exchange(answers)[0] if world > 1 else answers
     waiting = sorted((number for number in range(len(jobs)) if number not in answers), key=lambda number: (-len(jobs[number][2]), number))
+    if not together:  # a model that all hold together answers in all of them at once, and the first one writes
+        waiting = waiting[rank::world]
+    kept = Journal(journal_of(journal, rank), made_by) if journal and not (together and rank) else None
     model.eval()
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
-    bar = tqdm(total=len(jobs), initial=len(answers), unit="problem", desc=title, dynamic_ncols=True, mininterval=interval)
+    bar = tqdm(total=len(answers) + len(waiting), initial=len(answers), unit="problem", desc=title, dynamic_ncols=True, mininterval=interval,
+               disable=rank > 0)
     with bar, kept or nullcontext():
         for start in range(0, len(waiting), how.batch_size):
             batch = waiting[start : start + how.batch_size]
@@ -116,6 +123,8 @@ def predict(
                 if kept:
                     kept.write({"job": number, **answer})
             bar.update(len(batch))
+    for found in processes.exchange(answers) if world > 1 else []:
+        answers |= found
     for number, (job, *_) in enumerate(jobs):
         job |= {key: value for key, value in answers[number].items() if key != "job"}
         job |= verdict(job, own.get(job["set"], job["set"]))

@@ -68,16 +68,16 @@ def load(options: argparse.Namespace, how: str):
     import torch
 
     from model import load_model
-    from train.experiment import DTYPES, choose_device
+    from train.experiment import DTYPES, choose_devices
     from train.settings import Settings
 
     if options.dtype not in (None, *DTYPES):
         from model.errors import unknown
 
         raise unknown("dtype", options.dtype, DTYPES)
-    device = choose_device(replace(Settings(), device=options.device or "auto"))
-    model = load_model(options.model, dtype=DTYPES.get(options.dtype), device=device, quantize=how, revision=options.revision)
-    if model.dtype == torch.float16 and device.type == "cpu":
+    devices = choose_devices(replace(Settings(), device=options.device or "auto"))
+    model = load_model(options.model, dtype=DTYPES.get(options.dtype), devices=devices, quantize=how, revision=options.revision)
+    if model.dtype == torch.float16 and devices[0].type == "cpu":
         model.dtype = torch.float32
     return model
 

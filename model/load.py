@@ -15,6 +15,7 @@ from model.errors import UserError, unknown
 from model.files import inside, read_json, tensors
 from model.quantize import STORED_AS, quantization_of, quantize_skeleton, quantized
 from model.registry import cached, find, resolve
+from model.shard import first_pass, is_part, part_of, shard
 from model.split import device_named, split
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
@@ -42,12 +43,14 @@ def load_model(
     devices: Sequence[str | torch.device] | None = None,
     revision: str | None = None,
     layers_per_device: Sequence[int] | None = None,
+    mesh=None,
 ) -> nn.Module:
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 
     dtype is that of storage and computation, None keeps the checkpoint's own. quantize stores the weights of the Linears in the blocks in fewer bits
     ("int8", "llm-int8", "nf4": model/quantize.py); a folder that is quantised already is loaded as it is. Over several devices the layers are split,
-    each tensor going straight to its own (model/split.py). Raises UserError for anything wrong with the name or the files.
+    each tensor going straight to its own (model/split.py). mesh: a DeviceMesh of processes that hold the blocks together (model/shard.py).
+    Raises UserError for anything wrong with the name or the files.
     """
     if quantize and quantize not in STORED_AS:
         raise unknown("quantization", quantize, STORED_AS)
@@ -58,17 +61,24 @@ def load_model(
     stored, fingerprint = quantization_of(read_json(folder / "config.json"), str(folder))
     if stored and quantize and STORED_AS[stored].layout is not STORED_AS[quantize].layout:
         raise UserError(f"{folder} is stored as {stored} and cannot become {quantize}: leave quantize out, or load what it was made from")
+    if mesh is not None and (quantize or stored or len(places) > 1):
+        raise UserError("shard lays whole weights over processes: leave out quantize and devices, and give a model that is not quantised")
     if quantize or stored:
         quantize_skeleton(model, quantize or stored)
     if len(places) > 1:
         split(model, places, layers_per_device)
+    if mesh is not None:
+        shard(model, mesh)
     found = load_weights(model, family.rename, tensors(folder), dtype, places[0], where=str(folder), stored=bool(stored))
     model.dtype = next(model.parameters()).dtype
     for linear in quantized(model).values():
         linear.dtype = model.dtype
     model.folder = folder
     model.fingerprint = fingerprint or found  # what an adapter was made for
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    if mesh is not None:
+        first_pass(model)
+    return model
 
 
 def skeleton(family, config) -> nn.Module:
@@ -251,6 +261,8 @@ def fingerprint_of(family: str, samples: dict[str, bytes]) -> str:
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """model.<name> = Parameter(tensor)."""
+    """model.<name> = Parameter(tensor), or this process's part of it where the weight is to lie in several."""
     parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=False))
+    module = model.get_submodule(parent)
+    before = getattr(module, leaf)
+    setattr(module, leaf, nn.Parameter(part_of(tensor, before) if is_part(before) else tensor, requires_grad=False))

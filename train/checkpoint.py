@@ -56,12 +56,14 @@ class State:
         for name, tensor in {**self.parameters, **named_buffers(self.model)}.items():
             tensor.copy_(saved["parameters" if name in self.parameters else "buffers"][name])
 
-    def save(self, folder: Path, fingerprints: dict[str, str], keep: int = 1) -> None:
-        """Write folder/checkpoint-STEP.pt, then remove all but the newest `keep`. Raises UserError; what was there stays."""
-        save_checkpoint(folder, self.step, {
-            "step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "fingerprints": fingerprints,
-            "scale": vars(self.scale), "optimizer": self.optimizer.state_dict(), "best": self.best, **self.weights(),
-        }, keep)
+    def save(self, folder: Path, fingerprints: dict[str, str], keep: int = 1, write: bool = True) -> None:
+        """Write folder/checkpoint-STEP.pt, then remove all but the newest `keep`; write=False: only check. Raises UserError; what was there stays."""
+        weights = self.weights()
+        if write:
+            save_checkpoint(folder, self.step, {
+                "step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "fingerprints": fingerprints,
+                "scale": vars(self.scale), "optimizer": self.optimizer.state_dict(), "best": self.best, **weights,
+            }, keep)
 
     def load(self, folder: Path, fingerprints: dict[str, str]) -> None:
         """Continue from the newest readable checkpoint in `folder`. Raises UserError when there is none or it is of another run."""

@@ -2,11 +2,15 @@
 
 import argparse
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.errors import UserError, unknown
 from train.options import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, whole_paths
+
+if TYPE_CHECKING:  # the options are there before torch is loaded
+    from train.parallel import Processes
 
 
 def add_train(parser: argparse.ArgumentParser):
@@ -30,6 +34,13 @@ def add_train(parser: argparse.ArgumentParser):
 
 
 def train(options: argparse.Namespace) -> int:
+    from train.parallel import started
+
+    with started() as processes:
+        return train_in(processes, options)
+
+
+def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     from eval.text import published_lines, score_lines
     from train.experiment import can_resume, fresh_folder, resume_settings, run
     from train.settings import settings
@@ -51,6 +62,8 @@ def train(options: argparse.Namespace) -> int:
             raise UserError("--resume continues a run with its own settings; give no other option with it")
         folder = Path(options.resume)
         made = resume_settings(folder)
+        if processes.world > 1:
+            made = replace(made, device=made.device.partition(":")[0])  # it may have been one process on one GPU before
         if not can_resume(folder):
             print(f"{folder} has no checkpoint yet: starting from step 0")
     else:
@@ -58,9 +71,10 @@ def train(options: argparse.Namespace) -> int:
         made = whole_paths(made)
         adapter = made.adapter.get("preset") or made.adapter.get("kind") or "+".join(made.adapter)
         name = f"{Path(made.model).name}-{adapter}-{Path(made.data).stem}"
-        folder = fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out)
+        folder = processes.from_writer(lambda: fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out))
+    processes = replace(processes, sharded=made.shard)
     try:
-        result = run(made, folder, resume=bool(options.resume) and can_resume(folder))
+        result = run(made, folder, resume=bool(options.resume) and can_resume(folder), processes=processes)
     except (KeyboardInterrupt, SystemExit):  # while measuring, or at a second signal; at the first the loop itself takes care
         if folder.exists():
             print(f"\nstopped; continue from the last checkpoint with: python run.py --resume {folder}")
@@ -168,6 +182,8 @@ BENCHMARKS = {
     "quantize": Benchmark("eval.benchmark", "quantize_lines", {"model": "smollm2-135m", "repeats": 3}, "a model's quantised forms beside the plain one"),
     "step": Benchmark("train.speed", "speed_lines", {"model": "smollm2-135m", "quantize": "none", "adapter": "lora", "tokens": 256, "rows": 4,
                       "checkpointing": "none", "device": "cpu", "dtype": "bfloat16", "repeats": 3}, "seconds and memory of a training step"),
+    "plan": Benchmark("train.plan_check", "plan_lines", {"model": "smollm2-135m", "tokens": 128},
+                      "what run.py plan says of a training step and of answers, against measured peaks of memory"),
     "llama-7b-fits": Benchmark("train.fits", "fits_lines", {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256},
                                "random 7B weights from the disk through load, attach, a training step and save, within 16 GB"),
 }

@@ -1,8 +1,9 @@
 """A model measured: with adapters or without, on any sets, in a folder of its own, to be continued when it was interrupted."""
 
 import argparse
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters import Average, use
@@ -11,11 +12,13 @@ from adapters.several import load_any
 from data.leakage import Leak, leakage
 from data.prompts import Template, stored_template, template
 from data.sources import is_here, load_data
+from eval.journal import remove_journals
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import make_folder, read_json, write_text
 from train.experiment import check_model, first_items, fresh_folder, load_base, load_words
 from train.options import MODEL_OPTIONS, given
+from train.parallel import ALONE, Processes
 from train.rows import only_right
 from train.settings import Settings, parse_set, settings, to_toml
 
@@ -47,10 +50,11 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
     return settings(str(Path(options.run) / "run.toml"), None, chosen, sets or []), adapters or [Path(options.run) / "adapter"]
 
 
-def load_with_adapter(made: Settings, adapters: list[Path], average: bool = False, words: bool = True, form: str | None = None):
+def load_with_adapter(made: Settings, adapters: list[Path], average: bool = False, words: bool = True, form: str | None = None,
+                      processes: Processes = ALONE):
     """(model, tokenizer or None, prompt template, what the adapters' files say of their runs): the base of the settings with the adapters of these
     folders, stacked or averaged. The template is the one they were trained with, or that of the name `form`. Raises UserError."""
-    model = load_base(made)
+    model = load_base(made, processes)
     tokenizer = load_words(made, model) if words else None
     names = ["default"] if len(adapters) == 1 else [f"adapter{number}" for number in range(1, len(adapters) + 1)]
     runs = [load_any(model, folder, name) for folder, name in zip(adapters, names, strict=True)]
@@ -73,31 +77,36 @@ class Measured:
     said: list[str]
 
 
-def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool = False, form: str | None = None) -> Measured:
-    """Measure in `folder`, going on with what is there. Raises UserError."""
+def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool = False, form: str | None = None,
+             processes: Processes = ALONE) -> Measured:
+    """Measure in `folder`, going on with what is there; of several `processes` rank 0 writes. Raises UserError."""
     check_model(made.model)
     data = load_data(made.data, made.data_dir, made.seed, tests=made.tests, columns=made.columns, test_share=made.test_share)
     tests = first_items(data.tests, made.eval.items)
     if not tests:
         raise UserError(f"data {data.name} has no test set: choose some with --tests NAME,NAME")
     check_labels(tests, data.reads)
-    model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form)
+    model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form, processes=processes)
     stored = stored_template(runs, tokenizer)
     said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
     leaks, more = seen_in_training(runs, tests, made.data_dir)
-    make_folder(folder)
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}
-    write_text(folder / STARTED, json.dumps(start, indent=2) + "\n")
-    write_text(folder / "evaluate.toml", to_toml(made))
+    same = {"base model": model.fingerprint, "settings": to_toml(replace(made, device="")), "tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()}
+    processes.agree(same, {"adapters": {name: one for name, one in model.named_parameters() if ".adapters." in name}})
+    if processes.is_writer:
+        make_folder(folder)
+        write_text(folder / STARTED, json.dumps(start, indent=2) + "\n")
+        write_text(folder / "evaluate.toml", to_toml(made))
     journal = folder / f"{PREDICTIONS}.part"
-    predictions = predict(model, tokenizer, tests, template=prompt, how=made.eval, reads=data.reads, journal=journal)
+    predictions = predict(model, tokenizer, tests, template=prompt, how=made.eval, reads=data.reads, journal=journal, processes=processes)
     for one in leaks:
         mark_leaks(predictions, one)
-    write_predictions(folder / PREDICTIONS, predictions)
     facts = {"model": made.model, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name, "notes": said + more,
              "scores": tables(predictions)}
-    write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
-    journal.unlink()
+    if processes.is_writer:
+        write_predictions(folder / PREDICTIONS, predictions)
+        write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
+        remove_journals(journal)
     preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
     return Measured(predictions, prompt, preset if isinstance(preset, str) else "", said + more)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from adapters.config import AdapterConfig, resolve
 from data.leakage import seen_sets
 from data.prompts import NAMES, template
 from data.sources import Data
+from eval.journal import remove_journals
 from eval.report import validation_text, write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model import load_model, load_tokenizer
@@ -27,6 +29,7 @@ from model.split import parse_devices
 from model.tokenizer import Tokenizer
 from train.checkpoint import checkpoints
 from train.loop import train
+from train.parallel import ALONE, Processes
 from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
@@ -56,9 +59,19 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
     return candidate
 
 
-def choose_devices(s: Settings) -> list[torch.device]:
-    """The devices of a run: one, or several that its layers are split over. Raises UserError when one is not there."""
-    devices = parse_devices(s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+def choose_devices(s: Settings, processes: Processes = ALONE) -> list[torch.device]:
+    """The devices of this process: one, or several that the layers are split over; of several processes on a machine, each takes the GPU of its number.
+
+    Raises UserError when one is not there.
+    """
+    name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if processes.world > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise UserError(f"device {name!r} is not for {processes.world} processes: give --device cuda, and each takes its own")
+        name = f"cuda:{processes.local_rank}"
+    devices = parse_devices(name)
+    if len(devices) > 1 and processes.world > 1:
+        raise UserError(f"layers are split over the devices of one process, and there are {processes.world}: give one device")
     if s.layers_per_device and len(devices) == 1:
         raise UserError(f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1")
     return devices
@@ -71,15 +84,19 @@ def check_model(name: str) -> None:
         read_config(found)
 
 
-def load_base(s: Settings) -> nn.Module:
-    """The model of the settings, on their device, in their dtype. Raises UserError."""
+def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:
+    """The model of the settings, on their device, in their dtype, or with `shard` this process's part of it. Raises UserError."""
     if s.dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if s.threads:
         torch.set_num_threads(s.threads)
-    devices = choose_devices(s)
+    if s.shard and processes.world == 1:
+        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or leave it out")
+    if s.shard and s.train.offload:
+        raise UserError("train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations")
+    devices = choose_devices(s, processes)
     model = load_model(s.model, DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, quantize=s.quantize or None,
-                       revision=s.revision or None)
+                       revision=s.revision or None, mesh=processes.mesh(devices[0]) if s.shard else None)
     if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
         model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
         model.dtype = torch.float32
@@ -101,10 +118,11 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
     return {name: rows[:items] if items else rows for name, rows in tests.items()}
 
 
-def run(s: Settings, folder: Path, resume: bool = False) -> Result:
+def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = ALONE) -> Result:
     """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint-STEP.pt.
 
-    Raises UserError for anything the user can put right. Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
+    Of several `processes` rank 0 writes. Raises UserError for anything the user can put right.
+    Interrupted by a signal, it saves a checkpoint and returns with `signal` set.
     """
     began = time.time()
     check_model(s.model)
@@ -115,7 +133,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests, data.reads)
     leaks = check_leakage(data, tests, s.train_on_test)
-    model = load_base(s)
+    model = load_base(s, processes)
     tokenizer = load_words(s, model)
     form = template(s.template, tokenizer)
     for name, where in s.load.items():
@@ -129,22 +147,29 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     examples, cut, empty = encode_rows(tokenizer, data, form, s)
     examples, held_out, twins = hold_out(examples, s.train.validation_rows, s.seed)
     if not resume:
+        here = ",".join(str(stage.device) for stage in model.stages) or str(model.device)
+        s = replace(s, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."))
+    prints = {"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)}
+    processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
+    if not resume and processes.is_writer:
         make_folder(folder)
-        s = replace(s, device=",".join(str(stage.device) for stage in model.stages) or str(model.device), dtype=str(model.dtype).removeprefix("torch."))
         write_text(folder / "run.toml", to_toml(s))
     say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *validation_lines(len(held_out), twins, s), *leak_lines(leaks)])
-    tracker = TRACKERS[s.train.tracker](folder, asdict(s))
-    write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
+    tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
+    if processes.is_writer:
+        write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
 
     def measure(title: str, file: str, names: list) -> list[dict]:
         """The predictions with these adapters on, kept in a file of the run; what an interrupted run had is not made again."""
         use(model, names)
         if (folder / file).is_file() and not names:
             return read_predictions(folder / file)
-        predictions = predict(model, tokenizer, tests, template=form, how=s.eval, title=title, reads=data.reads, journal=folder / f"{file}.part")
+        part = folder / f"{file}.part"
+        predictions = predict(model, tokenizer, tests, template=form, how=s.eval, title=title, reads=data.reads, journal=part, processes=processes)
         mark_leaks(predictions, leaks)
-        write_predictions(folder / file, predictions)
-        (folder / f"{file}.part").unlink()
+        if processes.is_writer:
+            write_predictions(folder / file, predictions)
+            remove_journals(part)
         return predictions
 
     base_predictions = measure("base", "predictions-base.jsonl", []) if s.eval.before and tests else []
@@ -153,11 +178,11 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
     use(model, on, train=["default"])
 
-    with JsonLines(folder / "log.jsonl") as log:
+    with JsonLines(folder / "log.jsonl") if processes.is_writer else nullcontext() as log:
         outcome = train(
             model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume,
-            log=lambda entry: (log.write(entry), tracker.write(entry)), rates=rates(model), held_out=held_out,
-            fingerprints={"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)},
+            log=lambda entry: (log.write(entry), tracker.write(entry)) if log else None, rates=rates(model), held_out=held_out,
+            fingerprints=prints, processes=processes,
         )
     if outcome.signal:
         tracker.finish(outcome.step, {})
@@ -167,16 +192,19 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
     about = {"model": s.model, "data": s.data, "template": s.template, "template_text": form.table(), "seed": s.seed,
              "adapter": s.adapter.get("preset", ""), "columns": s.columns, "test_share": 0.0 if s.tests else s.test_share, "only_right": s.only_right,
              "data_fingerprint": data.fingerprint}
-    save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
+    if processes.is_writer:
+        save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
     facts = {
-        "model": s.model, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed,
+        "model": s.model, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed, "processes": processes.world,
         "adapter_step": outcome.adapter_step, "validation": outcome.validation,
         "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
         "trainable_parameters": count(trained), "parameters": count_base(model), "trained_on_test": seen_sets(leaks),
         "decoding": s.eval.decoding, "before": tables(base_predictions), "after": tables(predictions),
     }
+    if not processes.is_writer:
+        return Result(base_predictions, predictions)
     write_report(folder, model, config, to_toml(s), facts, base_predictions, predictions)
     tracker.finish(outcome.step, {name: score.accuracy for name, score in scores(predictions).items()})
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
@@ -186,7 +214,7 @@ def run(s: Settings, folder: Path, resume: bool = False) -> Result:
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
     train = replace(s.train, keep=1, tracker="")
-    here = {"device": "", "layers_per_device": [], "data_dir": "", "load": dict.fromkeys(s.load, "")}  # where it runs and where things lie
+    here = {"device": "", "layers_per_device": [], "shard": False, "data_dir": "", "load": dict.fromkeys(s.load, "")}  # where it runs, where things lie
     return to_toml(replace(s, **here, tests=[], train_on_test=False, eval=type(s.eval)(), train=train))
 
 

@@ -19,6 +19,7 @@ from train.checkpoint import State
 from train.loss import mean_loss
 from train.memory import offloaded
 from train.optim import LossScale, learning_rate
+from train.parallel import ALONE, Processes
 from train.pipeline import accumulate, busy_text
 from train.settings import Train
 from train.signals import Signals
@@ -51,10 +52,12 @@ def train(
     rates: dict[str, float] | None = None,
     held_out: Sequence[Example] = (),
     log: Callable[[dict], None] = lambda entry: None,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Train `parameters` (float32, by name) of `model` on `examples`, each with a token to learn, with checkpoints in `folder`.
 
     `rates` multiply the learning rate of some of them, by name. With rows `held_out`, the weights of the lowest loss on these are loaded in the end.
+    Of several `processes` each computes its micro-batches; rank 0 logs and saves.
     Resuming continues to the bit what an undisturbed run would have done. SIGINT and SIGTERM finish the step, save and return.
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
     """
@@ -76,12 +79,17 @@ def train(
     shares: list[float] = []  # of each step that the devices were busy, where there are several
     if resume:
         state.load(folder, fingerprints)
+    processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
+    if (most := math.ceil(min(s.batch_size, len(examples)) / s.micro_batch_size)) < processes.world:
+        tqdm.write(f"{most} micro-batch{'es' * (most > 1)} a step for {processes.world} processes: lower train.micro_batch_size, or raise train.batch_size")
 
     validate_every = s.validate_every or s.save_every
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
     model.train()
     model.checkpointing = s.checkpoint_every
-    with Signals() as signals, tqdm(total=total, initial=state.step, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
+    with Signals() as signals, tqdm(
+        total=total, initial=state.step, unit="step", dynamic_ncols=True, mininterval=interval, disable=not processes.is_writer,
+    ) as bar:
         for step in range(state.step, total):
             if s.patience and state.best and step - state.best["step"] >= s.patience * validate_every:
                 tqdm.write(f"no lower validation loss in {s.patience} validations: stopped after step {step}")
@@ -103,8 +111,9 @@ def train(
             with short_of_memory(f"on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
                                  f"or set train.checkpointing=block; the last checkpoint in {folder} is intact"):
                 with offloaded(model) if s.offload else nullcontext():
-                    parts, busy = accumulate(model, batches, weight / scale.scale, pad_id)
-                loss = sum((part / weight).item() for part in parts)
+                    parts, busy = accumulate(model, processes.share(batches), weight / scale.scale, pad_id)
+                loss = sum(processes.gather(sum((part / weight).item() for part in parts)))
+                processes.sum_gradients(parameters.values())
                 if (extra := penalty(model)) is not None:  # what some adapters ask for besides (AdaLoRA)
                     (extra * scale.scale).backward()
 
@@ -132,7 +141,7 @@ def train(
                 shares.append(busy)
             validation = {}
             if held_out and ((step + 1) % validate_every == 0 or step + 1 == total):
-                found = mean_loss(model, held_out, s.micro_batch_size, pad_id)
+                found = processes.gather(mean_loss(model, held_out, s.micro_batch_size, pad_id))[0]  # one number for all
                 state.validated(found)
                 validation = {"validation_loss": found if math.isfinite(found) else None}
             log({
@@ -143,10 +152,12 @@ def train(
             shown = {} if busy is None else {"busy": f"{100 * busy:.0f}%"}
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", **shown, refresh=False)
             bar.update()
-            if signals.received or (step + 1) % s.save_every == 0 or step + 1 == total:
-                state.save(folder, fingerprints, s.keep)
-            if signals.received:
-                return Outcome(state.step, state.skipped, signals.received, state.step, state.validation)
+            received = int(max(processes.gather(signals.received)))  # whichever process it reached
+            if received or (step + 1) % s.save_every == 0 or step + 1 == total:
+                processes.agree({}, {f"the adapter's weights after step {step + 1}": parameters})
+                state.save(folder, fingerprints, s.keep, write=processes.is_writer)
+            if received:
+                return Outcome(state.step, state.skipped, received, state.step, state.validation)
     if shares:
         tqdm.write(busy_text(sum(shares) / len(shares), len(model.stages), len(batches)))
     model.eval()

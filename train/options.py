@@ -10,7 +10,7 @@ from model.errors import UserError
 if TYPE_CHECKING:  # the options are there before torch is loaded
     from train.settings import Settings
 
-MODEL_OPTIONS = ("model", "revision", "device", "dtype", "quantize")
+MODEL_OPTIONS = ("model", "revision", "device", "dtype", "quantize", "shard")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", "--devices", help="cpu, cuda, cuda:1 ...; several, cuda:0,cuda:1, for layers split over them")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
     parser.add_argument("--quantize", help="int8, llm-int8 or nf4: the base's Linears in 8 or 4 bits")
+    parser.add_argument("--shard", action="store_true", default=None, help="under torchrun: each process holds a part of every block's weights")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -117,7 +117,7 @@ def accumulate(model: nn.Module, batches: dict[int, Sequence[Example]], divisor:
 
     Returns the summed loss of each micro-batch, and how busy the devices were (None: the model is on one).
     """
-    if model.stages:
+    if model.stages and batches:
         return pipelined(model, list(batches.values()), list(batches), divisor, pad_id)
     losses = []
     for seed, rows in batches.items():

@@ -19,7 +19,7 @@ from adapters.show import trained
 from model.errors import UserError
 from model.files import read_json
 from model.load import describe, skeleton
-from model.quantize import quantize_skeleton
+from model.quantize import quantization_of, quantize_skeleton
 from model.show import count
 from model.split import balance
 from train.dry_run import Step, answer, everything, training_step
@@ -85,13 +85,12 @@ def target_of(options: argparse.Namespace, made: Settings) -> Target:
     return Target(named, memory, length, options.labelled)
 
 
-def dtype_of(made: Settings, where: str, kind: str) -> torch.dtype:
+def dtype_of(made: Settings, raw: dict, kind: str) -> torch.dtype:
     """That of the base on a device: as train/experiment.py loads it. Where nothing says what the checkpoint has, float16."""
     if made.dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype {made.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if made.dtype != "auto":
         return DTYPES[made.dtype]
-    raw = read_json(Path(where)) if where.endswith(".json") else {}
     dtype = DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")), torch.float16)
     return torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
 
@@ -102,10 +101,11 @@ def with_adapter(made: Settings, kind: str) -> nn.Module:
         raise UserError(f"a plan does not know the adapters to load ({', '.join(made.load)}); plan without them")
     family, config, where = describe(made.model, made.revision or None)
     model = skeleton(family, config)
-    model.dtype = dtype_of(made, where, kind)
+    raw = read_json(Path(where)) if where.endswith(".json") else {}  # of the registry it says shapes alone
+    model.dtype = dtype_of(made, raw, kind)
     model.to(model.dtype)
-    if made.quantize:
-        quantize_skeleton(model, made.quantize)
+    if how := made.quantize or quantization_of(raw, where)[0]:
+        quantize_skeleton(model, how)
     attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
     return model
 
@@ -119,17 +119,33 @@ def planned(made: Settings, target: Target) -> Planned:
     """Take a step, dry, and lay the blocks over the devices. Raises UserError."""
     model = with_adapter(made, target.kind)
     step = training_step(model, made.train, target.length, target.labelled, target.kind)
-    blocks = blocks_on(step, batches_of(made), target)
-    stage = [0, *(device for device, many in enumerate(blocks) for _ in range(many)), len(blocks) - 1]
-    return Planned(model, step, blocks, stage, step.phase.peak(stage, batches_of(made)))
+    blocks = made.layers_per_device or blocks_on(step, batches_of(made), target)
+    if len(blocks) != len(target.devices) or sum(blocks) != len(model.blocks):
+        raise UserError(f"layers_per_device = {blocks}: the plan is for {len(target.devices)} devices and the model has {len(model.blocks)} layers")
+    return Planned(model, step, blocks, stage_of(blocks), step.phase.peak(stage_of(blocks), batches_of(made)))
 
 
 def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
     """How many blocks go on each device, so that the largest share of memory that any has to have in training is least."""
     alone = step.phase.peak(list(range(len(step.weights))))
-    at_once = min(batches, len(target.devices))
-    sizes = [static + at_once * kept for static, kept in zip(step.static, step.phase.kept, strict=True)]
-    return balance(sizes[1:-1], alone[0], alone[-1], [usable(one) for one in target.memory] if target.memory else [1] * len(target.devices))
+    room = [usable(one) for one in target.memory] if target.memory else [1] * len(target.devices)
+    blocks = balance([static + kept for static, kept in zip(step.static, step.phase.kept, strict=True)][1:-1], alone[0], alone[-1], room)
+
+    def largest(blocks: list[int]) -> float:
+        return max(need / one for need, one in zip(step.phase.peak(stage_of(blocks), batches), room, strict=True))
+
+    share = largest(blocks)
+    while True:  # devices in front keep more micro-batches than those behind: move blocks over a boundary, one by one, as long as that helps
+        moves = [[*blocks[:i], blocks[i] + by, blocks[i + 1] - by, *blocks[i + 2 :]] for i in range(len(blocks) - 1) for by in (1, -1)]
+        better, moved = min(((largest(one), one) for one in moves if min(one) > 0), default=(share, blocks))
+        if better >= share:
+            return blocks
+        share, blocks = better, moved
+
+
+def stage_of(blocks: list[int]) -> list[int]:
+    """The device of each place: the embedding, every block, the head."""
+    return [0, *(device for device, many in enumerate(blocks) for _ in range(many)), len(blocks) - 1]
 
 
 def fits(need: list[int], target: Target) -> bool:
@@ -207,7 +223,7 @@ def run_facts(found: Planned, made: Settings, target: Target) -> dict:
             one |= {"memory_bytes": target.memory[number], "usable_bytes": room, "left_bytes": left, "fits": left >= 0}
         devices.append({"device": name, "blocks": found.blocks[number], **one})
     return {
-        "dtype": str(found.model.dtype).removeprefix("torch."), "quantize": made.quantize, "length": target.length, "labelled": target.labelled,
+        "dtype": str(found.model.dtype).removeprefix("torch."), "quantize": found.model.quantize, "length": target.length, "labelled": target.labelled,
         "batch_size": made.train.batch_size, "micro_batch_size": made.train.micro_batch_size, "checkpointing": made.train.checkpointing,
         "answers_at_once": made.eval.batch_size, "max_new_tokens": made.eval.max_new_tokens, "devices": devices,
     }

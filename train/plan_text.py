@@ -31,6 +31,8 @@ def plan_text(facts: dict) -> str:
     if "fits" in facts:
         lines.append(f"{'fits':12}" + "".join(f"{'yes' if one['fits'] else 'no':>14}" for one in devices))
     lines += ["", *time_lines(facts)]
+    if len(devices) > 1:
+        lines.append(f"split    --set layers_per_device=[{','.join(str(one['blocks']) for one in devices)}] lays the blocks so")
     if facts.get("fits") is False:
         advice = facts["advice"]
         lines.append("to fit   " + (f"add {advice}" if advice else "none of the changes tried is enough: recomputation, one row at once, nf4, a second card"))

@@ -146,6 +146,7 @@ class Settings:
     layers_per_device: list = field(default_factory=list)  # how many layers lie on each of several devices; empty: balanced by their bytes
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
     quantize: str = ""  # int8 | llm-int8 | nf4: the base's Linears in 8 or 4 bits; empty: as they are stored
+    shard: bool = False  # each of several processes holds a part of every block's weights, for a base that is too big for one device
     threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
     adapter: dict = field(default_factory=dict)
     load: dict = field(default_factory=dict)  # name -> folder of an adapter that is there, frozen, below the one that is trained

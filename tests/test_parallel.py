@@ -1,0 +1,237 @@
+"""Several processes take the steps that one takes: real ones, over gloo on this machine (tests/in_processes.py is what they run)."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_checkpoint
+from families import batch
+from in_processes import CASES, SHARDED, trained
+
+import run as command_line
+from eval.generate import generate
+from model import UserError, load_model
+from train import experiment, parallel
+from train.parallel import Processes, started
+from train.settings import settings
+
+ROOT = Path(__file__).parent.parent
+WORLDS = [4, 2]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def launch(world: int, *command, cwd: Path | None = None) -> list[subprocess.Popen]:
+    """As torchrun does, without its own three seconds."""
+    common = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+                           "PYTHONPATH": str(ROOT)}
+    return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd or ROOT, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(world)]
+
+
+def finish(processes: list[subprocess.Popen], timeout: int = 120) -> list[tuple[int, str, str]]:
+    """(status, stdout, stderr) of each."""
+    try:
+        texts = [one.communicate(timeout=timeout) for one in processes]
+    finally:
+        for one in processes:
+            one.kill()
+    return [(one.returncode, *text) for one, text in zip(processes, texts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where four processes have worked, and then two."""
+    folder = tmp_path_factory.mktemp("parallel")
+    write_checkpoint(folder / "tiny")
+    for world in WORLDS:
+        for status, _, error in finish(launch(world, ROOT / "tests" / "in_processes.py", folder)):
+            assert status == 0, error
+    return folder
+
+
+def found(folder: Path, name: str, world: int):
+    return torch.load(folder / f"{name}-{world}.pt")
+
+
+def close(a, b, **tolerance) -> None:
+    torch.testing.assert_close(torch.tensor(a["losses"]), torch.tensor(b["losses"]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.tensor(a["norms"]), torch.tensor(b["norms"]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(a["weights"], b["weights"], **{"rtol": 1e-3, "atol": 1e-5} | tolerance)
+
+
+# ---------------------------------------------------------------- the same steps
+@pytest.mark.parametrize(("name", "world"), [("parallel", 2), ("dropout", 2), ("dropout", 4), ("adalora", 2), ("adalora", 4)])
+def test_any_number_of_processes_takes_the_steps_of_one(folder, tmp_path, name, world):
+    """Dropout too; AdaLoRA's penalty counts once; three micro-batches a step, one in the last: some process has fewer than others, or none."""
+    close(found(folder, name, world), trained(folder, CASES[name], folder=tmp_path))
+
+
+def test_what_is_not_finite_in_one_process_is_skipped_in_all(folder, tmp_path):
+    one = found(folder, "poisoned", 2)
+    assert one["skipped"] == 1
+    assert one["norms"].index(None) == 2
+    half = found(folder, "float16", 2)  # its loss scale, too, follows what all have
+    assert half["skipped"] == trained(folder, CASES["float16"], folder=tmp_path, dtype=torch.float16)["skipped"]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_gradients_are_added_and_what_none_has_stays_none(folder, world):
+    for everywhere, in_one, nowhere in found(folder, "gradients", world):
+        assert everywhere.eq(world).all()
+        assert in_one.eq(1).all()
+        assert nowhere is None
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_processes_that_differ_are_refused_in_all_of_them(folder, world):
+    assert set(found(folder, "refused", world)) == {"process 1 differs from process 0 in: data; all need the same command, files and versions"}
+
+
+# ---------------------------------------------------------------- stopping and going on
+def test_a_signal_to_one_stops_all_behind_the_same_step_and_any_number_goes_on(folder, tmp_path):
+    """Four stop behind step 3, two go on and stop behind 6, one ends it."""
+    assert found(folder, "stopped", 4) == [(signal.SIGTERM, 3)] * 4
+    middle = found(folder, "resumed", 2)
+    assert (middle["signal"], middle["step"]) == (signal.SIGTERM, 6)
+    end, whole = trained(folder, CASES["dropout"], resume=True, folder=folder / "stopped"), trained(folder, CASES["dropout"], folder=tmp_path)
+    torch.testing.assert_close(torch.tensor(middle["losses"] + end["losses"]), torch.tensor(whole["losses"][3:]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(end["weights"], whole["weights"], rtol=1e-3, atol=1e-5)
+
+
+def test_as_many_as_before_go_on_to_the_bit(folder):
+    exact, whole = found(folder, "exact", 2), found(folder, "dropout", 2)
+    assert exact["losses"] == whole["losses"][5:]
+    assert all(torch.equal(a, b) for a, b in zip(exact["weights"], whole["weights"], strict=True))
+
+
+# ---------------------------------------------------------------- the base in parts
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_base_in_parts_trains_as_a_whole_one_does(folder, tmp_path, name):
+    """Under checkpointing too; and methods that start from a block's weights."""
+    close(found(folder, name, 2), trained(folder, SHARDED[name], folder=tmp_path))
+
+
+def test_each_process_holds_its_share_of_the_blocks_and_gathers_one_to_use_it(folder, tmp_path):
+    for held, whole, gathered in found(folder, "bytes", 2):
+        assert held == whole // 2  # storage, behind training and answers: nothing gathered is left, nothing of the loading either
+        assert len(gathered) > 3 * 22  # forward, the second forward of checkpointed blocks, answers
+        assert max(gathered) <= 2  # of three: the one that computes, in the backward pass the one that comes next
+    model = trained(folder, SHARDED["sharded"], folder=tmp_path)["model"]
+    ids, mask = batch("left")
+    assert found(folder, "answers", 2) == generate(model, ids, mask, max_new_tokens=6)
+
+
+def test_parts_of_a_base_that_is_alone_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is one: start with torchrun"):
+        experiment.load_base(settings(options={"shard": True}))
+    with pytest.raises(UserError, match="leave out quantize and devices"):
+        load_model("pocket-llama", mesh=object(), quantize="nf4")
+
+
+# ---------------------------------------------------------------- who does what
+def test_micro_batches_go_round(monkeypatch):
+    batches = {seed: [] for seed in (11, 12, 13, 14, 15)}
+    shares = [list(Processes(rank, 3).share(batches)) for rank in range(3)]
+    assert shares == [[11, 14], [12, 15], [13]]
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with started() as processes:
+        assert processes == Processes()
+        assert processes.exchange(3) == [3]
+
+
+def test_processes_that_were_not_started_by_torchrun_say_so(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="RANK, MASTER_ADDR, MASTER_PORT is not set: start several processes with torchrun"), started():
+        pass
+
+
+def test_a_connection_that_broke_is_told_from_other_mistakes():
+    assert isinstance(parallel.lost(RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")), parallel.Lost)
+    for other in (RuntimeError("shapes do not fit"), UserError("gloo is a word, too")):
+        assert parallel.lost(other) is other
+
+
+# ---------------------------------------------------------------- the command line
+def rows_of_sums(folder: Path) -> list[str]:
+    """A few rows in a file, and the options of a short run on them."""
+    rows = [{"instruction": f"Tom has {n} pens. Amy gives Tom {n + 3} more. How many pens does Tom have now?",
+             "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. The answer is {2 * n + 3}.", "answer": str(2 * n + 3)} for n in range(40)]
+    (folder / "sums.json").write_text(json.dumps(rows))
+    sets = ["eval.before=false", "eval.max_new_tokens=30", "train.batch_size=4", "train.micro_batch_size=1"]
+    return ["--data", "sums.json", "--adapter", "lora", *(word for one in sets for word in ("--set", one))]
+
+
+def log_of(folder: Path) -> list[dict]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_a_mistake_is_one_line_of_one_process(tmp_path):
+    first, second = finish(launch(2, ROOT / "run.py", "--adapter", "lorra", cwd=tmp_path))
+    assert (first[0], second[0]) == (1, 1)
+    assert first[2] == "run.py: unknown adapter 'lorra'; did you mean 'lora'?\n"
+    assert second[1:] == ("", "")
+
+
+def test_other_commands_are_for_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("0", "run.py: models is for one process: start it with python, not with torchrun\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert command_line.main(["models"]) == 1
+        assert capsys.readouterr().err == said
+
+
+def test_two_processes_answer_and_write_what_one_does(tmp_path):
+    """The whole job, begun under torchrun, where one process is killed (kill -9) and the job ends at once; continued by two, without it; one process alone
+    comes to the same."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    job = subprocess.Popen([*torchrun, str(ROOT / "run.py"), *rows_of_sums(tmp_path), "--max-steps", "30", "--set", "train.save_every=2", "--out", "two"],
+                           cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while len(log_of(tmp_path / "two")) < 3:
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.02)
+        os.kill(process_of(job.pid, rank=1), signal.SIGKILL)
+        began = time.monotonic()
+        _, error = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode != 0
+    assert time.monotonic() - began < 20
+    assert not (tmp_path / "two" / "result.json").exists()
+    assert error.count("another process of this job ended or does not answer") <= 1  # torchrun may have ended the other before it says so
+    begun = torch.load(tmp_path / "two" / "checkpoint.pt")["step"]
+    assert 2 <= begun < 30
+
+    for status, _, error in finish(launch(2, ROOT / "run.py", "--resume", "two", cwd=tmp_path)):
+        assert status == 0, error
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"run.toml", "log.jsonl", "adapter", "predictions.jsonl", "result.json", "report.html",
+                                                                   "checkpoint.pt", "leakage.json"}
+    experiment.run(settings(config=str(tmp_path / "two" / "run.toml")), tmp_path / "one")
+    two, one = ({entry["step"]: entry["loss"] for entry in log_of(tmp_path / name)} for name in ("two", "one"))  # steps behind the checkpoint stand there twice
+    torch.testing.assert_close(torch.tensor([two[step] for step in one]), torch.tensor(list(one.values())), rtol=1e-4, atol=0)
+    assert (tmp_path / "one" / "predictions.jsonl").read_text() == (tmp_path / "two" / "predictions.jsonl").read_text()
+    assert json.loads((tmp_path / "two" / "result.json").read_text())["processes"] == 2
+
+
+def process_of(parent: int, rank: int) -> int:
+    """The process of this rank that torchrun has started."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"torchrun has no process of rank {rank}")

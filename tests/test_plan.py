@@ -1,0 +1,205 @@
+"""A plan is a count: of a step on a model without memory, which must be what the same step makes with memory."""
+
+import json
+
+import pytest
+import torch
+
+from adapters import attach, named_parameters
+from model.errors import UserError
+from model.load import family_and_config, put, skeleton
+from run import main as run_main
+from tests.families import TINY, config_of
+from train.dry_run import answer, training_step
+from train.fit import parse_memory, parse_rate, usable
+from train.settings import Eval, Train
+
+ROWS, LENGTH = 3, 16
+
+
+def model_of(family: str, adapter: str = "lora", dtype: torch.dtype = torch.float32, memory: bool = False, **changes):
+    """A tiny model with an adapter; memory=False: on the meta device."""
+    module, config = family_and_config(config_of(family, **changes), "test")
+    model = skeleton(module, config).to(dtype)
+    model.dtype = dtype
+    if memory:
+        tied = model.tied
+        for name, parameter in list(model.named_parameters()):
+            put(model, name, torch.randn(parameter.shape, dtype=dtype) / 8)
+        if tied:
+            model.tie()
+    attach(model, adapter)
+    return model
+
+
+def step_of(model, device: str = "cpu", share: float = 1.0, length: int = LENGTH, **changes):
+    s = Train(**({"micro_batch_size": ROWS, "batch_size": 2 * ROWS} | changes))
+    return training_step(model, s, length, share, device)
+
+
+def peak(found) -> int:
+    return found.phase.peak([0] * len(found.weights))[0]
+
+
+def command(*words) -> int:
+    return run_main([str(word) for word in words])
+
+
+def test_known_figures_by_hand():
+    """LLaMA, hidden 32, 3 layers, LoRA of rank 8 on q (32 -> 32) and v (32 -> 16), float32: bytes that a pencil gives as well."""
+    model = model_of("llama")
+    found = step_of(model)
+    block = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48 + 2 * 32
+    lora = 8 * (32 + 32) + 8 * (32 + 16)
+    assert found.weights == [4 * 61 * 32, *[4 * block] * 3, 4 * (61 * 32 + 32)]
+    assert found.adapter == found.gradients == [0, *[4 * lora] * 3, 0]
+    counters = 2 * 2 * 2 * 4  # AdamW counts steps for each parameter, in a float32
+    assert found.optimizer == [0, *[8 * lora + counters // 2] * 3, 0]
+    assert peak(found) > sum(found.static)
+    ids_and_weights = ROWS * LENGTH * (8 + 4)  # what is left of a step; the gradients that it began with are gone
+    assert sum(size for _, size in found.phase.events) == ids_and_weights - sum(found.gradients)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "block", "every 2"])
+@pytest.mark.parametrize("family", TINY)
+def test_a_step_without_memory_counts_what_a_step_with_memory_makes(family, checkpointing):
+    for adapter, share in (("lora", 1.0), ("parallel", 1.0)):
+        dry, wet = (step_of(model_of(family, adapter, memory=memory), share=share, checkpointing=checkpointing) for memory in (False, True))
+        assert peak(dry) == peak(wet)
+        assert dry.phase.kept == wet.phase.kept
+        assert dry.phase.flops == wet.phase.flops > 0
+        assert dry.gradients == wet.gradients
+        assert (dry.weights, dry.adapter, dry.optimizer) == (wet.weights, wet.adapter, wet.optimizer)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_in_bfloat16_up_to_the_norms_statistics(family):
+    """Torch's CPU kernel keeps a LayerNorm's mean and deviation in bfloat16, its meta kernel counts float32: 4 bytes a token and norm."""
+    dry, wet = (step_of(model_of(family, dtype=torch.bfloat16, memory=memory)) for memory in (False, True))
+    assert 0 <= peak(dry) - peak(wet) <= 2 * 2 * ROWS * LENGTH * 8
+    assert (peak(dry) == peak(wet)) == (family == "llama")
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_answers_too(family):
+    s = Eval(batch_size=2, max_new_tokens=5)
+    for beams in (1, 3):
+        dry, wet = (answer(model_of(family, memory=memory), Eval(**(vars(s) | {"beams": beams})), 9) for memory in (False, True))
+        assert dry.peak([0] * 5) == wet.peak([0] * 5)
+
+
+def test_the_cache_of_answers_is_there():
+    """Twice as many answers need at least their keys and values more: layers x 2 x rows x kv heads x tokens x head size x 4 bytes."""
+    one, two = (answer(model_of("llama"), Eval(batch_size=rows, max_new_tokens=40), 9).peak([0] * 5)[0] for rows in (4, 8))
+    assert two - one >= 3 * 2 * 4 * 2 * 49 * 8 * 4
+
+
+def test_activations_grow_with_the_rows_and_checkpointing_makes_them_less():
+    one, two, three = (sum(step_of(model_of("llama"), micro_batch_size=rows, batch_size=20).phase.kept) for rows in (1, 2, 3))
+    assert 0 < three - two == two - one
+    none, some, block = (sum(step_of(model_of("llama"), checkpointing=word).phase.kept) for word in ("none", "every 2", "block"))
+    assert none > some > block > 0
+    work = [step_of(model_of("llama"), checkpointing=word).phase.flops for word in ("none", "block")]
+    assert work[0] < work[1] < 1.5 * work[0]  # one more forward pass through the blocks
+
+
+def test_fewer_labels_make_fewer_logits():
+    whole, half = (step_of(model_of("llama"), share=share) for share in (1.0, 0.5))
+    assert whole.phase.kept[-1] > 1.8 * half.phase.kept[-1] > 0
+    assert whole.phase.kept[1:-1] == half.phase.kept[1:-1]
+
+
+def test_what_is_offloaded_is_not_on_the_device():
+    here, there = (step_of(model_of("llama"), "cuda", length=64, micro_batch_size=16, batch_size=16, offload=offload) for offload in (False, True))
+    assert sum(there.phase.kept) < 0.5 * sum(here.phase.kept)
+    assert there.weights == here.weights
+
+
+def test_the_kernels_of_a_card_are_counted_as_such():
+    """In 16 bits a CPU's attention is written out and keeps its probabilities, T x T for each head; a card's keeps none."""
+    kept = {device: sum(step_of(model_of("opt", dtype=torch.bfloat16, hidden_size=64), device, length=48).phase.kept) for device in ("cpu", "cuda")}
+    assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 4 * 48 * 48 * 2
+
+
+def test_devices_share_the_bytes_and_the_first_keeps_more_micro_batches():
+    found = step_of(model_of("llama"))
+    stage = [0, 0, 0, 1, 1]  # the embedding and two blocks; a block and the head
+    alone, piped = found.phase.peak(stage), found.phase.peak(stage, batches=8)
+    assert piped[0] - alone[0] == sum(found.phase.kept[:3])  # two devices: a second micro-batch is in the first
+    assert piped[1] == alone[1]
+    assert max(alone) < peak(found) <= sum(alone)
+
+
+def test_a_plan_leaves_the_model_and_torch_as_they_were():
+    model = model_of("llama", memory=True)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters() if ".adapters." not in name}
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    step_of(model, checkpointing="block")
+    assert torch.nn.functional.scaled_dot_product_attention is kernel
+    assert model.checkpointing == 0
+    assert all(parameter.grad is None for parameter in named_parameters(model).values())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if name in before)
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4"])
+def test_weights_in_fewer_bits(how, capsys):
+    assert command("plan", "--model", "smollm2-135m", "--adapter", "lora", "--dtype", "bfloat16", "--quantize", how, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    blocks = facts["parameters"] - 49152 * 576  # but for the embedding, which is the head
+    assert {"int8": 1.0, "nf4": 0.5}[how] * blocks < facts["devices"][0]["weights_bytes"] - 2 * 49152 * 576 < {"int8": 1.01, "nf4": 0.53}[how] * blocks
+    assert facts["parameters"] == 134_515_008
+
+
+def test_the_table_and_what_to_change(capsys):
+    small = ("plan", "--model", "smollm2-135m", "--adapter", "lora", "--set", "eval.batch_size=2")
+    assert command(*small, "--memory", "24GB", "--flops", "1T", "--rows", "1600") == 0
+    text = capsys.readouterr().out
+    assert "fits                   yes" in text
+    assert "300 steps" in text  # 3 epochs of 100
+    assert "to fit" not in text
+    assert command(*small, "--memory", "1.5GB", "--json") == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["fits"] is False
+    assert facts["advice"] == "--set train.checkpointing=block"
+    assert command(*small, "--memory", "1.5GB", "--set", "train.checkpointing=block") == 0  # the advice is good
+    capsys.readouterr()
+    assert command(*small, "--memory", "600MB") == 1
+    assert "none of the changes tried is enough" in capsys.readouterr().out
+
+
+def test_two_cards(capsys):
+    assert command("plan", "--model", "smollm2-135m", "--memory", "24GB,12GB", "--set", "eval.batch_size=2", "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)["devices"]
+    assert first["blocks"] + second["blocks"] == 30
+    assert first["blocks"] > second["blocks"]
+    assert (first["device"], second["device"]) == ("cuda:0", "cuda:1")
+    for one in (first, second):
+        parts = ("weights_bytes", "adapter_bytes", "gradients_bytes", "optimizer_bytes", "activation_bytes")
+        assert sum(one[key] for key in parts) == one["training_bytes"]
+        assert one["left_bytes"] == usable(one["memory_bytes"]) - max(one["training_bytes"], one["answering_bytes"])
+
+
+def test_sizes_and_rates_are_read_strictly():
+    assert parse_memory("24GB,24GiB,24000MB, 24") == [24 * 10**9, 24 * 2**30, 24 * 10**9, 24 * 10**9]
+    assert parse_rate("150T") == parse_rate("150e12") == 150e12
+    for text in ("", "24gb", "GB", "-24GB", "24GB,", "24 G B", "1e3GB", "0GB", "24KB", "nan", "inf", "٣GB"):
+        with pytest.raises(UserError, match="24GiB"):
+            parse_memory(text)
+    for text in ("", "T", "-1T", "0", "1e99", "150 tera", "inf", "nan", "150t"):
+        with pytest.raises(UserError, match="150T"):
+            parse_rate(text)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--memory", "24gb"), "24GiB"), (("--memory", "24GB", "--device", "cuda:0,cuda:1"), "names 1 devices and there are 2"),
+    (("--device", "tpu"), "a plan is for cpu"), (("--device", "cpu,cuda"), "a plan is for cpu"), (("--length", "1"), "2 or more"),
+    (("--labelled", "0"), "share"), (("--labelled", "nan"), "share"), (("--rows", "0"), "1 or more"), (("--flops", "fast"), "150T"),
+    (("--dtype", "int4"), "int4"),
+    (("--quantize", "int4"), "int4"), (("--memory", "24GB,24GB", "--set", "layers_per_device=[30,1]"), "30 layers"),
+    (("--set", "load={ a = 'b' }"), "plan without"),
+])
+def test_malformed_options_are_one_line(words, said, capsys):
+    assert command("plan", "--model", "smollm2-135m", *words) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,140 @@
+"""Plans against measurements: the peak of memory of real training steps and answers, beside what train/dry_run.py counts for them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapters import attach, named_parameters
+from data.batches import Example
+from eval.generate import generate
+from model.errors import UserError
+from model.load import describe, put, skeleton
+from model.show import parameters, size_text
+from train.dry_run import answer, training_step
+from train.loop import train
+from train.settings import Eval, Train
+
+ROOT = Path(__file__).parent.parent
+LARGE = 500_000_000  # parameters from which on a model is cut to LAYERS, at its true width
+LAYERS = 2
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc returns memory at once: what is held is what is needed
+EVAL = Eval(batch_size=8, max_new_tokens=16)
+
+
+def plan_lines(name: str, tokens: int) -> Iterator[str]:
+    """Lines as they come: planned and measured peaks of a step of 2 x 2 rows and of 8 answers, rows and prompts of so many tokens.
+
+    Each is measured in a fresh process, on a GPU where there is one (its allocator's peak), else on the CPU (the peak of resident memory above that
+    before the model was made; of a whole model also under malloc's defaults). Raises UserError.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not Path("/proc/self/status").is_file():
+        raise UserError("the peak of memory is read from /proc, which this system has not")
+    layers = 0 if parameters(*describe(name)[:2]) < LARGE else LAYERS
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    yield f"{name}{f', {layers} of its layers' * bool(layers)}; rows of {tokens} tokens, all labelled; {where}"
+    also = device == "cpu" and not layers
+    more = f"{'malloc as it is':>20}" * also
+    yield f"{'':34}{'step: planned':>15}{'measured':>11}{'ratio':>7}{'answers: planned':>18}{'measured':>11}{'ratio':>7}{more}"
+    for dtype, (adapter, checkpointing) in product(("float32", "bfloat16"), (("lora", "none"), ("parallel", "block"))):
+        case = {"name": name, "layers": layers, "dtype": dtype, "adapter": adapter, "checkpointing": checkpointing, "tokens": tokens}
+        step, answers = planned(case, device)
+        found = measured(case, device, GIVES_BACK)
+        line = f"{f'{dtype}, {adapter}, {checkpointing}':34}"
+        for planned_bytes, peak, width in ((step, found["step"], 15), (answers, found["answers"], 18)):
+            line += f"{size_text(planned_bytes):>{width}}{size_text(peak):>11}{peak / planned_bytes:7.3f}"
+        if also:
+            peak = measured(case, device, {})["step"]
+            line += f"{size_text(peak):>13}{peak / step:7.3f}"
+        yield line
+
+
+def settings_of(case: dict) -> Train:
+    return Train(max_steps=2, batch_size=4, micro_batch_size=2, checkpointing=case["checkpointing"], warmup_steps=0, cutoff=case["tokens"])
+
+
+def bare(case: dict) -> nn.Module:
+    """The model of a case without memory."""
+    family, config, _ = describe(case["name"])
+    if case["layers"]:
+        config = replace(config, **{"n_layer" if hasattr(config, "n_layer") else "num_hidden_layers": case["layers"]})
+    model = skeleton(family, config)
+    model.dtype = getattr(torch, case["dtype"])
+    return model.to(model.dtype)
+
+
+def planned(case: dict, device: str) -> tuple[int, int]:
+    """Bytes at the peak of a step, and while answering."""
+    model = bare(case)
+    attach(model, case["adapter"])
+    stage = [0] * (len(model.blocks) + 2)
+    return (training_step(model, settings_of(case), case["tokens"], device=device).phase.peak(stage)[0],
+            answer(model, EVAL, case["tokens"], device).peak(stage)[0])
+
+
+def measured(case: dict, device: str, environment: dict[str, str]) -> dict[str, int]:
+    """The same as a fresh process has it. Raises UserError when it fails."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from train.plan_check import measure; measure(*sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(case), device], capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode:
+        raise UserError(f"the measurement ended with: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]:.300}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(case: str, device: str) -> None:
+    """In a process of its own: make the model, answer, train, and print the peaks in bytes."""
+    case = json.loads(case)
+    run(dict(case, name="pocket-llama", layers=0, tokens=16), device)  # what torch allocates once for itself
+    before = held(device)
+    print(json.dumps({kind: peak - before for kind, peak in run(case, device).items()}))
+
+
+def run(case: dict, device: str) -> dict[str, int]:
+    """The peaks of answering and of training, with random weights."""
+    model = bare(case)
+    tied = model.tied
+    for name, parameter in list(model.named_parameters()):
+        put(model, name, torch.empty(parameter.shape, dtype=parameter.dtype, device=device).normal_(std=0.02))
+    if tied:
+        model.tie()
+    attach(model, case["adapter"])
+    vocab, tokens = model.config.vocab_size, case["tokens"]
+    mask = torch.ones(EVAL.batch_size, tokens, dtype=torch.long, device=device)
+    mask[0, 0] = 0
+    forget_peak(device)
+    generate(model.eval(), torch.randint(3, vocab, mask.shape, device=device), mask, EVAL.max_new_tokens)
+    answers = peak_of(device)
+    forget_peak(device)
+    s = settings_of(case)
+    rows = [Example(torch.randint(3, vocab, (tokens,)).tolist(), [1.0] * tokens) for _ in range(s.batch_size * s.max_steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, named_parameters(model), rows, s, seed=0, pad_id=0, folder=Path(folder), fingerprints={})
+    return {"step": peak_of(device), "answers": answers}
+
+
+def status(key: str) -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
+
+
+def held(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else status("VmRSS")
+
+
+def peak_of(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
+
+
+def forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
