@@ -55,7 +55,7 @@ def wait(process: subprocess.Popen, happened) -> None:
     """Until `happened()`; the process must still run then."""
     while not happened():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def moments(folder: Path, rng: random.Random) -> dict:
@@ -105,7 +105,7 @@ def chain(tmp_path: Path, steps: int, items: int, kills: list[str], rng: random.
 
 
 def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_path):
-    whole, folder = chain(tmp_path, 24, 4, ["base", "step"], random.Random(0))
+    whole, folder = chain(tmp_path, 18, 4, ["base", "step"], random.Random(0))
     if not checkpoints(folder):  # the kill came before the third step
         kill(["--resume", folder], folder, "saving", random.Random(1))
 
@@ -113,15 +113,14 @@ def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_pat
     full = tmp_path / "full"
     shutil.copytree(folder, full)
     saved = {path.name: path.read_bytes() for path in checkpoints(full)}
-    for limit, name in ((100_000, "checkpoint-0000"), (300, "log.jsonl")):
-        status, _, error = finish(start("--resume", full, limit=limit))
-        said = [line for line in error.splitlines() if line.startswith("run.py:")]
-        assert status == 1
-        assert len(said) == 1, error
-        assert f"cannot write {full}/{name}" in said[0]
-        assert "Traceback" not in error
-        assert {path.name: path.read_bytes() for path in checkpoints(full)} == saved
-        assert not list(full.glob(".*.tmp"))
+    status, _, error = finish(start("--resume", full, limit=100_000))
+    said = [line for line in error.splitlines() if line.startswith("run.py:")]
+    assert status == 1
+    assert len(said) == 1, error
+    assert f"cannot write {full}/checkpoint-0000" in said[0]
+    assert "Traceback" not in error
+    assert {path.name: path.read_bytes() for path in checkpoints(full)} == saved
+    assert not list(full.glob(".*.tmp"))
 
     # SIGTERM in training and while measuring: status 143, and the line that says how to go on
     for moment in ("step", "measuring"):

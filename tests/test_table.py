@@ -53,6 +53,7 @@ recipe = "paper"
 [settings.train]
 max_steps = 2
 warmup_steps = 1
+validation_rows = 2
 [settings.eval]
 items = 2
 max_new_tokens = 3

@@ -391,6 +391,14 @@ def test_kill_minus_nine_leaves_a_whole_checkpoint(tmp_path, times):
         assert saved["b"].eq(saved["step"]).all()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_does_not_fit_on_the_disk_is_one_line():
+    from model.files import JsonLines
+
+    with pytest.raises(UserError, match=r"cannot write /dev/full: .*No space left"), JsonLines(Path("/dev/full")) as log:
+        log.write({"step": 1})
+
+
 def test_the_log_survives_a_line_cut_short(tmp_path):
     from eval.report import read_log
     from model.files import JsonLines

@@ -198,8 +198,9 @@ def test_an_old_checkpoint_goes_only_when_the_new_one_is_on_the_disk(tmp_path, m
     save_checkpoint(tmp_path, 2, {"fingerprints": {}})
     assert there == [True, True]
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002.pt"]
-    save_checkpoint(tmp_path, 1_000_000, {"fingerprints": {}}, keep=2)
-    assert checkpoints(tmp_path)[-1].name == "checkpoint-1000000.pt"  # by number, not by letter
+    for step in (999_999, 1_000_000):
+        save_checkpoint(tmp_path, step, {"fingerprints": {}}, keep=3)
+    assert [path.name[11:-3] for path in checkpoints(tmp_path)] == ["000002", "999999", "1000000"]  # by number, not by letter
     save_checkpoint(tmp_path, 3, {"fingerprints": {}}, keep=2)  # a run that went back to step 2: what comes later is of no use
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002.pt", "checkpoint-000003.pt"]
 
