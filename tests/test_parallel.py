@@ -40,7 +40,7 @@ def launch(world: int, *command, cwd: Path | None = None) -> list[subprocess.Pop
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(world)]
 
 
-def finish(processes: list[subprocess.Popen], timeout: int = 120) -> list[tuple[int, str, str]]:
+def finish(processes: list[subprocess.Popen], timeout: int = 300) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of each."""
     try:
         texts = [one.communicate(timeout=timeout) for one in processes]
