@@ -95,13 +95,14 @@ def train(
             if not parameter.isfinite().all():
                 raise UserError(f"{name} is not finite after step {step}: lower train.learning_rate; the last checkpoint in {folder} is from before")
         processes.agree({}, {f"the adapter's weights after step {step}": parameters})
-        if not processes.is_writer:
-            return
-        save_checkpoint(folder / CHECKPOINT, {
+        state = {
             "step": step, "skipped": skipped, "skipped_in_a_row": skipped_in_a_row, "fingerprints": fingerprints, "scale": vars(scale),
             "parameters": {name: parameter.detach() for name, parameter in parameters.items()}, "buffers": named_buffers(model),
             "optimizer": optimizer.state_dict(),
-        })
+        }
+        if processes.is_writer:
+            save_checkpoint(folder / CHECKPOINT, state)
+        processes.barrier()  # what is saved is there for all
 
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
     model.train()
