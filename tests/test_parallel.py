@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from in_processes import CASES, SHARDED, trained
 
 import run as command_line
 from eval.generate import generate
+from eval.journal import Journal, answers_in, journal_of, remove_journals
 from model import UserError, load_model
 from train import experiment, parallel
 from train.checkpoint import checkpoints
@@ -28,9 +31,11 @@ WORLDS = [4, 2]
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """One that is still free when rank 0 takes it, seconds later: below those that connections are given."""
+    while True:
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
+            return port
 
 
 def launch(world: int, *command, cwd: Path | None = None) -> list[subprocess.Popen]:
@@ -41,7 +46,7 @@ def launch(world: int, *command, cwd: Path | None = None) -> list[subprocess.Pop
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(world)]
 
 
-def finish(processes: list[subprocess.Popen], timeout: int = 120) -> list[tuple[int, str, str]]:
+def finish(processes: list[subprocess.Popen], timeout: int = 300) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of each."""
     try:
         texts = [one.communicate(timeout=timeout) for one in processes]
@@ -57,8 +62,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
     write_checkpoint(folder / "tiny")
     for world in WORLDS:
-        for status, _, error in finish(launch(world, ROOT / "tests" / "in_processes.py", folder)):
-            assert status == 0, error
+        ended = finish(launch(world, ROOT / "tests" / "in_processes.py", folder))
+        assert [status for status, *_ in ended] == [0] * world, "\n".join(error[-3000:] for *_, error in ended)
     return folder
 
 
@@ -150,6 +155,20 @@ def test_micro_batches_go_round(monkeypatch):
     with started() as processes:
         assert processes == Processes()
         assert processes.exchange(3) == [3]
+
+
+def test_answers_of_any_number_of_processes_are_gone_on_with(tmp_path):
+    """Three processes were interrupted; whoever goes on finds what all of them had, and at the end nothing is left of it."""
+    path = tmp_path / "predictions.jsonl.part"
+    for rank in range(3):
+        with Journal(journal_of(path, rank), "same") as journal:
+            journal.write({"job": rank + 5, "output": f"answer {rank}"})
+    (tmp_path / "predictions.jsonl.partial").write_text("of somebody else")
+    assert {number: answer["output"] for number, answer in answers_in(path, "same").items()} == {5: "answer 0", 6: "answer 1", 7: "answer 2"}
+    with pytest.raises(UserError, match="holds answers to other problems"):
+        answers_in(path, "other")
+    remove_journals(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["predictions.jsonl.partial"]
 
 
 def test_processes_that_were_not_started_by_torchrun_say_so(monkeypatch):

@@ -47,7 +47,7 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
         raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
     if not adapters and not (Path(options.run) / "adapter").is_dir():
         raise UserError(f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}")
-    return settings(str(Path(options.run) / "run.toml"), None, chosen, sets or []), adapters or [Path(options.run) / "adapter"]
+    return settings(str(Path(options.run) / "run.toml"), None, {"shard": False} | chosen, sets or []), adapters or [Path(options.run) / "adapter"]
 
 
 def load_with_adapter(made: Settings, adapters: list[Path], average: bool = False, words: bool = True, form: str | None = None,

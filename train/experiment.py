@@ -91,7 +91,7 @@ def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:
     if s.threads:
         torch.set_num_threads(s.threads)
     if s.shard and processes.world == 1:
-        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or leave it out")
+        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or set shard=false")
     if s.shard and s.train.offload:
         raise UserError("train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations")
     devices = choose_devices(s, processes)

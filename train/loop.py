@@ -156,6 +156,7 @@ def train(
             if received or (step + 1) % s.save_every == 0 or step + 1 == total:
                 processes.agree({}, {f"the adapter's weights after step {step + 1}": parameters})
                 state.save(folder, fingerprints, s.keep, write=processes.is_writer)
+                processes.barrier()  # what is saved is there for all
             if received:
                 return Outcome(state.step, state.skipped, received, state.step, state.validation)
     if shares:
