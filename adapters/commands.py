@@ -81,7 +81,7 @@ def export(options: argparse.Namespace) -> int:
     from adapters.files import FORMATS
     from adapters.several import SETUP
     from model.errors import unknown
-    from train.experiment import load_base
+    from train.base import load_base
 
     if options.format not in FORMATS:
         raise unknown("--format", options.format, FORMATS)
@@ -116,7 +116,8 @@ def combine(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.arithmetic import combine as weighted_sum
     from data.prompts import stored_template
-    from train.experiment import check_model, fresh_folder, load_base
+    from train.base import check_model, load_base
+    from train.experiment import fresh_folder
     from train.options import MODEL_OPTIONS, given
     from train.settings import settings
 
@@ -149,8 +150,9 @@ def folder_and_weight(text: str) -> tuple[Path, float]:
 
 def source(options: argparse.Namespace):
     """(settings, folders of adapters, folder for the result) of the options. Raises UserError where there is no adapter, or the result has no room."""
+    from train.base import check_model
     from train.evaluate import run_settings
-    from train.experiment import check_model, fresh_folder
+    from train.experiment import fresh_folder
 
     made, adapters = run_settings(options, {})
     if not adapters:
@@ -168,8 +170,8 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
 
     from model.files import tensors
     from model.registry import resolve
+    from train.base import choose_devices
     from train.evaluate import load_with_adapter
-    from train.experiment import choose_devices
 
     if options.dtype is None:
         first = next(tensor for name, tensor in tensors(resolve(made.model, made.revision or None)) if name.endswith("weight"))  # no scale of a quantised one

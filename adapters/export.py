@@ -12,9 +12,10 @@ from pathlib import Path
 from torch import nn
 
 from adapters.places import all_sites
+from model.config import read_config, skeleton
 from model.errors import UserError
 from model.files import DTYPES, inside, make_folder, read_json, write_atomically, write_text
-from model.load import is_finite, read_config, skeleton
+from model.load import is_finite
 from model.shards import check_empty, check_room, compare, copy_words, write_shards
 
 CLASSES = {"llama": "LlamaForCausalLM", "bloom": "BloomForCausalLM", "opt": "OPTForCausalLM", "gptj": "GPTJForCausalLM"}

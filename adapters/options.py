@@ -3,8 +3,8 @@
 import math
 from dataclasses import fields, replace
 
+from model.config import FAMILIES
 from model.errors import UserError, unknown
-from model.load import FAMILIES
 
 PLACEMENT = ("kind", "preset", "sites", "layers", "overrides", "rate")  # what is no option of a method
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from adapters import attach, use
 from eval.generate import generate
+from model.config import describe, skeleton
 from model.errors import UserError
-from model.load import describe, load_model, skeleton
+from model.load import load_model
 from model.quantize import STORED_AS
 from model.registry import find, resolve
 

@@ -90,7 +90,7 @@ def chosen_settings(options: argparse.Namespace):
     """(settings, folders of adapters, name of the template or None) of an evaluation's options. Raises UserError."""
     from data.wordproblems import MANNERS
     from train.evaluate import run_settings
-    from train.settings import parse_set
+    from train.toml import parse_set
 
     measured = given(options, EVAL_OPTIONS)
     if options.seeds is not None:

@@ -36,7 +36,8 @@ def quantize(options: argparse.Namespace) -> int:
     from model.errors import UserError, unknown
     from model.quantize import STORED_AS, save_quantized
     from model.show import count, size_text
-    from train.experiment import check_model, fresh_folder
+    from train.base import check_model
+    from train.experiment import fresh_folder
 
     if options.to not in STORED_AS:
         raise unknown("quantization", options.to, STORED_AS)
@@ -68,7 +69,7 @@ def load(options: argparse.Namespace, how: str):
     import torch
 
     from model import load_model
-    from train.experiment import DTYPES, choose_devices
+    from train.base import DTYPES, choose_devices
     from train.settings import Settings
 
     if options.dtype not in (None, *DTYPES):

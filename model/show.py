@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from model.load import describe, family_and_config, skeleton
+from model.config import describe, family_and_config, skeleton
 from model.quantize import quantized_weights
 from model.registry import POCKET, REGISTRY, cached, pocket_names
 from model.sites import Linear

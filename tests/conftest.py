@@ -15,7 +15,7 @@ from families import TINY, config_of
 from safetensors.torch import save_file
 
 from model import load_model
-from model.load import family_and_config
+from model.config import family_and_config
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"))]
 

@@ -384,7 +384,7 @@ def test_the_drawing_marks_the_sites(any_tiny):
 
 def test_table_1_of_the_paper():
     """Its Params column follows from what its code did, without weights."""
-    from model.load import family_and_config, skeleton
+    from model.config import family_and_config, skeleton
     from model.registry import REGISTRY
 
     figures = {

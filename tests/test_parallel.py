@@ -21,7 +21,7 @@ import run as command_line
 from eval.generate import generate
 from eval.journal import Journal, answers_in, journal_of, remove_journals
 from model import UserError, load_model
-from train import experiment, parallel
+from train import base, experiment, parallel
 from train.checkpoint import checkpoints
 from train.parallel import Processes, started
 from train.settings import settings
@@ -141,7 +141,7 @@ def test_each_process_holds_its_share_of_the_blocks_and_gathers_one_to_use_it(fo
 
 def test_parts_of_a_base_that_is_alone_are_refused(tmp_path):
     with pytest.raises(UserError, match="there is one: start with torchrun"):
-        experiment.load_base(settings(options={"shard": True}))
+        base.load_base(settings(options={"shard": True}))
     with pytest.raises(UserError, match="leave out quantize and devices"):
         load_model("pocket-llama", mesh=object(), quantize="nf4")
 

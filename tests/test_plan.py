@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from adapters import attach, named_parameters
+from model.config import family_and_config, skeleton
 from model.errors import UserError
-from model.load import family_and_config, put, skeleton
+from model.load import put
 from run import main as run_main
 from tests.families import TINY, config_of
 from train.dry_run import answer, training_step

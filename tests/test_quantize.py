@@ -29,7 +29,7 @@ from data.wordproblems import TRAINED, problems
 from eval.fidelity import compare, predictions
 from eval.generate import generate
 from model import UserError, int8, load_model, load_tokenizer
-from model.load import family_and_config, skeleton
+from model.config import family_and_config, skeleton
 from model.nf4 import LEVELS, compiled, nf4_blocks
 from model.quantize import STORED_AS, dequantize, quantize_skeleton, quantized, quantized_weights, save_quantized
 from model.registry import pocket_names

@@ -13,7 +13,7 @@ from fake_hub import Hub, pull_request, serving
 from test_load import as_bin, shard
 
 from model import UserError, load_model
-from model.load import describe, skeleton
+from model.config import describe, skeleton
 from model.registry import POCKET, REGISTRY, pocket_names, resolve
 from model.show import count, models_text, show_text
 
@@ -171,7 +171,7 @@ def test_misspelled_names(name, said):
 
 
 def test_the_pocket_models_are_small_and_of_every_family():
-    from model.load import FAMILIES
+    from model.config import FAMILIES
 
     assert set(pocket_names()) == {f"pocket-{family}" for family in FAMILIES}
     for name in pocket_names():

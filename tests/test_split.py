@@ -16,7 +16,7 @@ from adapters import attach, parameters
 from data.batches import micro_batches
 from eval.generate import generate
 from model import UserError, load_model
-from model.load import family_and_config, skeleton
+from model.config import family_and_config, skeleton
 from model.registry import REGISTRY
 from model.split import balance, split
 from run import main

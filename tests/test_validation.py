@@ -357,7 +357,7 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
 def test_a_tracker_that_is_not_there_is_one_line_before_the_model_is_loaded(tmp_path, monkeypatch, capsys, name, said):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr("train.experiment.load_base", lambda s: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("train.experiment.load_base", lambda *_: pytest.fail("the model was loaded"))
     assert main(*QUICK, "--set", f"train.tracker={name}", "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert said in error

@@ -16,11 +16,13 @@ from eval.journal import remove_journals
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import make_folder, read_json, write_text
-from train.experiment import check_model, first_items, fresh_folder, load_base, load_words
+from train.base import check_model, load_base, load_words
+from train.experiment import first_items, fresh_folder
 from train.options import MODEL_OPTIONS, given
 from train.parallel import ALONE, Processes
 from train.rows import only_right
-from train.settings import Settings, parse_set, settings, to_toml
+from train.settings import Settings, settings, to_toml
+from train.toml import parse_set
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
 

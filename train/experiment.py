@@ -19,22 +19,16 @@ from data.sources import Data
 from eval.journal import remove_journals
 from eval.report import validation_text, write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
-from model import load_model, load_tokenizer
 from model.errors import UserError, unknown
 from model.files import JsonLines, make_folder, write_text
-from model.load import read_config
 from model.quantize import quantized_weights
-from model.registry import find
-from model.split import parse_devices
-from model.tokenizer import Tokenizer
+from train.base import check_model, load_base, load_words
 from train.checkpoint import checkpoints
 from train.loop import train
 from train.parallel import ALONE, Processes
 from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,57 +51,6 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def choose_devices(s: Settings, processes: Processes = ALONE) -> list[torch.device]:
-    """The devices of this process: one, or several that the layers are split over; of several processes on a machine, each takes the GPU of its number.
-
-    Raises UserError when one is not there.
-    """
-    name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if processes.world > 1 and name.startswith("cuda"):
-        if name != "cuda":
-            raise UserError(f"device {name!r} is not for {processes.world} processes: give --device cuda, and each takes its own")
-        name = f"cuda:{processes.local_rank}"
-    devices = parse_devices(name)
-    if len(devices) > 1 and processes.world > 1:
-        raise UserError(f"layers are split over the devices of one process, and there are {processes.world}: give one device")
-    if s.layers_per_device and len(devices) == 1:
-        raise UserError(f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1")
-    return devices
-
-
-def check_model(name: str) -> None:
-    """Raise UserError for a misspelled model or a folder that holds none, before anything is downloaded or made."""
-    found = find(name)
-    if isinstance(found, Path):
-        read_config(found)
-
-
-def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:
-    """The model of the settings, on their device, in their dtype, or with `shard` this process's part of it. Raises UserError."""
-    if s.dtype not in ("auto", *DTYPES):
-        raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
-    if s.threads:
-        torch.set_num_threads(s.threads)
-    if s.shard and processes.world == 1:
-        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or set shard=false")
-    if s.shard and s.train.offload:
-        raise UserError("train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations")
-    devices = choose_devices(s, processes)
-    model = load_model(s.model, DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, quantize=s.quantize or None,
-                       revision=s.revision or None, mesh=processes.mesh(devices[0]) if s.shard else None)
-    if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
-        model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
-        model.dtype = torch.float32
-    return model
-
-
-def load_words(s: Settings, model: nn.Module) -> Tokenizer:
-    """The tokenizer of the settings. Raises UserError when it has ids the model's embedding has not."""
-    tokenizer = load_tokenizer(s.model, s.revision or None)
-    tokenizer.fit(model.config.vocab_size)
-    return tokenizer
 
 
 def adapter_of(s: Settings) -> AdapterConfig:

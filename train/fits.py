@@ -14,9 +14,9 @@ import torch
 from adapters import attach, named_parameters, save_adapter
 from data.batches import Example
 from model import load_model
+from model.config import describe, skeleton
 from model.errors import UserError
 from model.files import write_atomically, write_text
-from model.load import describe, skeleton
 from model.shards import size, write_safetensors
 from model.show import size_text
 from train.loop import train

@@ -11,9 +11,10 @@ from eval.table import Job
 from model.errors import UserError
 from model.files import make_folder, write_text
 from model.registry import pocket_names
-from train.experiment import check_model
+from train.base import check_model
 from train.options import seeds_of, whole_paths
-from train.settings import Settings, build, parse_set, read_toml, settings, to_toml
+from train.settings import Settings, build, settings, to_toml
+from train.toml import parse_set, read_toml
 
 
 @dataclass(frozen=True)

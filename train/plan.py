@@ -16,14 +16,14 @@ from adapters.attach import adapters_named
 from adapters.config import resolve
 from adapters.files import native_tensors
 from adapters.show import trained
+from model.config import describe, skeleton
 from model.errors import UserError
 from model.files import read_json
-from model.load import describe, skeleton
 from model.quantize import quantization_of, quantize_skeleton
 from model.show import count
 from model.split import balance
+from train.base import DTYPES
 from train.dry_run import Step, answer, everything, training_step
-from train.experiment import DTYPES
 from train.fit import fewer_bits, for_answers, for_training, measured_rate, options_for, parse_memory, parse_rate, usable
 from train.options import MODEL_OPTIONS, given
 from train.pipeline import orders, utilisation

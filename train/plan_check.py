@@ -16,8 +16,9 @@ from torch import nn
 from adapters import attach, named_parameters
 from data.batches import Example
 from eval.generate import generate
+from model.config import describe, skeleton
 from model.errors import UserError
-from model.load import describe, put, skeleton
+from model.load import put
 from model.show import parameters, size_text
 from train.dry_run import answer, training_step
 from train.loop import train

@@ -3,10 +3,7 @@
 What wins over what: defaults < recipe < adapter preset < what the recipe says of that preset < --config FILE < options and --set.
 """
 
-import json
 import math
-import re
-import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from adapters.config import named, overlay
 from adapters.config import resolve as resolve_adapter
 from model.errors import UserError, unknown
 from model.quantize import STORED_AS
+from train.toml import parse_set, read_toml, table_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -171,18 +169,6 @@ class Settings:
             raise UserError("load should name a folder for each adapter, such as load.math=runs/a/adapter")
 
 
-def read_toml(path: Path) -> dict:
-    """A TOML file as a dictionary. Raises UserError naming the file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: give a TOML file, such as {path / 'run.toml'}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} cannot be read as TOML: {error}") from None
-
-
 def recipe(name: str) -> dict:
     """The table of train/recipes/NAME.toml, or of a TOML file of that path. Raises UserError."""
     if name.endswith(".toml"):
@@ -222,20 +208,6 @@ def build(cls, table: dict, where: str):
     if hasattr(made, "check"):
         made.check()
     return made
-
-
-def parse_set(text: str) -> dict:
-    """`train.clip=0.5` -> {"train": {"clip": 0.5}}; the value is TOML, or a bare word. Raises UserError."""
-    path, sign, value = text.partition("=")
-    if not sign or not path.strip():
-        raise UserError(f"--set {text!r} should be KEY=VALUE, for example adapter.size=64")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    for key in reversed(path.strip().split(".")):
-        parsed = {key: parsed}
-    return parsed
 
 
 def settings(config: str | None = None, recipe_name: str | None = None, options: dict | None = None, sets: list[str] = ()) -> Settings:
@@ -298,24 +270,3 @@ def preset_tables(tables, where: str) -> dict[str, dict]:
 def to_toml(made: Settings) -> str:
     """The TOML text that gives these settings back."""
     return table_text(asdict(made))
-
-
-def table_text(table: dict) -> str:
-    """A dictionary as TOML."""
-    table = dict(table)
-    tables = {key: table.pop(key) for key in list(table) if isinstance(table[key], dict)}
-    lines = [f"{key} = {toml_value(value)}" for key, value in table.items()]
-    for name, inner in tables.items():
-        lines += ["", f"[{name}]", *(f"{toml_key(key)} = {toml_value(value)}" for key, value in inner.items())]
-    return "\n".join(lines) + "\n"
-
-
-def toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-
-
-def toml_value(value) -> str:
-    """Strings, booleans, numbers and lists as TOML; JSON writes all four the same way. A table is written in one line."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items()) + " }"
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

@@ -9,13 +9,14 @@ from torch import nn
 
 from adapters import attach, named_parameters
 from data.batches import Example, micro_batches
+from model.config import describe, skeleton
 from model.errors import UserError, short_of_memory
-from model.load import describe, load_weights, skeleton
+from model.load import load_weights
 from model.quantize import quantize_skeleton, quantized
 from model.show import size_text
 from model.split import device_named
+from train.base import DTYPES
 from train.dry_run import training_step
-from train.experiment import DTYPES
 from train.fit import measured_rate
 from train.pipeline import accumulate
 from train.settings import Train
