@@ -22,6 +22,8 @@ from model.split import balance, split
 from run import main
 from train import pipeline
 from train.pipeline import Work, accumulate, orders, replay, utilisation
+from train.plan import Target, layers_for, planned
+from train.settings import settings
 
 CPU = torch.device("cpu")
 PLACES = [[CPU, CPU], pytest.param([torch.device("cuda"), CPU], marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"))]
@@ -69,6 +71,15 @@ def counts_for(model):
 
     blocks, front, back = sizes(model)
     return balance(blocks, front, back, [1, 1])
+
+
+def test_a_run_lays_its_layers_as_the_plan_of_its_step_does():
+    """Its first stage keeps two micro-batches, the last has the head's logits."""
+    made = settings(options={"model": "llama-7b", "adapter": {"preset": "lora"}})
+    found = layers_for(made, [CPU, CPU])
+    assert sum(found) == 32
+    assert found == planned(made, Target(["cpu", "cpu"], None, 256, 1.0)).blocks
+    assert layers_for(made, [CPU, torch.device("cuda")]) == []
 
 
 def test_counts_that_do_not_fit_are_refused(tiny):
@@ -179,6 +190,7 @@ def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
     assert main(["--devices", "cpu,cpu", "--max-steps", "2", "--items", "2", "--out", str(tmp_path / "run"), "--set", "layers_per_device=[1,3]"]) == 0
     said = capsys.readouterr().out
     assert "layers 0 to 0 on cpu" in said
+    assert "layers_per_device = [1, 3]" in (tmp_path / "run" / "run.toml").read_text()
     assert "layers 1 to 3 on cpu" in said
     assert re.search(r"2 devices, micro-batches a step: 1; busy \d+ % of the time, where equal stages would be 50 %; a lower train.micro_batch_size", said)
     assert 'device = "cpu,cpu"' in (tmp_path / "run" / "run.toml").read_text()

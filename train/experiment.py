@@ -22,10 +22,11 @@ from eval.score import check_labels, mark_leaks, predict, read_predictions, scor
 from model.errors import UserError, unknown
 from model.files import JsonLines, make_folder, write_text
 from model.quantize import quantized_weights
-from train.base import check_model, load_base, load_words
+from train.base import check_model, choose_devices, load_base, load_words
 from train.checkpoint import checkpoints
 from train.loop import train
 from train.parallel import ALONE, Processes
+from train.plan import layers_for
 from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
@@ -76,6 +77,9 @@ def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = 
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests, data.reads)
     leaks = check_leakage(data, tests, s.train_on_test)
+    devices = choose_devices(s, processes)
+    if len(devices) > 1 and not s.layers_per_device:
+        s = replace(s, layers_per_device=layers_for(s, devices))
     model = load_base(s, processes)
     tokenizer = load_words(s, model)
     form = template(s.template, tokenizer)

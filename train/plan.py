@@ -154,6 +154,15 @@ def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
         share, blocks = better, moved
 
 
+def layers_for(made: Settings, devices: list[torch.device]) -> list[int]:
+    """How many layers a run that is about to begin puts on each of its devices: as planned against what is free there now. Empty, for a balance of the
+    weights alone (model/split.py), where a plan is not possible: devices of two kinds, adapters to load."""
+    if made.load or len({device.type for device in devices}) > 1:
+        return []
+    free = [torch.cuda.mem_get_info(device)[0] for device in devices] if devices[0].type == "cuda" else None
+    return planned(made, Target([str(device) for device in devices], free, made.train.cutoff, 1.0)).blocks
+
+
 def stage_of(blocks: list[int]) -> list[int]:
     """The device of each place: the embedding, every block, the head."""
     return [0, *(device for device, many in enumerate(blocks) for _ in range(many)), len(blocks) - 1]

@@ -1,0 +1,111 @@
+"""What a step keeps: which blocks are computed again, what goes to the CPU's memory and what stays; the scripts that measure it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from methods import IDS
+from test_training import S, model_with, run, same, state
+
+from adapters import attach, parameters
+from model import UserError
+from run import main
+from train import memory
+from train.memory import offloaded
+from train.settings import Train
+
+
+# ---------------------------------------------------------------- checkpointing
+@pytest.mark.parametrize(("said", "every"), [("none", 0), ("block", 1), ("every 1", 1), ("every 2", 2), ("every 12", 12)])
+def test_checkpointing_in_words(said, every):
+    assert Train(checkpointing=said).checkpoint_every == every
+
+
+@pytest.mark.parametrize("said", ["all", "every", "every 0", "every -1", "every two", "every ²", "Block", ""])
+def test_other_words_are_refused(said, capsys):
+    with pytest.raises(UserError, match=r"train\.checkpointing"):
+        Train(checkpointing=said).check()
+
+
+@pytest.mark.parametrize(("said", "again"), [("none", [0, 0, 0]), ("block", [1, 1, 1]), ("every 2", [1, 0, 1]), ("every 3", [1, 0, 0])])
+def test_every_nth_block_is_computed_again(any_tiny, said, again):
+    attach(any_tiny, "series", size=4)
+    any_tiny.checkpointing = Train(checkpointing=said).checkpoint_every
+    calls = [0, 0, 0]
+    for number, block in enumerate(any_tiny.blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+    any_tiny(IDS).sum().backward()
+    assert [one - 1 for one in calls] == again
+
+
+# ---------------------------------------------------------------- offloading
+def gradients(model, every: int) -> list[torch.Tensor]:
+    model.checkpointing = every
+    model(IDS).sum().backward()
+    found = [parameter.grad for parameter in parameters(model)]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_what_is_saved_elsewhere_comes_back_the_same_and_weights_stay(any_tiny, monkeypatch, every):
+    """Copies on the CPU stand for those that leave a GPU: all activations are copied, no weight of the model is."""
+    attach(any_tiny, "series", size=4, init="bert")
+    plain = gradients(any_tiny, every)
+    monkeypatch.setattr(memory, "SMALL", 0)
+    copied, true_empty = [], torch.empty
+
+    def empty(*size, **more):
+        copied.append(true_empty(*size, **more))
+        return copied[-1]
+
+    monkeypatch.setattr(memory.torch, "empty", empty)
+    with offloaded(any_tiny):
+        elsewhere = gradients(any_tiny, every)
+    assert all(torch.equal(a, b) for a, b in zip(plain, elsewhere, strict=True))
+    weights = [parameter for parameter in any_tiny.parameters() if parameter.numel() > 1]
+    assert copied
+    assert not any(one.shape in (weight.shape, weight.T.shape) and torch.equal(one, weight if one.shape == weight.shape else weight.T)
+                   for one in copied for weight in weights)
+
+
+def test_offloading_means_nothing_on_the_cpu_and_says_so(folder, tmp_path):
+    with pytest.raises(UserError, match="this run is on the CPU"):
+        run(model_with(folder), tmp_path, replace(S, offload=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_offloaded_training_is_training(folder, tmp_path):
+    plain, elsewhere = model_with(folder, device="cuda"), model_with(folder, device="cuda")
+    run(plain, tmp_path)
+    run(elsewhere, tmp_path, replace(S, offload=True))
+    assert same(state(plain), state(elsewhere))
+
+
+# ---------------------------------------------------------------- the scripts
+@pytest.mark.parametrize("how", ["none", "int8", "nf4"])
+def test_a_step_is_measured(capsys, how):
+    assert main(["benchmark", "--case", "step", "--model", "pocket-llama", "--quantize", how, "--tokens", "16", "--rows", "2", "--repeats", "1",
+                 "--checkpointing", "every 2"]) == 0
+    said = capsys.readouterr().out
+    assert "tokens/s" in said
+    assert "% of a plain matrix product's" in said
+
+
+def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys):
+    assert main(["benchmark", "--case", "llama-7b-fits", "--model", "pocket-gptj", "--tokens", "16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0].split(":")[0] for line in lines[2:]][1:] == ["loaded, int8", "parallel", "a training step, checkpoint saved", "adapter saved"]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--case", "steps"], "unknown benchmark case 'steps'; did you mean 'step'?"), (["--case", "load", "--rows", "2"], "--rows has no meaning for --case load"),
+    (["--case", "step", "--tokens", "0"], "--tokens 0 must be at least 1"), (["--case", "step", "--dtype", "int8"], "--dtype 'int8' is not one of"),
+    (["--case", "step", "--quantize", "int4", "--model", "pocket-llama"], "unknown quantization 'int4'"),
+    (["--case", "step", "--device", "cuda:77"], "torch sees"), (["--case", "step", "--checkpointing", "all"], "unknown train.checkpointing 'all'"),
+])
+def test_mistakes_are_one_line(capsys, words, said):
+    assert main(["benchmark", *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
