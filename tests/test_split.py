@@ -195,6 +195,8 @@ def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
     assert re.search(r"2 devices, micro-batches a step: 1; busy \d+ % of the time, where equal stages would be 50 %; a lower train.micro_batch_size", said)
     assert 'device = "cpu,cpu"' in (tmp_path / "run" / "run.toml").read_text()
     assert main(["evaluate", str(tmp_path / "run"), "--items", "1", "--out", str(tmp_path / "e")]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--items", "1", "--device", "cpu", "--out", str(tmp_path / "f")]) == 0
+    assert (tmp_path / "e" / "predictions.jsonl").read_text() == (tmp_path / "f" / "predictions.jsonl").read_text()
     for wrong, message in ((["--devices", "cpu,gpu"], "'gpu' is not one of"), (["--set", "layers_per_device=[2,2]"], "is for several devices"),
                            (["--devices", "cpu,cpu", "--set", "layers_per_device=[4]"], "4 in all")):
         assert main([*wrong, "--out", str(tmp_path / "no")]) == 1

@@ -238,6 +238,8 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
         if not isinstance(change, dict):
             raise UserError(f"{where}: adapter should be a table, such as [adapter] with preset = {str(change)!r}")
         build(Settings, table, where)  # a mistake is named with the place it stands in
+        if "device" in table:
+            whole.pop("layers_per_device", None)  # they were counted for other devices
         whole = overlay(whole, table)
         adapter = change if change.keys() & {"preset", "kind"} else overlay(adapter, change)  # another method starts anew
     adapter = dict(adapter)
