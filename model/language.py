@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.parts import Cache, Step, Tokens
+from model.parts import Cache, Step, Tokens, moved
 from model.sites import Embedding
 from model.split import Stage, place_of
 
@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
     def run(self, x: Tensor, step: Step, stages: Sequence[Stage] | None = None) -> Tensor:
         """x [B, T, C] through all blocks, or through those of some stages; here and nowhere else activations move between devices."""
         for stage in stages or self.stages or (Stage(self.device, 0, len(self.blocks)),):
-            x, step = x.to(stage.device, non_blocking=True), step.to(stage.device)
+            x, step = moved(x, stage.device), step.to(stage.device)
             for number in range(stage.first, stage.end):
                 if self.checkpointing and number % self.checkpointing == 0 and torch.is_grad_enabled():
                     x = checkpoint(self.blocks[number], x, step, use_reentrant=False)

@@ -79,6 +79,11 @@ def attention_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float3
     return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D)
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on another device. A GPU's copy waits in its queue like all of its work; what goes to a CPU is there when this returns."""
+    return x.to(device, non_blocking=device.type == "cuda")
+
+
 class Cache:
     """Keys and values of all layers, room for `length` positions; an argument of the forward pass, never kept on a module."""
 
@@ -113,7 +118,7 @@ class Step:
 
     def to(self, device: torch.device) -> "Step":
         """The same on another device; the cache's layers lie beside their blocks already."""
-        mask, cos, sin = (None if one is None else one.to(device, non_blocking=True) for one in (self.mask, self.cos, self.sin))
+        mask, cos, sin = (None if one is None else moved(one, device) for one in (self.mask, self.cos, self.sin))
         return Step(mask, self.cache, cos, sin)
 
 

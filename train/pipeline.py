@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.batches import Example, collate, seed_from
+from data.batches import Example, collate
+from model.parts import moved
 from train.loss import loss_of, summed_loss
 
 
@@ -151,7 +152,7 @@ def pipelined(
             x, passage.step = model.enter(model.embed(tokens), tokens, None)
         else:
             before = passage.out[one.stage - 1]
-            x = passage.into[one.stage] = before.detach().to(stage.device, non_blocking=True).requires_grad_(before.requires_grad)
+            x = passage.into[one.stage] = moved(before.detach(), stage.device).requires_grad_(before.requires_grad)
             watch.mark(one, stage.device)
         x = model.run(x, passage.step, [stage])
         if one.stage == last:
@@ -166,7 +167,7 @@ def pipelined(
         out = passage.out.pop(one.stage)
         gradient = None if one.stage == last else passage.into.pop(one.stage + 1).grad
         if gradient is not None:
-            gradient = gradient.to(out.device, non_blocking=True)
+            gradient = moved(gradient, out.device)
         watch.mark(one, stage.device)
         if out.requires_grad:
             out.backward(gradient)
