@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.batches import Example, collate
+from data.batches import Example, collate, seed_from
 from model.parts import moved
 from train.loss import loss_of, summed_loss
 
