@@ -23,7 +23,7 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "quantize": ("model", "write a model with its weights in 8 or 4 bits, and measure what that costs"),
     "show": ("adapters", "draw a model's block with its sites, shapes and counts; needs no weights"),
     "table": ("eval", "train a grid of adapters on models and put them beside the published figures"),
-    "plan": ("train", "say what a run would train; downloads nothing"),
+    "plan": ("train", "say what a run needs, and whether it fits, before anything is downloaded"),
     "benchmark": ("train", "measure speed and memory of this machine"),
     "pretrain": ("train", "train a pocket model from scratch"),
 }
@@ -92,6 +92,11 @@ if __name__ == "__main__":
             raise
         print("run.py: interrupted", file=sys.stderr)
         sys.exit(130)
+    except MemoryError:  # before the command has begun
+        if "--debug" in sys.argv:
+            raise
+        print("run.py: out of memory: not even Python and torch have room here", file=sys.stderr)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if "--debug" in sys.argv:
             raise

@@ -174,7 +174,7 @@ def math_v1(data_dir: str, seed: int) -> Data:
         try:
             fetch(files_of("math-v1"))
         except UserError as error:
-            raise UserError(f"{error} (a pocket model, merged or made by pretrain, wants --data wordproblems, and training --recipe pocket-tune)") from None
+            raise UserError(f"{error} (a copy of a pocket model wants --data wordproblems, and training --recipe pocket-tune)") from None
     split = paper_split(data_dir or cache_folder())
     return Data("math-v1", split["union"], {name: split[name][1] for name in MATH_SETS})
 

@@ -50,6 +50,7 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     from eval.teacher import teacher_lines
     from eval.text import published_lines, score_lines
     from train import evaluate as job
+    from train.base import for_processes
 
     if options.teacher:
         refuse_others(options, "--teacher reads the rationales of the data", ("teacher", "data_dir"))
@@ -67,8 +68,8 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
         name = Path(made.data).stem if made.data != "none" else "-".join(Path(one).stem for one in made.tests[:4])
         default = Path(options.run) / "evaluate" if options.run else Path("runs") / f"evaluate-{Path(made.model).name}-{name}"
         folder = processes.from_writer(lambda: job.new_folder(Path(options.out) if options.out else default, numbered=not options.out))
-    if processes.world > 1 and not options.device:
-        made = replace(made, device=made.device.partition(":")[0])  # the run may have been one process on one GPU
+    if not options.device:
+        made = for_processes(made, processes)
     try:
         found = job.evaluate(made, adapters, folder, average, form, replace(processes, sharded=made.shard))
     except KeyboardInterrupt:
@@ -77,7 +78,8 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
         raise
     several = "average of adapters" if average else "adapters" if len(adapters) > 1 else "adapter"
     which = f"{several} {', '.join(map(str, adapters))}" if adapters else "no adapter"
-    print(f"\nmodel {made.model}, {which}, data {made.data}, template {found.template.name}, answers {made.eval.decoding}")
+    stored = f" in {made.quantize}" if made.quantize else ""
+    print(f"\nmodel {made.model}{stored}, {which}, data {made.data}, template {found.template.name}, answers {made.eval.decoding}")
     for line in found.said:
         print(line)
     beside = published_lines(made.data, made.model, found.preset, found.predictions)

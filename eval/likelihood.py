@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from adapters.compose import by_row
 from model.errors import UserError, short_of_memory
-
-CHUNK = 256  # scored positions whose logits exist at the same time
+from model.parts import CHUNK
 
 
 def log_likelihoods(

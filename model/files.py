@@ -9,6 +9,7 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not a Unix
+    fcntl = None
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
@@ -206,7 +212,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+    except RuntimeError as error:  # torch's word for a full disk
+        raise UserError(f"cannot write {path}: the disk is full, or a file may not be as large ({str(error).splitlines()[0]}); what was there before is "
+                        "as it was") from error
+    except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -223,6 +232,24 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error}") from None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within this block no other process can hold the folder. Raises UserError when one does; where the system knows no such locks, nothing happens.
+
+    A lock on the folder itself: it leaves no file, and ends with the process whatever ends it.
+    """
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if handle is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another process is running in {folder}: wait for it, or stop it") from None
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 class JsonLines:

@@ -32,10 +32,10 @@ class Int8(QuantizedLinear):
 
     def multiply(self, x: Tensor) -> Tensor:
         y = packed_product(x, self.codes) if goes_packed(x) else F.linear(x, in_units(self.codes, x.dtype))
-        return y * (self.scale / unit_of(x.dtype)).to(y.dtype)
+        return (y * (self.scale / unit_of(x.dtype))).to(x.dtype)  # scaled in float32: a scale in 16 bits would be off for all of a row
 
     def multiply_back(self, grad: Tensor) -> Tensor:
-        return (grad * (self.scale / unit_of(grad.dtype)).to(grad.dtype)) @ in_units(self.codes, grad.dtype)
+        return (grad * (self.scale / unit_of(grad.dtype))).to(grad.dtype) @ in_units(self.codes, grad.dtype)
 
 
 def unit_of(dtype: torch.dtype) -> float:
@@ -49,8 +49,9 @@ def in_units(codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def goes_packed(x: Tensor) -> bool:
-    """Whether `packed_product` takes the place of the plain one: few rows on a CPU, as in decoding. In float32 torch's is far slower."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() <= FEW * x.shape[-1]
+    """Whether `packed_product` takes the place of the plain one: few rows on a CPU, as in decoding. In float32 torch's is far slower; where 16 does not
+    divide the inputs, torch 2.13's reads past their end."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() <= FEW * x.shape[-1] and x.shape[-1] % 16 == 0
 
 
 def packed_product(x: Tensor, codes: Tensor) -> Tensor:
@@ -87,5 +88,5 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda:
         inner = -a.shape[1] % 8
         a = F.pad(a, (0, inner, 0, max(24 - rows, -rows % 8)))
-        b = F.pad(b, (0, inner, 0, -out % 8))
+        b = F.pad(b, (0, inner, 0, -out % 8)) if inner or out % 8 else b  # padding copies, also where there is nothing to pad
     return torch._int_mm(a, b.T)[:rows, :out]

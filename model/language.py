@@ -88,7 +88,7 @@ class LanguageModel(nn.Module):
         return x
 
     def run(self, x: Tensor, step: Step, stages: Sequence[Stage] | None = None) -> Tensor:
-        """x [B, T, C] through all blocks, or through those of some stages; here and nowhere else activations move between devices."""
+        """x [B, T, C] through all blocks, or through those of some stages; between stages activations move to the next device."""
         for stage in stages or self.stages or (Stage(self.device, 0, len(self.blocks)),):
             x, step = moved(x, stage.device), step.to(stage.device)
             for number in range(stage.first, stage.end):

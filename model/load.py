@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.config import read_config, skeleton
 from model.errors import UserError, unknown
 from model.files import read_json, tensors
-from model.quantize import STORED_AS, quantization_of, quantize_skeleton, quantized
+from model.quantize import STORED_AS, how_stored, quantization_of, quantize_skeleton, quantized
 from model.registry import resolve
 from model.shard import first_pass, is_part, part_of, shard
 from model.split import device_named, split
@@ -44,12 +44,11 @@ def load_model(
     family, config = read_config(folder)
     model = skeleton(family, config)
     stored, fingerprint = quantization_of(read_json(folder / "config.json"), str(folder))
-    if stored and quantize and STORED_AS[stored].layout is not STORED_AS[quantize].layout:
-        raise UserError(f"{folder} is stored as {stored} and cannot become {quantize}: leave quantize out, or load what it was made from")
-    if mesh is not None and (quantize or stored or len(places) > 1):
+    how = how_stored(quantize or "", stored, str(folder))
+    if mesh is not None and (how or len(places) > 1):
         raise UserError("shard lays whole weights over processes: leave out quantize and devices, and give a model that is not quantised")
-    if quantize or stored:
-        quantize_skeleton(model, quantize or stored)
+    if how:
+        quantize_skeleton(model, how)
     if len(places) > 1:
         split(model, places, layers_per_device)
     if mesh is not None:
@@ -89,8 +88,8 @@ def load_weights(
     tied = "lm_head.weight" not in waiting
     if tied:  # files may hold the head all the same, or the head alone
         waiting["lm_head.weight"] = waiting[embedding]
-    for linear in weights.values():
-        linear.allocate(device)
+    for name, linear in weights.items():
+        linear.allocate(model.device_of(name) if model.stages else device)
     samples: dict[str, bytes] = {}
     head = None
     for key, tensor in pairs:
@@ -133,6 +132,11 @@ def load_weights(
             put(model, embedding, head)
             waiting.pop(embedding)
             samples[embedding] = samples["lm_head.weight"]
+    for path, linear in linears.items() if stored and not waiting else ():
+        try:
+            linear.check()
+        except UserError as error:
+            raise UserError(f"{where}: {path} {error}") from None
     if waiting:
         names = sorted(waiting)
         raise UserError(f"{where}: {len(names)} tensors are missing, the first is {names[0]!r}")

@@ -1,10 +1,10 @@
 """Weights in 4 bits: sixteen levels between -1 and 1, a scale for every 64 weights, and that in 8 bits (Dettmers et al. 2023, QLoRA).
 
     W[n] = scale[n // 64] * LEVELS[codes[n]]            n counts along the flattened weight
-    scale[b] = mean + step[b // 256] * absmax[b]        double quantisation: 4 + 8 / 64 + 32 / (64 * 256) = 4.13 bits a weight
+    scale[b] = least[g] * exp(step[g] * absmax[b])      g = b // 256; double quantisation: 4 + 8 / 64 + 64 / (64 * 256) = 4.13 bits a weight
 
-absmax is an int8, not the paper's 8-bit float: within 256 blocks they are so alike that even steps are the more exact ones (on normal weights an error
-of 0.14 % against 0.42 % for e4m3).
+absmax counts even steps of the logarithm from the smallest scale of 256 blocks to the largest, in 8 bits, not the paper's 8-bit float around a mean: one
+block with a large weight does not make the scales of the other 255 coarse.
 """
 
 import functools
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.errors import UserError
 from model.quantized_linear import AT_ONCE, TINY, QuantizedLinear
 
 LEVELS = (  # NormalFloat4 (QLoRA, appendix E): quantiles of the normal distribution, scaled to [-1, 1], one of them 0
@@ -31,18 +32,22 @@ class NF4(QuantizedLinear):
 
     def layout(self):
         blocks = math.ceil(self.out_features * self.in_features / BLOCK)
-        return {"codes": ((blocks * BLOCK // 2,), torch.uint8), "absmax": ((blocks,), torch.int8),
-                "step": ((math.ceil(blocks / GROUP),), torch.float32), "mean": ((), torch.float32)}
+        groups = math.ceil(blocks / GROUP)
+        return {"codes": ((blocks * BLOCK // 2,), torch.uint8), "absmax": ((blocks,), torch.uint8),
+                "least": ((groups,), torch.float32), "step": ((groups,), torch.float32)}
 
     def store(self, weight: Tensor) -> None:
         flat = weight.flatten()
         blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK) if len(flat) % BLOCK else flat.view(-1, BLOCK)
         low, high = blocks.aminmax(dim=1)
         largest = torch.maximum(high, -low).float()
-        self.mean.copy_(largest.mean())
-        centred = F.pad(largest - self.mean, (0, -len(largest) % GROUP)).view(-1, GROUP)
-        self.step.copy_(centred.abs().amax(dim=1) / 127)
-        self.absmax.copy_((centred / self.step[:, None].clamp(min=TINY)).round().clamp(-127, 127).flatten()[: len(largest)])
+        groups = F.pad(largest, (0, -len(largest) % GROUP)).view(-1, GROUP)
+        top = groups.amax(dim=1).clamp(min=TINY)
+        least = groups.masked_fill(groups == 0, torch.inf).amin(dim=1).minimum(top)  # a block of zeros is one whatever its scale
+        self.least.copy_(least)
+        self.step.copy_((top / least).log() / 255)
+        steps = (groups / least[:, None]).clamp(min=1).log() / self.step[:, None].clamp(min=TINY)
+        self.absmax.copy_(steps.round().clamp(0, 255).flatten()[: len(largest)])
         scale = self.scale().clamp(min=TINY)  # as it will be read: the codes make up for its rounding
         levels = torch.tensor(LEVELS, device=weight.device)
         middles = (levels[1:] + levels[:-1]) / 2
@@ -53,7 +58,12 @@ class NF4(QuantizedLinear):
 
     def scale(self) -> Tensor:
         """float32 [blocks]: the largest weight of each block, as it is stored."""
-        return (self.mean + self.absmax * self.step.repeat_interleave(GROUP)[: len(self.absmax)]).clamp(min=0)
+        least, step = (each.repeat_interleave(GROUP)[: len(self.absmax)] for each in (self.least, self.step))
+        return least * (step * self.absmax).exp()
+
+    def check(self) -> None:
+        if not self.scale().isfinite().all():
+            raise UserError("holds scales that are not finite")
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         blocks = compiled() if goes_compiled(self.codes) else nf4_blocks

@@ -20,6 +20,7 @@ ACTIVATIONS = {  # by the names of config.json
 }
 
 
+CHUNK = 256  # positions whose logits exist at the same time
 META_AS = "cpu"  # the device whose kernels a tensor without memory ("meta") stands for: train/footprint.py says
 
 

@@ -44,6 +44,13 @@ def quantization_of(raw: dict, where: str) -> tuple[str, str]:
     return how, fingerprint
 
 
+def how_stored(asked: str, stored: str, where: str) -> str:
+    """The form of a model whose files have the form `stored` ("" for plain weights), when `asked` is wanted. Raises UserError when that cannot be."""
+    if asked and stored and STORED_AS[stored].layout is not STORED_AS[asked].layout:
+        raise UserError(f"{where} is stored as {stored} and cannot become {asked}: leave quantize out, or load what it was made from")
+    return asked or stored
+
+
 def quantize_skeleton(model: nn.Module, how: str) -> None:
     """Turn the Linears inside the blocks of a model on the meta device into quantised ones without values.
 
@@ -102,8 +109,13 @@ def save_quantized(model: nn.Module, folder: str | Path, shard_bytes: int = 5_00
     if model.config.tie_word_embeddings != model.tied:  # the source said true and held two different tensors
         raw["tie_word_embeddings"] = model.tied
     make_folder(folder)
-    write_text(folder / "config.json", json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
-    copy_words(model.folder, folder)
-    write_shards(folder, tensors, shard_bytes)
-    compare(folder, tensors)
+    try:
+        write_text(folder / "config.json", json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+        copy_words(model.folder, folder)
+        write_shards(folder, tensors, shard_bytes)
+        compare(folder, tensors)
+    except BaseException:  # half a model would be in the way of the next try
+        for path in folder.iterdir():
+            path.unlink()
+        raise
     return sorted(folder.iterdir())

@@ -37,7 +37,7 @@ def check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     needed, free = sum(map(size, tensors.values())), shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{folder} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left: nothing was written")
+        raise UserError(f"{folder} needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left: nothing was written")
 
 
 def size(tensor: Tensor) -> int:

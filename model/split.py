@@ -3,8 +3,8 @@
     cuda:0                                      cuda:1
     embedding ── block 0 ── ... ── block k-1 ──→── block k ── ... ── final norm ── head
 
-Activations move in one place, `LanguageModel.run`, at the arrow. A head that is tied to the embedding stays with it, so that the one weight exists
-once: hidden states go back to the first device then, a few kilobytes a token.
+Activations move at the arrow: in `LanguageModel.run`, and where a training step is cut into stages (train/pipeline.py). A head that is tied to the
+embedding stays with it, so that the one weight exists once: hidden states go back to the first device then, a few kilobytes a token.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from model.errors import UserError
-
-LABELLED = 256  # positions whose logits exist at the same time in training, each three times in float32: room for them where the head is
+from model.parts import CHUNK
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,9 @@ def split(model: nn.Module, devices: Sequence[torch.device], counts: Sequence[in
     """
     if counts is None:
         blocks, front, back = sizes(model)
-        counts = balance(blocks, front, back + 3 * 4 * LABELLED * model.lm_head.out_features, room_of(devices))
+        logits = 3 * 4 * CHUNK * model.lm_head.out_features  # each three times in float32: they, what the loss makes of them, their gradient
+        front, back = (front + logits, back) if model.tied else (front, back + logits)
+        counts = balance(blocks, front, back, room_of(devices))
     elif len(counts) != len(devices) or sum(counts) != len(model.blocks) or min(counts) < 1:
         raise UserError(f"layers {list(counts)} on {len(devices)} devices: give a count above 0 for each device, {len(model.blocks)} in all")
     model.stages = stages(devices, counts)

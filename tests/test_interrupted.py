@@ -105,7 +105,7 @@ def chain(tmp_path: Path, steps: int, items: int, kills: list[str], rng: random.
 
 
 def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_path):
-    whole, folder = chain(tmp_path, 18, 4, ["base", "step"], random.Random(0))
+    whole, folder = chain(tmp_path, 18, 24, ["base", "step"], random.Random(0))
     if not checkpoints(folder):  # the kill came before the third step
         kill(["--resume", folder], folder, "saving", random.Random(1))
 
@@ -167,6 +167,24 @@ def test_a_second_signal_ends_the_run_within_the_step(tmp_path):
     assert f"--resume {folder}" in out
 
 
+def test_no_two_processes_in_one_folder(tmp_path, capsys):
+    """A lock on the folder itself: it leaves nothing behind."""
+    out = tmp_path / "out"
+    out.mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", f"import fcntl, os, time; fcntl.flock(os.open({str(out)!r}, os.O_RDONLY), fcntl.LOCK_EX); "
+                                                     "print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        words = ["--data", str(rows(tmp_path)), "--max-steps", "1", "--set", "eval.before=false", "--items", "1", "--out", str(out)]
+        assert command_line.main(words) == 1
+        assert f"another process is running in {out}" in capsys.readouterr().err
+        assert not any(out.iterdir())
+    finally:
+        holder.kill()
+        holder.wait()
+    assert command_line.main(words) == 0
+
+
 def test_another_seed_method_data_or_base_on_resume_is_refused(tmp_path, capsys):
     """In the folder of a run that was killed behind its last step, whose run.toml, rows or model then became others."""
     folder, data, base = tmp_path / "out", rows(tmp_path), tmp_path / "base"
@@ -221,4 +239,4 @@ def test_memory_that_really_runs_out_is_one_line(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert said == [f"run.py: out of memory on cpu with 250 rows at once: lower train.micro_batch_size or set train.checkpointing=block; "
-                    f"the last checkpoint in {tmp_path / 'out'} is intact"]
+                    f"the last checkpoint is intact, --resume {tmp_path / 'out'} takes both with --set"]

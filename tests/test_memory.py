@@ -11,8 +11,10 @@ from adapters import attach, parameters
 from model import UserError
 from run import main
 from train import memory
+from train.base import check_together, for_processes
 from train.memory import offloaded
-from train.settings import Train
+from train.parallel import Processes
+from train.settings import Settings, Train
 
 
 # ---------------------------------------------------------------- checkpointing
@@ -69,9 +71,32 @@ def test_what_is_saved_elsewhere_comes_back_the_same_and_weights_stay(any_tiny, 
                    for one in copied for weight in weights)
 
 
-def test_offloading_means_nothing_on_the_cpu_and_says_so(folder, tmp_path):
-    with pytest.raises(UserError, match="this run is on the CPU"):
-        run(model_with(folder), tmp_path, replace(S, offload=True))
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("train.base.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    for words, said in ((["--set", "train.offload=true"], "this run is on the CPU"), (["--shard"], "there is one: start with torchrun")):
+        assert main([*words, "--out", str(tmp_path / "out")]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_goes_with_which_devices():
+    cpu, first, second = torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")
+    check_together(Settings(), [first, second])
+    check_together(Settings(shard=True), [first], world=2)
+    check_together(Settings(train=Train(offload=True)), [cpu, first])
+    for s, devices, world, said in (
+        (Settings(), [first, first], 1, "names a GPU twice"), (Settings(), [cpu, cpu], 2, "devices of one process"),
+        (Settings(layers_per_device=[2, 2]), [cpu], 1, "for several devices"), (Settings(shard=True), [first], 1, "start with torchrun"),
+        (Settings(shard=True, quantize="int8"), [first], 2, "do not go together"), (Settings(shard=True, train=Train(offload=True)), [first], 2, "do not go"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_together(s, devices, world)
+
+
+def test_a_split_run_of_one_process_goes_on_in_several():
+    s = Settings(device="cuda:0,cuda:1", layers_per_device=[2, 2])
+    assert for_processes(s, Processes()) == s
+    assert for_processes(s, Processes(0, 2)) == replace(s, device="cuda", layers_per_device=[])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -102,7 +127,7 @@ def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys):
     (["--case", "steps"], "unknown benchmark case 'steps'; did you mean 'step'?"), (["--case", "load", "--rows", "2"], "--rows has no meaning for --case load"),
     (["--case", "step", "--tokens", "0"], "--tokens 0 must be at least 1"), (["--case", "step", "--dtype", "int8"], "--dtype 'int8' is not one of"),
     (["--case", "step", "--quantize", "int4", "--model", "pocket-llama"], "unknown quantization 'int4'"),
-    (["--case", "step", "--device", "cuda:77"], "torch sees"), (["--case", "step", "--checkpointing", "all"], "unknown train.checkpointing 'all'"),
+    (["--case", "step", "--device", "cuda:77"], "torch sees"), (["--case", "step", "--checkpointing", "all"], "'all' should be none, block"),
 ])
 def test_mistakes_are_one_line(capsys, words, said):
     assert main(["benchmark", *words]) == 1

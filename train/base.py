@@ -1,5 +1,6 @@
 """The frozen model of a run and its tokenizer, on the devices of its settings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def choose_devices(s: Settings, processes: Processes = ALONE) -> list[torch.device]:
     """The devices of this process: one, or several that the layers are split over; of several processes on a machine, each takes the GPU of its number.
 
-    Raises UserError when one is not there.
+    Raises UserError when one is not there, or other settings do not go with them.
     """
     name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if processes.world > 1 and name.startswith("cuda"):
@@ -28,11 +29,34 @@ def choose_devices(s: Settings, processes: Processes = ALONE) -> list[torch.devi
             raise UserError(f"device {name!r} is not for {processes.world} processes: give --device cuda, and each takes its own")
         name = f"cuda:{processes.local_rank}"
     devices = parse_devices(name)
-    if len(devices) > 1 and processes.world > 1:
-        raise UserError(f"layers are split over the devices of one process, and there are {processes.world}: give one device")
+    check_together(s, devices, processes.world)
+    return devices
+
+
+def check_together(s: Settings, devices: list[torch.device], world: int = 1) -> None:
+    """Raise UserError for settings that do not go with these devices of each of `world` processes, or with each other."""
+    cards = [device.index or 0 for device in devices if device.type == "cuda"]
+    if len(set(cards)) < len(cards):
+        raise UserError(f"device {s.device!r} names a GPU twice")
+    if len(devices) > 1 and world > 1:
+        raise UserError(f"layers are split over the devices of one process, and there are {world}: give one device")
     if s.layers_per_device and len(devices) == 1:
         raise UserError(f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1")
-    return devices
+    if s.train.offload and not cards:
+        raise UserError("train.offload moves activations from a GPU to the CPU's memory, and this run is on the CPU: leave it out")
+    if s.shard and world == 1:
+        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or set shard=false")
+    if s.shard and s.train.offload:
+        raise UserError("train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations")
+    if s.shard and s.quantize:
+        raise UserError(f"quantize = {s.quantize!r} and shard do not go together: shard lays whole weights over processes")
+
+
+def for_processes(s: Settings, processes: Processes) -> Settings:
+    """The settings of a run that may have been one process on devices of its own, for several: each takes its one."""
+    if processes.world == 1:
+        return s
+    return replace(s, device=s.device.partition(",")[0].partition(":")[0], layers_per_device=[])
 
 
 def check_model(name: str) -> None:
@@ -48,10 +72,6 @@ def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:
         raise UserError(f"dtype {s.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if s.threads:
         torch.set_num_threads(s.threads)
-    if s.shard and processes.world == 1:
-        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or set shard=false")
-    if s.shard and s.train.offload:
-        raise UserError("train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations")
     devices = choose_devices(s, processes)
     model = load_model(s.model, DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, quantize=s.quantize or None,
                        revision=s.revision or None, mesh=processes.mesh(devices[0]) if s.shard else None)

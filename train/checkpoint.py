@@ -107,7 +107,7 @@ def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
             state = read_checkpoint(path)
         except UserError as error:
             if before is None:
-                raise
+                raise UserError(f"{error}; there is no other: start again with another --out, or remove it and begin again with --resume") from None
             tqdm.write(f"{error}; the one before it is tried, {before.name}")
             continue
         break

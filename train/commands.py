@@ -29,7 +29,8 @@ def add_train(parser: argparse.ArgumentParser):
     parser.add_argument("--keep", type=int, help="keep the newest N checkpoints; default 1")
     parser.add_argument("--items", type=int, help="measure on the first N problems of each test set only; 0: all")
     parser.add_argument("--out", help="folder of the results; default runs/MODEL-ADAPTER-DATA, numbered when it exists")
-    parser.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder, with its own settings")
+    parser.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder, with its own settings; --device and "
+                                                         "--set of what changes memory alone (train.micro_batch_size, train.checkpointing ...) go with it")
     return train
 
 
@@ -42,6 +43,7 @@ def train(options: argparse.Namespace) -> int:
 
 def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     from eval.text import published_lines, score_lines
+    from train.base import for_processes
     from train.experiment import can_resume, fresh_folder, resume_settings, run
     from train.settings import settings
 
@@ -58,12 +60,12 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     if options.items is not None:
         chosen["eval"] = {"items": options.items}
     if options.resume:
-        if chosen or options.set or options.config or options.recipe or options.out:
-            raise UserError("--resume continues a run with its own settings; give no other option with it")
+        if chosen.keys() - {"device"} or options.config or options.recipe or options.out:
+            raise UserError("--resume continues a run with its own settings; give no other option with it but --device and some of --set")
         folder = Path(options.resume)
-        made = resume_settings(folder)
-        if processes.world > 1:
-            made = replace(made, device=made.device.partition(":")[0])  # it may have been one process on one GPU before
+        made = resume_settings(folder, chosen, options.set)
+        if "device" not in chosen:
+            made = for_processes(made, processes)
         if not can_resume(folder):
             print(f"{folder} has no checkpoint yet: starting from step 0")
     else:
@@ -76,8 +78,9 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     try:
         result = run(made, folder, resume=bool(options.resume) and can_resume(folder), processes=processes)
     except (KeyboardInterrupt, SystemExit):  # while measuring, or at a second signal; at the first the loop itself takes care
-        if folder.exists():
-            print(f"\nstopped; continue from the last checkpoint with: python run.py --resume {folder}")
+        if (folder / "run.toml").is_file():
+            where = "continue from the last checkpoint" if can_resume(folder) else "nothing is trained yet; begin again"
+            print(f"\nstopped; {where} with: python run.py --resume {folder}")
         raise
     if result.signal:
         print(f"stopped; continue with: python run.py --resume {folder}")

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from data.sources import is_here, load_data
 from eval.journal import remove_journals
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
-from model.files import make_folder, read_json, write_text
+from model.files import held, make_folder, read_json, write_text
 from train.base import check_model, load_base, load_words
 from train.experiment import first_items, fresh_folder
 from train.options import MODEL_OPTIONS, given
@@ -81,7 +82,13 @@ class Measured:
 
 def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool = False, form: str | None = None,
              processes: Processes = ALONE) -> Measured:
-    """Measure in `folder`, going on with what is there; of several `processes` rank 0 writes. Raises UserError."""
+    """Measure in `folder`, going on with what is there, which no other process can do at the same time; of several `processes` rank 0 writes.
+    Raises UserError."""
+    with held(folder) if processes.is_writer and folder.is_dir() else nullcontext():
+        return evaluate_in(made, adapters, folder, average, form, processes)
+
+
+def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: bool, form: str | None, processes: Processes) -> Measured:
     check_model(made.model)
     data = load_data(made.data, made.data_dir, made.seed, tests=made.tests, columns=made.columns, test_share=made.test_share)
     tests = first_items(data.tests, made.eval.items)
@@ -103,8 +110,8 @@ def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool =
     predictions = predict(model, tokenizer, tests, template=prompt, how=made.eval, reads=data.reads, journal=journal, processes=processes)
     for one in leaks:
         mark_leaks(predictions, one)
-    facts = {"model": made.model, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name, "notes": said + more,
-             "scores": tables(predictions)}
+    facts = {"model": made.model, "quantize": model.quantize, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name,
+             "notes": said + more, "scores": tables(predictions)}
     if processes.is_writer:
         write_predictions(folder / PREDICTIONS, predictions)
         write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")

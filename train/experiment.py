@@ -20,7 +20,7 @@ from eval.journal import remove_journals
 from eval.report import validation_text, write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model.errors import UserError, unknown
-from model.files import JsonLines, make_folder, write_text
+from model.files import JsonLines, held, make_folder, write_text
 from model.quantize import quantized_weights
 from train.base import check_model, choose_devices, load_base, load_words
 from train.checkpoint import checkpoints
@@ -30,6 +30,10 @@ from train.plan import layers_for
 from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
+
+FREE = (  # settings that may change when a run is resumed: the result does only by rounding, and dropout's draws
+    "train.micro_batch_size", "train.checkpointing", "train.offload", "train.keep", "train.tracker", "layers_per_device", "threads",
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,20 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
 
 
 def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = ALONE) -> Result:
+    """`run_in` the folder, in which no other run can be at the same time."""
+    if not processes.is_writer:
+        return run_in(s, folder, resume, processes)
+    made = not folder.exists()
+    make_folder(folder)
+    try:
+        with held(folder):
+            return run_in(s, folder, resume, processes)
+    finally:
+        if made and not any(folder.iterdir()):  # refused before anything was written
+            folder.rmdir()
+
+
+def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Result:
     """One experiment in `folder`: run.toml, log.jsonl, adapter/, predictions, result.json, report.html, checkpoint-STEP.pt.
 
     Of several `processes` rank 0 writes. Raises UserError for anything the user can put right.
@@ -93,13 +111,12 @@ def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = 
     trained = named_parameters(model)
     examples, cut, empty = encode_rows(tokenizer, data, form, s)
     examples, held_out, twins = hold_out(examples, s.train.validation_rows, s.seed)
-    if not resume:
-        here = ",".join(str(stage.device) for stage in model.stages) or str(model.device)
-        s = replace(s, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."))
+    here = ",".join(str(stage.device) for stage in model.stages) or str(model.device)
+    s = replace(s, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."),
+                layers_per_device=[stage.end - stage.first for stage in model.stages])
     prints = {"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)}
     processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
-    if not resume and processes.is_writer:
-        make_folder(folder)
+    if processes.is_writer:
         write_text(folder / "run.toml", to_toml(s))
     say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *validation_lines(len(held_out), twins, s), *leak_lines(leaks)])
     tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
@@ -144,7 +161,7 @@ def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = 
     print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
     facts = {
-        "model": s.model, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed, "processes": processes.world,
+        "model": s.model, "quantize": model.quantize, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed, "processes": processes.world,
         "adapter_step": outcome.adapter_step, "validation": outcome.validation,
         "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
         "trainable_parameters": count(trained), "parameters": count_base(model), "trained_on_test": seen_sets(leaks),
@@ -160,8 +177,8 @@ def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = 
 
 def fingerprint(s: Settings) -> str:
     """Everything that decides the course of training: a checkpoint is only resumed under the same."""
-    train = replace(s.train, keep=1, tracker="")
-    here = {"device": "", "layers_per_device": [], "shard": False, "data_dir": "", "load": dict.fromkeys(s.load, "")}  # where it runs, where things lie
+    train = replace(s.train, keep=1, tracker="", checkpointing="none", offload=False, micro_batch_size=1)
+    here = {"device": "", "layers_per_device": [], "shard": False, "threads": 0, "data_dir": "", "load": dict.fromkeys(s.load, "")}  # where it runs
     return to_toml(replace(s, **here, tests=[], train_on_test=False, eval=type(s.eval)(), train=train))
 
 
@@ -201,13 +218,16 @@ def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, dat
         print(f"         {line}")
 
 
-def resume_settings(folder: Path) -> Settings:
-    """The settings of an interrupted run. Raises UserError when there is none, or when it is complete."""
+def resume_settings(folder: Path, options: dict | None = None, sets: list[str] = ()) -> Settings:
+    """The settings of an interrupted run, those of FREE changed. Raises UserError for other changes, when there is no run, or when it is complete."""
+    for text in sets:
+        if text.partition("=")[0].strip() not in FREE:
+            raise UserError(f"--set {text}: a resumed run keeps its settings, but for {', '.join(FREE)}")
     if not (folder / "run.toml").is_file():
         raise UserError(f"{folder} holds no run.toml: there is no run to resume")
     if (folder / "result.json").is_file():
         raise UserError(f"{folder} is complete; see {folder / 'report.html'}")
-    return settings(config=str(folder / "run.toml"))
+    return settings(config=str(folder / "run.toml"), options=options, sets=sets)
 
 
 def can_resume(folder: Path) -> bool:

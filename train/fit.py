@@ -60,6 +60,13 @@ def measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0
     return done * 2 * size**3 / (time.perf_counter() - began)
 
 
+def check_room(memory: list[int]) -> None:
+    """Raise UserError for a device that has no room for tensors."""
+    for one in memory:
+        if usable(one) <= 0:
+            raise UserError(f"--memory {one / 1e6:.0f}MB is less than what CUDA or Python takes for itself, {CONTEXT / 1e6:.0f} MB")
+
+
 def usable(memory: int) -> int:
     """Bytes of a device's memory that tensors can have."""
     return round(memory * (1 - SLACK)) - CONTEXT

@@ -20,7 +20,7 @@ from train.loss import mean_loss
 from train.memory import offloaded
 from train.optim import LossScale, learning_rate
 from train.parallel import ALONE, Processes
-from train.pipeline import accumulate, busy_text
+from train.pipeline import Busy, accumulate, busy_text
 from train.settings import Train
 from train.signals import Signals
 
@@ -62,8 +62,6 @@ def train(
     Raises UserError when the gradient stays non-finite, memory runs out, or the checkpoint to resume from does not fit.
     """
     device = model.device
-    if s.offload and all(one.type == "cpu" for one in {parameter.device for parameter in parameters.values()}):
-        raise UserError("train.offload moves activations from a GPU to the CPU's memory, and this run is on the CPU: leave it out")
     batches_per_epoch = math.ceil(len(examples) / s.batch_size)
     total = s.max_steps or batches_per_epoch * s.epochs
     lengths = [len(example) for example in examples]
@@ -76,7 +74,7 @@ def train(
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
     state = State(model, parameters, optimizer, scale)
     order: list[list[int]] = []
-    shares: list[float] = []  # of each step that the devices were busy, where there are several
+    shares: list[Busy] = []  # of each step, where there are several devices
     if resume:
         state.load(folder, fingerprints)
     processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
@@ -109,7 +107,7 @@ def train(
             weight = sum(sum(row.weights[1:]) for row in rows)
             batches = {seed_from(seed, step, number): some for number, some in enumerate(micro_batches(rows, s.micro_batch_size))}  # by seed of dropout
             with short_of_memory(f"on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
-                                 f"or set train.checkpointing=block; the last checkpoint in {folder} is intact"):
+                                 f"or set train.checkpointing=block; the last checkpoint is intact, --resume {folder} takes both with --set"):
                 with offloaded(model) if s.offload else nullcontext():
                     parts, busy = accumulate(model, processes.share(batches), weight / scale.scale, pad_id)
                 loss = sum(processes.gather(sum((part / weight).item() for part in parts)))
@@ -141,15 +139,16 @@ def train(
                 shares.append(busy)
             validation = {}
             if held_out and ((step + 1) % validate_every == 0 or step + 1 == total):
-                found = processes.gather(mean_loss(model, held_out, s.micro_batch_size, pad_id))[0]  # one number for all
+                with short_of_memory(f"on {device} while validating: lower train.micro_batch_size; the last checkpoint in {folder} is intact"):
+                    found = mean_loss(model, held_out, s.micro_batch_size, pad_id, processes)
                 state.validated(found)
                 validation = {"validation_loss": found if math.isfinite(found) else None}
             log({
                 "step": step + 1, "loss": loss if math.isfinite(loss) else None, "learning_rate": rate,
                 "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite, **validation,
-                **({} if busy is None else {"devices_busy": round(busy, 3)}),
+                **({} if busy is None else {"devices_busy": round(busy.measured, 3), "devices_busy_side_by_side": round(busy.side_by_side, 3)}),
             })
-            shown = {} if busy is None else {"busy": f"{100 * busy:.0f}%"}
+            shown = {} if busy is None else {"busy": f"{100 * busy.measured:.0f}%"}
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", **shown, refresh=False)
             bar.update()
             received = int(max(processes.gather(signals.received)))  # whichever process it reached
@@ -160,7 +159,7 @@ def train(
             if received:
                 return Outcome(state.step, state.skipped, received, state.step, state.validation)
     if shares:
-        tqdm.write(busy_text(sum(shares) / len(shares), len(model.stages), len(batches)))
+        tqdm.write(busy_text(shares, len(model.stages), len(batches)))
     model.eval()
     model.checkpointing = 0
     if s.best and state.best:

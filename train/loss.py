@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from adapters.compose import Rows
 from data.batches import Example, collate, micro_batches
 from model.errors import UserError
-
-CHUNK = 256  # labelled positions whose logits exist at the same time
+from model.parts import CHUNK
+from train.parallel import ALONE, Processes
 
 
 def summed_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
@@ -38,12 +38,14 @@ def loss_of(model: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> T
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, rows: Sequence[Example], size: int, pad_id: int) -> float:
-    """The loss per token of these rows, weighted as in training, `size` of them at once and without dropout. The model is in training mode again behind it."""
+def mean_loss(model: nn.Module, rows: Sequence[Example], size: int, pad_id: int, processes: Processes = ALONE) -> float:
+    """The loss per token of these rows, weighted as in training, `size` of them at once and without dropout; each of several processes computes its
+    share. The model is in training mode again behind it."""
     model.eval()
-    total = sum(summed_loss(model, *collate(some, pad_id, model.device)).item() for some in micro_batches(rows, size))
+    mine = processes.share(dict(enumerate(micro_batches(rows, size))))
+    total = sum(summed_loss(model, *collate(some, pad_id, model.device)).item() for some in mine.values())
     model.train()
-    return total / sum(sum(row.weights[1:]) for row in rows)
+    return sum(processes.gather(total)) / sum(sum(row.weights[1:]) for row in rows)
 
 
 def chunk_loss(model: nn.Module, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument("--device", "--devices", help="cpu, cuda, cuda:1 ...; several, cuda:0,cuda:1, for layers split over them")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
-    parser.add_argument("--quantize", help="int8, llm-int8 or nf4: the base's Linears in 8 or 4 bits")
+    parser.add_argument("--quantize", help="int8, llm-int8 or nf4: the base's Linears in 8 or 4 bits; none: as they are, whatever the run had")
     parser.add_argument("--shard", action="store_true", default=None, help="under torchrun: each process holds a part of every block's weights")
 
 
@@ -64,7 +64,8 @@ def columns_of(text: str | None) -> dict[str, str]:
 
 def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
     """The options that were given on the command line, as settings."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    found = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return found | ({"quantize": ""} if found.get("quantize") == "none" else {})
 
 
 def whole_paths(made: "Settings") -> "Settings":

@@ -72,11 +72,20 @@ def utilisation(work: list[list[Work]], seconds: Callable[[Work], float]) -> flo
     return busy / (len(work) * whole) if whole else 1.0
 
 
-def busy_text(share: float, stages: int, batches: int) -> str:
+class Busy(NamedTuple):
+    """The share of a step that a device works, the mean of all devices."""
+
+    measured: float  # seconds of work over seconds of the step
+    side_by_side: float  # the same pieces of work laid out as the schedule has them: what devices that never wait for this thread would come to
+
+
+def busy_text(steps: Sequence[Busy], stages: int, batches: int) -> str:
     """What was measured, beside what the schedule allows."""
+    measured, side_by_side = (100 * sum(each) / len(steps) for each in zip(*steps, strict=True))
     most = batches / (batches + stages - 1)
     hint = "; a lower train.micro_batch_size gives them more to do side by side" if most < 0.7 else ""
-    return f"{stages} devices, micro-batches a step: {batches}; busy {100 * share:.0f} % of the time, where equal stages would be {100 * most:.0f} %{hint}"
+    return (f"{stages} devices, micro-batches a step: {batches}; busy {measured:.0f} % of the time, {side_by_side:.0f} % if all work side by side "
+            f"as scheduled, where equal stages would be {100 * most:.0f} %{hint}")
 
 
 @dataclass
@@ -113,10 +122,10 @@ class Watch:
         return start.elapsed_time(end) / 1000
 
 
-def accumulate(model: nn.Module, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int) -> tuple[list[Tensor], float | None]:
+def accumulate(model: nn.Module, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int) -> tuple[list[Tensor], Busy | None]:
     """Add the gradient of summed loss / divisor of every micro-batch to the parameters. batches: by the seed of their dropout.
 
-    Returns the summed loss of each micro-batch, and how busy the devices were (None: the model is on one).
+    Returns the summed loss of each micro-batch, and how busy the devices were (None: there is one).
     """
     if model.stages and batches:
         return pipelined(model, list(batches.values()), list(batches), divisor, pad_id)
@@ -131,18 +140,17 @@ def accumulate(model: nn.Module, batches: dict[int, Sequence[Example]], divisor:
 
 def pipelined(
     model: nn.Module, batches: Sequence[Sequence[Example]], seeds: Sequence[int], divisor: float, pad_id: int
-) -> tuple[list[Tensor], float]:
-    """`accumulate` with the model's stages working side by side, each piece of work measured on its device and laid out as the schedule has it."""
+) -> tuple[list[Tensor], Busy]:
+    """`accumulate` with the model's stages working side by side, each piece of work timed on its device."""
     last = len(model.stages) - 1
     work = orders(len(model.stages), len(batches))
-    passages: dict[int, Passage] = {}
+    passages = {number: Passage(*collate(rows, pad_id, model.device)) for number, rows in enumerate(batches)}  # copies to a GPU wait for its queue
     losses: dict[int, Tensor] = {}
     watch = Watch()
+    began = time.perf_counter()
 
     def forward(one: Work) -> None:
         stage = model.stages[one.stage]
-        if one.stage == 0:
-            passage = passages[one.batch] = Passage(*collate(batches[one.batch], pad_id, model.device))
         passage = passages[one.batch]
         torch.manual_seed(seed_from(seeds[one.batch], one.stage))
         if one.stage == 0:
@@ -178,4 +186,5 @@ def pipelined(
     times = replay(work, lambda one: 1.0 if one.way == "F" else 2.0)
     for one in sorted(times, key=lambda one: (times[one][0], model.stages[one.stage].device.type == "cpu")):  # a CPU's work holds this thread up
         (forward if one.way == "F" else backward)(one)
-    return [losses[batch] for batch in range(len(batches))], utilisation(work, watch.seconds)
+    seconds = sum(watch.seconds(one) for one in times)  # waits for the last
+    return [losses[batch] for batch in range(len(batches))], Busy(seconds / (len(work) * (time.perf_counter() - began)), utilisation(work, watch.seconds))

@@ -19,12 +19,12 @@ from adapters.show import trained
 from model.config import describe, skeleton
 from model.errors import UserError
 from model.files import read_json
-from model.quantize import quantization_of, quantize_skeleton
-from model.show import count
+from model.quantize import how_stored, quantization_of, quantize_skeleton
+from model.show import count, size_text
 from model.split import balance
-from train.base import DTYPES
+from train.base import DTYPES, check_together
 from train.dry_run import Step, answer, everything, training_step
-from train.fit import fewer_bits, for_answers, for_training, measured_rate, options_for, parse_memory, parse_rate, usable
+from train.fit import CONTEXT, check_room, fewer_bits, for_answers, for_training, measured_rate, options_for, parse_memory, parse_rate, usable
 from train.options import MODEL_OPTIONS, given
 from train.pipeline import orders, utilisation
 from train.settings import Settings, settings
@@ -65,6 +65,7 @@ class Planned:
 def target_of(options: argparse.Namespace, made: Settings) -> Target:
     """The devices of --memory, --devices, --device and the settings. Raises UserError."""
     memory = parse_memory(options.memory) if options.memory else None
+    check_room(memory or [])
     given = made.device if made.device != "auto" else "cuda" if memory or torch.cuda.is_available() else "cpu"
     named = given.split(",")
     if memory and len(memory) > 1 and named == ["cuda"]:
@@ -76,6 +77,9 @@ def target_of(options: argparse.Namespace, made: Settings) -> Target:
             found = name
         if found not in ("cpu", "cuda") or found != torch.device(named[0]).type:
             raise UserError(f"device {name!r:.50}: a plan is for cpu, for cuda, or for several cuda devices, cuda:0,cuda:1")
+    if made.shard:
+        raise UserError("a plan is for one process: --shard is not planned yet; what each of N processes holds of the blocks is 1/N of the weights said here")
+    check_together(made, [torch.device(name) for name in named])
     if memory and len(memory) != len(named):
         raise UserError(f"--memory names {len(memory)} devices and there are {len(named)}: {', '.join(named)}")
     length = made.train.cutoff if options.length is None else options.length
@@ -97,7 +101,7 @@ def run_of(options: argparse.Namespace) -> Settings:
 
 
 def dtype_of(made: Settings, raw: dict, kind: str) -> torch.dtype:
-    """That of the base on a device: as train/experiment.py loads it. Where nothing says what the checkpoint has, float16."""
+    """That of the base on a device: as train/base.py loads it. Where nothing says what the checkpoint has, float16."""
     if made.dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype {made.dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if made.dtype != "auto":
@@ -115,7 +119,7 @@ def with_adapter(made: Settings, kind: str) -> nn.Module:
     raw = read_json(Path(where)) if where.endswith(".json") else {}  # of the registry it says shapes alone
     model.dtype = dtype_of(made, raw, kind)
     model.to(model.dtype)
-    if how := made.quantize or quantization_of(raw, where)[0]:
+    if how := how_stored(made.quantize, quantization_of(raw, where)[0], where):
         quantize_skeleton(model, how)
     attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
     return model
@@ -159,7 +163,12 @@ def layers_for(made: Settings, devices: list[torch.device]) -> list[int]:
     weights alone (model/split.py), where a plan is not possible: devices of two kinds, adapters to load."""
     if made.load or len({device.type for device in devices}) > 1:
         return []
-    free = [torch.cuda.mem_get_info(device)[0] for device in devices] if devices[0].type == "cuda" else None
+    free = None
+    if devices[0].type == "cuda":
+        free = [torch.cuda.mem_get_info(device)[0] + CONTEXT for device in devices]  # what CUDA takes is gone from it already
+        for device, size in zip(devices, free, strict=True):
+            if usable(size) < 10**8:
+                raise UserError(f"{device} has {size_text(size - CONTEXT)} of memory left: something else is using it")
     return planned(made, Target([str(device) for device in devices], free, made.train.cutoff, 1.0)).blocks
 
 

@@ -25,6 +25,7 @@ from train.loop import train
 from train.settings import Eval, Train
 
 ROOT = Path(__file__).parent.parent
+SMALL = 10**8  # bytes
 LARGE = 500_000_000  # parameters from which on a model is cut to LAYERS, at its true width
 LAYERS = 2
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc returns memory at once: what is held is what is needed
@@ -46,9 +47,11 @@ def plan_lines(name: str, tokens: int) -> Iterator[str]:
     also = device == "cpu" and not layers
     more = f"{'malloc as it is':>20}" * also
     yield f"{'':34}{'step: planned':>15}{'measured':>11}{'ratio':>7}{'answers: planned':>18}{'measured':>11}{'ratio':>7}{more}"
+    smallest = SMALL
     for dtype, (adapter, checkpointing) in product(("float32", "bfloat16"), (("lora", "none"), ("parallel", "block"))):
         case = {"name": name, "layers": layers, "dtype": dtype, "adapter": adapter, "checkpointing": checkpointing, "tokens": tokens}
         step, answers = planned(case, device)
+        smallest = min(smallest, answers)
         found = measured(case, device, GIVES_BACK)
         line = f"{f'{dtype}, {adapter}, {checkpointing}':34}"
         for planned_bytes, peak, width in ((step, found["step"], 15), (answers, found["answers"], 18)):
@@ -57,6 +60,8 @@ def plan_lines(name: str, tokens: int) -> Iterator[str]:
             peak = measured(case, device, {})["step"]
             line += f"{size_text(peak):>13}{peak / step:7.3f}"
         yield line
+    if smallest < SMALL:
+        yield f"a plan of less than {size_text(SMALL)} is no measure: what torch's kernels take for themselves is as much; try --model smollm2-135m"
 
 
 def settings_of(case: dict) -> Train:

@@ -35,7 +35,8 @@ def plan_text(facts: dict) -> str:
         lines.append(f"split    --set layers_per_device=[{','.join(str(one['blocks']) for one in devices)}] lays the blocks so")
     if facts.get("fits") is False:
         advice = facts["advice"]
-        lines.append("to fit   " + (f"add {advice}" if advice else "none of the changes tried is enough: recomputation, one row at once, nf4, a second card"))
+        tried = "recomputation, one row at once, nf4" + ", a second card" * (devices[0]["device"] != "cpu")
+        lines.append("to fit   " + (f"add {advice}" if advice else f"none of the changes tried is enough: {tried}"))
     if devices[0]["device"] == "cpu":
         lines.append("note     glibc's malloc keeps more than tensors need; MALLOC_MMAP_THRESHOLD_=65536 in the environment makes it give that back")
     return "\n".join(lines)

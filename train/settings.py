@@ -71,7 +71,7 @@ class Train:
         if word == "every" and number.isascii() and number.isdigit() and int(number) > 0:
             return int(number)
         if self.checkpointing not in ("none", "block"):
-            raise unknown("train.checkpointing", self.checkpointing, ["none", "block", "every 2", "every 4"])
+            raise UserError(f'train.checkpointing = {self.checkpointing!r} should be none, block, or every and a number, such as "every 2"')
         return int(self.checkpointing == "block")
 
 
