@@ -168,11 +168,14 @@ def test_the_table_and_what_to_change(capsys):
     assert "none of the changes tried is enough" in capsys.readouterr().out
 
 
-def test_two_cards(capsys):
-    assert command("plan", "--model", "smollm2-135m", "--memory", "24GB,12GB", "--set", "eval.batch_size=2", "--json") == 0
+@pytest.mark.parametrize(("memory", "even"), [("24GB,12GB", True), ("3GB,1.1GB", False)])
+def test_two_cards(capsys, memory, even):
+    """As many blocks on each, or, where that does not fit, by memory."""
+    assert command("plan", "--model", "smollm2-135m", "--memory", memory, "--set", "eval.batch_size=2", "--json") == 0
     first, second = json.loads(capsys.readouterr().out)["devices"]
     assert first["blocks"] + second["blocks"] == 30
-    assert first["blocks"] > second["blocks"]
+    assert (first["blocks"] == second["blocks"]) == even
+    assert first["blocks"] >= second["blocks"]
     assert (first["device"], second["device"]) == ("cuda:0", "cuda:1")
     for one in (first, second):
         parts = ("weights_bytes", "adapter_bytes", "gradients_bytes", "optimizer_bytes", "activation_bytes")

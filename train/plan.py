@@ -141,7 +141,12 @@ def planned(made: Settings, target: Target) -> Planned:
 
 
 def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
-    """How many blocks go on each device, so that the largest share of memory that any has to have in training is least."""
+    """How many blocks go on each device: as many on each, so that all have as much to do; or, where that does not fit into the memory given, so that
+    the largest share of it that any device has to have in training is least."""
+    many, devices = len(step.weights) - 2, len(target.devices)
+    even = [many // devices + (number < many % devices) for number in range(devices)]  # the first has no head to compute
+    if min(even) > 0 and (target.memory is None or fits(step.phase.peak(stage_of(even), batches), target)):
+        return even
     alone = step.phase.peak(list(range(len(step.weights))))
     room = [usable(one) for one in target.memory] if target.memory else [1] * len(target.devices)
     blocks = balance([static + kept for static, kept in zip(step.static, step.phase.kept, strict=True)][1:-1], alone[0], alone[-1], room)
