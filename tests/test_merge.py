@@ -451,7 +451,7 @@ def test_nothing_is_written_where_something_is_wrong(tiny, tmp_path, monkeypatch
     tiny.lm_head.weight = weight
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-        with pytest.raises(UserError, match=r"the disk has 0\.0 GB left"):
+        with pytest.raises(UserError, match=r"the disk has 0\.0 MB left"):
             export_model(tiny, out)
     assert not out.exists()
     out.mkdir()
