@@ -202,7 +202,8 @@ def test_quantised_weights_lie_beside_their_block(folder, monkeypatch, how):
 
 
 def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
-    assert main(["--devices", "cpu,cpu", "--max-steps", "2", "--items", "1", "--set", "eval.before=false", "--out", str(tmp_path / "run"), "--set", "layers_per_device=[1,3]"]) == 0
+    words = ["--devices", "cpu,cpu", "--set", "layers_per_device=[1,3]", "--max-steps", "2", "--items", "1", "--set", "eval.before=false"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "layers 0 to 0 on cpu" in said
     assert "layers_per_device = [1, 3]" in (tmp_path / "run" / "run.toml").read_text()
