@@ -22,7 +22,8 @@ def add_show(parser: argparse.ArgumentParser):
 def show(options: argparse.Namespace) -> int:
     from adapters.show import draw, trained
     from model.show import count, show_text
-    from train.plan import run_of, with_adapter
+    from train.layout import with_adapter
+    from train.plan import run_of
 
     model = with_adapter(run_of(options), "cpu") if options.adapter or options.config or options.set else None
     print(show_text(options.model, options.revision))

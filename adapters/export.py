@@ -14,9 +14,10 @@ from torch import nn
 from adapters.places import all_sites
 from model.config import read_config, skeleton
 from model.errors import UserError
-from model.files import DTYPES, inside, make_folder, read_json, write_atomically, write_text
+from model.files import DTYPES, inside, read_json
 from model.load import is_finite
 from model.shards import check_empty, check_room, compare, copy_words, write_shards
+from model.writing import make_folder, write_atomically, write_text
 
 CLASSES = {"llama": "LlamaForCausalLM", "bloom": "BloomForCausalLM", "opt": "OPTForCausalLM", "gptj": "GPTJForCausalLM"}
 

@@ -16,7 +16,8 @@ from adapters.attach import adapters_named, attach, parts_of, remove, setup, swi
 from adapters.base import Adapter, Tensors
 from adapters.config import METHODS, AdapterConfig, resolve
 from model.errors import UserError, unknown
-from model.files import inside, make_folder, read_json, safetensors, torch_tensors, write_atomically, write_text
+from model.files import inside, read_json, safetensors, torch_tensors
+from model.writing import make_folder, write_atomically, write_text
 
 WEIGHTS, OLD_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 OURS = "llm_adapters"  # our own section of adapter_config.json

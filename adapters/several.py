@@ -13,7 +13,8 @@ from adapters.attach import adapter_names, adapters_named, in_order, remove, set
 from adapters.compose import Composition, from_table
 from adapters.files import load_adapter, save_adapter
 from model.errors import UserError
-from model.files import make_folder, read_json, write_text
+from model.files import read_json
+from model.writing import make_folder, write_text
 
 SETUP = "adapters.json"
 

@@ -149,7 +149,7 @@ def check_sums(name: str, data_dir: str) -> list[str]:
 
 def from_log(options: argparse.Namespace) -> int:
     from data.from_log import rows_from_log
-    from model.files import make_folder, write_text
+    from model.writing import make_folder, write_text
 
     if not options.out:
         raise UserError("data from-log needs --out FILE.json")

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from model.errors import UserError
-from model.files import make_folder, write_text
+from model.writing import make_folder, write_text
 
 MIRROR = "LLM_ADAPTERS_MIRROR"  # an address that holds the same files, for machines that reach no other
 CACHE = "LLM_ADAPTERS_CACHE"

@@ -7,8 +7,8 @@ from pathlib import Path
 from data.fetch import cache_folder
 from data.tables import ENDINGS
 from model.errors import UserError
-from model.files import make_folder, write_text
 from model.registry import hub_errors
+from model.writing import make_folder, write_text
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 

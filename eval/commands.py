@@ -177,7 +177,7 @@ def harness(options: argparse.Namespace) -> int:
     import json
 
     from eval.harness import run_tasks
-    from model.files import make_folder, write_text
+    from model.writing import make_folder, write_text
     from train.evaluate import load_with_adapter, run_settings
 
     if options.out and Path(options.out).exists():

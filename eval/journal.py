@@ -9,7 +9,7 @@ from torch import nn
 from adapters.attach import in_order, in_use
 from adapters.compose import Composition
 from model.errors import UserError
-from model.files import JsonLines, make_folder
+from model.writing import JsonLines, make_folder
 
 
 class Journal(JsonLines):

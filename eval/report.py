@@ -15,7 +15,7 @@ from adapters.show import marked_sites
 from eval.look import place
 from eval.score import Score, clean, mean_score, scores
 from eval.text import published_lines
-from model.files import write_text
+from model.writing import write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }

@@ -22,7 +22,7 @@ from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
 from model.errors import UserError, short_of_memory
-from model.files import write_text
+from model.writing import write_text
 
 
 @dataclass(frozen=True)

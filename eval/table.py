@@ -16,7 +16,7 @@ from eval.report import STYLE, read_log
 from eval.score import Score, mean_score
 from eval.text import NAMES
 from model.errors import UserError
-from model.files import make_folder, write_text
+from model.writing import make_folder, write_text
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("model", "adapter", "seed", "parameters", "loss, first 10 steps", "loss, last 10 steps", "seconds", "set", "reader", "accuracy", "low", "high",

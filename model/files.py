@@ -1,27 +1,19 @@
-"""Files: JSON, tensors read one at a time from safetensors, and writing that leaves a whole file or none."""
+"""Files: JSON, tensors read one at a time from safetensors."""
 
 import ctypes
 import json
 import math
 import mmap
-import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from model.errors import UserError
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # not a Unix
-    fcntl = None
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
@@ -189,94 +181,3 @@ def distinct(pairs: list[tuple]) -> dict:
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
     return found
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path), then fsync and rename it to `path`; a kill at any moment leaves the old file or the new one.
-
-    Raises UserError naming the path when the disk is full or the folder cannot be written; the old file stays.
-    """
-    for stray in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
-        stray.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except RuntimeError as error:  # torch's word for a full disk
-        raise UserError(f"cannot write {path}: the disk is full, or a file may not be as large ({str(error).splitlines()[0]}); what was there before is "
-                        "as it was") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole text file, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def make_folder(path: Path) -> None:
-    """The folder and those above it. Raises UserError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error}") from None
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Within this block no other process can hold the folder. Raises UserError when one does; where the system knows no such locks, nothing happens.
-
-    A lock on the folder itself: it leaves no file, and ends with the process whatever ends it.
-    """
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        if handle is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another process is running in {folder}: wait for it, or stop it") from None
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-class JsonLines:
-    """A file of JSON objects, a line each, appended to; a line that a kill cut short is ended first. Raises UserError when it cannot be written."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        try:
-            torn = self.path.is_file() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
-            self.file = open(self.path, "a", encoding="utf-8")
-            if torn:
-                self.file.write("\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
-        return self
-
-    def write(self, entry: dict) -> None:
-        try:
-            print(json.dumps(entry), file=self.file, flush=True)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
-
-    def __exit__(self, kind, *_) -> None:
-        try:
-            self.file.close()
-        except OSError as error:  # what is still in its buffer does not fit either
-            if kind is None:
-                raise UserError(f"cannot write {self.path}: {error}") from None

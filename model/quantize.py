@@ -13,12 +13,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from model.errors import UserError, unknown
-from model.files import inside, make_folder, read_json, write_text
+from model.files import inside, read_json
 from model.int8 import Int8, LLMInt8
 from model.nf4 import NF4
 from model.quantized_linear import QuantizedLinear
 from model.shards import check_empty, check_room, compare, copy_words, write_shards
 from model.sites import Linear, Site
+from model.writing import make_folder, write_text
 
 STORED_AS = {"int8": Int8, "llm-int8": LLMInt8, "nf4": NF4}
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.errors import UserError, unknown
-from model.files import shard_names, weight_files, write_text
+from model.files import shard_names, weight_files
+from model.writing import write_text
 
 POCKET = Path(__file__).parent / "pocket"
 

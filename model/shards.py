@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from model.files import DTYPES, inside, safetensors, weight_files, write_atomically, write_text
+from model.files import DTYPES, inside, safetensors, weight_files
+from model.writing import write_atomically, write_text
 
 COPIED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
           "chat_template.jinja", "generation_config.json")

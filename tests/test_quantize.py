@@ -529,6 +529,10 @@ def test_a_run_on_a_quantised_base(tmp_path, capsys):
     assert json.loads((out / "result.json").read_text())["parameters"] == 906_880
     assert command_line.main(["evaluate", str(out), "--out", str(tmp_path / "measured")]) == 0
     assert (tmp_path / "measured" / "predictions.jsonl").read_text() == (out / "predictions.jsonl").read_text()
+    assert json.loads((tmp_path / "measured" / "result.json").read_text())["quantize"] == "nf4"
+    assert "model pocket-llama in nf4, adapter" in capsys.readouterr().out
+    assert command_line.main(["evaluate", str(out), "--quantize", "none", "--out", str(tmp_path / "plain")]) == 0
+    assert "was trained on a base stored as nf4, and this one is stored as plain weights" in capsys.readouterr().out
     assert command_line.main(["merge", str(out), "--out", str(tmp_path / "merged")]) == 0
     assert load_model(str(tmp_path / "merged")).quantize == ""
     assert load_model(str(tmp_path / "merged")).dtype == torch.float16

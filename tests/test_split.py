@@ -21,8 +21,8 @@ from model.registry import REGISTRY
 from model.split import balance, split
 from run import main
 from train import pipeline
+from train.layout import Target, layers_for, planned
 from train.pipeline import Work, accumulate, orders, replay, utilisation
-from train.plan import Target, layers_for, planned
 from train.settings import settings
 
 CPU = torch.device("cpu")

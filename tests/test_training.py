@@ -17,8 +17,8 @@ from adapters import attach, named_parameters, parameters
 from data.batches import Example, collate, encode_row, epoch_order, micro_batches
 from data.prompts import prompt, template
 from model import UserError, load_model
-from model.files import write_atomically
 from model.sites import Linear
+from model.writing import write_atomically
 from train import loop, loss, pipeline
 from train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from train.loop import train
@@ -393,7 +393,7 @@ def test_kill_minus_nine_leaves_a_whole_checkpoint(tmp_path, times):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_log_that_does_not_fit_on_the_disk_is_one_line():
-    from model.files import JsonLines
+    from model.writing import JsonLines
 
     with pytest.raises(UserError, match=r"cannot write /dev/full: .*No space left"), JsonLines(Path("/dev/full")) as log:
         log.write({"step": 1})
@@ -401,7 +401,7 @@ def test_a_log_that_does_not_fit_on_the_disk_is_one_line():
 
 def test_the_log_survives_a_line_cut_short(tmp_path):
     from eval.report import read_log
-    from model.files import JsonLines
+    from model.writing import JsonLines
 
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')  # as a kill leaves it
     with JsonLines(tmp_path / "log.jsonl") as log:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from adapters.attach import named_buffers
 from model.errors import UserError
-from model.files import write_atomically
+from model.writing import write_atomically
 from train.optim import LossScale
 
 

@@ -16,7 +16,8 @@ from data.sources import is_here, load_data
 from eval.journal import remove_journals
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
-from model.files import held, make_folder, read_json, write_text
+from model.files import read_json
+from model.writing import held, make_folder, write_text
 from train.base import check_model, load_base, load_words
 from train.experiment import first_items, fresh_folder
 from train.options import MODEL_OPTIONS, given
@@ -98,6 +99,8 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form, processes=processes)
     stored = stored_template(runs, tokenizer)
     said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
+    for before in {run.get("quantize", model.quantize) for run in runs} - {model.quantize}:
+        said.append(f"the adapter was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}")
     leaks, more = seen_in_training(runs, tests, made.data_dir)
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}
     same = {"base model": model.fingerprint, "settings": to_toml(replace(made, device="")), "tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()}

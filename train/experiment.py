@@ -20,13 +20,13 @@ from eval.journal import remove_journals
 from eval.report import validation_text, write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model.errors import UserError, unknown
-from model.files import JsonLines, held, make_folder, write_text
 from model.quantize import quantized_weights
+from model.writing import JsonLines, held, make_folder, write_text
 from train.base import check_model, choose_devices, load_base, load_words
 from train.checkpoint import checkpoints
+from train.layout import layers_for
 from train.loop import train
 from train.parallel import ALONE, Processes
-from train.plan import layers_for
 from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
@@ -155,7 +155,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     save = save_adapters if s.load else save_adapter
     about = {"model": s.model, "data": s.data, "template": s.template, "template_text": form.table(), "seed": s.seed,
              "adapter": s.adapter.get("preset", ""), "columns": s.columns, "test_share": 0.0 if s.tests else s.test_share, "only_right": s.only_right,
-             "data_fingerprint": data.fingerprint}
+             "data_fingerprint": data.fingerprint, "quantize": model.quantize}
     if processes.is_writer:
         save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")

@@ -16,9 +16,9 @@ from data.batches import Example
 from model import load_model
 from model.config import describe, skeleton
 from model.errors import UserError
-from model.files import write_atomically, write_text
 from model.shards import size, write_safetensors
 from model.show import size_text
+from model.writing import write_atomically, write_text
 from train.loop import train
 from train.settings import Train
 from train.speed import peak_of_process

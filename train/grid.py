@@ -9,8 +9,8 @@ from data.sources import load_data
 from eval.published import table_for
 from eval.table import Job
 from model.errors import UserError
-from model.files import make_folder, write_text
 from model.registry import pocket_names
+from model.writing import make_folder, write_text
 from train.base import check_model
 from train.options import seeds_of, whole_paths
 from train.settings import Settings, build, settings, to_toml

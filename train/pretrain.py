@@ -18,7 +18,7 @@ from data.batches import Example
 from data.prompts import PREAMBLE, RESPONSE, prompt
 from model.config import family_and_config
 from model.errors import UserError, unknown
-from model.files import make_folder, write_atomically, write_text
+from model.writing import make_folder, write_atomically, write_text
 from train.loop import train
 from train.settings import Train, build, recipe
 

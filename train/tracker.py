@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 
 from model.errors import UserError, unknown
-from model.files import write_text
+from model.writing import write_text
 
 
 class Tracker:

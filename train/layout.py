@@ -1,0 +1,160 @@
+"""A run laid out on devices without memory: what each would hold, whether that fits, and what to change if not."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapters import attach
+from adapters.config import resolve
+from model.config import describe, skeleton
+from model.errors import UserError
+from model.files import read_json
+from model.quantize import how_stored, quantization_of, quantize_skeleton
+from model.show import size_text
+from model.split import balance
+from train.base import DTYPES
+from train.dry_run import Step, answer, everything, training_step
+from train.fit import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
+from train.settings import Settings
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run is to go: the names of its devices (all cpu or all cuda), their bytes if they are given, and what a row is taken to be."""
+
+    devices: list[str]
+    memory: list[int] | None
+    length: int  # tokens of a row, and of a prompt
+    labelled: float  # share of them with a label
+
+    @property
+    def kind(self) -> str:
+        return torch.device(self.devices[0]).type
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run, counted."""
+
+    model: nn.Module
+    step: Step
+    blocks: list[int]  # on each device
+    stage: list[int]  # the device of each place: the embedding, every block, the head
+    training: list[int]  # bytes of each device at the peak of a step
+
+    def answering(self, made: Settings, target: Target) -> list[int]:
+        """Bytes of each device at the peak while the run answers its test problems."""
+        return answer(self.model, made.eval, target.length, target.kind).peak(self.stage)
+
+    def by_device(self, sizes: list[int]) -> list[int]:
+        return [sum(size for size, one in zip(sizes, self.stage, strict=True) if one == device) for device in range(len(self.blocks))]
+
+
+def dtype_of(made: Settings, raw: dict, kind: str) -> torch.dtype:
+    """That of the base on a device: as train/base.py loads it. Where nothing says what the checkpoint has, float16."""
+    if made.dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype {made.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    if made.dtype != "auto":
+        return DTYPES[made.dtype]
+    dtype = DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")), torch.float16)
+    return torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
+
+
+def with_adapter(made: Settings, kind: str) -> nn.Module:
+    """The model of the settings without memory, as it would be on a device of this kind, its adapter attached. Raises UserError."""
+    if made.load:
+        raise UserError(f"a plan does not know the adapters to load ({', '.join(made.load)}); plan without them")
+    family, config, where = describe(made.model, made.revision or None)
+    model = skeleton(family, config)
+    raw = read_json(Path(where)) if where.endswith(".json") else {}  # of the registry it says shapes alone
+    model.dtype = dtype_of(made, raw, kind)
+    model.to(model.dtype)
+    if how := how_stored(made.quantize, quantization_of(raw, where)[0], where):
+        quantize_skeleton(model, how)
+    attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
+    return model
+
+
+def batches_of(made: Settings) -> int:
+    """Micro-batches of a step."""
+    return math.ceil(made.train.batch_size / made.train.micro_batch_size)
+
+
+def planned(made: Settings, target: Target) -> Planned:
+    """Take a step, dry, and lay the blocks over the devices. Raises UserError."""
+    model = with_adapter(made, target.kind)
+    step = training_step(model, made.train, target.length, target.labelled, target.kind)
+    blocks = made.layers_per_device or blocks_on(step, batches_of(made), target)
+    if len(blocks) != len(target.devices) or sum(blocks) != len(model.blocks):
+        raise UserError(f"layers_per_device = {blocks}: the plan is for {len(target.devices)} devices and the model has {len(model.blocks)} layers")
+    return Planned(model, step, blocks, stage_of(blocks), step.phase.peak(stage_of(blocks), batches_of(made)))
+
+
+def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
+    """How many blocks go on each device: as many on each, so that all have as much to do; or, where that does not fit into the memory given, so that
+    the largest share of it that any device has to have in training is least."""
+    many, devices = len(step.weights) - 2, len(target.devices)
+    even = [many // devices + (number < many % devices) for number in range(devices)]  # the first has no head to compute
+    if min(even) > 0 and (target.memory is None or fits(step.phase.peak(stage_of(even), batches), target)):
+        return even
+    alone = step.phase.peak(list(range(len(step.weights))))
+    room = [usable(one) for one in target.memory] if target.memory else [1] * len(target.devices)
+    blocks = balance([static + kept for static, kept in zip(step.static, step.phase.kept, strict=True)][1:-1], alone[0], alone[-1], room)
+
+    def largest(blocks: list[int]) -> float:
+        return max(need / one for need, one in zip(step.phase.peak(stage_of(blocks), batches), room, strict=True))
+
+    share = largest(blocks)
+    while True:  # devices in front keep more micro-batches than those behind: move blocks over a boundary, one by one, as long as that helps
+        moves = [[*blocks[:i], blocks[i] + by, blocks[i + 1] - by, *blocks[i + 2 :]] for i in range(len(blocks) - 1) for by in (1, -1)]
+        better, moved = min(((largest(one), one) for one in moves if min(one) > 0), default=(share, blocks))
+        if better >= share:
+            return blocks
+        share, blocks = better, moved
+
+
+def layers_for(made: Settings, devices: list[torch.device]) -> list[int]:
+    """How many layers a run that is about to begin puts on each of its devices: as planned against what is free there now. Empty, for a balance of the
+    weights alone (model/split.py), where a plan is not possible: devices of two kinds, adapters to load."""
+    if made.load or len({device.type for device in devices}) > 1:
+        return []
+    free = None
+    if devices[0].type == "cuda":
+        free = [torch.cuda.mem_get_info(device)[0] + CONTEXT for device in devices]  # what CUDA takes is gone from it already
+        for device, size in zip(devices, free, strict=True):
+            if usable(size) < 10**8:
+                raise UserError(f"{device} has {size_text(size - CONTEXT)} of memory left: something else is using it")
+    return planned(made, Target([str(device) for device in devices], free, made.train.cutoff, 1.0)).blocks
+
+
+def stage_of(blocks: list[int]) -> list[int]:
+    """The device of each place: the embedding, every block, the head."""
+    return [0, *(device for device, many in enumerate(blocks) for _ in range(many)), len(blocks) - 1]
+
+
+def fits(need: list[int], target: Target) -> bool:
+    return all(size <= usable(memory) for size, memory in zip(need, target.memory, strict=True))
+
+
+def advice(made: Settings, found: Planned, target: Target) -> str | None:
+    """What to change so that the run fits, as options of the command line, found by planning it; None: nothing that is tried here.
+
+    In this order: recomputation, fewer rows at once; the same with weights in fewer bits; all that with a second card.
+    """
+    cards = [target]
+    if len(target.devices) == 1 and target.kind == "cuda":
+        cards.append(replace(target, devices=["cuda:0", "cuda:1"], memory=target.memory * 2))
+    for where in cards:
+        for how in fewer_bits(made):
+            stored = replace(made, quantize=how)
+            least = sum(tensor.nbytes for tensor in everything(with_adapter(stored, target.kind)).values()) + sum(found.step.optimizer)
+            if least > sum(map(usable, where.memory)):
+                continue  # not even without activations
+            trains = next(((one, tried) for one in for_training(stored) if fits((tried := planned(one, where)).training, where)), None)
+            whole = trains and next((one for one in for_answers(trains[0]) if fits(trains[1].answering(one, where), where)), None)
+            if whole:
+                return " ".join([*options_for(made, whole), *["and a second card like it"] * (where is not target)])
+    return None
