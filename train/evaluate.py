@@ -99,7 +99,7 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form, processes=processes)
     stored = stored_template(runs, tokenizer)
     said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
-    for before in {run.get("quantize", model.quantize) for run in runs} - {model.quantize}:
+    for before in {one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)} - {model.quantize}:
         said.append(f"the adapter was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}")
     leaks, more = seen_in_training(runs, tests, made.data_dir)
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}
