@@ -37,7 +37,8 @@ def opt(repo: str, hidden: int, layers: int, heads: int, **more) -> Entry:
 
 
 TIED = {"tie_word_embeddings": True}
-LLAMA3 = {"vocab": 128256, "rope_theta": 500000.0}
+BF16 = {"torch_dtype": "bfloat16"}  # others are stored in float16
+LLAMA3 = {"vocab": 128256, "rope_theta": 500000.0, **BF16}
 GALACTICA = {"vocab_size": 50000, "activation_function": "gelu"}
 BARE = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 
@@ -52,10 +53,10 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
     "llama-3-8b": llama("meta-llama/Meta-Llama-3-8B", 4096, 32, 32, 14336, kv=8, **LLAMA3),
     "llama-3.2-1b": llama("meta-llama/Llama-3.2-1B", 2048, 16, 32, 8192, kv=8, head_dim=64, **LLAMA3, **TIED),
     "llama-3.2-3b": llama("meta-llama/Llama-3.2-3B", 3072, 28, 24, 8192, kv=8, head_dim=128, **LLAMA3, **TIED),
-    "tinyllama-1.1b": llama("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 2048, 22, 32, 5632, kv=4),
-    "smollm2-135m": llama("HuggingFaceTB/SmolLM2-135M-Instruct", 576, 30, 9, 1536, kv=3, vocab=49152, **TIED),
-    "smollm2-360m": llama("HuggingFaceTB/SmolLM2-360M-Instruct", 960, 32, 15, 2560, kv=5, vocab=49152, **TIED),
-    "smollm2-1.7b": llama("HuggingFaceTB/SmolLM2-1.7B-Instruct", 2048, 24, 32, 8192, vocab=49152, **TIED),
+    "tinyllama-1.1b": llama("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 2048, 22, 32, 5632, kv=4, **BF16),
+    "smollm2-135m": llama("HuggingFaceTB/SmolLM2-135M-Instruct", 576, 30, 9, 1536, kv=3, vocab=49152, **TIED, **BF16),
+    "smollm2-360m": llama("HuggingFaceTB/SmolLM2-360M-Instruct", 960, 32, 15, 2560, kv=5, vocab=49152, **TIED, **BF16),
+    "smollm2-1.7b": llama("HuggingFaceTB/SmolLM2-1.7B-Instruct", 2048, 24, 32, 8192, vocab=49152, **TIED, **BF16),
     "bloom-560m": bloom("bloom-560m", 1024, 24, 16),
     "bloom-1b1": bloom("bloom-1b1", 1536, 24, 16),
     "bloom-1b7": bloom("bloom-1b7", 2048, 24, 16),

@@ -13,6 +13,7 @@ from model.config import describe, skeleton
 from model.errors import UserError
 from model.files import read_json
 from model.quantize import how_stored, quantization_of, quantize_skeleton
+from model.registry import find
 from model.show import size_text
 from model.split import balance
 from train.base import DTYPES
@@ -69,7 +70,7 @@ def with_adapter(made: Settings, kind: str) -> nn.Module:
         raise UserError(f"a plan does not know the adapters to load ({', '.join(made.load)}); plan without them")
     family, config, where = describe(made.model, made.revision or None)
     model = skeleton(family, config)
-    raw = read_json(Path(where)) if where.endswith(".json") else {}  # of the registry it says shapes alone
+    raw = read_json(Path(where)) if where.endswith(".json") else find(made.model).config
     model.dtype = dtype_of(made, raw, kind)
     model.to(model.dtype)
     if how := how_stored(made.quantize, quantization_of(raw, where)[0], where):
