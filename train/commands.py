@@ -125,7 +125,7 @@ def add_plan(parser: argparse.ArgumentParser):
     parser.description = ("Say what a run would need, before anything is downloaded: parameters, memory of each device, computation. "
                           "The status is 1 when it does not fit into --memory.")
     parser.epilog = "Nothing is downloaded but, for a model that run.py models does not list, its config.json."
-    add_model_options(parser)
+    add_model_options(parser, default="llama-7b")
     parser.add_argument("--adapter", help="a name of adapters/presets.toml (parallel), or several, lora+prefix")
     parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of a run")

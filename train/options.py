@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # the options are there before torch is loaded
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "quantize", "shard")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="pocket-llama (default), a name like llama-7b, a hub repository or a folder")
+def add_model_options(parser: argparse.ArgumentParser, default: str = "pocket-llama") -> None:
+    parser.add_argument("--model", help=f"a name of `run.py models`, a hub repository or a folder; default {default}")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument("--device", "--devices", help="cpu, cuda, cuda:1 ...; several, cuda:0,cuda:1, for layers split over them")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the base and the computation")
