@@ -24,7 +24,6 @@ from model.quantize import quantized_weights
 from model.writing import JsonLines, held, make_folder, write_text
 from train.base import check_model, choose_devices, load_base, load_words
 from train.checkpoint import checkpoints
-from train.layout import layers_for
 from train.loop import train
 from train.parallel import ALONE, Processes
 from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
@@ -97,6 +96,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     leaks = check_leakage(data, tests, s.train_on_test)
     devices = choose_devices(s, processes)
     if len(devices) > 1 and not s.layers_per_device:
+        from train.layout import layers_for  # what it counts with takes a while to import
+
         s = replace(s, layers_per_device=layers_for(s, devices))
     model = load_base(s, processes)
     tokenizer = load_words(s, model)
