@@ -171,7 +171,7 @@ def test_no_two_processes_in_one_folder(tmp_path, capsys):
     """A lock on the folder itself: it leaves nothing behind."""
     out = tmp_path / "out"
     out.mkdir()
-    holder = subprocess.Popen([sys.executable, "-c", f"import fcntl, os, time; fcntl.flock(os.open({str(out)!r}, os.O_RDONLY), fcntl.LOCK_EX); "
+    holder = subprocess.Popen([sys.executable, "-c", f"import fcntl, os, time; fcntl.flock(os.open({str(out)!r}, os.O_RDONLY), fcntl.LOCK_SH); "
                                                      "print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()

@@ -182,7 +182,13 @@ def stop_at(entry, step):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_checkpoint_is_loaded_straight_onto_its_devices(any_folder):
+def test_a_checkpoint_is_loaded_straight_onto_its_devices(any_folder, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr("model.load.is_finite", lambda *_: True)  # of meta tensors nobody knows
+        model = load_model(str(any_folder), devices=[CPU, torch.device("meta")], layers_per_device=[1, 2])
+        assert {parameter.is_meta for parameter in model.blocks[0].parameters()} == {False}
+        assert {parameter.is_meta for block in model.blocks[1:] for parameter in block.parameters()} == {True}
+        assert (model.input_embedding.weight.is_meta, model.lm_head.weight.is_meta) == (False, not model.tied)
     model = load_model(str(any_folder), devices=["cpu", "cpu"], layers_per_device=[1, 2])
     assert [(stage.first, stage.end) for stage in model.stages] == [(0, 1), (1, 3)]
     assert torch.equal(model(IDS), load_model(str(any_folder))(IDS))
