@@ -1,5 +1,7 @@
 """A Linear whose weight is stored in fewer bits: what int8.py and nf4.py have in common."""
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,7 @@ AT_ONCE = 2**18  # weights that are quantised at once, so that float32 copies st
 TINY = 1e-38  # instead of dividing by a scale of 0: the weights there are 0
 
 
-class QuantizedLinear(Linear):
+class QuantizedLinear(Linear, ABC):
     """A frozen Linear with buffers in place of the weight; `weight` makes it, in the model's dtype, for whoever asks (DoRA, PiSSA, merging)."""
 
     def __init__(self, plain: Linear):
@@ -21,22 +23,22 @@ class QuantizedLinear(Linear):
         for leaf, (shape, dtype) in self.layout().items():
             self.register_buffer(leaf, torch.empty(shape, dtype=dtype, device=plain.weight.device))
 
+    @abstractmethod
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> shape and dtype of what is stored."""
-        raise NotImplementedError
 
     def allocate(self, device: torch.device) -> None:
         """Memory for `store`. For all of a model at once: between tensors that come and go, pieces of memory would be left over."""
         for leaf, (shape, dtype) in self.layout().items():
             setattr(self, leaf, torch.empty(shape, dtype=dtype, device=device))
 
+    @abstractmethod
     def store(self, weight: Tensor) -> None:
         """Quantise weight [out, in], which must be finite, into the memory that was allocated."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in]."""
-        raise NotImplementedError
 
     def multiply(self, x: Tensor) -> Tensor:
         """x [..., in] -> x W^T [..., out], in the dtype of x."""

@@ -79,6 +79,14 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(tm
         assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_was_offloaded_is_measured_on_the_cpu(tmp_path):
+    out = tmp_path / "run"
+    assert main(["--max-steps", "1", "--items", "1", "--set", "eval.before=false", "--out", str(out)]) == 0
+    told = out / "run.toml"
+    told.write_text(told.read_text().replace("offload = false", "offload = true"))
+    assert main(["evaluate", str(out), "--items", "1", "--out", str(tmp_path / "measured")]) == 0
+
+
 def test_what_goes_with_which_devices():
     cpu, first, second = torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")
     check_together(Settings(), [first, second])

@@ -27,6 +27,7 @@ from train.settings import Settings, settings, to_toml
 from train.toml import parse_set
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
+NOT_TO_MEASURE = {"shard": False, "train": {"offload": False}}  # what a run was trained with and measuring it has no use for
 
 
 def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, list[Path]]:
@@ -51,7 +52,7 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
         raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
     if not adapters and not (Path(options.run) / "adapter").is_dir():
         raise UserError(f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}")
-    return settings(str(Path(options.run) / "run.toml"), None, {"shard": False} | chosen, sets or []), adapters or [Path(options.run) / "adapter"]
+    return settings(str(Path(options.run) / "run.toml"), None, NOT_TO_MEASURE | chosen, sets or []), adapters or [Path(options.run) / "adapter"]
 
 
 def load_with_adapter(made: Settings, adapters: list[Path], average: bool = False, words: bool = True, form: str | None = None,
@@ -99,7 +100,7 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form, processes=processes)
     stored = stored_template(runs, tokenizer)
     said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
-    for before in {one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)} - {model.quantize}:
+    for before in sorted({one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)} - {model.quantize}):
         said.append(f"the adapter was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}")
     leaks, more = seen_in_training(runs, tests, made.data_dir)
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}

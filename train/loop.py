@@ -78,7 +78,8 @@ def train(
     if resume:
         state.load(folder, fingerprints)
     processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
-    if (most := math.ceil(min(s.batch_size, len(examples)) / s.micro_batch_size)) < processes.world:
+    most = math.ceil(min(s.batch_size, len(examples)) / s.micro_batch_size)  # micro-batches of a step; the last step of an epoch may have fewer
+    if most < processes.world:
         tqdm.write(f"{most} micro-batch{'es' * (most > 1)} a step for {processes.world} processes: lower train.micro_batch_size, or raise train.batch_size")
 
     validate_every = s.validate_every or s.save_every
@@ -159,7 +160,7 @@ def train(
             if received:
                 return Outcome(state.step, state.skipped, received, state.step, state.validation)
     if shares:
-        tqdm.write(busy_text(shares, len(model.stages), len(batches)))
+        tqdm.write(busy_text(shares, len(model.stages), most))
     model.eval()
     model.checkpointing = 0
     if s.best and state.best:

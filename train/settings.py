@@ -141,7 +141,7 @@ class Settings:
     template: str = "alpaca"  # alpaca | paper-v1 | plain | chat, the tokenizer's own
     seed: int = 0
     device: str = "auto"  # auto: cuda where there is one, else cpu; several, "cuda:0,cuda:1": the layers are split over them
-    layers_per_device: list = field(default_factory=list)  # how many layers lie on each of several devices; empty: as train/plan.py balances their memory
+    layers_per_device: list = field(default_factory=list)  # how many layers lie on each of several devices; empty: even, or what fits (train/layout.py)
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
     quantize: str = ""  # int8 | llm-int8 | nf4: the base's Linears in 8 or 4 bits; empty: as they are stored
     shard: bool = False  # each of several processes holds a part of every block's weights, for a base that is too big for one device
