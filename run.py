@@ -20,7 +20,7 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "export": ("adapters", "write a run's adapter as PEFT or the paper's code reads it"),
     "combine": ("adapters", "add, subtract and scale adapters into a new one"),
     "models": ("model", "list the names --model knows, with parameters and sizes"),
-    "quantize": ("model", "write a model with its weights in 8 or 4 bits, and measure what that costs"),
+    "quantize": ("train", "write a model with its weights in 8 or 4 bits, and measure what that costs"),
     "show": ("adapters", "draw a model's block with its sites, shapes and counts; needs no weights"),
     "table": ("eval", "train a grid of adapters on models and put them beside the published figures"),
     "plan": ("train", "say what a run needs, and whether it fits, before anything is downloaded"),

@@ -1,4 +1,4 @@
-"""train, pretrain, plan and benchmark on the command line."""
+"""train, pretrain, plan, quantize and benchmark on the command line."""
 
 import argparse
 import importlib
@@ -152,6 +152,27 @@ def plan(options: argparse.Namespace) -> int:
     return 0 if facts.get("fits", True) else 1
 
 
+def add_quantize(parser: argparse.ArgumentParser):
+    parser.description = "Writes the model with the weights of its blocks in 8 or 4 bits, and measures it beside the model as it was. " \
+                         "They are never in memory together."
+    parser.add_argument("--model", default="pocket-llama", help="a name of `run.py models`, a hub repository or a folder (pocket-llama)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 of the other weights and the computation; default: the checkpoint's own")
+    parser.add_argument("--to", required=True, help="int8, llm-int8 (x is rounded as well) or nf4")
+    parser.add_argument("--out", required=True, help="new folder of the quantised model")
+    parser.add_argument("--text", help="a text file to measure on; default: the solutions of word problems")
+    parser.add_argument("--tokens", type=int, default=1024, help="measure on the first N tokens (1024); 0: do not measure")
+    parser.add_argument("--shard-size", type=float, default=5.0, help="largest size of a file of weights, in GB (5)")
+    return quantize
+
+
+def quantize(options: argparse.Namespace) -> int:
+    from train.quantized import quantize as write_quantized
+
+    return write_quantized(options)
+
+
 def add_benchmark(parser: argparse.ArgumentParser):
     parser.description = "Measure this machine. The cases: " + "; ".join(f"{name}: {case.said}" for name, case in BENCHMARKS.items())
     parser.add_argument("--case", default="load", help=", ".join(BENCHMARKS))
@@ -208,5 +229,5 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {  # word -> adds the command's options, returns what carries them out
-    "train": add_train, "pretrain": add_pretrain, "plan": add_plan, "benchmark": add_benchmark,
+    "train": add_train, "pretrain": add_pretrain, "plan": add_plan, "quantize": add_quantize, "benchmark": add_benchmark,
 }

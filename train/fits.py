@@ -21,7 +21,7 @@ from model.show import size_text
 from model.writing import write_atomically, write_text
 from train.loop import train
 from train.settings import Train
-from train.speed import peak_of_process
+from train.speed import of_process
 
 ROOT = Path(__file__).parent.parent
 SHARD = 500_000_000  # bytes: all that making the files holds in memory
@@ -34,7 +34,7 @@ def fits_lines(name: str, quantize: str, adapter: str, tokens: int) -> Iterator[
     The process that runs them is a fresh one, so that its peak is that of a run; the files lie in the system's temporary folder and are removed.
     Raises UserError when the disk has not the room, or a stage fails.
     """
-    peak_of_process()
+    of_process("VmHWM")
     with tempfile.TemporaryDirectory() as work:
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from train.fits import stages; stages(*sys.argv[1:])"
         command = [sys.executable, "-c", code, name, quantize, adapter, str(tokens), work]
@@ -57,7 +57,7 @@ def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> No
 
     def report(stage: str) -> None:
         nonlocal began
-        print(json.dumps({"stage": stage, "seconds": time.perf_counter() - began, "peak": peak_of_process()}), flush=True)
+        print(json.dumps({"stage": stage, "seconds": time.perf_counter() - began, "peak": of_process("VmHWM")}), flush=True)
         began = time.perf_counter()
 
     folder = Path(work) / "model"

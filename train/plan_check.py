@@ -23,6 +23,7 @@ from model.show import parameters, size_text
 from train.dry_run import answer, training_step
 from train.loop import train
 from train.settings import Eval, Train
+from train.speed import of_process
 
 ROOT = Path(__file__).parent.parent
 SMALL = 10**8  # bytes
@@ -39,8 +40,8 @@ def plan_lines(name: str, tokens: int) -> Iterator[str]:
     before the model was made; of a whole model also under malloc's defaults). Raises UserError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not Path("/proc/self/status").is_file():
-        raise UserError("the peak of memory is read from /proc, which this system has not")
+    if device == "cpu":
+        of_process("VmHWM")
     layers = 0 if parameters(*describe(name)[:2]) < LARGE else LAYERS
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     yield f"{name}{f', {layers} of its layers' * bool(layers)}; rows of {tokens} tokens, all labelled; {where}"
@@ -127,16 +128,12 @@ def run(case: dict, device: str) -> dict[str, int]:
     return {"step": peak_of(device), "answers": answers}
 
 
-def status(key: str) -> int:
-    return 1024 * int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
-
-
 def held(device: str) -> int:
-    return torch.cuda.memory_allocated() if device == "cuda" else status("VmRSS")
+    return torch.cuda.memory_allocated() if device == "cuda" else of_process("VmRSS")
 
 
 def peak_of(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
+    return torch.cuda.max_memory_allocated() if device == "cuda" else of_process("VmHWM")
 
 
 def forget_peak(device: str) -> None:

@@ -47,7 +47,7 @@ def speed_lines(
         model = random_model(name, quantize, DTYPES[dtype], here)
         attach(model, adapter)
         seconds = min(timed_steps(model, s, tokens, repeats))
-    peak = torch.cuda.max_memory_allocated(here) if here.type == "cuda" else peak_of_process()
+    peak = torch.cuda.max_memory_allocated(here) if here.type == "cuda" else of_process("VmHWM")
     yield f"  {seconds:.3f} s a step, {rows * tokens / seconds:,.0f} tokens/s"
     where = "allocated" if here.type == "cuda" else "of the process, Python and torch too"
     yield f"  memory: {size_text(peak)} {where}; planned for tensors {size_text(planned)}"
@@ -99,9 +99,9 @@ def timed_steps(model: nn.Module, s: Train, tokens: int, repeats: int) -> list[f
     return times[WARM:]
 
 
-def peak_of_process() -> int:
-    """Bytes that this process has held at most. Raises UserError where the system does not say."""
+def of_process(key: str) -> int:
+    """Bytes that this process holds (VmRSS), or has held at most (VmHWM). Raises UserError where the system does not say."""
     status = Path("/proc/self/status")
     if not status.is_file():
         raise UserError("the peak of memory is read from /proc, which this system has not")
-    return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    return 1024 * int(status.read_text().split(f"{key}:")[1].split()[0])
