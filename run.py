@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from contextlib import redirect_stderr
+from typing import NoReturn
 
 COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "train": ("train", "train an adapter and measure it (also without the word)"),
@@ -83,22 +84,39 @@ def build(command: str):
     return parser, act
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is being written is cleaned up, and the way to go on is told
+def run() -> int:
+    """`main`, where what ends it before it can say so is told in a line as well."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        return main(sys.argv[1:])
+    except SystemExit as end:
+        return end.code
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             raise
         print("run.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except MemoryError:  # before the command has begun
         if "--debug" in sys.argv:
             raise
         print("run.py: out of memory: not even Python and torch have room here", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except ModuleNotFoundError as error:
         if "--debug" in sys.argv:
             raise
         print(f"run.py: the package {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
-        sys.exit(1)
+        return 1
+
+
+def leave(status: int) -> NoReturn:
+    """End this process. One of several ends at once: while Python takes itself apart, gloo's threads may let go of their last tensors, and abort it
+    (https://github.com/pytorch/pytorch/issues/190489)."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is being written is cleaned up, and the way to go on is told
+    leave(run())

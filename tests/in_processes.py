@@ -20,6 +20,7 @@ from eval.generate import generate
 from model import UserError, load_model
 from model.shard import is_part
 from model.sites import Linear
+from run import leave
 from train import loop
 from train.loop import train
 from train.parallel import ALONE, Processes, started
@@ -145,3 +146,4 @@ def count_gathered(model, counts: list[int]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

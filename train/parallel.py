@@ -154,7 +154,7 @@ def started() -> Iterator[Processes]:
             processes.barrier()
     except (UserError, RuntimeError) as error:
         said = lost(error)
-        if not first_to_say(store, rank, said):
+        if not first_to_say(store, processes, said):
             raise SystemExit(1) from None
         if isinstance(said, UserError) and rank > 0:
             said = type(said)(f"process {rank}: {said}")
@@ -166,19 +166,34 @@ def started() -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def first_to_say(store, rank: int, error: Exception) -> bool:
-    """Whether no other process says this: rank 0 goes first, the others give it two seconds. That another is gone is said where nothing else was."""
+def first_to_say(store, processes: Processes, error: Exception) -> bool:
+    """Whether no other process says this: rank 0 goes first, the others give it two seconds. That another is gone is said where nothing else was.
+
+    As rank 0 may hold the store, it gives the others two seconds to have read it.
+    """
     key = "error" if isinstance(error, Lost) else f"error {error}"
     try:
-        for _ in range(20 if rank else 0):
-            if store.check([key]):
+        if not processes.is_writer:
+            said = within_two_seconds(lambda: store.check([key]))
+            store.add("have read", 1)
+            if said:
                 return False
-            time.sleep(0.1)
         if key != "error":
             store.add("error", 1)
-        return store.add(key, 1) == 1
+        first = store.add(key, 1) == 1
+        if processes.is_writer:
+            within_two_seconds(lambda: store.add("have read", 0) == processes.world - 1)
+        return first
     except RuntimeError:  # the store was in the process that is gone
         return True
+
+
+def within_two_seconds(happens: Callable[[], bool]) -> bool:
+    for _ in range(20):
+        if happens():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @contextmanager
