@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,15 +11,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from adapters import attach, use
 from eval.generate import generate
-from model.config import describe, skeleton
 from model.errors import UserError
 from model.load import load_model
 from model.quantize import STORED_AS
+from model.random_weights import random_checkpoint
 from model.registry import find, resolve
+from model.shards import read_back
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,14 +51,14 @@ PEER = {"imports": "from transformers import AutoModelForCausalLM", "load": "Aut
 def load_lines(name: str, repeats: int) -> list[str]:
     """Lines of text: seconds from the start of Python to a model that is ready, and the peak of memory while loading over the bytes of the model.
 
-    A local model is loaded as it is; for another name, random weights of its shape are written to a temporary folder first, as one
-    safetensors file and as torch's .bin. transformers, where it is installed, does the same in turn. The least of `repeats` counts.
+    A local model is loaded as it is; for another name, random weights of its shape are written to a temporary folder first, as
+    safetensors and as torch's .bin. transformers, where it is installed, does the same in turn. The least of `repeats` counts.
     """
     if not Path("/proc/self/status").is_file():
         raise UserError("the peak of memory is read from /proc, which this system has not")
     with tempfile.TemporaryDirectory() as work:
         found = find(name)
-        folders = {"as it is": resolve(name)} if isinstance(found, Path) else random_checkpoint(name, Path(work))
+        folders = {"as it is": resolve(name)} if isinstance(found, Path) else random_checkpoints(name, Path(work))
         lines = [f"{name}: from the start of Python to ready, least of {repeats}", f"{'':34}{'seconds':>9}{'of it loading':>15}{'peak / model':>14}"]
         for kind, folder in folders.items():
             who = {"this project": OURS} | ({"transformers": PEER} if importlib.util.find_spec("transformers") else {})
@@ -84,17 +85,13 @@ def measure(code: str, folder: Path) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def random_checkpoint(name: str, folder: Path) -> dict[str, Path]:
+def random_checkpoints(name: str, folder: Path) -> dict[str, Path]:
     """Random bfloat16 weights in the shape of a known model, once as safetensors and once as .bin."""
-    family, config, _ = describe(name)
-    weights = {key: torch.randn(p.shape, dtype=torch.bfloat16) * 0.02 for key, p in skeleton(family, config).named_parameters()}
-    raw = {key: value for key, value in vars(config).items() if value is not None} | {"model_type": family.Model.family}
     made = {"safetensors": folder / "safetensors", ".bin": folder / "bin"}
-    for path in made.values():
-        path.mkdir()
-        (path / "config.json").write_text(json.dumps(raw))
-    save_file(weights, str(made["safetensors"] / "model.safetensors"), metadata={"format": "pt"})
-    torch.save(weights, made[".bin"] / "pytorch_model.bin")
+    random_checkpoint(name, made["safetensors"])
+    made[".bin"].mkdir()
+    shutil.copy(made["safetensors"] / "config.json", made[".bin"])
+    torch.save(dict(read_back(made["safetensors"])), made[".bin"] / "pytorch_model.bin")
     return made
 
 

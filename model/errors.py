@@ -27,12 +27,17 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
+class OutOfMemory(UserError):
+    """What `short_of_memory` says."""
+
+
 @contextmanager
 def short_of_memory(said: str) -> Iterator[None]:
-    """Within this block running out of memory is the UserError "out of memory " + said, which names the device and what to lower."""
+    """Within this block running out of memory is the OutOfMemory "out of memory " + said, which names the device and what to lower. Of one block in
+    another the outer speaks: it knows what the user gave."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory {said}") from None
+        raise OutOfMemory(f"out of memory {said}") from None

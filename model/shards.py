@@ -5,7 +5,7 @@ model.safetensors, or the index of the shards, is written last: a folder without
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -45,8 +45,8 @@ def size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.itemsize
 
 
-def write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
-    """model.safetensors, or model-00001-of-0000N.safetensors and so on, and behind them their index."""
+def write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int, values: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+    """model.safetensors, or model-00001-of-0000N.safetensors and so on, and behind them their index; `values` makes what is written of each tensor."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -56,17 +56,17 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> 
         shards[-1][name] = tensor
         filled += size(tensor)
     if len(shards) == 1:
-        write_atomically(folder / "model.safetensors", lambda path: write_safetensors(path, tensors))
+        write_atomically(folder / "model.safetensors", lambda path: write_safetensors(path, tensors, values))
         return
     index: dict = {"metadata": {"total_size": sum(map(size, tensors.values()))}, "weight_map": {}}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_atomically(folder / file, lambda path, shard=shard: write_safetensors(path, shard))
+        write_atomically(folder / file, lambda path, shard=shard: write_safetensors(path, shard, values))
         index["weight_map"] |= dict.fromkeys(shard, file)
     write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_safetensors(path: Path, tensors: dict[str, Tensor], values: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
     """One file, tensor by tensor: 8 bytes with the header's length, a JSON header, the data. (The library's own writer copies all of them first.)"""
     words = {dtype: word for word, dtype in DTYPES.items()}
     ordered = sorted(tensors.items(), key=lambda one: -one[1].itemsize)  # so that each begins at a multiple of its elements' size
@@ -80,7 +80,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            file.write(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            file.write(memoryview(values(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
 
 
 def compare(folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from test_training import S, model_with, run, same, state
 from adapters import attach, parameters
 from model import UserError
 from run import main
-from train import memory
+from train import loop, memory
 from train.base import check_together, for_processes
 from train.memory import offloaded
 from train.parallel import Processes
@@ -123,6 +123,17 @@ def test_a_step_is_measured(capsys, how):
     said = capsys.readouterr().out
     assert "tokens/s" in said
     assert "% of a plain matrix product's" in said
+
+
+def test_a_step_without_the_memory_names_the_benchmarks_own_options(monkeypatch, capsys):
+    """Not those of a training run, whose loop it goes through."""
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "accumulate", full)
+    assert main(["benchmark", "--case", "step", "--model", "pocket-llama", "--tokens", "16", "--rows", "2"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == ("run.py: out of memory on cpu: lower --rows or --tokens, or give --checkpointing block or "
+                                                        "--quantize nf4")
 
 
 def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys):

@@ -469,10 +469,10 @@ def test_a_folder_that_was_not_finished_is_no_model(tiny, tmp_path, monkeypatch)
 
     write, count = shards.write_safetensors, iter(range(100))
 
-    def full(path, tensors):
+    def full(*all_of_it):
         if next(count) == 2:
             raise OSError(28, "No space left on device")
-        write(path, tensors)
+        write(*all_of_it)
 
     monkeypatch.setattr(shards, "write_safetensors", full)
     with pytest.raises(UserError, match="No space left"):
@@ -486,7 +486,7 @@ def test_a_disk_that_does_not_keep_what_was_written_is_noticed(tiny, tmp_path, m
     from model import shards
 
     write = shards.write_safetensors
-    monkeypatch.setattr(shards, "write_safetensors", lambda path, tensors: write(path, {name: 2 * tensor for name, tensor in tensors.items()}))
+    monkeypatch.setattr(shards, "write_safetensors", lambda path, tensors, values: write(path, tensors, lambda tensor: 2 * values(tensor)))
     with pytest.raises(UserError, match="does not hold what was written"):
         export_model(tiny, tmp_path / "out")
 

@@ -1,7 +1,6 @@
 """Does a model of a true shape go through a whole run on this machine? Random weights, from files on the disk to the saved adapter, stage by stage."""
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,17 +13,14 @@ import torch
 from adapters import attach, named_parameters, save_adapter
 from data.batches import Example
 from model import load_model
-from model.config import describe, skeleton
 from model.errors import UserError
-from model.shards import size, write_safetensors
+from model.random_weights import random_checkpoint
 from model.show import size_text
-from model.writing import write_atomically, write_text
 from train.loop import train
 from train.settings import Train
 from train.speed import of_process
 
 ROOT = Path(__file__).parent.parent
-SHARD = 500_000_000  # bytes: all that making the files holds in memory
 
 
 def fits_lines(name: str, quantize: str, adapter: str, tokens: int) -> Iterator[str]:
@@ -80,36 +76,3 @@ def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> No
     report("a training step, checkpoint saved")
     save_adapter(model, out / "adapter")
     report("adapter saved")
-
-
-def random_checkpoint(name: str, folder: Path) -> int:
-    """Random bfloat16 weights in the shape of a known model as shards, one in memory at a time. Returns bytes. Raises UserError for a full disk."""
-    family, config, _ = describe(name)
-    shapes = {key: parameter.to(torch.bfloat16) for key, parameter in skeleton(family, config).named_parameters()}
-    total, free = sum(map(size, shapes.values())), shutil.disk_usage(folder.parent).free
-    if total * 1.3 > free:
-        raise UserError(f"{folder.parent} needs {size_text(total * 1.3)}, the disk has {size_text(free)} left; TMPDIR names another place")
-    folder.mkdir()
-    raw = {key: value for key, value in vars(config).items() if value is not None} | {"model_type": family.Model.family}
-    write_text(folder / "config.json", json.dumps(raw))
-    shards = list(in_shards(shapes))
-    weight_map = {}
-    for number, keys in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weights = {key: torch.empty(shapes[key].shape, dtype=torch.bfloat16).normal_(std=0.02) for key in keys}
-        write_atomically(folder / file, lambda path, weights=weights: write_safetensors(path, weights))
-        weight_map |= dict.fromkeys(keys, file)
-    write_text(folder / "model.safetensors.index.json", json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
-    return total
-
-
-def in_shards(shapes: dict[str, torch.Tensor]) -> Iterator[list[str]]:
-    """The names of tensors, in their order, in groups of about SHARD bytes."""
-    keys, filled = [], 0
-    for key, tensor in shapes.items():
-        if keys and filled + size(tensor) > SHARD:
-            yield keys
-            keys, filled = [], 0
-        keys.append(key)
-        filled += size(tensor)
-    yield keys
