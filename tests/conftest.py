@@ -36,6 +36,12 @@ def write_checkpoint(folder: Path, family: str = "llama", seed: int = 0, dtype: 
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    """What a test draws does not depend on the tests that this process has happened to run before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return write_checkpoint(tmp_path / "tiny")
