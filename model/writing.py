@@ -21,8 +21,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises UserError naming the path when the disk is full or the folder cannot be written; the old file stays.
     """
-    for stray in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
-        stray.unlink(missing_ok=True)
+    for stray in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed; not what another is writing just now
+        if not is_running(stray.name.split(".")[-2]):
+            stray.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -46,6 +47,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def is_running(process: str) -> bool:
+    """Whether there is another process of this number, where the system can say so."""
+    if fcntl is None or not process.isdecimal() or int(process) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of somebody else
+        pass
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """A whole text file, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -61,20 +75,28 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Within this block no other process can hold the folder. Raises UserError when one does; where the system knows no such locks, nothing happens.
+    """Within this block no other process can hold the folder. Raises UserError when one does; where the system or the file system knows no such locks,
+    nothing happens.
 
     A lock on the folder itself: it leaves no file, and ends with the process whatever ends it.
     """
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        if handle is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if fcntl is None:
         yield
-    except BlockingIOError:
-        raise UserError(f"another process is running in {folder}: wait for it, or stop it") from None
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot open the folder {folder}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is running in {folder}: wait for it, or stop it") from None
+        except OSError:  # a network folder without locks
+            pass
+        yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        os.close(handle)
 
 
 class JsonLines:

@@ -1,5 +1,7 @@
 """The real command line, killed, stopped, out of disk and out of memory: what it leaves, what it says, and that it ends with the bits of an undisturbed run."""
 
+import contextlib
+import errno
 import json
 import os
 import random
@@ -18,7 +20,11 @@ from safetensors.torch import load_file, save_file
 import run as command_line
 from data.wordproblems import problems
 from eval.report import read_log
+from model import UserError
+from model.writing import held
+from train import experiment
 from train.checkpoint import checkpoints, read_checkpoint
+from train.settings import settings
 
 ROOT = Path(__file__).parent.parent
 WHAT = ["--adapter", "lora", "--set", "adapter.dropout=0.1", "--set", "train.micro_batch_size=5", "--set", "train.validation_rows=12",
@@ -150,6 +156,32 @@ def test_no_two_processes_in_one_folder(tmp_path, capsys):
         holder.kill()
         holder.wait()
     assert command_line.main(words) == 0
+
+
+def test_what_is_not_this_runs_lock_is_not_taken_for_it(tmp_path, monkeypatch):
+    """A file system without locks; an error of the run itself that looks like a lock's; a folder that cannot be opened."""
+    with pytest.raises(BlockingIOError), held(tmp_path):
+        raise BlockingIOError("a pipe that takes no more")
+    with pytest.raises(UserError, match="cannot open the folder"), held(tmp_path / "gone"):
+        pass
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "Function not implemented")))
+    with held(tmp_path):
+        pass
+
+
+def test_a_run_that_is_refused_leaves_the_folder_of_another_alone(tmp_path, monkeypatch):
+    """Both found no folder; the other has made it and holds it, and has nothing written yet."""
+    out = tmp_path / "out"
+
+    def made_by_another(path: Path) -> None:
+        path.mkdir()
+        other.enter_context(held(path))
+
+    monkeypatch.setattr(experiment, "make_folder", made_by_another)
+    with contextlib.ExitStack() as other:
+        with pytest.raises(UserError, match="another process is running in"):
+            experiment.run(settings(), out)
+        assert out.is_dir()
 
 
 def test_another_seed_method_data_or_base_on_resume_is_refused(tmp_path, capsys):

@@ -335,10 +335,23 @@ def test_a_write_is_flushed_to_disk_and_cleans_up_after_the_killed(tmp_path, mon
     flushed = []
     true_fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or true_fsync(handle))
-    (tmp_path / ".checkpoint-000001.pt.123.tmp").write_bytes(b"half")
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    for name in (".checkpoint-000001.pt.123.tmp", f".checkpoint-000002.pt.{killed.pid}.tmp"):
+        (tmp_path / name).write_bytes(b"half")
     save_checkpoint(tmp_path, 2, {})
     assert [Path(name).name.rpartition(".")[2] for name in flushed] == ["tmp", tmp_path.name]  # the file, then the folder its name stands in
     assert os.listdir(tmp_path) == ["checkpoint-000002.pt"]
+
+
+def test_two_processes_that_write_one_file_leave_a_whole_one(tmp_path):
+    """As when both have fetched the same model: neither takes what the other is writing for what a killed one left."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as writer:  # ends with its input
+        path, other = tmp_path / "file", tmp_path / f".file.{writer.pid}.tmp"
+        other.write_text("half")
+        write_atomically(path, lambda temporary: temporary.write_text("whole"))
+        assert (path.read_text(), other.read_text()) == ("whole", "half")
+        writer.kill()
 
 
 def test_the_mode_of_a_file_follows_the_umask(tmp_path):

@@ -71,12 +71,12 @@ def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = 
         return run_in(s, folder, resume, processes)
     made = not folder.exists()
     make_folder(folder)
-    try:
-        with held(folder):
+    with held(folder):
+        try:
             return run_in(s, folder, resume, processes)
-    finally:
-        if made and not any(folder.iterdir()):  # refused before anything was written
-            folder.rmdir()
+        finally:
+            if made and not any(folder.iterdir()):  # refused before anything was written; a folder that another process holds is not ours to remove
+                folder.rmdir()
 
 
 def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Result:
