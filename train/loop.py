@@ -1,6 +1,7 @@
 """The training loop, all of it."""
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -159,6 +160,8 @@ def train(
                 processes.barrier()  # what is saved is there for all
             if received:
                 return Outcome(state.step, state.skipped, received, state.step, state.validation)
+    if signals.received:  # it came while the last step was saved: whoever listens now is to hear of it
+        signal.raise_signal(signals.received)
     if shares:
         tqdm.write(busy_text(shares, len(model.stages), most))
     model.eval()
