@@ -40,6 +40,7 @@ EVAL_OPTIONS = ("items", "batch_size", "max_new_tokens", "scoring", "beams", "te
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    from train import evaluate as job  # noqa: F401 - what takes a while is done before the processes meet: then they go on side by side
     from train.parallel import started
 
     with started() as processes:

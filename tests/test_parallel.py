@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,20 @@ def test_a_mistake_is_one_line_of_one_process(tmp_path):
     assert (first[0], second[0]) == (1, 1)
     assert first[2] == "run.py: unknown adapter 'lorra'; did you mean 'lora'?\n"
     assert second[1:] == ("", "")
+
+
+def test_rank_0_speaks_though_it_comes_to_a_mistake_seconds_later(monkeypatch):
+    store, mistake, clock, spoke = torch.distributed.HashStore(), UserError("unknown adapter"), [0.0], []
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] > 5 and not spoke:
+            spoke.append("rank 0")
+            assert parallel.first_to_say(store, Processes(0, 2), mistake)
+
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    assert not parallel.first_to_say(store, Processes(1, 2), mistake)
+    assert spoke == ["rank 0"]
 
 
 def test_other_commands_are_for_one_process(monkeypatch, capsys):

@@ -35,6 +35,7 @@ def add_train(parser: argparse.ArgumentParser):
 
 
 def train(options: argparse.Namespace) -> int:
+    from train import experiment  # noqa: F401 - what takes a while is done before the processes meet: then they go on side by side
     from train.parallel import started
 
     with started() as processes:

@@ -167,14 +167,14 @@ def started() -> Iterator[Processes]:
 
 
 def first_to_say(store, processes: Processes, error: Exception) -> bool:
-    """Whether no other process says this: rank 0 goes first, the others give it two seconds. That another is gone is said where nothing else was.
+    """Whether no other process says this: rank 0 goes first, the others give it some seconds. That another is gone is said where nothing else was.
 
-    As rank 0 may hold the store, it gives the others two seconds to have read it.
+    As rank 0 may hold the store, it gives the others as long to have read it.
     """
-    key = "error" if isinstance(error, Lost) else f"error {error}"
+    key, seconds = ("error", 2) if isinstance(error, Lost) else (f"error {error}", 10)  # on a busy machine one may be that much later than another
     try:
         if not processes.is_writer:
-            said = within_two_seconds(lambda: store.check([key]))
+            said = within(seconds, lambda: store.check([key]))
             store.add("have read", 1)
             if said:
                 return False
@@ -182,18 +182,17 @@ def first_to_say(store, processes: Processes, error: Exception) -> bool:
             store.add("error", 1)
         first = store.add(key, 1) == 1
         if processes.is_writer:
-            within_two_seconds(lambda: store.add("have read", 0) == processes.world - 1)
+            within(seconds, lambda: store.add("have read", 0) == processes.world - 1)
         return first
     except RuntimeError:  # the store was in the process that is gone
         return True
 
 
-def within_two_seconds(happens: Callable[[], bool]) -> bool:
-    for _ in range(20):
-        if happens():
-            return True
-        time.sleep(0.1)
-    return False
+def within(seconds: float, happens: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not (there := happens()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return there
 
 
 @contextmanager
