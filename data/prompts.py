@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +20,7 @@ PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
 GAP = 16 * " "  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
 LARGEST = 100_000  # characters of a chat template
 LONGEST = 10_000_000  # characters that one may write
-PATIENCE = 2.0  # seconds that one may take; what is published takes milliseconds
+PATIENCE = 2.0  # seconds of computing that one may take; what is published takes milliseconds
 DAY = date(2024, 7, 26)  # what a chat template that writes the date is told: a text to train on does not change from day to day
 
 
@@ -120,7 +121,12 @@ def limited() -> Iterator[None]:
         yield
         return
 
+    began = time.thread_time()
+
     def ring(*_):
+        if (rest := PATIENCE - (time.thread_time() - began)) > 0.01:  # others had the processor, or the process was stopped for a while
+            signal.setitimer(signal.ITIMER_REAL, rest)
+            return
         raise UserError(f"the chat template takes longer than {PATIENCE:g} s")
 
     before, (left, again) = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, PATIENCE)

@@ -39,7 +39,7 @@ def copy(tmp_path_factory):
 
 
 def command(copy, *words) -> str:
-    done = subprocess.run([sys.executable, "run.py", *words], cwd=copy, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "run.py", *words], cwd=copy, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

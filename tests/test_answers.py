@@ -289,9 +289,9 @@ def test_any_text_is_read_without_an_error(text):
 def test_a_long_text_of_any_kind_is_read_at_once(unit):
     text = (unit * 100_000)[:100_000] + "x"
     for kind in KINDS:
-        start = time.perf_counter()
+        start = time.process_time()
         read_answer(text, kind)
-        assert time.perf_counter() - start < 2, kind  # it takes a tenth of a second; a quadratic one takes minutes
+        assert time.process_time() - start < 10, kind  # it takes a tenth of a second; a quadratic one takes minutes
 
 
 def test_verdicts():

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -30,7 +29,7 @@ class Server:
 
     def __init__(self, body: bytes = BODY):
         self.body, self.manner, self.asked = body, "ranges", []
-        self.sent = threading.Event()  # the slow manner has sent its first half
+        self.sent, self.killed = threading.Event(), threading.Event()  # the slow manner has sent its first half; it may go
 
     def answer(self, handler):
         wanted = handler.headers.get("Range")
@@ -57,7 +56,7 @@ class Server:
             handler.wfile.write(body[:half])
             handler.wfile.flush()
             self.sent.set()
-            time.sleep(20)
+            self.killed.wait(900)
         else:
             if self.manner == "a while":
                 time.sleep(0.5)
@@ -201,14 +200,14 @@ def test_killed_in_the_middle_then_completed(server):
     server.manner = "slow"
     server.body = BODY * 8  # more than the buffers between the two hold
     running = process(f"fetch([{pinned(server)!r}])")
-    assert server.sent.wait(20)
+    assert server.sent.wait(300)
     path = cache_folder() / "dataset/set/test.json.part"
-    for _ in range(200):
-        if path.is_file() and path.stat().st_size:
-            break
+    while not (path.is_file() and path.stat().st_size):
+        assert running.poll() is None, running.communicate()
         time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
+    running.kill()
     running.communicate()
+    server.killed.set()
     there = path.stat().st_size
     assert 0 < there < len(server.body)
     assert server.body.startswith(path.read_bytes())

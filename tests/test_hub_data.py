@@ -37,7 +37,7 @@ class Asked:
         for code in codes:
             lines += ["try:", f"    print(json.dumps({code}, default=str))", "except UserError as error:", "    print(error)"]
         variables = os.environ | self.variables | environment
-        done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, env=variables)
+        done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=900, env=variables)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == len(codes), done.stdout
         return done.stdout.splitlines()

@@ -30,7 +30,7 @@ def hub(tmp_path):
             ours = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
             variables = os.environ | ours | environment
             code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom model.registry import resolve\n{code}"
-            return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=60)
+            return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=900)
 
         made.ask = ask
         yield made
