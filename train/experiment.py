@@ -127,9 +127,11 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     def measure(title: str, file: str, names: list) -> list[dict]:
         """The predictions with these adapters on, kept in a file of the run; what an interrupted run had is not made again."""
         use(model, names)
-        if (folder / file).is_file() and not names:
-            return read_predictions(folder / file)
         part = folder / f"{file}.part"
+        if (folder / file).is_file() and not names:
+            if processes.is_writer:
+                remove_journals(part)  # a kill may have come just before
+            return read_predictions(folder / file)
         predictions = predict(model, tokenizer, tests, template=form, how=s.eval, title=title, reads=data.reads, journal=part, processes=processes)
         mark_leaks(predictions, leaks)
         if processes.is_writer:
