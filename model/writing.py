@@ -75,28 +75,37 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Within this block no other process can hold the folder. Raises UserError when one does; where the system or the file system knows no such locks,
-    nothing happens.
+    """Make the folder; within this block no other process can hold it. One that is made here and stays empty goes again.
 
-    A lock on the folder itself: it leaves no file, and ends with the process whatever ends it.
+    A lock on the folder itself: it leaves no file, and ends with the process whatever ends it. Raises UserError when another process holds the folder;
+    where the system or the file system knows no such locks, nothing happens.
     """
-    if fcntl is None:
-        yield
-        return
+    made = not folder.exists()
+    make_folder(folder)
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY) if fcntl else None
     except OSError as error:
         raise UserError(f"cannot open the folder {folder}: {error.strerror}") from None
     try:
+        if handle is not None:
+            lock(handle, folder)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is running in {folder}: wait for it, or stop it") from None
-        except OSError:  # a network folder without locks
-            pass
-        yield
+            yield
+        finally:
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is running in {folder}: wait for it, or stop it") from None
+    except OSError:  # a network folder without locks
+        pass
 
 
 class JsonLines:

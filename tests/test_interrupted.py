@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import run as command_line
 from data.wordproblems import problems
 from eval.report import read_log
-from model import UserError
+from model import UserError, writing
 from model.writing import held
 from train import experiment
 from train.checkpoint import checkpoints, read_checkpoint
@@ -163,8 +163,10 @@ def test_what_is_not_this_runs_lock_is_not_taken_for_it(tmp_path, monkeypatch):
     """A file system without locks; an error of the run itself that looks like a lock's; a folder that cannot be opened."""
     with pytest.raises(BlockingIOError), held(tmp_path):
         raise BlockingIOError("a pipe that takes no more")
-    with pytest.raises(UserError, match="cannot open the folder"), held(tmp_path / "gone"):
-        pass
+    with monkeypatch.context() as context:
+        context.setattr(writing, "make_folder", lambda path: None)  # another process has removed it
+        with pytest.raises(UserError, match="cannot open the folder"), held(tmp_path / "gone"):
+            pass
     monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "Function not implemented")))
     with held(tmp_path):
         pass
@@ -172,17 +174,31 @@ def test_what_is_not_this_runs_lock_is_not_taken_for_it(tmp_path, monkeypatch):
 
 def test_a_run_that_is_refused_leaves_the_folder_of_another_alone(tmp_path, monkeypatch):
     """Both found no folder; the other has made it and holds it, and has nothing written yet."""
-    out = tmp_path / "out"
+    out, make_folder = tmp_path / "out", writing.make_folder
 
     def made_by_another(path: Path) -> None:
-        path.mkdir()
+        monkeypatch.setattr(writing, "make_folder", make_folder)
         other.enter_context(held(path))
 
-    monkeypatch.setattr(experiment, "make_folder", made_by_another)
+    monkeypatch.setattr(writing, "make_folder", made_by_another)
     with contextlib.ExitStack() as other:
         with pytest.raises(UserError, match="another process is running in"):
             experiment.run(settings(), out)
         assert out.is_dir()
+    assert not out.exists()
+
+
+def test_an_evaluation_holds_its_folder_also_where_it_is_new(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def predict(*_, **__):
+        with pytest.raises(UserError, match="another process is running in"), held(out):
+            pass
+        raise UserError("nobody else came in")
+
+    monkeypatch.setattr("train.evaluate.predict", predict)
+    assert command_line.main(["evaluate", "--model", "pocket-llama", "--items", "1", "--out", str(out)]) == 1
+    assert "nobody else came in" in capsys.readouterr().err
 
 
 def test_another_seed_method_data_or_base_on_resume_is_refused(tmp_path, capsys):

@@ -21,7 +21,7 @@ from eval.report import validation_text, write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model.errors import UserError, unknown
 from model.quantize import quantized_weights
-from model.writing import JsonLines, held, make_folder, write_text
+from model.writing import JsonLines, held, write_text
 from train.base import check_model, choose_devices, load_base, load_words
 from train.checkpoint import checkpoints
 from train.loop import train
@@ -69,14 +69,8 @@ def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = 
     """`run_in` the folder, in which no other run can be at the same time."""
     if not processes.is_writer:
         return run_in(s, folder, resume, processes)
-    made = not folder.exists()
-    make_folder(folder)
     with held(folder):
-        try:
-            return run_in(s, folder, resume, processes)
-        finally:
-            if made and not any(folder.iterdir()):  # refused before anything was written; a folder that another process holds is not ours to remove
-                folder.rmdir()
+        return run_in(s, folder, resume, processes)
 
 
 def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Result:
