@@ -31,10 +31,11 @@ WORLDS = [4, 2]
 
 
 def free_port() -> int:
-    """One that is still free when rank 0 takes it, seconds later: below those that connections are given."""
+    """One that is still free when rank 0 takes it, seconds later: below those that connections are given; another one in every process that runs tests,
+    whatever has seeded `random` there (lm-evaluation-harness does)."""
     while True:
         with socket.socket() as one, suppress(OSError):
-            one.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
+            one.bind(("127.0.0.1", port := random.SystemRandom().randrange(20_000, 32_000)))
             return port
 
 
