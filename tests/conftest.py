@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LLM_ADAPTERS_MIRROR"] = "http://127.0.0.1:9"  # where nothing listens
-os.environ["LLM_ADAPTERS_CACHE"] = "/nonexistent/llm-adapters"  # no test finds what an earlier one, or the user, has fetched
+os.environ["LLM_ADAPTERS_CACHE"] = f"{__file__}/cache"  # no folder, and none can be made: no test finds what another, or the user, has fetched
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
 
 import pytest
