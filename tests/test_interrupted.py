@@ -56,7 +56,7 @@ def lines(path: Path) -> int:
 
 def moment(what: str, rng: random.Random) -> tuple:
     """A moment of a run, from the newest checkpoint on, and how long behind it."""
-    count = {"starting": 1, "saving": rng.randint(1, 2), "step": rng.randint(1, 6)}.get(what, rng.randint(1, 10))
+    count = {"starting": 1, "saving": rng.randint(1, 2), "step": rng.randint(1, 6)}.get(what, rng.randint(1, 8))
     return what, count, rng.uniform(0.1, 3) if what == "starting" else rng.uniform(0, 0.03)
 
 
@@ -124,7 +124,7 @@ def test_killed_at_ten_random_moments_a_run_ends_with_the_same_bits(tmp_path, se
     rng = random.Random(seed)
     training = ["step", "step", "step", "step", "saving", "saving", "starting"]
     rng.shuffle(training)
-    whole, folder = chain(tmp_path, 90, 10, ["base", *training, "measuring", "measuring"], rng)
+    whole, folder = chain(tmp_path, 90, 24, ["base", *training, "measuring", "measuring"], rng)
     assert finish("--resume", folder)[0] == 0
     check_same(folder, whole)
 
