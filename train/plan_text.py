@@ -5,6 +5,7 @@ from train.fit import CONTEXT, SLACK
 
 ROWS = (  # of the table: what is said, the key of the bytes
     ("weights", "weights_bytes"), ("adapter", "adapter_bytes"), ("gradients", "gradients_bytes"), ("optimizer", "optimizer_bytes"),
+    ("gathered", "gathered_bytes"),
     ("activations", "activation_bytes"), ("training", "training_bytes"), ("answering", "answering_bytes"),
     ("memory", "memory_bytes"), ("for tensors", "usable_bytes"), ("left", "left_bytes"),
 )
@@ -23,6 +24,9 @@ def plan_text(facts: dict) -> str:
         "",
         f"{'':12}" + "".join(f"{one['device']:>14}" for one in devices),
     ]
+    if facts["processes"] > 1:
+        together = ", which hold the blocks together" * facts["shard"]
+        lines.insert(3, f"over     {facts['processes']} processes, each with a device of its own{together}; below what one has")
     if len(devices) > 1:
         lines.append(f"{'blocks':12}" + "".join(f"{one['blocks']:14}" for one in devices))
     for said, key in ROWS:
@@ -35,7 +39,10 @@ def plan_text(facts: dict) -> str:
         lines.append(f"split    --set layers_per_device=[{','.join(str(one['blocks']) for one in devices)}] lays the blocks so")
     if facts.get("fits") is False:
         advice = facts["advice"]
-        tried = "recomputation, one row at once, nf4" + ", a second card" * (devices[0]["device"] != "cpu")
+        if facts["processes"] > 1:
+            tried = "recomputation, one row at once, the blocks over all processes and over eight times as many"
+        else:
+            tried = "recomputation, one row at once, nf4" + ", a second card" * (devices[0]["device"] != "cpu")
         lines.append("to fit   " + (f"add {advice}" if advice else f"none of the changes tried is enough: {tried}"))
     if devices[0]["device"] == "cpu":
         lines.append("note     glibc's malloc keeps more than tensors need; MALLOC_MMAP_THRESHOLD_=65536 in the environment makes it give that back")
@@ -43,6 +50,7 @@ def plan_text(facts: dict) -> str:
 
 
 NOTES = {
+    "gathered_bytes": "  blocks that are whole at a time",
     "activation_bytes": "  at the peak, beside all of the above; a forward pass keeps {kept}",
     "training_bytes": "  in all, at the peak of a step",
     "answering_bytes": "  in all: weights, adapter, keys and values of all tokens, logits",
