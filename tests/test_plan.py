@@ -1,6 +1,7 @@
 """A plan is a count: of a step on a model without memory, which must be what the same step makes with memory."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from model.errors import UserError
 from model.load import put
 from run import main as run_main
 from tests.families import TINY, config_of
+from train import plan_check
 from train.dry_run import answer, training_step
 from train.fit import parse_memory, parse_rate, usable
 from train.settings import Eval, Train
@@ -188,6 +190,17 @@ def test_two_cards(capsys, memory, even):
         assert one["left_bytes"] == usable(one["memory_bytes"]) - max(one["training_bytes"], one["answering_bytes"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_is_planned_is_what_fresh_processes_are_measured_to_take(processes):
+    """Within a tenth: `run.py benchmark --case plan` on one case, two layers of a true width."""
+    case = {"name": "smollm2-135m", "layers": 2, "dtype": "float32", "adapter": "lora", "checkpointing": "none", "tokens": 128, "processes": processes}
+    found = plan_check.measured(case, "cpu", plan_check.GIVES_BACK)
+    for kind, expected in zip(("step", "answers"), plan_check.planned(case, "cpu"), strict=True):
+        assert expected > plan_check.SMALL
+        assert 0.9 < found[kind] / expected < 1.1, (kind, found[kind], expected)
+
+
 def facts_of(capsys, *words, status: int = 0) -> dict:
     assert command("plan", *words, "--json") == status
     return json.loads(capsys.readouterr().out)
@@ -211,7 +224,7 @@ def test_an_adapter_to_load_is_there_and_not_trained(capsys, tmp_path):
 
 
 def test_processes_that_hold_the_base_together(capsys):
-    """Each has its part of the blocks' matrices, and three blocks whole; what else there is, all have."""
+    """Each has its part of the blocks' matrices, and up to three blocks whole; what else there is, all have."""
     words = ("--model", "smollm2-135m", "--adapter", "lora", "--dtype", "bfloat16", "--device", "cpu", "--flops", "1T")
     plain, both, together = facts_of(capsys, *words), facts_of(capsys, *words, "--processes", "2"), facts_of(capsys, *words, "--processes", "2", "--shard")
     block = 2 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)  # bytes: q and o, k and v, the MLP
@@ -219,8 +232,10 @@ def test_processes_that_hold_the_base_together(capsys):
     assert apart["weights_bytes"] - one["weights_bytes"] == 30 * block // 2
     assert one["gathered_bytes"] == 3 * block
     for key in ("training_bytes", "answering_bytes"):
-        assert one[key] - apart[key] == 3 * block - 30 * block // 2
-    assert sum(one[f"{part}_bytes"] for part in ("weights", "adapter", "gradients", "optimizer", "gathered", "activation")) == one["training_bytes"]
+        assert 0 <= one[key] - apart[key] + 30 * block // 2 <= 3 * block  # less where the peak is at the head, with no block whole
+    assert sum(one[f"{part}_bytes"] for part in ("weights", "adapter", "gradients", "optimizer", "activation")) == one["training_bytes"]
+    deep = facts_of(capsys, "--model", "llama-7b", "--adapter", "lora", "--processes", "64", "--shard", "--set", "train.micro_batch_size=1", "--length", "64")
+    assert deep["devices"][0]["activation_bytes"] > deep["devices"][0]["gathered_bytes"]  # the blocks that are whole are among them
     assert plain["seconds_per_step"] == 2 * both["seconds_per_step"] == 2 * together["seconds_per_step"]
     assert command("plan", *words, "--processes", "2", "--shard") == 0
     assert "2 processes, each with a device of its own, which hold the blocks together" in capsys.readouterr().out

@@ -42,8 +42,14 @@ class Phase:
         return most
 
     def in_parts(self, matrices: list[int], processes: int) -> "Phase":
-        """The same in one of several processes that hold the blocks' matrices, bytes by place, together (model/shard.py)."""
-        return replace(self, begin=minus(self.begin, elsewhere(matrices, processes)), events=[(0, gathered(matrices)), *self.events])
+        """The same in one of several processes that hold the blocks' matrices, bytes by place, together (model/shard.py): blocks are whole while the step
+        is among them, and not while it is at the embedding or the head."""
+        events, before = [], 0
+        for place, size in self.events:
+            now = gathered(matrices) if 0 < place < len(self.begin) - 1 else 0
+            events += [(place, now - before), (place, size)]
+            before = now
+        return replace(self, begin=minus(self.begin, elsewhere(matrices, processes)), events=events)
 
 
 def elsewhere(matrices: list[int], processes: int) -> list[int]:

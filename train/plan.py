@@ -102,10 +102,10 @@ def run_facts(found: Planned, made: Settings, target: Target) -> dict:
     devices = []
     for number, name in enumerate(target.devices):
         one = {f"{key}_bytes": sizes[number] for key, sizes in parts.items()}
-        if made.shard:
-            one["gathered_bytes"] = gathered(matrices_of(found.model, target.kind))
         one |= {"activation_bytes": found.training[number] - sum(one.values()), "kept_by_forward_bytes": kept[number],
                 "training_bytes": found.training[number], "answering_bytes": answering[number]}
+        if made.shard:
+            one["gathered_bytes"] = gathered(matrices_of(found.model, target.kind))
         if target.memory:
             room = usable(target.memory[number])
             left = room - max(found.training[number], answering[number])

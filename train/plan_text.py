@@ -5,7 +5,6 @@ from train.fit import CONTEXT, SLACK
 
 ROWS = (  # of the table: what is said, the key of the bytes
     ("weights", "weights_bytes"), ("adapter", "adapter_bytes"), ("gradients", "gradients_bytes"), ("optimizer", "optimizer_bytes"),
-    ("gathered", "gathered_bytes"),
     ("activations", "activation_bytes"), ("training", "training_bytes"), ("answering", "answering_bytes"),
     ("memory", "memory_bytes"), ("for tensors", "usable_bytes"), ("left", "left_bytes"),
 )
@@ -29,9 +28,10 @@ def plan_text(facts: dict) -> str:
         lines.insert(3, f"over     {facts['processes']} processes, each with a device of its own{together}; below what one has")
     if len(devices) > 1:
         lines.append(f"{'blocks':12}" + "".join(f"{one['blocks']:14}" for one in devices))
+    whole = f"; blocks that are whole among them take {size_text(devices[0]['gathered_bytes'])}" if facts["shard"] else ""
     for said, key in ROWS:
         if key in devices[0]:
-            lines.append(f"{said:12}" + "".join(f"{signed(one[key]):>14}" for one in devices) + NOTES.get(key, "").format(kept=kept_text(devices)))
+            lines.append(f"{said:12}" + "".join(f"{signed(one[key]):>14}" for one in devices) + NOTES.get(key, "").format(kept=kept_text(devices), whole=whole))
     if "fits" in facts:
         lines.append(f"{'fits':12}" + "".join(f"{'yes' if one['fits'] else 'no':>14}" for one in devices))
     lines += ["", *time_lines(facts)]
@@ -50,8 +50,7 @@ def plan_text(facts: dict) -> str:
 
 
 NOTES = {
-    "gathered_bytes": "  blocks that are whole at a time",
-    "activation_bytes": "  at the peak, beside all of the above; a forward pass keeps {kept}",
+    "activation_bytes": "  at the peak, beside all of the above; a forward pass keeps {kept}{whole}",
     "training_bytes": "  in all, at the peak of a step",
     "answering_bytes": "  in all: weights, adapter, keys and values of all tokens, logits",
     "usable_bytes": f"  less {size_text(CONTEXT)} that CUDA or Python takes, and {100 * SLACK:.0f} % that an allocator cannot hand out again",
