@@ -103,7 +103,21 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     (by its fingerprint; of other programs' files, where only its name can be compared, a warning says so). Raises UserError otherwise, leaving the
     model as it was.
     """
-    folder = Path(folder)
+    config, tensors, run = read_adapter(model, Path(folder))
+    before = setup(model)
+    attach(model, config, name)
+    try:
+        fill(model, tensors, name)
+    except BaseException:
+        remove(model, name)
+        switch(model, *before)
+        raise
+    return run
+
+
+def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors, dict]:
+    """What a folder holds for this model, which is not changed: configuration, tensors, `run` section. A model without weights (train/layout.py) has no
+    fingerprint to compare. Raises UserError."""
     path = folder / CONFIG
     if (folder / "adapter" / CONFIG).is_file() and not path.is_file():
         raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
@@ -118,16 +132,9 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     else:
         reader = paper if paper.is_ours(raw, tensors) else peft
         config, tensors = reader.read(model, raw, tensors, where)
-        peft.check_base(model, raw, folder)
-    before = setup(model)
-    attach(model, config, name)
-    try:
-        fill(model, Tensors(tensors, where), name)
-    except BaseException:
-        remove(model, name)
-        switch(model, *before)
-        raise
-    return run
+        if weighed(model):
+            peft.check_base(model, raw, folder)
+    return config, Tensors(tensors, where), run
 
 
 def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict]:
@@ -136,12 +143,17 @@ def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict
         raise UserError(f"{folder / CONFIG}: section {OURS!r} has no table 'adapter'")
     if ours.get("family") != model.family:
         raise UserError(f"{folder} was made for a {ours.get('family')} model, this one is {model.family}")
-    if ours.get("base_fingerprint") != model.fingerprint:
+    if weighed(model) and ours.get("base_fingerprint") != model.fingerprint:
         raise UserError(f"{folder} was trained on another base model (fingerprint {ours.get('base_fingerprint')}, this one has {model.fingerprint})")
     if "below" in ours["adapter"]:
         raise UserError(f"{folder / CONFIG}: an adapter has no option 'below'")
     run = ours.get("run")
     return resolve(**ours["adapter"]), run if isinstance(run, dict) else {}
+
+
+def weighed(model: nn.Module) -> bool:
+    """Whether the model has weights, or is but its shape."""
+    return not model.input_embedding.weight.is_meta
 
 
 @torch.no_grad()

@@ -1,16 +1,20 @@
 """A plan is a count: of a step on a model without memory, which must be what the same step makes with memory."""
 
 import json
+import sys
 
 import pytest
 import torch
 
-from adapters import attach, named_parameters
+from adapters import attach, named_parameters, remove, save_adapter
+from adapters.config import resolve
+from model import load_model
 from model.config import family_and_config, skeleton
 from model.errors import UserError
 from model.load import put
 from run import main as run_main
 from tests.families import TINY, config_of
+from train import plan_check
 from train.dry_run import answer, training_step
 from train.fit import parse_memory, parse_rate, usable
 from train.settings import Eval, Train
@@ -186,6 +190,77 @@ def test_two_cards(capsys, memory, even):
         assert one["left_bytes"] == usable(one["memory_bytes"]) - max(one["training_bytes"], one["answering_bytes"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_is_planned_is_what_fresh_processes_are_measured_to_take(processes):
+    """Within a tenth: `run.py benchmark --case plan` on one case, two layers of a true width."""
+    case = {"name": "smollm2-135m", "layers": 2, "dtype": "float32", "adapter": "lora", "checkpointing": "none", "tokens": 128, "processes": processes}
+    found = plan_check.measured(case, "cpu", plan_check.GIVES_BACK)
+    for kind, expected in zip(("step", "answers"), plan_check.planned(case, "cpu"), strict=True):
+        assert expected > plan_check.SMALL
+        assert 0.9 < found[kind] / expected < 1.1, (kind, found[kind], expected)
+
+
+def facts_of(capsys, *words, status: int = 0) -> dict:
+    assert command("plan", *words, "--json") == status
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_adapter_to_load_is_there_and_not_trained(capsys, tmp_path):
+    model = load_model("pocket-llama", dtype=torch.float32)
+    attach(model, "parallel", "one")
+    save_adapter(model, tmp_path / "one", "one")
+    words = ("--model", "pocket-llama", "--adapter", "lora", "--device", "cpu", "--dtype", "float32")
+    plain, stacked = facts_of(capsys, *words), facts_of(capsys, *words, "--load", f"one={tmp_path / 'one'}")
+    assert all(plain[key] == stacked[key] for key in ("parameters", "trainable_parameters"))
+    plain, stacked = plain["devices"][0], stacked["devices"][0]
+    assert all(plain[key] == stacked[key] for key in ("weights_bytes", "gradients_bytes", "optimizer_bytes"))
+    assert stacked["adapter_bytes"] - plain["adapter_bytes"] == 4 * sum(one.numel() for one in named_parameters(model).values())
+    assert stacked["training_bytes"] > plain["training_bytes"] + stacked["adapter_bytes"] - plain["adapter_bytes"]
+    fused = facts_of(capsys, *words[:2], *words[4:], "--adapter", "fusion", "--set", 'adapter.of=["one", "two"]', "--set", 'adapter.sites=["attn", "mlp"]',
+                     "--load", f"one={tmp_path / 'one'}", "--load", f"two={tmp_path / 'one'}")
+    assert fused["adapter"] == "fusion"
+    assert fused["devices"][0]["adapter_bytes"] > 8 * sum(one.numel() for one in named_parameters(model).values())
+
+
+def test_processes_that_hold_the_base_together(capsys):
+    """Each has its part of the blocks' matrices, and up to three blocks whole; what else there is, all have."""
+    words = ("--model", "smollm2-135m", "--adapter", "lora", "--dtype", "bfloat16", "--device", "cpu", "--flops", "1T")
+    plain, both, together = facts_of(capsys, *words), facts_of(capsys, *words, "--processes", "2"), facts_of(capsys, *words, "--processes", "2", "--shard")
+    block = 2 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)  # bytes: q and o, k and v, the MLP
+    apart, one = (facts["devices"][0] for facts in (both, together))
+    assert apart["weights_bytes"] - one["weights_bytes"] == 30 * block // 2
+    assert one["gathered_bytes"] == 3 * block
+    for key in ("training_bytes", "answering_bytes"):
+        assert 0 <= one[key] - apart[key] + 30 * block // 2 <= 3 * block  # less where the peak is at the head, with no block whole
+    assert sum(one[f"{part}_bytes"] for part in ("weights", "adapter", "gradients", "optimizer", "activation")) == one["training_bytes"]
+    deep = facts_of(capsys, "--model", "llama-7b", "--adapter", "lora", "--processes", "64", "--shard", "--set", "train.micro_batch_size=1", "--length", "64")
+    assert deep["devices"][0]["activation_bytes"] > deep["devices"][0]["gathered_bytes"]  # the blocks that are whole are among them
+    assert plain["seconds_per_step"] == 2 * both["seconds_per_step"] == 2 * together["seconds_per_step"]
+    assert command("plan", *words, "--processes", "2", "--shard") == 0
+    assert "2 processes, each with a device of its own, which hold the blocks together" in capsys.readouterr().out
+
+
+def test_more_processes_are_what_makes_it_fit(capsys):
+    words = ("--model", "llama-7b", "--adapter", "lora", "--dtype", "bfloat16", "--set", "train.checkpointing=block", "--set", "train.micro_batch_size=1",
+             "--set", "eval.batch_size=1", "--length", "64", "--memory", "9GB", "--shard", "--set", "eval.max_new_tokens=32")
+    assert facts_of(capsys, *words, "--processes", "2", status=1)["advice"] == "--processes 4"
+    assert command("plan", *words, "--processes", "4") == 0
+
+
+def test_gradients_of_several_processes_are_summed_in_one_piece():
+    """A copy of all of them, which an adapter of the base's size notices."""
+    def step(memory: bool = False, processes: int = 1):
+        model = model_of("llama", "bitfit", memory=memory)
+        remove(model, "default")
+        attach(model, resolve(kind="full", sites=["q", "k", "v", "o", "gate", "up", "down"]))
+        return training_step(model, Train(micro_batch_size=1, batch_size=processes), 4, processes=processes)
+
+    dry, wet, alone = step(processes=2), step(memory=True, processes=2), step()
+    assert peak(dry) == peak(wet)
+    assert 0.5 * sum(alone.gradients) < peak(dry) - peak(alone) <= sum(alone.gradients)
+
+
 def test_sizes_and_rates_are_read_strictly():
     assert parse_memory("24GB,24GiB,24000MB, 24") == [24 * 10**9, 24 * 2**30, 24 * 10**9, 24 * 10**9]
     assert parse_rate("150T") == parse_rate("150e12") == 150e12
@@ -203,7 +278,9 @@ def test_sizes_and_rates_are_read_strictly():
     (("--labelled", "0"), "share"), (("--labelled", "nan"), "share"), (("--rows", "0"), "1 or more"), (("--flops", "fast"), "150T"),
     (("--dtype", "int4"), "int4"),
     (("--quantize", "int4"), "int4"), (("--memory", "24GB,24GB", "--set", "layers_per_device=[30,1]"), "30 layers"),
-    (("--set", "load={ a = 'b' }"), "plan without"),
+    (("--set", "load={ a = 'b' }"), "no adapter folder"), (("--load", "a"), "NAME=FOLDER"), (("--shard",), "--processes 8"),
+    (("--processes", "0"), "1 or more"),
+    (("--processes", "2", "--memory", "24GB,24GB"), "give one device"), (("--processes", "2", "--shard", "--quantize", "nf4"), "do not go together"),
 ])
 def test_malformed_options_are_one_line(words, said, capsys):
     assert command("plan", "--model", "smollm2-135m", *words) == 1

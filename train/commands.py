@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError, unknown
-from train.options import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, whole_paths
+from train.options import MODEL_OPTIONS, add_data_options, add_model_options, data_settings, given, loads_of, whole_paths
 
 if TYPE_CHECKING:  # the options are there before torch is loaded
     from train.parallel import Processes
@@ -52,10 +52,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     if options.adapter is not None:
         chosen["adapter"] = {"preset": options.adapter}
     if options.load:
-        pairs = [named_folder(text) for text in options.load]
-        chosen["load"] = dict(pairs)
-        if len(chosen["load"]) < len(pairs):
-            raise UserError(f"--load names an adapter twice: {', '.join(name for name, _ in pairs)}; give each a name of its own")
+        chosen["load"] = loads_of(options.load)
     if of_training := given(options, ("max_steps", "keep")):
         chosen["train"] = of_training
     if options.items is not None:
@@ -98,14 +95,6 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     return 0
 
 
-def named_folder(text: str) -> tuple[str, str]:
-    """"math=runs/a/adapter" -> its two halves. Raises UserError."""
-    name, sign, folder = text.partition("=")
-    if not sign or not name.isidentifier() or not folder:
-        raise UserError(f"{text!r} should be NAME=FOLDER, such as math=runs/a/adapter")
-    return name, folder
-
-
 def add_pretrain(parser: argparse.ArgumentParser):
     parser.add_argument("--recipe", default="pocket", help="a recipe of train/recipes, or a TOML file")
     parser.add_argument("--family", default="llama", help="llama (default), bloom, opt or gptj")
@@ -131,7 +120,9 @@ def add_plan(parser: argparse.ArgumentParser):
     parser.add_argument("--recipe", help="a recipe of train/recipes, or a TOML file")
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of a run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, train.micro_batch_size=2; may be repeated")
+    parser.add_argument("--load", action="append", default=[], metavar="NAME=FOLDER", help="an adapter to build on, frozen; may be repeated")
     parser.add_argument("--memory", help="of the cards, 24GB or 24GB,24GB: does it fit, and what to change if not")
+    parser.add_argument("--processes", type=int, default=1, help="as torchrun is to start, each with a device of its own; --shard: they hold the base together")
     parser.add_argument("--length", type=int, help="tokens of a row and of a prompt; default: train.cutoff, the most there can be")
     parser.add_argument("--labelled", type=float, default=1.0, help="share of a row's tokens that have a label (1.0, the most there can be)")
     parser.add_argument("--rows", type=int, help="rows to train on, for the time of the whole run")
@@ -178,7 +169,7 @@ def add_benchmark(parser: argparse.ArgumentParser):
     parser.description = "Measure this machine. The cases: " + "; ".join(f"{name}: {case.said}" for name, case in BENCHMARKS.items())
     parser.add_argument("--case", default="load", help=", ".join(BENCHMARKS))
     defaults = {name: " ".join(f"{case}: {one.defaults[name]}" for case, one in BENCHMARKS.items() if name in one.defaults)
-                for name in ("model", "repeats", "quantize", "adapter", "tokens", "rows", "checkpointing", "device", "dtype")}
+                for name in ("model", "repeats", "quantize", "adapter", "tokens", "rows", "checkpointing", "device", "dtype", "processes")}
     parser.add_argument("--model", help=f"a known name; random weights of its shape are used ({defaults['model']})")
     parser.add_argument("--repeats", type=int, help=f"the least of so many counts ({defaults['repeats']})")
     parser.add_argument("--quantize", help=f"int8, llm-int8, nf4 or none ({defaults['quantize']})")
@@ -188,6 +179,7 @@ def add_benchmark(parser: argparse.ArgumentParser):
     parser.add_argument("--checkpointing", help=f"none, block or every N ({defaults['checkpointing']})")
     parser.add_argument("--device", help=f"cpu, cuda, cuda:1 ... ({defaults['device']})")
     parser.add_argument("--dtype", help=f"float32, bfloat16 or float16 ({defaults['dtype']})")
+    parser.add_argument("--processes", type=int, help=f"that hold the base together ({defaults['processes']})")
     return benchmark
 
 
@@ -207,7 +199,7 @@ BENCHMARKS = {
     "quantize": Benchmark("eval.benchmark", "quantize_lines", {"model": "smollm2-135m", "repeats": 3}, "a model's quantised forms beside the plain one"),
     "step": Benchmark("train.speed", "speed_lines", {"model": "smollm2-135m", "quantize": "none", "adapter": "lora", "tokens": 256, "rows": 4,
                       "checkpointing": "none", "device": "cpu", "dtype": "bfloat16", "repeats": 3}, "seconds and memory of a training step"),
-    "plan": Benchmark("train.plan_check", "plan_lines", {"model": "smollm2-135m", "tokens": 128},
+    "plan": Benchmark("train.plan_check", "plan_lines", {"model": "smollm2-135m", "tokens": 128, "processes": 1},
                       "what run.py plan says of a training step and of answers, against measured peaks of memory"),
     "llama-7b-fits": Benchmark("train.fits", "fits_lines", {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256},
                                "random 7B weights from the disk through load, attach, a training step and save, within 16 GB"),

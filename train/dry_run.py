@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from train.footprint import Footprint, kernels_of, watch
 from train.loss import CHUNK, summed_loss
 from train.settings import Eval, Train
 
+WHOLE = 3  # blocks that a process of a sharded run has whole at a time: the one that computes, the gathered buffer of the next, a copy on its way
 ROUNDING = {"cpu": 1, "cuda": 512}  # bytes: the caching allocator of a card gives out multiples
 
 
@@ -40,6 +41,26 @@ class Phase:
             most[device] += (min(batches, max(stage) + 1 - device) - 1) * kept
         return most
 
+    def in_parts(self, matrices: list[int], processes: int) -> "Phase":
+        """The same in one of several processes that hold the blocks' matrices, bytes by place, together (model/shard.py): blocks are whole while the step
+        is among them, and not while it is at the embedding or the head."""
+        events, before = [], 0
+        for place, size in self.events:
+            now = gathered(matrices) if 0 < place < len(self.begin) - 1 else 0
+            events += [(place, now - before), (place, size)]
+            before = now
+        return replace(self, begin=minus(self.begin, elsewhere(matrices, processes)), events=events)
+
+
+def elsewhere(matrices: list[int], processes: int) -> list[int]:
+    """Bytes of the blocks' matrices that lie in the other processes, by place."""
+    return [size - -(-size // processes) for size in matrices]
+
+
+def gathered(matrices: list[int]) -> int:
+    """Bytes of the blocks that a process has whole at a time."""
+    return WHOLE * max(matrices)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -54,6 +75,10 @@ class Step:
     @property
     def static(self) -> list[int]:
         return [sum(parts) for parts in zip(self.weights, self.adapter, self.gradients, self.optimizer, strict=True)]
+
+    def in_parts(self, matrices: list[int], processes: int) -> "Step":
+        """As `Phase.in_parts`."""
+        return replace(self, weights=minus(self.weights, elsewhere(matrices, processes)), phase=self.phase.in_parts(matrices, processes))
 
 
 def sizes(model: nn.Module, tensors: dict[str, Tensor], round_to: int) -> list[int]:
@@ -78,13 +103,19 @@ def counting(model: nn.Module, device: str, share: float = 1.0) -> Iterator[Foot
     footprint.alive.clear()  # what dies later is nobody's business
 
 
+def matrices_of(model: nn.Module, device: str) -> list[int]:
+    """Bytes of the blocks' matrices by place: what several processes may hold together (model/shard.py)."""
+    base = {name: one for name, one in model.named_parameters() if name.startswith(f"{model.blocks_at}.") and ".adapters." not in name}
+    return sizes(model, {name: one for name, one in base.items() if one.dim() > 1}, ROUNDING[device])
+
+
 def everything(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, device: str = "cpu") -> Step:
+def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, device: str = "cpu", processes: int = 1) -> Step:
     """The step that train/loop.py takes, with `micro_batch_size` rows of `length` tokens, `share` of them with a label, on the kernels of `device`
-    (cpu, cuda). The model may have memory too: the same is counted (tests)."""
+    (cpu, cuda), in one of several processes. The model may have memory too: the same is counted (tests)."""
     at = next(model.parameters()).device
     trained = named_parameters(model)
     places = len(model.blocks) + 2
@@ -96,7 +127,7 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
         parameter.grad = torch.zeros_like(parameter)
     for optimizer in optimizers.values():
         optimizer.step()
-    rows, several = min(s.micro_batch_size, s.batch_size), s.batch_size > s.micro_batch_size
+    rows, several = min(s.micro_batch_size, s.batch_size), s.batch_size > processes * s.micro_batch_size
     if not several:  # else the micro-batch is not the first of its step: the gradients of those before it are there
         model.zero_grad(set_to_none=True)
     model.train()
@@ -121,6 +152,8 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
             loss.backward()
         del loss
         flops = footprint.flops
+        if processes > 1:
+            sum_dry(list(trained.values()))
         if (extra := penalty(model)) is not None:
             extra.backward()
         gradients = sizes(model, {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}, footprint.round_to)
@@ -138,6 +171,13 @@ def training_step(model: nn.Module, s: Train, length: int, share: float = 1.0, d
         weights=minus(static, adapter), adapter=adapter, gradients=gradients, optimizer=moments,
         phase=Phase(begin, footprint.events[since:], kept, flops),
     )
+
+
+def sum_dry(parameters: list[nn.Parameter]) -> None:
+    """What train/parallel.py's `sum_gradients` allocates: all gradients in one piece, which they are parts of from then on."""
+    flat = torch.cat([torch.zeros_like(one).flatten() if one.grad is None else one.grad.flatten() for one in parameters])
+    for parameter, part in zip(parameters, flat.split([one.numel() for one in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter) if parameter.grad is not None else None
 
 
 def minus(these: list[int], those: list[int]) -> list[int]:

@@ -1,14 +1,17 @@
 """A run laid out on devices without memory: what each would hold, whether that fits, and what to change if not."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from adapters import attach
+from adapters import attach, use
+from adapters.attach import in_order
 from adapters.config import resolve
+from adapters.files import read_adapter
 from model.config import describe, skeleton
 from model.errors import UserError
 from model.files import read_json
@@ -17,7 +20,7 @@ from model.registry import find
 from model.show import size_text
 from model.split import balance
 from train.base import DTYPES
-from train.dry_run import Step, answer, everything, training_step
+from train.dry_run import Step, answer, everything, matrices_of, training_step
 from train.fit import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
 from train.settings import Settings
 
@@ -30,6 +33,7 @@ class Target:
     memory: list[int] | None
     length: int  # tokens of a row, and of a prompt
     labelled: float  # share of them with a label
+    processes: int = 1  # each with a device of its own
 
     @property
     def kind(self) -> str:
@@ -48,7 +52,8 @@ class Planned:
 
     def answering(self, made: Settings, target: Target) -> list[int]:
         """Bytes of each device at the peak while the run answers its test problems."""
-        return answer(self.model, made.eval, target.length, target.kind).peak(self.stage)
+        phase = answer(self.model, made.eval, target.length, target.kind)
+        return (phase.in_parts(matrices_of(self.model, target.kind), target.processes) if made.shard else phase).peak(self.stage)
 
     def by_device(self, sizes: list[int]) -> list[int]:
         return [sum(size for size, one in zip(sizes, self.stage, strict=True) if one == device) for device in range(len(self.blocks))]
@@ -66,28 +71,33 @@ def dtype_of(made: Settings, raw: dict, kind: str) -> torch.dtype:
 
 def with_adapter(made: Settings, kind: str) -> nn.Module:
     """The model of the settings without memory, as it would be on a device of this kind, its adapter attached. Raises UserError."""
-    if made.load:
-        raise UserError(f"a plan does not know the adapters to load ({', '.join(made.load)}); plan without them")
     family, config, where = describe(made.model, made.revision or None)
     model = skeleton(family, config)
     raw = read_json(Path(where)) if where.endswith(".json") else find(made.model).config
     model.dtype = dtype_of(made, raw, kind)
     model.to(model.dtype)
     if how := how_stored(made.quantize, quantization_of(raw, where)[0], where):
+        if made.shard:
+            raise UserError(f"{made.model} is stored in {how}, and --shard lays whole weights over processes: give a model that is not quantised")
         quantize_skeleton(model, how)
+    for name, folder in made.load.items():
+        attach(model, read_adapter(model, Path(folder))[0], name)
     attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
+    use(model, in_order(model), train=["default"])
     return model
 
 
-def batches_of(made: Settings) -> int:
-    """Micro-batches of a step."""
-    return math.ceil(made.train.batch_size / made.train.micro_batch_size)
+def batches_of(made: Settings, processes: int = 1) -> int:
+    """Micro-batches of a step in each of so many processes: in the one that has most."""
+    return math.ceil(math.ceil(made.train.batch_size / made.train.micro_batch_size) / processes)
 
 
 def planned(made: Settings, target: Target) -> Planned:
     """Take a step, dry, and lay the blocks over the devices. Raises UserError."""
     model = with_adapter(made, target.kind)
-    step = training_step(model, made.train, target.length, target.labelled, target.kind)
+    step = training_step(model, made.train, target.length, target.labelled, target.kind, target.processes)
+    if made.shard:
+        step = step.in_parts(matrices_of(model, target.kind), target.processes)
     blocks = made.layers_per_device or blocks_on(step, batches_of(made), target)
     if len(blocks) != len(target.devices) or sum(blocks) != len(model.blocks):
         raise UserError(f"layers_per_device = {blocks}: the plan is for {len(target.devices)} devices and the model has {len(model.blocks)} layers")
@@ -119,8 +129,8 @@ def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
 
 def layers_for(made: Settings, devices: list[torch.device]) -> list[int]:
     """How many layers a run that is about to begin puts on each of its devices: as planned against what is free there now. Empty, for a balance of the
-    weights alone (model/split.py), where a plan is not possible: devices of two kinds, adapters to load."""
-    if made.load or len({device.type for device in devices}) > 1:
+    weights alone (model/split.py), where a plan is not possible: devices of two kinds."""
+    if len({device.type for device in devices}) > 1:
         return []
     free = None
     if devices[0].type == "cuda":
@@ -143,19 +153,30 @@ def fits(need: list[int], target: Target) -> bool:
 def advice(made: Settings, found: Planned, target: Target) -> str | None:
     """What to change so that the run fits, as options of the command line, found by planning it; None: nothing that is tried here.
 
-    In this order: recomputation, fewer rows at once; the same with weights in fewer bits; all that with a second card.
+    In this order: recomputation, fewer rows at once; the same with weights in fewer bits; all that with a second card, or, of several processes, with the
+    blocks laid over them, and with more of them.
     """
-    cards = [target]
-    if len(target.devices) == 1 and target.kind == "cuda":
-        cards.append(replace(target, devices=["cuda:0", "cuda:1"], memory=target.memory * 2))
-    for where in cards:
-        for how in fewer_bits(made):
-            stored = replace(made, quantize=how)
+    for where, base, more in more_room(made, target):
+        for how in [base.quantize] if base.shard else fewer_bits(base):
+            stored = replace(base, quantize=how)
             least = sum(tensor.nbytes for tensor in everything(with_adapter(stored, target.kind)).values()) + sum(found.step.optimizer)
-            if least > sum(map(usable, where.memory)):
+            if not base.shard and least > sum(map(usable, where.memory)):
                 continue  # not even without activations
             trains = next(((one, tried) for one in for_training(stored) if fits((tried := planned(one, where)).training, where)), None)
             whole = trains and next((one for one in for_answers(trains[0]) if fits(trains[1].answering(one, where), where)), None)
             if whole:
-                return " ".join([*options_for(made, whole), *["and a second card like it"] * (where is not target)])
+                return " ".join([*options_for(made, whole), *more])
     return None
+
+
+def more_room(made: Settings, target: Target) -> Iterator[tuple[Target, Settings, list[str]]]:
+    """Where the run may go: as it is, then to more devices; and what to say of that."""
+    yield target, made, []
+    if target.processes == 1 and len(target.devices) == 1 and target.kind == "cuda":
+        yield replace(target, devices=["cuda:0", "cuda:1"], memory=target.memory * 2), made, ["and a second card like it"]
+    if target.processes > 1 and not made.quantize:
+        if not made.shard:
+            yield target, replace(made, shard=True), ["--shard"]
+        for times in (2, 4, 8):
+            many = times * target.processes
+            yield replace(target, processes=many), replace(made, shard=True), ["--shard"] * (not made.shard) + [f"--processes {many}"]

@@ -46,6 +46,19 @@ def data_settings(options: argparse.Namespace) -> dict:
     return found
 
 
+def loads_of(texts: list[str]) -> dict[str, str]:
+    """["math=runs/a/adapter"] -> its names and folders. Raises UserError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, folder = text.partition("=")
+        if not sign or not name.isidentifier() or not folder:
+            raise UserError(f"{text!r} should be NAME=FOLDER, such as math=runs/a/adapter")
+        if name in found:
+            raise UserError(f"--load names an adapter twice: {name}; give each a name of its own")
+        found[name] = folder
+    return found
+
+
 def seeds_of(text: str) -> list[int]:
     """"0,1,2" -> its numbers. Raises UserError."""
     try:

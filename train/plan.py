@@ -9,15 +9,16 @@ import math
 import torch
 from torch import nn
 
-from adapters.attach import adapters_named
+from adapters.attach import adapter_names, adapters_named
 from adapters.files import native_tensors
 from adapters.show import trained
 from model.errors import UserError
 from model.show import count
 from train.base import check_together
+from train.dry_run import gathered, matrices_of
 from train.fit import check_room, measured_rate, parse_memory, parse_rate, usable
 from train.layout import Planned, Target, advice, batches_of, planned
-from train.options import MODEL_OPTIONS, given
+from train.options import MODEL_OPTIONS, given, loads_of
 from train.pipeline import orders, utilisation
 from train.settings import Settings, settings
 
@@ -37,9 +38,11 @@ def target_of(options: argparse.Namespace, made: Settings) -> Target:
             found = name
         if found not in ("cpu", "cuda") or found != torch.device(named[0]).type:
             raise UserError(f"device {name!r:.50}: a plan is for cpu, for cuda, or for several cuda devices, cuda:0,cuda:1")
-    if made.shard:
-        raise UserError("a plan is for one process: --shard is not planned yet; what each of N processes holds of the blocks is 1/N of the weights said here")
-    check_together(made, [torch.device(name) for name in named])
+    if not 1 <= options.processes <= 2**14:
+        raise UserError(f"--processes {options.processes} should be a number of processes, 1 or more")
+    if made.shard and options.processes == 1:
+        raise UserError("--shard lays the blocks over several processes: say how many, --processes 8")
+    check_together(made, [torch.device(name) for name in named], options.processes)
     if memory and len(memory) != len(named):
         raise UserError(f"--memory names {len(memory)} devices and there are {len(named)}: {', '.join(named)}")
     length = made.train.cutoff if options.length is None else options.length
@@ -47,7 +50,7 @@ def target_of(options: argparse.Namespace, made: Settings) -> Target:
         raise UserError(f"--length {length} should be the tokens of a row, 2 or more")
     if not 0 < options.labelled <= 1:
         raise UserError(f"--labelled {options.labelled} should be a share, above 0 and at most 1")
-    return Target(named, memory, length, options.labelled)
+    return Target(named, memory, length, options.labelled, options.processes)
 
 
 def run_of(options: argparse.Namespace) -> Settings:
@@ -57,6 +60,8 @@ def run_of(options: argparse.Namespace) -> Settings:
         chosen.setdefault("model", "llama-7b")
     if options.adapter:
         chosen["adapter"] = {"preset": options.adapter}
+    if getattr(options, "load", None):
+        chosen["load"] = loads_of(options.load)
     return settings(options.config, getattr(options, "recipe", None), chosen, options.set)
 
 
@@ -78,7 +83,7 @@ def plan(options: argparse.Namespace) -> dict:
 def adapter_facts(model: nn.Module, made: Settings) -> dict:
     """Counts of the model and its adapter, which depend on nothing else."""
     adapter = trained(model)
-    base = count(model) - adapter
+    base = count(model) - sum(trained(model, name) for name in adapter_names(model))
     adapters = adapters_named(model, "default")
     config = next(iter(adapters.values())).config
     stored = sum(tensor.numel() for tensor in native_tensors(config, adapters).values())
@@ -99,6 +104,8 @@ def run_facts(found: Planned, made: Settings, target: Target) -> dict:
         one = {f"{key}_bytes": sizes[number] for key, sizes in parts.items()}
         one |= {"activation_bytes": found.training[number] - sum(one.values()), "kept_by_forward_bytes": kept[number],
                 "training_bytes": found.training[number], "answering_bytes": answering[number]}
+        if made.shard:
+            one["gathered_bytes"] = gathered(matrices_of(found.model, target.kind))
         if target.memory:
             room = usable(target.memory[number])
             left = room - max(found.training[number], answering[number])
@@ -107,6 +114,7 @@ def run_facts(found: Planned, made: Settings, target: Target) -> dict:
     return {
         "dtype": str(found.model.dtype).removeprefix("torch."), "quantize": found.model.quantize, "length": target.length, "labelled": target.labelled,
         "batch_size": made.train.batch_size, "micro_batch_size": made.train.micro_batch_size, "checkpointing": made.train.checkpointing,
+        "processes": target.processes, "shard": made.shard,
         "answers_at_once": made.eval.batch_size, "max_new_tokens": made.eval.max_new_tokens, "devices": devices,
     }
 
@@ -115,6 +123,7 @@ def time_facts(found: Planned, made: Settings, target: Target, options: argparse
     """How much a step computes, and how long it takes at the rate that was given or measured."""
     s = made.train
     flops = round(found.step.phase.flops * s.batch_size / min(s.micro_batch_size, s.batch_size))
+    mine = flops * batches_of(made, target.processes) / batches_of(made)  # of the process that has most
     if options.measure:
         if target.kind == "cuda" and not torch.cuda.is_available():
             raise UserError("--measure needs the device of the plan, and torch sees no CUDA device here: give the rate with --flops 150T")
@@ -124,6 +133,6 @@ def time_facts(found: Planned, made: Settings, target: Target, options: argparse
     if rate:
         many = len(target.devices)
         busy = utilisation(orders(many, batches_of(made)), lambda one: 1.0 if one.way == "F" else 2.0) if many > 1 else 1.0
-        facts["seconds_per_step"] = flops / (rate * many * busy)
+        facts["seconds_per_step"] = mine / (rate * many * busy)
         facts["seconds"] = facts["seconds_per_step"] * steps if steps else None
     return facts

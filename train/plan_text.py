@@ -23,11 +23,15 @@ def plan_text(facts: dict) -> str:
         "",
         f"{'':12}" + "".join(f"{one['device']:>14}" for one in devices),
     ]
+    if facts["processes"] > 1:
+        together = ", which hold the blocks together" * facts["shard"]
+        lines.insert(3, f"over     {facts['processes']} processes, each with a device of its own{together}; below what one has")
     if len(devices) > 1:
         lines.append(f"{'blocks':12}" + "".join(f"{one['blocks']:14}" for one in devices))
+    whole = f"; blocks that are whole among them take {size_text(devices[0]['gathered_bytes'])}" if facts["shard"] else ""
     for said, key in ROWS:
         if key in devices[0]:
-            lines.append(f"{said:12}" + "".join(f"{signed(one[key]):>14}" for one in devices) + NOTES.get(key, "").format(kept=kept_text(devices)))
+            lines.append(f"{said:12}" + "".join(f"{signed(one[key]):>14}" for one in devices) + NOTES.get(key, "").format(kept=kept_text(devices), whole=whole))
     if "fits" in facts:
         lines.append(f"{'fits':12}" + "".join(f"{'yes' if one['fits'] else 'no':>14}" for one in devices))
     lines += ["", *time_lines(facts)]
@@ -35,7 +39,10 @@ def plan_text(facts: dict) -> str:
         lines.append(f"split    --set layers_per_device=[{','.join(str(one['blocks']) for one in devices)}] lays the blocks so")
     if facts.get("fits") is False:
         advice = facts["advice"]
-        tried = "recomputation, one row at once, nf4" + ", a second card" * (devices[0]["device"] != "cpu")
+        if facts["processes"] > 1:
+            tried = "recomputation, one row at once, the blocks over all processes and over eight times as many"
+        else:
+            tried = "recomputation, one row at once, nf4" + ", a second card" * (devices[0]["device"] != "cpu")
         lines.append("to fit   " + (f"add {advice}" if advice else f"none of the changes tried is enough: {tried}"))
     if devices[0]["device"] == "cpu":
         lines.append("note     glibc's malloc keeps more than tensors need; MALLOC_MMAP_THRESHOLD_=65536 in the environment makes it give that back")
@@ -43,7 +50,7 @@ def plan_text(facts: dict) -> str:
 
 
 NOTES = {
-    "activation_bytes": "  at the peak, beside all of the above; a forward pass keeps {kept}",
+    "activation_bytes": "  at the peak, beside all of the above; a forward pass keeps {kept}{whole}",
     "training_bytes": "  in all, at the peak of a step",
     "answering_bytes": "  in all: weights, adapter, keys and values of all tokens, logits",
     "usable_bytes": f"  less {size_text(CONTEXT)} that CUDA or Python takes, and {100 * SLACK:.0f} % that an allocator cannot hand out again",
