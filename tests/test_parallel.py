@@ -38,10 +38,10 @@ def free_port() -> int:
             return port
 
 
-def launch(world: int, *command, cwd: Path | None = None, path: Path = ROOT) -> list[subprocess.Popen]:
+def launch(world: int, *command, cwd: Path | None = None, path: Path = ROOT, more: dict[str, str] | None = None) -> list[subprocess.Popen]:
     """As torchrun does, without its own three seconds."""
     common = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                           "PYTHONPATH": str(path)}
+                           "PYTHONPATH": str(path), **(more or {})}
     return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd or ROOT, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(world)]
 
@@ -207,6 +207,20 @@ def test_a_mistake_is_one_line_of_one_process(tmp_path):
     assert (first[0], second[0]) == (1, 1)
     assert first[2] == "run.py: unknown adapter 'lorra'; did you mean 'lora'?\n"
     assert second[1:] == ("", "")
+
+
+@pytest.mark.parametrize("words", [("--nonsense",), ("--max-steps", "x"), ("--adapter", "lorra")])
+def test_who_has_nothing_to_say_ends_behind_who_has(tmp_path, words):
+    """torchrun ends all processes as soon as one has ended: the one that speaks was cut off where another was faster."""
+    first, second = launch(2, ROOT / "run.py", *words, cwd=tmp_path, more={"TORCHELASTIC_RUN_ID": "one"})
+    try:
+        assert first.communicate(timeout=60)[1].count("run.py: ") == 1
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=3)
+        second.terminate()
+        assert (second.communicate(timeout=2), second.returncode) == (("", ""), -signal.SIGTERM)
+    finally:
+        first.kill(), second.kill()
 
 
 def test_other_commands_are_for_one_process(monkeypatch, capsys):
