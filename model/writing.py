@@ -77,6 +77,19 @@ def held(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """`held`, of a folder that is made where there is none; what is refused before anything is written leaves none behind."""
+    made = not folder.exists()
+    make_folder(folder)
+    try:
+        with held(folder):
+            yield
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 class JsonLines:
     """A file of JSON objects, a line each, appended to; a line that a kill cut short is ended first. Raises UserError when it cannot be written."""
 

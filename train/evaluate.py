@@ -17,7 +17,7 @@ from eval.journal import remove_journals
 from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import read_json
-from model.writing import held, make_folder, write_text
+from model.writing import working_in, write_text
 from train.base import check_model, load_base, load_words
 from train.experiment import first_items, fresh_folder
 from train.options import MODEL_OPTIONS, given
@@ -86,7 +86,7 @@ def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool =
              processes: Processes = ALONE) -> Measured:
     """Measure in `folder`, going on with what is there, which no other process can do at the same time; of several `processes` rank 0 writes.
     Raises UserError."""
-    with held(folder) if processes.is_writer and folder.is_dir() else nullcontext():
+    with working_in(folder) if processes.is_writer else nullcontext():
         return evaluate_in(made, adapters, folder, average, form, processes)
 
 
@@ -107,7 +107,6 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     same = {"base model": model.fingerprint, "settings": to_toml(replace(made, device="")), "tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()}
     processes.agree(same, {"adapters": {name: one for name, one in model.named_parameters() if ".adapters." in name}})
     if processes.is_writer:
-        make_folder(folder)
         write_text(folder / STARTED, json.dumps(start, indent=2) + "\n")
         write_text(folder / "evaluate.toml", to_toml(made))
     journal = folder / f"{PREDICTIONS}.part"

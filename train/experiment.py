@@ -21,7 +21,7 @@ from eval.report import validation_text, write_report
 from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model.errors import UserError, unknown
 from model.quantize import quantized_weights
-from model.writing import JsonLines, held, make_folder, write_text
+from model.writing import JsonLines, working_in, write_text
 from train.base import check_model, choose_devices, load_base, load_words
 from train.checkpoint import checkpoints
 from train.loop import train
@@ -67,16 +67,8 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
 
 def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = ALONE) -> Result:
     """`run_in` the folder, in which no other run can be at the same time."""
-    if not processes.is_writer:
+    with working_in(folder) if processes.is_writer else nullcontext():
         return run_in(s, folder, resume, processes)
-    made = not folder.exists()
-    make_folder(folder)
-    try:
-        with held(folder):
-            return run_in(s, folder, resume, processes)
-    finally:
-        if made and not any(folder.iterdir()):  # refused before anything was written
-            folder.rmdir()
 
 
 def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Result:
