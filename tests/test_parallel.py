@@ -24,7 +24,7 @@ from model import UserError, load_model
 from train import base, experiment, parallel
 from train.checkpoint import checkpoints
 from train.parallel import Processes, started
-from train.settings import settings
+from train.settings import settings, to_toml
 
 ROOT = Path(__file__).parent.parent
 WORLDS = [4, 2]
@@ -141,7 +141,11 @@ def test_each_process_holds_its_share_of_the_blocks_and_gathers_one_to_use_it(fo
 
 def test_parts_of_a_base_that_is_alone_are_refused(tmp_path):
     with pytest.raises(UserError, match="there is one: start with torchrun"):
-        base.load_base(settings(options={"shard": True}))
+        base.load_base(made := settings(options={"shard": True}))
+    (tmp_path / "run.toml").write_text(to_toml(made))
+    whole = experiment.resume_settings(tmp_path, sets=["shard=false"])  # as the line says
+    assert not whole.shard
+    assert experiment.fingerprint(whole) == experiment.fingerprint(made)
     with pytest.raises(UserError, match="leave out quantize and devices"):
         load_model("pocket-llama", mesh=object(), quantize="nf4")
 

@@ -31,7 +31,7 @@ from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
 
 FREE = (  # settings that may change when a run is resumed: the result does only by rounding, and dropout's draws
-    "train.micro_batch_size", "train.checkpointing", "train.offload", "train.keep", "train.tracker", "layers_per_device", "threads",
+    "train.micro_batch_size", "train.checkpointing", "train.offload", "train.keep", "train.tracker", "layers_per_device", "threads", "shard",
 )
 
 
