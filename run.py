@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import time
 import warnings
 from contextlib import redirect_stderr
 from typing import NoReturn
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> int:
         wrong = f"{command} is for one process: start it with python, not with torchrun"
     if wrong:
         print(f"run.py: {wrong}", file=told)
+        let_another_speak()
         return 1
     try:
         return act(options)
@@ -89,6 +91,8 @@ def run() -> int:
     try:
         return main(sys.argv[1:])
     except SystemExit as end:
+        if end.code in (1, 2):
+            let_another_speak()
         return end.code
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
@@ -105,6 +109,14 @@ def run() -> int:
             raise
         print(f"run.py: the package {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
         return 1
+
+
+def let_another_speak() -> None:
+    """One of several processes ends without a word, as another has the same to say: torchrun ends all as soon as one has ended, and would cut that one off.
+    It ends this one, too, when that one has spoken."""
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(30)
 
 
 def leave(status: int) -> NoReturn:

@@ -73,7 +73,7 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
         made = for_processes(made, processes)
     try:
         found = job.evaluate(made, adapters, folder, average, form, replace(processes, sharded=made.shard))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if (folder / job.STARTED).is_file():
             print(f"\nstopped; continue with: python run.py evaluate --resume {folder}")
         raise

@@ -24,7 +24,7 @@ from model import UserError, load_model
 from train import base, experiment, parallel
 from train.checkpoint import checkpoints
 from train.parallel import Processes, started
-from train.settings import settings
+from train.settings import settings, to_toml
 
 ROOT = Path(__file__).parent.parent
 WORLDS = [4, 2]
@@ -39,10 +39,10 @@ def free_port() -> int:
             return port
 
 
-def launch(world: int, *command, cwd: Path | None = None, path: Path = ROOT) -> list[subprocess.Popen]:
+def launch(world: int, *command, cwd: Path | None = None, path: Path = ROOT, more: dict[str, str] | None = None) -> list[subprocess.Popen]:
     """As torchrun does, without its own three seconds."""
     common = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                           "PYTHONPATH": str(path)}
+                           "PYTHONPATH": str(path), **(more or {})}
     return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd or ROOT, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(world)]
 
@@ -142,7 +142,11 @@ def test_each_process_holds_its_share_of_the_blocks_and_gathers_one_to_use_it(fo
 
 def test_parts_of_a_base_that_is_alone_are_refused(tmp_path):
     with pytest.raises(UserError, match="there is one: start with torchrun"):
-        base.load_base(settings(options={"shard": True}))
+        base.load_base(made := settings(options={"shard": True}))
+    (tmp_path / "run.toml").write_text(to_toml(made))
+    whole = experiment.resume_settings(tmp_path, sets=["shard=false"])  # as the line says
+    assert not whole.shard
+    assert experiment.fingerprint(whole) == experiment.fingerprint(made)
     with pytest.raises(UserError, match="leave out quantize and devices"):
         load_model("pocket-llama", mesh=object(), quantize="nf4")
 
@@ -222,6 +226,21 @@ def test_rank_0_speaks_though_it_comes_to_a_mistake_seconds_later(monkeypatch):
     monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
     assert not parallel.first_to_say(store, Processes(1, 2), mistake)
     assert spoke == ["rank 0"]
+
+
+@pytest.mark.parametrize("words", [("--nonsense",), ("--max-steps", "x"), ("--adapter", "lorra")])
+def test_who_has_nothing_to_say_ends_behind_who_has(tmp_path, words):
+    """torchrun ends all processes as soon as one has ended: the one that speaks was cut off where another was faster."""
+    first, second = launch(2, ROOT / "run.py", *words, cwd=tmp_path, more={"TORCHELASTIC_RUN_ID": "one"})
+    try:
+        assert first.communicate(timeout=300)[1].count("run.py: ") == 1
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=1)
+        second.terminate()
+        assert second.communicate(timeout=60) == ("", "")
+        assert second.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)  # the second where it is starting yet
+    finally:
+        first.kill(), second.kill()
 
 
 def test_other_commands_are_for_one_process(monkeypatch, capsys):

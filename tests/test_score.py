@@ -249,13 +249,14 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
         assert message in error, words
 
 
-def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(paper, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, SystemExit])  # Ctrl-C, SIGTERM
+def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(paper, tmp_path, capsys, monkeypatch, stopped):
     out = tmp_path / "out"
     words = ("evaluate", "--model", "pocket-llama", "--data", "math-v1", "--data-dir", paper, "--max-new-tokens", "5", "--batch-size", "4")
     assert main(*words, "--out", tmp_path / "whole") == 0
     respond, calls = score.respond, []
-    monkeypatch.setattr(score, "respond", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt) if len(calls) == 2 else (calls.append(1), respond(*a))[1])
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(score, "respond", lambda *a: (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1])
+    with pytest.raises(stopped):
         main(*words, "--out", out)
     assert f"evaluate --resume {out}" in capsys.readouterr().out
     monkeypatch.setattr(score, "respond", respond)
@@ -263,6 +264,23 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(paper, tmp_pa
     assert "continue it with" in capsys.readouterr().err
     assert main("evaluate", "--resume", out) == 0
     assert (out / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
+
+
+def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, capsys, monkeypatch):
+    respond, others = score.respond, []
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(score, "respond", respond)
+        others.append(main("evaluate", "--resume", tmp_path / "out"))
+        return respond(*arguments)
+
+    monkeypatch.setattr(score, "respond", meanwhile)
+    words = ("evaluate", "--model", "pocket-llama", "--data", "math-v1", "--data-dir", paper, "--max-new-tokens", "5")
+    assert main(*words, "--out", tmp_path / "out") == 0
+    assert others == [1]
+    assert f"another process is running in {tmp_path / 'out'}" in capsys.readouterr().err
+    assert main("evaluate", "--model", "pocket-lama", "--data", "math-v1", "--data-dir", paper, "--out", tmp_path / "no") == 1
+    assert not (tmp_path / "no").exists()
 
 
 def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper, tmp_path, capsys):

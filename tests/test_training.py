@@ -172,7 +172,12 @@ def test_float16_gradients_are_unscaled_before_they_are_used(folder, tmp_path):
     assert half[0]["gradient_norm"] == pytest.approx(exact[0]["gradient_norm"], rel=0.05)
 
 
-def test_a_second_signal_ends_at_once():
+def test_a_second_signal_ends_at_once(capfd, monkeypatch):
+    for rank, said in (("0", 1), ("1", 0)):  # of several processes, which torchrun passes it on to, one speaks
+        monkeypatch.setenv("RANK", rank)
+        with Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err.count("stopping after this step") == said
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT

@@ -31,7 +31,7 @@ from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
 
 FREE = (  # settings that may change when a run is resumed: the result does only by rounding, and dropout's draws
-    "train.micro_batch_size", "train.checkpointing", "train.offload", "train.keep", "train.tracker", "layers_per_device", "threads",
+    "train.micro_batch_size", "train.checkpointing", "train.offload", "train.keep", "train.tracker", "layers_per_device", "threads", "shard",
 )
 
 
@@ -67,9 +67,7 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
 
 def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = ALONE) -> Result:
     """`run_in` the folder, in which no other run can be at the same time."""
-    if not processes.is_writer:
-        return run_in(s, folder, resume, processes)
-    with held(folder):
+    with held(folder) if processes.is_writer else nullcontext():
         return run_in(s, folder, resume, processes)
 
 

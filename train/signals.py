@@ -21,7 +21,8 @@ class Signals:
             raise SystemExit(128 + number)
         self.received = number
         with suppress(OSError):  # nobody reads stderr any more: stopping goes on
-            os.write(2, b"\nstopping after this step (once more to stop at once) ...\n")  # print() may be at work just now and cannot be entered twice
+            if os.environ.get("RANK", "0") == "0":  # torchrun passes a signal on to all processes
+                os.write(2, b"\nstopping after this step (once more to stop at once) ...\n")  # print() may be at work just now and cannot be entered twice
 
     def __exit__(self, *exception) -> None:
         for number, handler in self.before.items():
