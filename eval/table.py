@@ -19,8 +19,8 @@ from model.errors import UserError
 from model.writing import make_folder, write_text
 
 ROOT = Path(__file__).parent.parent
-COLUMNS = ("model", "adapter", "seed", "parameters", "loss, first 10 steps", "loss, last 10 steps", "seconds", "set", "reader", "accuracy", "low", "high",
-           "total", "published", "difference")
+COLUMNS = ("model", "quantize", "adapter", "seed", "parameters", "loss, first 10 steps", "loss, last 10 steps", "seconds", "set", "reader", "accuracy", "low",
+           "high", "total", "published", "difference")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Entry:
     parameters: int = 0
     losses: tuple[float, float] | None = None  # mean of the first and of the last steps, ten each where there are twenty
     steps: int = 0
+    quantize: str = ""  # how the base was stored
 
 
 def entry(job: Job) -> Entry:
@@ -88,11 +89,12 @@ def entry(job: Job) -> Entry:
         strict = {name: Score(table["right"], table["total"], table.get("problems", 0)) for name, table in tables.items()}
         paper = {name: Score(table["paper_reader"]["right"], table["total"], table.get("problems", 0)) for name, table in tables.items()}
         if not job.adapter:
-            return Entry(job.model, "", job.seed, strict, paper)
+            return Entry(job.model, "", job.seed, strict, paper, quantize=facts.get("quantize", ""))
         losses = [line["loss"] for line in read_log(job.folder / "log.jsonl") if line["loss"] is not None]
         part = max(1, min(10, len(losses) // 2))
         ends = (sum(losses[:part]) / part, sum(losses[-part:]) / part)
-        return Entry(job.model, job.adapter, job.seed, strict, paper, facts["seconds"], facts["trainable_parameters"], ends, len(losses))
+        figures = facts["seconds"], facts["trainable_parameters"], ends, len(losses), facts.get("quantize", "")
+        return Entry(job.model, job.adapter, job.seed, strict, paper, *figures)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{job.folder} is not a complete run ({type(error).__name__}: {error}): remove it and start the table again") from None
 
@@ -120,7 +122,7 @@ class Line:
         single = self.reader == "strict"
         which = (one.adapter or "none") + (f", seed {one.seed}" if single and self.seeds > 1 else "")
         loss = f"{one.losses[0]:.3f} to {one.losses[1]:.3f}" if one.losses and single else ""
-        return [Path(one.model).name, which, f"{one.parameters:,}", loss]
+        return [Path(one.model).name + f", {one.quantize}" * bool(one.quantize), which, f"{one.parameters:,}", loss]
 
     def text(self, name: str) -> str:
         cell = self.cells.get(name)
@@ -224,6 +226,6 @@ def write_table(folder: Path, entries: list[Entry], table: Table | None) -> None
             figures["average"] = (*mean_score(scores), sum(score.total for score in scores.values()))
             for name, (value, low, high, total) in figures.items():
                 difference = round(100 * value - row[name], 2) if name in row and comparable(one, table) else None
-                writer.writerow((one.model, one.adapter or "none", one.seed, one.parameters, *(one.losses or (None, None)), one.seconds, name, reader,
-                                 *(round(100 * part, 2) for part in (value, low, high)), total, row.get(name), difference))
+                writer.writerow((one.model, one.quantize, one.adapter or "none", one.seed, one.parameters, *(one.losses or (None, None)), one.seconds, name,
+                                 reader, *(round(100 * part, 2) for part in (value, low, high)), total, row.get(name), difference))
     write_text(folder / "table.csv", buffer.getvalue())

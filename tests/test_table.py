@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from test_data import write_paper_folder
@@ -20,10 +21,10 @@ def main(*words) -> int:
 
 
 def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, capsys):
-    words = ("table", "--pocket", "--models", "pocket-opt", "--adapters", "lora,prefix", *QUICK, "--out", tmp_path)
+    words = ("table", "--pocket", "--models", "pocket-opt", "--adapters", "lora,prefix", *QUICK, "--set", "quantize=int8", "--out", tmp_path)
     assert main(*words) == 0
     text = (tmp_path / "table.md").read_text()
-    assert "| pocket-opt | prefix | 30,720 |" in text
+    assert "| pocket-opt, int8 | prefix | 30,720 |" in text
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert len(lines) == 2 * 8 * 2  # adapters, sets and their average, readers
     assert all(float(line["low"]) <= float(line["accuracy"]) <= float(line["high"]) for line in lines)
@@ -114,6 +115,7 @@ def test_ours_stands_beside_the_published_row(tmp_path):
     assert f'<td><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text  # far outside of our interval
     assert f'<td>{25 - row["gsm8k"]:+.1f}</td>' in text  # 22.7 lies within that of 66 of 264
     assert "| published |" in markdown([entry], TABLE)
+    assert "| llama-7b, int8 | parallel |" in markdown([replace(entry, quantize="int8")], TABLE)
     part = Entry("llama-7b", "parallel", 0, scores | {"gsm8k": Score(1, 2)}, scores | {"gsm8k": Score(1, 2)})
     assert [line.reader for line in lines_of([part], TABLE)] == ["strict", "paper", "published"]  # two problems are no 264
     write_table(tmp_path, [entry], TABLE)
