@@ -145,8 +145,10 @@ class Tokenizer:
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Text -> ids; bos=True adds what the model expects in front of a text, bos=False never adds anything."""
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"the text {text!r:.50} is no valid Unicode and cannot be made into tokens")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair
+            raise UserError(f"the text {text!r:.50} is no valid Unicode and cannot be made into tokens") from None
         ids = reading(self.folder, lambda: self.inner.encode(text, bos))
         if max(ids, default=0) >= self.limit:
             raise UserError(f"the tokenizer in {self.folder} makes {max(ids)} of a part of {text!r:.50}; the model's embedding has {self.limit} rows")

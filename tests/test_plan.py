@@ -242,8 +242,9 @@ def test_processes_that_hold_the_base_together(capsys):
 
 
 def test_more_processes_are_what_makes_it_fit(capsys):
-    words = ("--model", "llama-7b", "--adapter", "lora", "--dtype", "bfloat16", "--set", "train.checkpointing=block", "--set", "train.micro_batch_size=1",
-             "--set", "eval.batch_size=1", "--length", "64", "--memory", "9GB", "--shard", "--set", "eval.max_new_tokens=32")
+    words = ("--model", "smollm2-135m", "--adapter", "lora", "--dtype", "float32", "--set", "train.checkpointing=block",
+             "--set", "train.micro_batch_size=1",
+             "--set", "eval.batch_size=1", "--length", "64", "--memory", "870MB", "--shard", "--set", "eval.max_new_tokens=32")
     assert facts_of(capsys, *words, "--processes", "2", status=1)["advice"] == "--processes 4"
     assert command("plan", *words, "--processes", "4") == 0
 
