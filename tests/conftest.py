@@ -36,6 +36,15 @@ def write_checkpoint(folder: Path, family: str = "llama", seed: int = 0, dtype: 
     return folder
 
 
+def write_sums(path: Path) -> Path:
+    """Forty rows to train on: a run on them begins at once."""
+    path.write_text(json.dumps([
+        {"instruction": f"Tom has {n} pens. Amy gives Tom {n + 3} more. How many pens does Tom have now?",
+         "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. The answer is {2 * n + 3}.", "answer": str(2 * n + 3)} for n in range(40)
+    ]))
+    return path
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
     """What a test draws does not depend on the tests that this process has happened to run before it."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import write_sums
 from test_training import S, examples, run, same, state
 
 import run as command_line
@@ -84,14 +85,20 @@ def main(*words) -> int:
 SHORT = ("--max-steps", 4, "--items", 2, "--set", "eval.before=false", "--set", "eval.max_new_tokens=4")
 
 
-def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys):
+@pytest.fixture
+def short(tmp_path) -> tuple:
+    """The options of a run that takes a second."""
+    return (*SHORT, "--data", write_sums(tmp_path / "sums.json"))
+
+
+def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short):
     """Two runs, a fusion on top of both, a stack on one of them; each folder restores what it was."""
     for name in ("one", "two"):
-        assert main("--adapter", "parallel", "--seed", len(name) + ord(name[0]), *SHORT, "--out", tmp_path / name) == 0
+        assert main("--adapter", "parallel", "--seed", len(name) + ord(name[0]), *short, "--out", tmp_path / name) == 0
     loads = [word for name in ("one", "two") for word in ("--load", f"{name}={tmp_path / name / 'adapter'}")]
     sites = 'adapter.sites=["q", "k", "v", "up"]'
-    assert main("--adapter", "fusion", "--set", 'adapter.of=["one", "two"]', "--set", sites, *loads, *SHORT, "--out", tmp_path / "both") == 0
-    assert main("--adapter", "lora", *loads[:2], *SHORT, "--out", tmp_path / "stack") == 0
+    assert main("--adapter", "fusion", "--set", 'adapter.of=["one", "two"]', "--set", sites, *loads, *short, "--out", tmp_path / "both") == 0
+    assert main("--adapter", "lora", *loads[:2], *short, "--out", tmp_path / "stack") == 0
     for name, on in (("both", ["default"]), ("stack", ["one", "default"])):
         setup = json.loads((tmp_path / name / "adapter" / "adapters.json").read_text())
         assert setup["on"] == on
@@ -125,14 +132,14 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys):
         assert main("combine", *words, "--out", tmp_path / "wrong") == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "wrong").exists()
-    assert main("--adapter", "fusion", *SHORT, "--out", tmp_path / "none") == 1
+    assert main("--adapter", "fusion", *short, "--out", tmp_path / "none") == 1
     assert "names of two adapters" in capsys.readouterr().err
-    assert main("--load", "one", *SHORT) == 1
+    assert main("--load", "one", *short) == 1
     assert "NAME=FOLDER" in capsys.readouterr().err
 
 
-def test_a_mixture_is_trained_repeated_and_resumed_from_its_own_file(tmp_path):
-    assert main("--adapter", "unipelt", "--set", "adapter.prefix.length=3", *SHORT, "--out", tmp_path / "mix") == 0
+def test_a_mixture_is_trained_repeated_and_resumed_from_its_own_file(tmp_path, short):
+    assert main("--adapter", "unipelt", "--set", "adapter.prefix.length=3", *short, "--out", tmp_path / "mix") == 0
     assert main("--config", tmp_path / "mix" / "run.toml", "--out", tmp_path / "again") == 0
     first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("mix", "again"))
     assert first["after"] == second["after"]

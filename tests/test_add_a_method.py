@@ -44,7 +44,7 @@ def command(copy, *words) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom", *(pytest.param(family, marks=pytest.mark.slow) for family in ("opt", "gptj"))])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("bloom", "opt", "gptj"))])
 def test_it_trains_is_saved_and_is_loaded(copy, family):
     short = ("--max-steps", "40", "--items", "2", "--set", "eval.before=false", "--set", "eval.max_new_tokens=4")
     command(copy, "--model", f"pocket-{family}", "--adapter", "ssf", *short, "--out", f"runs/{family}")

@@ -84,13 +84,6 @@ def test_generate(finished, folder):
     assert len(first.stdout.strip().split(",")) == 2
 
 
-@pytest.mark.parametrize("adapter", ["series", "lora"])
-def test_the_other_adapters(tmp_path, adapter):
-    done = run(*QUICK, "--adapter", adapter, "--set", "eval.before=false", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["llm_adapters"]["run"]["template"] == "alpaca"
-
-
 def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
     """Ctrl-C after the first steps, then --resume: the same adapter as the undisturbed run, to the bit."""
     out = tmp_path / "out"

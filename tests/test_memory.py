@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import write_sums
 from methods import IDS
 from test_training import S, model_with, run, same, state
 
@@ -81,7 +82,7 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(tm
 
 def test_a_run_that_was_offloaded_is_measured_on_the_cpu(tmp_path):
     out = tmp_path / "run"
-    assert main(["--max-steps", "1", "--items", "1", "--set", "eval.before=false", "--out", str(out)]) == 0
+    assert main(["--data", str(write_sums(tmp_path / "sums.json")), "--max-steps", "1", "--items", "1", "--set", "eval.before=false", "--out", str(out)]) == 0
     told = out / "run.toml"
     told.write_text(told.read_text().replace("offload = false", "offload = true"))
     assert main(["evaluate", str(out), "--items", "1", "--out", str(tmp_path / "measured")]) == 0

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import write_checkpoint
+from conftest import write_checkpoint, write_sums
 from families import batch
 from in_processes import CASES, SHARDED, trained
 
@@ -193,9 +193,7 @@ def test_a_connection_that_broke_is_told_from_other_mistakes():
 # ---------------------------------------------------------------- the command line
 def rows_of_sums(folder: Path) -> list[str]:
     """A few rows in a file, and the options of a short run on them."""
-    rows = [{"instruction": f"Tom has {n} pens. Amy gives Tom {n + 3} more. How many pens does Tom have now?",
-             "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. The answer is {2 * n + 3}.", "answer": str(2 * n + 3)} for n in range(40)]
-    (folder / "sums.json").write_text(json.dumps(rows))
+    write_sums(folder / "sums.json")
     sets = ["eval.before=false", "eval.max_new_tokens=30", "train.batch_size=4", "train.micro_batch_size=1"]
     return ["--data", "sums.json", "--adapter", "lora", *(word for one in sets for word in ("--set", one))]
 
