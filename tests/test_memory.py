@@ -9,7 +9,8 @@ from methods import IDS
 from test_training import S, model_with, run, same, state
 
 from adapters import attach, parameters
-from model import UserError
+from model import UserError, load_model
+from model.random_weights import random_checkpoint
 from run import main
 from train import loop, memory
 from train.base import check_together, for_processes
@@ -135,6 +136,14 @@ def test_a_step_without_the_memory_names_the_benchmarks_own_options(monkeypatch,
     assert main(["benchmark", "--case", "step", "--model", "pocket-llama", "--tokens", "16", "--rows", "2"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == ("run.py: out of memory on cpu: lower --rows or --tokens, or give --checkpointing block or "
                                                         "--quantize nf4")
+
+
+def test_random_files_are_a_model(tmp_path):
+    written = random_checkpoint("pocket-gptj", tmp_path / "model")
+    model = load_model(str(tmp_path / "model"))
+    assert written == sum(one.nbytes for one in model.parameters())
+    assert {name: one.shape for name, one in model.named_parameters()} == {name: one.shape for name, one in load_model("pocket-gptj").named_parameters()}
+    assert all(0.01 < one.float().std() < 0.03 for one in model.parameters())
 
 
 def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys):

@@ -241,6 +241,13 @@ def test_processes_that_hold_the_base_together(capsys):
     assert "2 processes, each with a device of its own, which hold the blocks together" in capsys.readouterr().out
 
 
+def test_where_the_peak_is_at_the_head_no_block_is_whole():
+    case = {"name": "smollm2-135m", "layers": 2, "dtype": "float32", "adapter": "lora", "checkpointing": "none", "tokens": 128}
+    alone, together = (plan_check.planned(case | {"processes": many}, "cpu")[0] for many in (1, 2))
+    block = 4 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)
+    assert alone - together == pytest.approx(2 * block / 2, rel=0.05)
+
+
 def test_more_processes_are_what_makes_it_fit(capsys):
     words = ("--model", "smollm2-135m", "--adapter", "lora", "--dtype", "float32", "--set", "train.checkpointing=block",
              "--set", "train.micro_batch_size=1",
