@@ -12,6 +12,7 @@ from model import load_model
 from model.config import family_and_config, skeleton
 from model.errors import UserError
 from model.load import put
+from model.quantize import save_quantized
 from run import main as run_main
 from tests.families import TINY, config_of
 from train import plan_check
@@ -167,6 +168,16 @@ def test_the_table_and_what_to_change(capsys):
     assert facts["fits"] is False
     assert facts["advice"] == "--set train.checkpointing=block"
     assert command(*small, "--memory", "1.5GB", "--set", "train.checkpointing=block") == 0  # the advice is good
+
+
+@pytest.mark.parametrize("words", [(), ("--quantize", "int8"), ("--processes", "2")])
+def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path, words):
+    save_quantized(load_model("pocket-llama", quantize="int8"), tmp_path / "int8")
+    found = facts_of(capsys, "--model", tmp_path / "int8", "--adapter", "lora", "--memory", "530MB", *words, status=1)
+    assert found["quantize"] == "int8"
+    assert found["advice"] is None
+    found = facts_of(capsys, "--model", tmp_path / "int8", "--adapter", "lora", "--memory", "560MB", *words, status=1)
+    assert found["advice"].startswith("--set")
 
 
 @pytest.mark.slow

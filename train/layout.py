@@ -73,7 +73,7 @@ def with_adapter(made: Settings, kind: str) -> nn.Module:
     """The model of the settings without memory, as it would be on a device of this kind, its adapter attached. Raises UserError."""
     family, config, where = describe(made.model, made.revision or None)
     model = skeleton(family, config)
-    raw = read_json(Path(where)) if where.endswith(".json") else find(made.model).config
+    raw = raw_config(made, where)
     model.dtype = dtype_of(made, raw, kind)
     model.to(model.dtype)
     if how := how_stored(made.quantize, quantization_of(raw, where)[0], where):
@@ -85,6 +85,11 @@ def with_adapter(made: Settings, kind: str) -> nn.Module:
     attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
     use(model, in_order(model), train=["default"])
     return model
+
+
+def raw_config(made: Settings, where: str) -> dict:
+    """What stands where `describe` found the configuration."""
+    return read_json(Path(where)) if where.endswith(".json") else find(made.model).config
 
 
 def batches_of(made: Settings, processes: int = 1) -> int:
@@ -156,8 +161,10 @@ def advice(made: Settings, found: Planned, target: Target) -> str | None:
     In this order: recomputation, fewer rows at once; the same with weights in fewer bits; all that with a second card, or, of several processes, with the
     blocks laid over them, and with more of them.
     """
-    for where, base, more in more_room(made, target):
-        for how in [base.quantize] if base.shard else fewer_bits(base):
+    _, _, path = describe(made.model, made.revision or None)
+    stays = quantization_of(raw_config(made, path), path)[0]  # a folder that is quantised already
+    for where, base, more in more_room(made, found, target):
+        for how in [base.quantize] if base.shard or stays else fewer_bits(base):
             stored = replace(base, quantize=how)
             least = sum(tensor.nbytes for tensor in everything(with_adapter(stored, target.kind)).values()) + sum(found.step.optimizer)
             if not base.shard and least > sum(map(usable, where.memory)):
@@ -169,12 +176,12 @@ def advice(made: Settings, found: Planned, target: Target) -> str | None:
     return None
 
 
-def more_room(made: Settings, target: Target) -> Iterator[tuple[Target, Settings, list[str]]]:
+def more_room(made: Settings, found: Planned, target: Target) -> Iterator[tuple[Target, Settings, list[str]]]:
     """Where the run may go: as it is, then to more devices; and what to say of that."""
     yield target, made, []
     if target.processes == 1 and len(target.devices) == 1 and target.kind == "cuda":
         yield replace(target, devices=["cuda:0", "cuda:1"], memory=target.memory * 2), made, ["and a second card like it"]
-    if target.processes > 1 and not made.quantize:
+    if target.processes > 1 and not found.model.quantize:  # whole weights alone can be shared
         if not made.shard:
             yield target, replace(made, shard=True), ["--shard"]
         for times in (2, 4, 8):
