@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,9 +23,12 @@ def noise(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=device).normal_(std=0.02)
 
 
-def shaped(name: str, dtype: torch.dtype, quantize: str = "") -> nn.Module:
-    """The model of a known name, or of a folder with config.json, without memory; its Linears quantised where `quantize` says how. Raises UserError."""
+def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -> nn.Module:
+    """The model of a known name, or of a folder with config.json, without memory; its Linears quantised where `quantize` says how, of `layers` blocks
+    where that is not 0. Raises UserError."""
     family, config, _ = describe(name)
+    if layers:
+        config = replace(config, **{"n_layer" if hasattr(config, "n_layer") else "num_hidden_layers": layers})
     model = skeleton(family, config).to(dtype)
     model.dtype = dtype
     if quantize:

@@ -66,7 +66,7 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int, val
     write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], values: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+def write_safetensors(path: Path, tensors: dict[str, Tensor], values: Callable[[Tensor], Tensor]) -> None:
     """One file, tensor by tensor: 8 bytes with the header's length, a JSON header, the data. (The library's own writer copies all of them first.)"""
     words = {dtype: word for word, dtype in DTYPES.items()}
     ordered = sorted(tensors.items(), key=lambda one: -one[1].itemsize)  # so that each begins at a multiple of its elements' size

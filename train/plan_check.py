@@ -16,9 +16,10 @@ from torch import nn
 from adapters import attach, named_parameters
 from data.batches import Example
 from eval.generate import generate
-from model.config import describe, skeleton
+from model.config import describe
 from model.errors import UserError
 from model.load import put
+from model.random_weights import noise, shaped
 from model.shard import first_pass, shard
 from model.show import parameters, size_text
 from train.dry_run import answer, matrices_of, training_step
@@ -78,12 +79,7 @@ def settings_of(case: dict) -> Train:
 
 def bare(case: dict) -> nn.Module:
     """The model of a case without memory."""
-    family, config, _ = describe(case["name"])
-    if case["layers"]:
-        config = replace(config, **{"n_layer" if hasattr(config, "n_layer") else "num_hidden_layers": case["layers"]})
-    model = skeleton(family, config)
-    model.dtype = getattr(torch, case["dtype"])
-    return model.to(model.dtype)
+    return shaped(case["name"], getattr(torch, case["dtype"]), layers=case["layers"])
 
 
 def planned(case: dict, device: str) -> tuple[int, int]:
@@ -130,7 +126,7 @@ def run(case: dict, device: str, processes: Processes) -> dict[str, int]:
     if processes.sharded:
         shard(model, processes.mesh(torch.device(device)))
     for name, parameter in list(model.named_parameters()):
-        put(model, name, torch.empty(parameter.shape, dtype=parameter.dtype, device=device).normal_(std=0.02))
+        put(model, name, noise(parameter, device))
     if tied:
         model.tie()
     if processes.sharded:
