@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.tables import ENDINGS, SAID, read_table
+from data.rows import NAMED as SAID
+from data.rows import read_table
+from data.tables import ENDINGS
 from model import UserError
 
 BOTH = ("instruction", "answer")
