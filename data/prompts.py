@@ -1,16 +1,8 @@
 """Prompt templates: how a row becomes the text a model continues, and what it is to say. Stored with the adapter, used again in evaluation."""
 
-import json
-import re
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import date
-from functools import lru_cache
 
+from data.chat_template import render_text
 from model.errors import UserError, unknown
 
 TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -19,9 +11,6 @@ PAIRED = ("Below is an instruction that describes a task, paired with an input t
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
 GAP = 16 * " "  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
 LARGEST = 100_000  # characters of a chat template
-LONGEST = 10_000_000  # characters that one may write
-PATIENCE = 2.0  # seconds of computing that one may take; what is published takes milliseconds
-DAY = date(2024, 7, 26)  # what a chat template that writes the date is told: a text to train on does not change from day to day
 
 
 @dataclass(frozen=True)
@@ -63,78 +52,12 @@ class Template:
         return text.strip() if self.strip else text
 
     def render(self, messages: list[dict], ask: bool) -> str:
-        """What the chat template makes of messages. Raises UserError, also for one that takes too long or writes too much."""
-        given = {"messages": messages, "add_generation_prompt": ask, "tools": None, "documents": None}
-        parts, length = [], 0
-        try:
-            with limited():
-                for part in compiled(self.text).generate(**given | dict(self.special)):
-                    parts.append(part)
-                    length += len(part)
-                    if length > LONGEST:
-                        raise UserError(f"the chat template writes more than {LONGEST:,} characters")
-        except UserError:
-            raise
-        except Exception as error:  # whatever a template can make Jinja raise
-            raise UserError(f"the chat template cannot be used: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-        return "".join(parts)
+        """What the chat template makes of messages. Raises UserError (data/chat_template.py)."""
+        return render_text(self.text, messages, add_generation_prompt=ask, special=dict(self.special))
 
     def table(self) -> dict:
         """What is stored with an adapter; `template_from` gives the Template back."""
         return asdict(self) | {"special": dict(self.special)}
-
-
-@lru_cache(maxsize=8)
-def compiled(text: str):
-    """A chat template, which reaches neither Python's objects nor files, in the surroundings that published ones are written for."""
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise UserError("chat templates need the package jinja2: pip install jinja2") from None
-
-    class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**", "%"))
-
-        def call_binop(self, context, operator, left, right):
-            sizes = [one if isinstance(one, int) else len(one) if hasattr(one, "__len__") else 0 for one in (left, right)]
-            product = abs(sizes[0] * sizes[1]) > LONGEST
-            if {"**": max(sizes) > 1000, "*": product, "%": isinstance(left, str) and re.search(r"\*|\d{5}", left)}[operator]:
-                raise UserError(f"the chat template computes too much with {operator}")
-            return super().call_binop(context, operator, left, right)
-
-    def refuse(message: str):
-        raise UserError(f"the chat template refuses these messages: {' '.join(str(message).split())[:200]}")
-
-    def as_json(value, indent=None, ensure_ascii=False, separators=None, sort_keys=False) -> str:  # Jinja's own writes for HTML
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals |= {"raise_exception": refuse, "strftime_now": DAY.strftime}
-    environment.filters["tojson"] = as_json
-    return environment.from_string(text)
-
-
-@contextmanager
-def limited() -> Iterator[None]:
-    """End what takes longer than PATIENCE with a UserError; only in the main thread, and where the system has such alarms."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    began = time.thread_time()
-
-    def ring(*_):
-        if (rest := PATIENCE - (time.thread_time() - began)) > 0.01:  # others had the processor, or the process was stopped for a while
-            signal.setitimer(signal.ITIMER_REAL, rest)
-            return
-        raise UserError(f"the chat template takes longer than {PATIENCE:g} s")
-
-    before, (left, again) = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left, again)
-        signal.signal(signal.SIGALRM, before)
 
 
 def paper(task: str, *sections: str) -> str:
