@@ -37,7 +37,7 @@ def row_of(messages: list[dict]) -> dict:
         raise Unusable("has no assistant turn to learn")
     output = messages.pop()["content"]
     instruction = ""
-    if messages and messages[-1]["role"] == "user":
+    if messages and messages[-1]["role"] == "user" and messages[-1]["content"].strip():
         instruction = messages.pop()["content"]
     return {
         "instruction": instruction, "input": "", "output": output, "answer": "",

@@ -128,18 +128,23 @@ def result(read, entry, layout: Layout) -> tuple[dict | None, list[str]]:
     return row, faults + ([entry[None]] if None in entry else [])
 
 
+def cell(entry: dict, columns: dict[str, str], field: str):
+    """What an entry holds for a field; None where the file has no column for it."""
+    return entry.get(columns[field]) if field in columns else None
+
+
 def chat_row(entry: dict, columns: dict[str, str]) -> tuple[dict, list[str]]:
-    system, fault = text_of(entry.get(columns.get("system")), "system")
-    value = entry.get(columns["messages"])
+    system, fault = text_of(cell(entry, columns, "system"), "system")
+    value = cell(entry, columns, "messages")
     if value is None:
         raise Unusable(f"{columns['messages']} is missing or empty")
-    return conversation_row(value, system), [fault] if fault else []
+    return conversation_row(value, system), [f"{columns['system']} {fault}"] if fault else []
 
 
 def text_row(entry: dict, columns: dict[str, str]) -> tuple[dict, list[str]]:
-    text, fault = text_of(entry.get(columns["text"]), columns["text"])
+    text, fault = text_of(cell(entry, columns, "text"), "text")
     row = {"instruction": "", "input": "", "output": text, "answer": ""}
-    return row, [fault] if fault else []
+    return row, [f"{columns['text']} {fault}"] if fault else []
 
 
 def instruction_row(entry: dict, columns: dict[str, str], label: str) -> tuple[dict, list[str]]:
@@ -147,24 +152,23 @@ def instruction_row(entry: dict, columns: dict[str, str], label: str) -> tuple[d
 
     label: of the first option, where a row has options without labels.
     """
-    asked = entry.get(columns.get("instruction"))
+    asked = cell(entry, columns, "instruction")
     if isinstance(asked, list) and asked and is_chat(asked):
-        return prompt_row(asked, entry.get(columns.get("output")))
+        return prompt_row(asked, cell(entry, columns, "output"))
     row, faults = {}, []
     for field in FIELDS:
-        name = columns.get(field)
-        row[field], fault = text_of(entry.get(name), field)
+        row[field], fault = text_of(cell(entry, columns, field), field)
         if fault:
-            faults.append(f"{name} {fault}")
+            faults.append(f"{columns[field]} {fault}")
     if not row["instruction"].strip() and row["input"].strip():
         row["instruction"], row["input"] = row["input"], ""
     if "options" in columns:
-        options = options_of(entry.get(columns["options"]), label)
+        options = options_of(cell(entry, columns, "options"), label)
         row["instruction"] = "\n".join([row["instruction"], *options])
-    system, fault = text_of(entry.get(columns.get("system")), "system")
+    system, fault = text_of(cell(entry, columns, "system"), "system")
     if fault:
         faults.append(f"{columns['system']} {fault}")
-    history = history_of(entry.get(columns.get("history")))
+    history = history_of(cell(entry, columns, "history"))
     if system.strip():
         history.insert(0, {"role": "system", "content": system})
     return row | ({"history": history} if history else {}), faults
@@ -198,9 +202,9 @@ def text_of(value, field: str) -> tuple[str, str]:
         if isinstance(value, int) or math.isfinite(value):
             return str(value), ""
         return "", f"is {value}, no number to compare with"
-    if field == "input" and isinstance(value, list):
-        if all(isinstance(line, str) for line in value):
-            return "\n".join(value), ""
+    lines = field == "input" and isinstance(value, list)
+    if lines and all(isinstance(line, str) for line in value):
+        return "\n".join(value), ""
     return "", f"is a {type(value).__name__}, not a text"
 
 

@@ -96,9 +96,9 @@ def test_every_refusal_is_one_line(hub):
         "load_data('someone/gated')": "is gated: accept its licence on the hub and set HF_TOKEN, or give a file of your own with --data",
         "load_data('someone/token')": "HF_TOKEN",
         "load_data('someone/down')": "the hub answers 500",
-        "load_data('someone/empty')": "someone/empty holds no train or test file that is read here (.json, .jsonl, .csv, .parquet); its files: none",
+        "load_data('someone/empty')": "someone/empty holds no train or test file that is read here (.json, .jsonl, .csv, .tsv, .parquet); its files: none",
         "load_data('someone/broken')": "line 1: cannot be read",
-        "load_data('someone/other')": "has no column 'instruction', it has 'question', 'solution', 'answer': name it with --columns instruction=COLUMN",
+        "load_data('someone/other')": "has no column 'instruction', it has 'premise', 'hypothesis': name it with --columns instruction=COLUMN",
         "load_data('some one/data')": "no hub repository name",
         "load_data('someone/')": "no hub repository name",
     }
