@@ -89,7 +89,7 @@ def test_every_refusal_is_one_line(hub):
     hub.add("someone/data", {"train.jsonl": rows("a")})
     hub.add("someone/empty", {"README.md": "no", "data.arrow": "no"})
     hub.add("someone/broken", {"train.jsonl": "{"})
-    hub.add("someone/other", {"train.jsonl": rows("a")})
+    hub.add("someone/other", {"train.jsonl": '{"premise": "a", "hypothesis": "b"}'})
     hub.hub.refuse |= {"datasets/someone/gated": (403, "GatedRepo"), "datasets/someone/token": (401, ""), "datasets/someone/down": (500, "")}
     cases = {
         "load_data('someone/nothing')": "the hub has no repository 'someone/nothing'",

@@ -113,7 +113,7 @@ def test_bad_rows_of_jsonl(said):
     lines = [json.dumps(ROW), "", '{"instruction": "a"',
              '{"instruction": " ", "answer": Infinity}', "[1]", '{"answer": 1, "answer": 2, "instruction": "a"}', "null"]
     assert said("a.jsonl", "\n".join(lines)).partition(": ")[2] == (
-        "5 of 6 rows cannot be used: line 3: cannot be read; line 4: answer is inf, no number to compare with, instruction is missing or empty; "
+        "5 of 6 rows cannot be used: line 3: cannot be read; line 4: instruction is missing or empty, answer is inf, no number to compare with; "
         "line 5: is a list, not an object; line 6: cannot be read; line 7: is a NoneType, not an object"
     )
 
