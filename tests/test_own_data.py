@@ -133,7 +133,7 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path):
     encoded = encode_rows(tokenizer, rows, False, form, s)
     assert len(encoded.examples) == 5
     assert encoded.lines[0].startswith("2 of 7 rows are left out, the template has no form for them: row 6: ")
-    with pytest.raises(UserError, match="begins|no place for an assistant turn"):
+    with pytest.raises(UserError, match="no place for an assistant turn"):
         encode_rows(tokenizer, rows[5:], False, form, s)
 
 
