@@ -46,6 +46,22 @@ def check_rope(scaling: dict, head_size: int) -> None:
         raise UserError("config.json: rope type dynamic needs a head_dim above 2")
 
 
+def trained_length(config) -> int:
+    """How many tokens a rotary model was trained for: max_position_embeddings, times what
+    rope_scaling extends it by where max_position_embeddings does not hold that already."""
+    scaling, longest = config.rope_scaling or {}, config.max_position_embeddings
+    kind, factor = rope_type(scaling), scaling.get("factor") or 1
+    old = scaling.get("original_max_position_embeddings")
+    if kind == "default" or (kind == "llama3" and old and old < longest):
+        return longest
+    return max(longest, int((old or longest) * factor))
+
+
+def depends_on_length(config) -> bool:
+    """Whether a token's angles depend on how long its row is, not on its position alone."""
+    return rope_type(config.rope_scaling or {}) == "dynamic"
+
+
 def rope_angles(config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin for positions [B, T], as `rotary_angles` gives them, with the extension that config.rope_scaling asks for."""
     inv_freq, factor = rope_frequencies(config, positions)
