@@ -176,18 +176,28 @@ class Tokens:
 
     def may_look(self, window: int | None = None) -> Tensor:
         """Who may look at whom, bool [B or 1, 1, T, past + T]: at real tokens, none of them later,
-        and none `window` keys or more before; pads and virtual tokens count as keys there.
+        and none `window` keys or more before.
 
         A query always sees itself, so that the rows of pads stay finite.
         """
         T, device = self.ids.shape[1], self.ids.device
         order = torch.ones(1, 1, T, self.past + T, dtype=torch.bool, device=device).tril(self.past)
         if window is not None:
-            order = order.triu(self.past - window + 1)
+            columns = self.columns()
+            order = order & (columns[:, None, None, :] > columns[:, None, -T:, None] - window)
         if self.mask is None:
             return order
         itself = torch.eye(T, self.past + T, dtype=torch.bool, device=device).roll(self.past, dims=1)
         return (order & self.mask.bool()[:, None, None, :]) | itself
+
+    def columns(self) -> Tensor:
+        """Where every key stands in its row, [B or 1, past + T], the virtual ones directly in front
+        of the first real one: pads between them take no place in a window."""
+        columns = torch.arange(self.keys, device=self.ids.device)[None]
+        if self.mask is None or self.virtual == 0:
+            return columns
+        pads = (self.mask[:, self.virtual :].cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+        return columns + pads * (columns < self.virtual)
 
     def causal_mask(self) -> Tensor | None:
         """`may_look`, or None where plain causal order says it all: nothing padded, and no keys in front or a single query."""

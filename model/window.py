@@ -1,6 +1,7 @@
 """Sliding windows of Mistral, Qwen2 and Qwen3: in which layers a query sees its last keys alone.
 
-    mistral         every layer, while sliding_window is not null
+    mistral         every layer, or those that layer_types names "sliding_attention", while
+                    sliding_window is not null
     qwen2, qwen3    with use_sliding_window, the layers from max_window_layers on, or those that
                     layer_types names "sliding_attention"
     llama           none
@@ -44,9 +45,9 @@ def check_window(config) -> None:
             f"model, which sees all keys: set it to null, or model_type to mistral if it was "
             f"trained with a window"
         )
-    if kind == "mistral" and config.sliding_window and None in windows:
+    if kind == "mistral" and config.sliding_window and types is None and None in windows:
         raise UserError(
             f"config.json: sliding_window = {config.sliding_window} holds in every layer of a "
-            f"mistral model, and use_sliding_window, max_window_layers or layer_types say "
-            f"otherwise: set it to null if the window is off, or delete those"
+            f"mistral model, and use_sliding_window or max_window_layers says otherwise: set "
+            f"sliding_window to null if it is off, or delete the other"
         )
