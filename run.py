@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -58,6 +59,9 @@ def main(arguments: list[str]) -> int:
         print(f"run.py: {wrong}", file=told)
         let_another_speak()
         return 1
+    if options.debug:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("model").setLevel(logging.DEBUG)
     try:
         return act(options)
     except UserError as error:
@@ -82,7 +86,7 @@ def build(command: str):
         text += "; other commands: " + ", ".join(f"{key} ({said})" for key, (_, said) in COMMANDS.items() if key != "train")
     parser = argparse.ArgumentParser(prog="run.py" if command == "train" else f"run.py {command}", description=text, allow_abbrev=False)
     act = importlib.import_module(f"{package}.commands").COMMANDS[command](parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and what was passed over in config.json")
     return parser, act
 
 

@@ -107,7 +107,7 @@ def config_from(family, raw: dict, where: str):
     bare = f"{config.model_type}Model"
     check_architectures(raw.get("architectures"), bare, config.tie_word_embeddings, where)
     if passed:
-        note_passed(where, tuple(passed))
+        note_passed(passed, where)
     return config
 
 

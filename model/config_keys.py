@@ -8,7 +8,6 @@ in one value. All others may matter and are refused, all of them in one line.
 
 import logging
 import re
-from functools import cache
 
 from model.errors import UserError
 
@@ -79,9 +78,8 @@ def refused(keys: dict[str, object], where: str) -> UserError:
     )
 
 
-@cache
-def note_passed(where: str, keys: tuple[str, ...]) -> None:
-    """Say once, with --debug, which keys were passed over."""
+def note_passed(keys: list[str], where: str) -> None:
+    """Say which keys were passed over; --debug shows it."""
     logger.debug("%s: passed over, as they change nothing here: %s", where, ", ".join(keys))
 
 

@@ -29,11 +29,11 @@ def check_rope(scaling: dict, head_size: int) -> None:
         raise UserError(f"config.json: rope type {kind!r:.100} is not supported; there is: {', '.join(TYPES)}")
     options = [option.rstrip("!") for option in TYPES[kind]]
     for key, value in scaling.items():
-        if key == "partial_rotary_factor" and value == 1:
+        if (key == "partial_rotary_factor" and value == 1) or (value is None and f"{key}!" not in TYPES[kind]):
             continue
         if key not in options and key not in EVERYWHERE:
             raise UserError(f"config.json: {unknown(f'setting of rope type {kind}', key, [*options, *EVERYWHERE])}")
-        if key in ("rope_type", "type", "truncate", "finetuned") or (value is None and f"{key}!" not in TYPES[kind]):
+        if key in ("rope_type", "type", "truncate", "finetuned"):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
             raise UserError(f"config.json: rope {key:.100} = {value!r:.100} should be a positive number")
