@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from model.errors import UserError, unknown
 from model.language import LanguageModel
+from model.llama_rows import check_row, window_of
 from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotate_halves
 from model.rope import check_rope, depends_on_length, rope_angles, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
-from model.window import check_window, window_of
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -57,7 +57,6 @@ ROWS = {  # model_type -> the defaults that are not those of Config
     "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8,
                 "max_position_embeddings": 131072, "sliding_window": 4096},
 }
-BIASES = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",)}  # the models that have it
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Config:
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     sliding_window: int | None = None  # keys that a query sees, its own included; None: all
-    use_sliding_window: bool = True  # this and the next two: in which layers (model/window.py)
+    use_sliding_window: bool = True  # this and the next two: in which layers: llama_rows.py
     max_window_layers: int = 0
     layer_types: list | None = None
 
@@ -104,10 +103,7 @@ class Config:
         if self.head_size % 2:
             raise UserError(f"config.json: head_dim {self.head_size} is odd; rotary positions need pairs")
         check_rope(self.rope_scaling or {}, self.head_size)
-        check_window(self)
-        for name, kinds in BIASES.items():
-            if getattr(self, name) and self.model_type not in kinds:
-                raise UserError(f"config.json: {name} = true is no setting of {self.model_type}")
+        check_row(self)
 
 
 def rename(key: str) -> str | None:
@@ -206,10 +202,9 @@ class Model(LanguageModel):
         super().__init__(config)
         if config.model_type == "qwen3":
             self.sites, self.picture = SITES | QK_NORMS, PICTURE_QK_NORMS
-        windows = [window_of(config, layer) for layer in range(config.num_hidden_layers)]
-        self.window = max(filter(None, windows), default=None)
         self.depends_on_length = depends_on_length(config)
         self.model = Decoder(config)
+        self.window = max(block.self_attn.window or 0 for block in self.model.layers)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.tie()
@@ -217,9 +212,9 @@ class Model(LanguageModel):
     def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
         self.note_length(tokens, trained_length(self.config))
         cos, sin = rope_angles(self.config, tokens.query_positions(), self.dtype)
-        mask, window = tokens.causal_mask(), self.window
-        far = window is not None and tokens.keys > window  # some keys are out of the window
-        return x, Step(mask, cache, cos, sin, tokens.may_look(window) if far else mask)
+        mask = tokens.causal_mask()
+        slides = 0 < self.window < tokens.keys  # in some layers, and out of some keys
+        return x, Step(mask, cache, cos, sin, tokens.may_look(self.window) if slides else mask)
 
     def leave(self, x: Tensor) -> Tensor:
         return self.model.norm(x)

@@ -86,4 +86,15 @@ def attention_text(model: nn.Module) -> str:
     heads = getattr(config, "num_attention_heads", None) or config.n_head
     shared = "" if config.kv_heads == heads else f", {config.kv_heads} of keys and values"
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return f"{heads} of {config.head_size}{shared}; " + (f"positions up to {longest:,}" if longest else "no limit on positions")
+    positions = f"positions up to {longest:,}" if longest else "no limit on positions"
+    return f"{heads} of {config.head_size}{shared}; {positions}{window_text(model)}"
+
+
+def window_text(model: nn.Module) -> str:
+    """Which layers of a model see their last keys alone, where some do."""
+    windows = [block.self_attn.window for block in model.blocks] if model.family == "llama" else []
+    sliding = [layer for layer, window in enumerate(windows) if window]
+    if not sliding:
+        return ""
+    layers = "all layers" if len(sliding) == len(windows) else f"layers {sliding}"
+    return f"; a sliding window of {model.window:,} keys in {layers}"

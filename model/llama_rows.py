@@ -1,15 +1,20 @@
-"""Sliding windows of Mistral, Qwen2 and Qwen3: in which layers a query sees its last keys alone.
+"""What a model_type of llama.py has and another has not: sliding windows and biases.
+
+A sliding window lets a query see its last keys alone, in
 
     mistral         every layer, or those that layer_types names "sliding_attention", while
                     sliding_window is not null
     qwen2, qwen3    with use_sliding_window, the layers from max_window_layers on, or those that
                     layer_types names "sliding_attention"
     llama           none
+
+Biases of all attention Linears and of the MLP's are a setting of some.
 """
 
 from model.errors import UserError
 
 TYPES = {"full_attention", "sliding_attention"}
+BIASES = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",)}  # setting -> who has it
 
 
 def window_of(config, layer: int) -> int | None:
@@ -23,9 +28,15 @@ def window_of(config, layer: int) -> int | None:
     return config.sliding_window if slides else None
 
 
-def check_window(config) -> None:
-    """Raise UserError for settings that contradict each other, or what the model type does."""
+def check_row(config) -> None:
+    """Raise UserError for settings that contradict each other, or what the model_type does."""
     kind, types, layers = config.model_type, config.layer_types, config.num_hidden_layers
+    for name, kinds in BIASES.items():
+        if getattr(config, name) and kind not in kinds:
+            raise UserError(
+                f"config.json: {name} = true is no setting of a {kind} model: its published "
+                f"weights have no such biases; set it to false if these have none either"
+            )
     if types is not None and (
         len(types) != layers or not all(isinstance(one, str) and one in TYPES for one in types)
     ):
