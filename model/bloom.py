@@ -37,8 +37,7 @@ HARMLESS = {
     "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi",
     "skip_bias_add", "skip_bias_add_qkv",
 }
-ONLY = {}
-ROWS = {"bloom": {}}
+ONLY, ROWS = {}, {"bloom": {}}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from adapters.export import export_model
 from eval.generate import generate
 from eval.likelihood import log_likelihoods
 from eval.score import left_pad
-from model import UserError, load_model
+from model import UserError, load_model, load_tokenizer
 from model.config import describe
 from model.random_weights import random_checkpoint
 from train.dry_run import answer
@@ -146,8 +146,9 @@ def test_adapters_equal_peft(folder, tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_every_method_attaches_and_learns(folder, method):
-    model = load_model(str(folder))
+@pytest.mark.parametrize("changes", [MIXED, WINDOWED["qwen3"]], ids=["qwen2", "qwen3"])
+def test_every_method_attaches_and_learns(tmp_path, changes, method):
+    model = load_model(str(write_checkpoint(tmp_path, **changes)))
     attach_small(model, method)
     randomise(model)
     ids = torch.cat((IDS, IDS), dim=1)  # past the windows
@@ -214,9 +215,9 @@ def test_random_weights_of_a_row_have_its_config(folder, tmp_path):
     [
         (MISTRAL, {"use_sliding_window": False}, "holds in every layer of a mistral model"),
         (MISTRAL, {"max_window_layers": 2}, "holds in every layer of a mistral model"),
-        (MISTRAL, {"attention_bias": True}, "attention_bias = true is no setting of mistral"),
-        (QWEN2, {"attention_bias": True}, "attention_bias = true is no setting of qwen2"),
-        (QWEN3, {"mlp_bias": True}, "mlp_bias = true is no setting of qwen3"),
+        (MISTRAL, {"attention_bias": True}, "attention_bias = true is no setting of a mistral"),
+        (QWEN2, {"attention_bias": True}, "attention_bias = true is no setting of a qwen2"),
+        (QWEN3, {"mlp_bias": True}, "mlp_bias = true is no setting of a qwen3"),
         (QWEN2, {"layer_types": ["full_attention"]}, "for each of the 3 layers"),
         (QWEN2, {"layer_types": ["full_attention", 1, []]}, "for each of the 3 layers"),
         (QWEN2, {"layer_types": ["chunked_attention"] * 3}, "for each of the 3 layers"),
@@ -267,3 +268,79 @@ def test_windows_that_are_off_are_off(tmp_path, base, change):
     with torch.no_grad():
         expected = theirs(ids, attention_mask=mask, **positions_of(theirs, mask)).logits
     assert difference(ours(ids, mask), expected, mask) < 1e-4
+
+
+TEXTS = [
+    "Hello this is a test.", "  two  spaces\n\nand lines\t\ttabs ", "I'll say 1234567 or 3.14!",
+    "cafe\u0301 Ünï", "人工智能 🦙", "<|im_start|>user\nhi<|im_end|>\n", "a</s>b", "",
+]
+
+
+def qwen_like():
+    """Byte-level BPE behind NFC and the pattern that cuts single digits; no BOS."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import pre_tokenizers, processors, trainers
+
+    pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.add_special_tokens([
+        AddedToken(token, special=True, normalized=False)
+        for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    ])
+    return tokenizer, {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": None,
+        "pad_token": "<|endoftext|>", "add_bos_token": False,
+    }
+
+
+def mistral_like():
+    """Sentencepiece's BPE as tokenizer.json: ▁ in front and for spaces, bytes for the unknown."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"aehilost."]
+    merges = [("▁", "t"), ("h", "e"), ("l", "l"), ("i", "s"), ("▁t", "he"), ("ll", "o"), ("▁", "is")]
+    pieces += [first + second for first, second in merges]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    bpe = models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True,
+                     fuse_unk=True, ignore_merges=False)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(content=" ", left=1)])
+    tokenizer.add_special_tokens([
+        AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    return tokenizer, {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+
+
+@pytest.mark.parametrize("made", [qwen_like, mistral_like])
+def test_tokenizers_of_their_kind_equal_transformers(tmp_path, made):
+    transformers = pytest.importorskip("transformers")
+    tokenizer, names = made()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    ours = load_tokenizer(str(tmp_path))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == theirs(text)["input_ids"], text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
+        assert ours.encode(text, bos=False) == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.eos_id == theirs.eos_token_id
+    assert ours.bos_id == theirs.bos_token_id
