@@ -86,7 +86,7 @@ def build(command: str):
         text += "; other commands: " + ", ".join(f"{key} ({said})" for key, (_, said) in COMMANDS.items() if key != "train")
     parser = argparse.ArgumentParser(prog="run.py" if command == "train" else f"run.py {command}", description=text, allow_abbrev=False)
     act = importlib.import_module(f"{package}.commands").COMMANDS[command](parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and what was passed over in config.json")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, act
 
 

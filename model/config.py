@@ -20,7 +20,7 @@ from model.files import inside, read_json
 from model.quantize import quantization_of
 from model.registry import cached, find, resolve
 
-MODEL_TYPES = {  # model_type in config.json -> the file here; llama.py has a row for each of its own
+MODEL_TYPES = {  # model_type in config.json -> the file here; llama.py has a row for each of its
     "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama",
     "bloom": "bloom", "opt": "opt", "gptj": "gptj",
 }
@@ -84,6 +84,8 @@ def config_from(family, raw: dict, where: str):
     """
     known = {field.name: field.type for field in fields(family.Config)}
     raw = unified(family, raw, known, where)
+    tied = raw.get("tie_word_embeddings", family.Config.tie_word_embeddings)
+    check_architectures(raw.get("architectures"), f"{raw['model_type']}Model", bool(tied), where)
     values = dict(family.ROWS[raw["model_type"]])
     passed, refused_keys = [], {}
     for key, value in raw.items():
@@ -104,8 +106,6 @@ def config_from(family, raw: dict, where: str):
         config.check()
     except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{where}: incomplete or malformed setting ({type(error).__name__}: {error})") from None
-    bare = f"{config.model_type}Model"
-    check_architectures(raw.get("architectures"), bare, config.tie_word_embeddings, where)
     if passed:
         note_passed(passed, where)
     return config

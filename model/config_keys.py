@@ -17,8 +17,8 @@ IGNORED = set("""
     _commit_hash _fast_init _flash_attn_2_enabled _from_model_config _name_or_path _num_labels
     architectures auto_map
     chunk_size_feed_forward dtype finetuning_task fp16 bf16 fp32 gradient_checkpointing
-    gradient_checkpointing_use_reentrant id2label init_std initializer_factor initializer_range is_decoder
-    keys_to_ignore_at_inference label2id model_type name_or_path neftune_noise_alpha num_labels
+    gradient_checkpointing_use_reentrant id2label init_std initializer_factor initializer_range
+    is_decoder keys_to_ignore_at_inference label2id name_or_path neftune_noise_alpha num_labels
     output_attentions output_hidden_states output_router_logits prefix problem_type pruned_heads
     return_dict task_specific_params tie_encoder_decoder torch_dtype torchscript
     transformers.js_config transformers_version use_bfloat16 use_cache use_return_dict
@@ -85,7 +85,8 @@ def note_passed(keys: list[str], where: str) -> None:
 
 
 WRAPPERS = {  # classes around a causal model whose name was saved in its place
-    "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "PeftModelForCausalLM",
+    "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule",
+    "PeftModelForCausalLM",
 }
 NO_LANGUAGE_MODEL = {  # in the name of a class -> what it is
     r"(?i)eagle|medusa|hydra|draft|speculat|dflash|MTP":

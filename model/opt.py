@@ -34,10 +34,8 @@ x ─┬─┬─ [q] ─┐
 └──┬─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ [mlp_norm] ─ x
    └────────────────────────────────┘"""
 
-SPELLINGS = {}  # other names of the fields below
+SPELLINGS, ONLY, ROWS = {}, {}, {"opt": {}}
 HARMLESS = {"has_no_defaults_at_init", "learned_embeddings", "output_projection"}
-ONLY = {}
-ROWS = {"opt": {}}
 OFFSET = 2  # the first rows of the position table are never used
 
 

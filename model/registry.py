@@ -45,7 +45,7 @@ def qwen(repo: str, hidden: int, layers: int, heads: int, inner: int, kv: int, *
 TIED = {"tie_word_embeddings": True}
 BF16 = {"torch_dtype": "bfloat16"}  # others are stored in float16
 LLAMA3 = {"vocab": 128256, "rope_theta": 500000.0, **BF16}
-MISTRAL = {"model_type": "mistral", "max_position_embeddings": 32768, "sliding_window": 4096, **BF16}
+MISTRAL = {"model_type": "mistral", "max_position_embeddings": 32768, **BF16}
 QWEN3 = {"model_type": "qwen3", "head_dim": 128, "max_position_embeddings": 40960}
 GALACTICA = {"vocab_size": 50000, "activation_function": "gelu"}
 BARE = {"enable_bias": False, "layer_norm_elementwise_affine": False}

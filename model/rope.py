@@ -29,7 +29,9 @@ def check_rope(scaling: dict, head_size: int) -> None:
         raise UserError(f"config.json: rope type {kind!r:.100} is not supported; there is: {', '.join(TYPES)}")
     options = [option.rstrip("!") for option in TYPES[kind]]
     for key, value in scaling.items():
-        if (key == "partial_rotary_factor" and value == 1) or (value is None and f"{key}!" not in TYPES[kind]):
+        if key == "partial_rotary_factor" and value == 1:
+            continue
+        if value is None and f"{key}!" not in TYPES[kind]:
             continue
         if key not in options and key not in EVERYWHERE:
             raise UserError(f"config.json: {unknown(f'setting of rope type {kind}', key, [*options, *EVERYWHERE])}")

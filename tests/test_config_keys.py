@@ -36,7 +36,8 @@ PASSED = [
     {"max_window_layers": 28, "use_sliding_window": False, "sliding_window": 4096},
     {"layer_types": ["full_attention"] * 3}, {"final_logit_softcapping": None},
     {"query_pre_attn_scalar": None}, {"alibi": False}, {"qk_layernorm": False}, {"some_new": None},
-    {"rope_scaling": None, "rope_parameters": None}, {"rope_scaling": False}, {"no_rope_layers": []},
+    {"rope_scaling": None, "rope_parameters": None}, {"rope_scaling": False},
+    {"no_rope_layers": []},
     {"quantization": None, "quantization_config": None, "compression_config": None},
     {"attention_bias": None, "mlp_bias": None, "rope_theta": None, "tie_word_embeddings": None},
     {"num_experts": 0, "num_local_experts": 0}, {"rope_interleaved": False},
@@ -51,7 +52,7 @@ PASSED = [
     {"sequence_parallel_enabled": True, "tensor_parallel_degree": 8, "use_flash_attn": True},
     {"hidden_dropout_prob": 0.1, "resid_pdrop": 0.1, "attention_dropout": 0.2},
     {"eot_token_id": 7, "forced_eos_token_id": 2, "tokenizer_padding_side": "left"},
-    {"no_repeat_ngram_size": 3, "length_penalty": 0.6, "max_new_tokens": 64, "early_stopping": True},
+    {"no_repeat_ngram_size": 3, "length_penalty": 0.6, "max_new_tokens": 64, "num_beams": 4},
     {"_name_or_path": "x", "_commit_hash": None, "license": "mit", "model_max_length": 4096},
     {"is_decoder": True, "is_encoder_decoder": False, "add_cross_attention": False},
 ]
@@ -59,7 +60,8 @@ PASSED = [
 
 @pytest.mark.parametrize("changes", PASSED, ids=lambda changes: next(iter(changes)))
 def test_what_changes_nothing_is_passed_over(changes):
-    said = {"layer_types", "max_window_layers", "rope_scaling", "sliding_window", "use_sliding_window"}
+    said = {"layer_types", "max_window_layers", "rope_scaling", "sliding_window",
+            "use_sliding_window"}
     found, plain = (vars(config_with(some)) for some in (changes, {}))
     assert {**found, **dict.fromkeys(said)} == {**plain, **dict.fromkeys(said)}
 
@@ -128,7 +130,8 @@ def test_a_null_that_would_change_a_default_of_true_is_refused():
 
 
 LOADED = [
-    None, [], ["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["MistralForCausalLM"], "LlamaForCausalLM",
+    None, [], ["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["MistralForCausalLM"],
+    "LlamaForCausalLM",
     ["FSDPLlamaForCausalLM"], ["OptimizedModule"], ["PeftModelForCausalLM"], ["YiForCausalLM"],
     ["LlamaForCausalLMPipe"], ["LlamaLMHeadModel"],
 ]
@@ -151,7 +154,8 @@ def test_classes_that_are_causal_models(names):
         ("AutoModelForCausalLMWithValueHead", "a classifier"),
         ("LlamaForQuestionAnswering", "an encoder"), ("LlamaBiModel", "an encoder"),
         ("LlamaBidirectionalModel", "an encoder"), ("LlamaEncoderModel", "an encoder"),
-        ("LlavaLlamaForCausalLM", "more than text"), ("Qwen2VLForConditionalGeneration", "more than"),
+        ("LlavaLlamaForCausalLM", "more than text"),
+        ("Qwen2VLForConditionalGeneration", "more than text"),
         ("MixtralForCausalLM", "a mixture of experts"), ("LlamaModel", "without an output head"),
         ("SomethingElse", "no causal language model"), ("LlamaForDiffusion", "no causal"),
     ],
@@ -162,6 +166,12 @@ def test_classes_that_are_not_are_refused_by_name(folder, name, said):
         with pytest.raises(UserError, match=f"architectures names '{name}'.*{said}") as error:
             read()
         assert "\n" not in str(error.value)
+
+
+def test_a_class_that_is_refused_is_named_before_its_keys(folder):
+    edited(folder, architectures=["LlamaForCausalLMEagle3"], draft_vocab_size=32)
+    with pytest.raises(UserError, match="'LlamaForCausalLMEagle3', a draft head"):
+        read_config(folder)
 
 
 def test_a_model_without_a_head_will_do_where_the_embedding_is_the_head(tmp_path):
@@ -182,7 +192,8 @@ def test_architectures_that_are_no_names(names):
 
 @pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", "mixtral", "phi3", "LLAMA", None, 7, [1]])
 def test_every_other_model_type_is_one_line_with_what_there_is(kind):
-    with pytest.raises(UserError, match="is not supported; there is: llama, mistral, qwen2, qwen3,") as error:
+    match = "is not supported; there is: llama, mistral, qwen2, qwen3,"
+    with pytest.raises(UserError, match=match) as error:
         family_and_config(config_of("llama") | {"model_type": kind}, "config.json")
     assert all(name in str(error.value) for name in MODEL_TYPES)
     assert "\n" not in str(error.value)

@@ -97,7 +97,8 @@ def test_a_token_out_of_every_window_changes_nothing(tmp_path):
 
 def test_a_text_within_the_window_needs_no_mask(tmp_path):
     """The fused causal kernel stays, also where a window that is off is in the config."""
-    for changes in (MISTRAL | {"sliding_window": 9}, QWEN2 | WINDOW | {"use_sliding_window": False}):
+    off = QWEN2 | WINDOW | {"use_sliding_window": False}
+    for changes in (MISTRAL | {"sliding_window": 9}, off):
         model = load_model(str(write_checkpoint(tmp_path, **changes)))
         ids, _ = batch("plain")
         tokens = model.tokens(ids, None, None, None)
@@ -194,10 +195,11 @@ def test_biases_that_transformers_has_no_place_for_are_not_exported(tmp_path):
 def test_a_window_is_in_the_plan():
     """The mask of a text longer than the window is counted, in a step and in an answer."""
     for changes in (MISTRAL, MISTRAL | {"sliding_window": 12}, MIXED):
-        dry, wet = (step_of(model_of("llama", memory=memory, **changes)) for memory in (False, True))
+        models = [model_of("llama", memory=memory, **changes) for memory in (False, True)]
+        dry, wet = (step_of(model) for model in models)
         assert peak(dry) == peak(wet)
-        s = Eval(batch_size=2, max_new_tokens=5)
-        dry, wet = (answer(model_of("llama", memory=memory, **changes), s, 9) for memory in (False, True))
+        models = [model_of("llama", memory=memory, **changes) for memory in (False, True)]
+        dry, wet = (answer(model, Eval(batch_size=2, max_new_tokens=5), 9) for model in models)
         assert dry.peak([0] * 5) == wet.peak([0] * 5)
 
 
@@ -278,11 +280,22 @@ TEXTS = [
 
 def qwen_like():
     """Byte-level BPE behind NFC and the pattern that cuts single digits; no BOS."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
-    from tokenizers import pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
-    pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -307,8 +320,9 @@ def mistral_like():
     """Sentencepiece's BPE as tokenizer.json: ▁ in front and for spaces, bytes for the unknown."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"aehilost."]
-    merges = [("▁", "t"), ("h", "e"), ("l", "l"), ("i", "s"), ("▁t", "he"), ("ll", "o"), ("▁", "is")]
+    letters = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *"aehilost."]
+    pieces = ["<unk>", "<s>", "</s>", *letters]
+    merges = [("▁", "t"), ("h", "e"), ("l", "l"), ("i", "s"), ("▁t", "he"), ("ll", "o")]
     pieces += [first + second for first, second in merges]
     vocab = {piece: number for number, piece in enumerate(pieces)}
     bpe = models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True,

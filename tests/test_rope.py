@@ -76,7 +76,8 @@ def test_a_run_does_not_depend_on_the_micro_batch_size(dynamic, tmp_path):
         found[size] = [*losses, entries[-1]["validation_loss"]], state(model)
     for size in (3, 6):
         assert found[size][0] == pytest.approx(found[1][0], rel=1e-4)
-        assert all((a - b).abs().max() < 1e-3 for a, b in zip(found[size][1], found[1][1], strict=True))
+        pairs = zip(found[size][1], found[1][1], strict=True)
+        assert all((a - b).abs().max() < 1e-3 for a, b in pairs)
 
 
 def test_the_loss_of_a_row_is_that_of_the_model_on_it_alone(dynamic):
@@ -94,7 +95,7 @@ def test_the_loss_of_a_row_is_that_of_the_model_on_it_alone(dynamic):
 
 
 def test_other_rope_types_count_from_zero(folder):
-    """Positions are not given, so that the bits of runs stay and the causal kernel does its work."""
+    """Positions are not given, so that the bits of runs stay."""
     model, calls = model_with(folder), []
     hidden = model.hidden
     model.hidden = lambda *args, **more: calls.append(more) or hidden(*args, **more)

@@ -20,8 +20,9 @@ def summed_loss(
     """Sum over tokens of weight x cross-entropy, float32 scalar.
 
     ids and weights [B, T] are right-padded, weights[:, 0] is unused; lengths int64 [B] of the rows
-    (None: all are T). A sum, not a mean: the caller divides by the weights of the whole step, so that neither accumulation nor padding
-    nor splitting changes the gradient. Logits are made in chunks, and made again in the backward pass where there are several.
+    (None: all are T). A sum, not a mean: the caller divides by the weights of the whole step, so
+    that neither accumulation nor padding nor splitting changes the gradient. Logits are made in
+    chunks, and made again in the backward pass where there are several.
     """
     positions = positions_of(model, ids, lengths)
     return loss_of(model, model.hidden(ids, positions=positions), ids, weights)
