@@ -215,7 +215,8 @@ def count_base(model: nn.Module) -> int:
 def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, chosen_by: str, more: list[str]) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
-    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
+    kind = model.config.model_type
+    print(f"model    {s.model}: {kind}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
     for stage in model.stages:
         print(f"         layers {stage.first} to {stage.end - 1} on {stage.device}")
     for name, where in s.load.items():
