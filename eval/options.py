@@ -1,0 +1,228 @@
+"""Which option a text chooses: a letter or digit (A to J, a to d, A to D with 1 to 4), or one of a
+few words."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
+
+from eval.announced import ANSWER, own_text, sentence_and_rest, statements, without_denials
+
+# What may follow a letter that would else be a word of its own, as in "a car" and "I think".
+GOES_ON = r"(?:is|because|since|as|and|or|but|for|from|with|which)\b"
+CONCLUDES = r"(?i:\b(?:so|thus|hence|therefore|it is|it's|must be|should be)\b,?:?)"
+PUTS_FORWARD = r"(?i:\b(?:options?|choices?|letters?|choose|pick|select|go with|opt for|answer)\b)"
+ALSO_ANSWER = re.compile(  # in texts about options these announce one, too
+    rf"{ANSWER.pattern}|\b(?:correct|right|best)(?: one)?\s?(?:is\b\s?:?|:)"
+    r"|\b(?:solution|final|response|prediction|label|choice|option)\s?:",
+    re.IGNORECASE,
+)
+PUTS_BEFORE = re.compile(  # words that a letter may follow where an answer is announced
+    r"(?i)(?:^|[^\w\s'’-]|\b(?:options?|choices?|answers?|letters?|is|are|was|be|but|so|thus|hence"
+    r"|therefore|pick|choose|select|to|with|as|and|or|either|namely|the|number))\s?$"
+)
+LONGEST_OPTION = 120  # characters from one option to the next where a text tells them again
+
+
+@dataclass(frozen=True)
+class Letters:
+    """The patterns for one set of letters and digits."""
+
+    labels: dict[str, str]  # casefolded -> as the data spells it
+    bare: str  # pattern of one that stands on its own, in running text
+    start: re.Pattern  # at the beginning of a statement
+    head: re.Pattern  # at the beginning of a text, before an explanation
+    inside: re.Pattern  # within a statement
+    mention: re.Pattern  # put forward without an announcement
+    marker: re.Pattern  # in front of an option that is told again
+    wrong: re.Pattern  # called wrong
+
+
+@lru_cache
+def patterns(letters: tuple[str, ...]) -> Letters:
+    """letters: as the data spells them, perhaps in brackets ("(A)")."""
+    labels = {re.sub(r"[\W_]", "", label).casefold(): label for label in letters}
+    small = "".join(labels)
+    large = "".join(dict.fromkeys(small.upper()))
+    any_case = "".join(dict.fromkeys(small + large))
+    x = f"[{any_case}]"
+    # No tail of a word or number ("37 C"), no head of one ("A's", "3.5"), no article or pronoun.
+    before, after = r"(?<![\w'’°.,$])(?<!\w-)(?<!\d )", r"(?![\w'’%]|-\w|[.,]\d)"
+    wordlike = "".join(one for one in any_case if one in "AI" or one in small)
+    pronoun = r"(?:(?<!I)|(?! (?!is\b|because\b|since\b)\w))"
+    no_word = rf"(?:(?<![{wordlike}])|(?! (?!{GOES_ON})[^\W\d])){pronoun}"
+    bare = rf"{before}({x}){after}{no_word}"
+    upright = rf"{before}([{large}]){after}{no_word}"
+    bracketed = rf"(?<!\w)(?:\(({x})\)|\[({x})\])"
+    ends = r"[.!]?(?:\s?$|\n|\. )"
+    return Letters(
+        labels=labels,
+        bare=bare,
+        start=re.compile(
+            rf"\s?(?i:(?:the )?(?:option |choice |letter |answer |number )?)"
+            rf"(?:{bracketed}|({x})(?=[.,:;)\]!]{{0,2}}(?:\s?$|\s?\n)|[.:;)\]]{{1,2}}\s|,\s(?!I)|\s[(–—-]\s?|\s{GOES_ON})"
+            rf"{pronoun})"
+        ),
+        head=re.compile(
+            rf"\s?(?:{bracketed}(?=[.:]?(?:\s|$))|({x})(?:[).\]:]{{1,2}}(?=\s)|\s[–—-]\s|\s?[.!]?(?:$|\n)"
+            rf"|(?<![AI]),\s(?!(?:and |or )?{x}\b)|(?<!I)[,;]? (?:because|since|as)\b))"
+        ),
+        inside=re.compile(rf"{bracketed}|{upright}"),
+        mention=re.compile(
+            rf"{bracketed}|{PUTS_FORWARD}(?: is)?:?(?: [–—-])? {bare}"
+            rf"|{CONCLUDES} (?:option |choice )?{bare}(?={ends})|(?m:^({x})[.)]{{0,2}}$)"
+        ),
+        marker=re.compile(rf"(?<!\w)[(\[]?({x})[).:\]](?=\s|\w)(?! (?:is|are|was|would|can|does|has)\b)"),
+        wrong=re.compile(
+            rf"(?i:(?:the )?(?:(?:options?|choices?|answers?) )?)[(\[]?{x}[)\]]?,? (?i:(?:is|was|seems|looks|can be)"
+            rf"|(?:(?:,? ?(?:and |or )?|, )[(\[]?{x}[)\]]?,? ){{1,9}}(?:are|were|can be)) "
+            r"(?i:(?:clearly |obviously |all |both |also )?(?:wrong|incorrect|false|excluded|ruled out|eliminated))\b"
+        ),
+    )  # fmt: skip
+
+
+def strict_letter(text: str, letters: tuple[str, ...]) -> str | None:
+    """The option letter that `text` chooses, spelled as in `letters`, or None.
+
+    What is announced last counts; else a letter that the text begins with ("B. 4"), unless it tells
+    several options again; else the last one put forward: in brackets, as an option, concluded
+    ("so C"), alone on its line. Case does not matter; the article and the pronoun are no letters.
+    """
+    form = patterns(letters)
+    text = own_text(text, lambda line: is_only_letter(line, form))
+    text = without_denials(form.wrong.sub("", without_options(text, form)))
+    announced = statements(text, ALSO_ANSWER)
+    found = (stated_letter(stated, form) for stated in announced)
+    chosen = next(filter(None, found), None) if announced else mentioned_letter(text, form)
+    return form.labels[chosen.casefold()] if chosen else None
+
+
+def is_only_letter(line: str, form: Letters) -> bool:
+    match = form.start.match(line)
+    return match is not None and not line[match.end() :].strip(" .)!]")
+
+
+def group_of(match: re.Match) -> str:
+    return match[match.lastindex]
+
+
+def stated_letter(stated: str, form: Letters) -> str | None:
+    """The letter of what follows a trigger: the first of its sentence, else one that the next
+    sentences put forward."""
+    sentence, rest, _ = sentence_and_rest(stated)
+    first = form.start.match(stated.strip()) or form.start.match(sentence)
+    if first:
+        return group_of(first)
+    for match in form.inside.finditer(sentence):
+        begin = match.start(match.lastindex)
+        in_brackets = match[0] != group_of(match)
+        if in_brackets or PUTS_BEFORE.search(sentence[max(0, begin - 20) : begin]):
+            return group_of(match)
+    return mentioned_letter(rest, form)
+
+
+def mentioned_letter(text: str, form: Letters) -> str | None:
+    """The letter that a text without an announcement puts forward."""
+    heads = [group_of(match) for line in text.split("\n") if (match := form.head.match(line))]
+    one = len({letter.casefold() for letter in heads}) == 1
+    if one and form.head.match(text):
+        return heads[0]
+    found = [group_of(match) for match in form.mention.finditer(text)]
+    return found[-1] if found else heads[0] if one else None
+
+
+def without_options(text: str, form: Letters) -> str:
+    """A text without the problem's options where it tells them again: "A) 40 (B) 60 (C) 70"."""
+    order = list(form.labels)
+    firsts = {order[0], next((one for one in order if one.isdecimal()), order[0])}
+    least = min(3, len(order))
+    parts, done = [], 0
+    run: list[re.Match] = []
+    for match in [*form.marker.finditer(text), None]:
+        place = order.index(match[1].casefold()) if match else -1
+        if match and run and place == order.index(run[-1][1].casefold()) + 1:
+            if match.start() - run[-1].end() <= LONGEST_OPTION:
+                run.append(match)
+                continue
+        before = text[max(0, run[0].start() - 10) : run[0].start()] if run else ""
+        if len(run) >= least and not re.search(r"\b(?:is|are):? ?\W?$", before):
+            parts.append(text[done : run[0].start()])
+            done = run[-1].end()
+        run = [match] if match and order[place] in firsts else []
+    return "".join([*parts, text[done:]])
+
+
+# ---------------------------------------------------------------- words
+def strict_label(text: str, labels: tuple[str, ...]) -> str | None:
+    """The label that `text` gives as its answer, in small letters, or None.
+
+    What is announced last counts, else a label that begins a sentence and is set off from it
+    ("Yes, there is no doubt."), else the last one.
+    """
+    labels = tuple(unicodedata.normalize("NFC", label) for label in labels)
+    pattern = label_pattern(labels)
+    text = own_text(text, lambda line: pattern.fullmatch(line.strip(" .!*")) is not None)
+    if not any(re.search(r"\bnot\b|n['’]t\b", label.lower()) for label in labels):
+        text = without_denials(text)
+    announced = statements(text)
+    for stated in announced:
+        found = list(pattern.finditer(stated))
+        if found:
+            first = next((match for match in found if not is_determiner(stated, match)), found[0])
+            return spelled(first[0], labels)
+    if announced:
+        return None
+    found = list(pattern.finditer(text))
+    found = [match for match in found if match.start() == 0 or not is_determiner(text, match)]
+    found = [match for match in found if is_set_off(text, match)] or found
+    return spelled(found[-1][0], labels) if found else None
+
+
+@lru_cache
+def label_pattern(labels: tuple[str, ...]) -> re.Pattern:
+    """Of several labels the longest that is there: of flu and flu-b the latter. Blanks, hyphens and
+    underscores stand for each other; a digit may be set off: option 2, ending #3."""
+    forms = []
+    for label in sorted(labels, key=len, reverse=True):
+        parts = re.split(r"([ _-]+|(?<=[^\W\d_])(?=\d))", label)
+        gaps = ["[ _-]+" if gap else "(?: ?#|[ _-])?" for gap in parts[1::2]]
+        words = map(re.escape, parts[0::2])
+        forms.append("".join(f"{word}{gap}" for word, gap in zip_longest(words, gaps, fillvalue="")))
+    number = r"|(?<=\d)(?:[.,:/]\d|%)"  # 1 of 1.5
+    return re.compile(
+        rf"(?<!\w)(?<!\w-)(?<!\d[.,:/])(?:{'|'.join(forms)})(?![\w{marks()}]|['’-]\w{number})",
+        re.IGNORECASE,
+    )
+
+
+@lru_cache
+def marks() -> str:
+    """Characters that go on with a word and that \\w lacks, such as the vowel signs of Hindi."""
+    return "".join(char for char in map(chr, range(0x300, 0x2000)) if unicodedata.category(char)[0] == "M")
+
+
+def is_determiner(text: str, match: re.Match) -> bool:
+    """Whether a label is but the "no" of "no doubt"."""
+    after = text[match.end() : match.end() + 12]
+    return match[0].casefold() == "no" and bool(re.match(rf" (?!{GOES_ON})[a-z]", after))
+
+
+def is_set_off(text: str, match: re.Match) -> bool:
+    """Whether a label begins a sentence, maybe behind "so", and is followed by a stop or the end."""
+    start = match.start()
+    before = ("\n" if start <= 24 else "") + text[max(0, start - 24) : start]
+    begins = re.search(
+        r"(?i)[.!?:\n]\s?(?:(?:and |so|thus|hence|therefore|i think|i believe),?:? )?\W?$", before
+    )
+    after = re.match(r"\W?\s?(?:[.,;:!\n–—]|$)", text[match.end() : match.end() + 3])
+    return begins is not None and after is not None
+
+
+def spelled(words: str, labels: tuple[str, ...]) -> str:
+    """The label that words in any case and with other gaps are, in small letters."""
+
+    def bare(text: str) -> str:
+        return re.sub("[ _#-]", "", text).casefold()
+
+    return next((label for label in labels if bare(label) == bare(words)), words).lower()
