@@ -98,7 +98,7 @@ def check(options: argparse.Namespace) -> int:
     """Everything is said, then a failure of any part ends with status 1."""
     from data.leakage import leakage
     from eval.answers import is_right, reaches, read_answer
-    from eval.score import check_labels
+    from eval.score import check_labels, reading_lines
 
     bad = []
     for name in map(known_name, options.names):
@@ -112,6 +112,8 @@ def check(options: argparse.Namespace) -> int:
         if expected and count != expected:
             bad.append(f"{name} has {count:,} rows, not {expected:,}")
         check_labels(found.tests, found.reads)
+        for line in reading_lines(found.tests, found.reads):
+            print(f"  {line}")
         for test, rows in found.tests.items():
             answers = Counter(row["answer"].strip() for row in rows)
             print(f"  {test:13} {len(rows):,} problems, answers {', '.join(f'{answer} ({n})' for answer, n in answers.most_common(5))}"

@@ -189,7 +189,7 @@ def writes_comma(labels: list[str]) -> bool:
     (1.234,5; 1,5) than can only be read with a decimal point (1,234.5; 1.5)."""
     only_comma = re.compile(f"(?:{COMMA}|{ONE_COMMA})")
     only_point = re.compile(
-        rf"\d{{1,3}}(?:[, '’]\d{{3}})+\.\d+|\d{{1,3}}(?:,\d{{3}}){{2,}}|(?:0|\d{{4,}})?\.\d+"
+        r"\d{1,3}(?:[, '’]\d{3})+\.\d+|\d{1,3}(?:,\d{3}){2,}|(?:0|\d{4,})?\.\d+"
         r"|\d{1,3}\.(?:\d{1,2}|\d{4,})"
     )
     digits = [match[0] for label in labels if (match := re.search(r"[\d.][\d.,'’ ]*\d", label))]

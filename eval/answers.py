@@ -91,7 +91,8 @@ def fits(dataset: str, label: str) -> bool:
     if is_numeric(dataset):
         return label_number(label, kind_of(dataset) == "number:comma") is not None
     options = options_of_kind(dataset)
-    return not options or any(is_right(label, option) for option in options)
+    known = label.strip().casefold() in map(str.casefold, options)
+    return not options or known or any(is_right(label, option) for option in options)
 
 
 def reaches(rationale: str, gold: str) -> bool:

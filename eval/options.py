@@ -134,23 +134,44 @@ def mentioned_letter(text: str, form: Letters) -> str | None:
 
 def without_options(text: str, form: Letters) -> str:
     """A text without the problem's options where it tells them again: "A) 40 (B) 60 (C) 70"."""
-    order = list(form.labels)
-    firsts = {order[0], next((one for one in order if one.isdecimal()), order[0])}
-    least = min(3, len(order))
     parts, done = [], 0
-    run: list[re.Match] = []
-    for match in [*form.marker.finditer(text), None]:
-        place = order.index(match[1].casefold()) if match else -1
-        if match and run and place == order.index(run[-1][1].casefold()) + 1:
-            if match.start() - run[-1].end() <= LONGEST_OPTION:
-                run.append(match)
-                continue
-        before = text[max(0, run[0].start() - 10) : run[0].start()] if run else ""
-        if len(run) >= least and not re.search(r"\b(?:is|are):? ?\W?$", before):
+    for run in option_runs(text, form, LONGEST_OPTION):
+        before = text[max(0, run[0].start() - 10) : run[0].start()]
+        if len(run) >= min(3, len(form.labels)) and not re.search(r"\b(?:is|are):? ?\W?$", before):
             parts.append(text[done : run[0].start()])
             done = run[-1].end()
-        run = [match] if match and order[place] in firsts else []
     return "".join([*parts, text[done:]])
+
+
+def option_runs(text: str, form: Letters, longest: int) -> list[list[re.Match]]:
+    """The markers "A) ... B) ... C)" that follow each other in order, at most `longest` characters
+    apart, from the first letter or digit on."""
+    order = list(form.labels)
+    firsts = {order[0], next((one for one in order if one.isdecimal()), order[0])}
+    runs: list[list[re.Match]] = [[]]
+    for match in form.marker.finditer(text):
+        letter = match[1].casefold()
+        if runs[-1]:
+            last = runs[-1][-1]
+            follows = order.index(letter) == order.index(last[1].casefold()) + 1
+            if follows and match.start() - last.end() <= longest:
+                runs[-1].append(match)
+                continue
+        runs.append([match] if letter in firsts else [])
+    return [run for run in runs if run]
+
+
+def options_in(prompt: str, letters: tuple[str, ...], label: str) -> tuple[str, ...]:
+    """The options of one problem: those that its prompt lists, where its label is among them; else
+    those of the same sort (letter or digit) as its label; else all."""
+    form = patterns(letters)
+    core = next((one for one, spelling in form.labels.items() if spelling == label.strip()), "")
+    for run in reversed(option_runs(prompt, form, len(prompt))):
+        listed = [match[1].casefold() for match in run]
+        if len(listed) > 1 and core in listed:
+            return tuple(form.labels[one] for one in listed)
+    same = [one for one in form.labels if one.isdecimal() == core.isdecimal()] if core else []
+    return tuple(form.labels[one] for one in same) or letters
 
 
 # ---------------------------------------------------------------- words
@@ -203,9 +224,10 @@ def marks() -> str:
 
 
 def is_determiner(text: str, match: re.Match) -> bool:
-    """Whether a label is but the "no" of "no doubt"."""
+    """Whether a label is the "no" of "no doubt", the "a" of "a car" or the "I" of "I think"."""
     after = text[match.end() : match.end() + 12]
-    return match[0].casefold() == "no" and bool(re.match(rf" (?!{GOES_ON})[a-z]", after))
+    known = match[0].casefold() in ("no", "a", "i")
+    return known and bool(re.match(rf" (?!{GOES_ON})[a-z]", after))
 
 
 def is_set_off(text: str, match: re.Match) -> bool:

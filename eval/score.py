@@ -14,15 +14,28 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from data.answer_kinds import kind_in_words
 from data.batches import encode_prompt, shared_start
 from data.prompts import Template
 from data.prompts import template as named
-from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, read_answer, response_of
+from eval.answers import (
+    fits,
+    gold_number,
+    is_numeric,
+    is_right,
+    kind_of,
+    options_of_kind,
+    read_answer,
+    response_of,
+)
 from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
+from eval.options import options_in
 from model.errors import UserError, short_of_memory
 from model.writing import write_text
+
+NAMED = 5  # labels that a line names
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,8 @@ def predict(
     options = []
     if how.scoring == "likelihood":
         forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
-        options = [choices(tokenizer, row, template, kinds[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
+        spelled = {name: spelled_as_in(rows, kinds[name]) for name, rows in problems.items()}
+        options = [choices(tokenizer, row, template, spelled[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
     rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
     made_by = fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs]) if journal else ""
@@ -154,21 +168,24 @@ def form_of(rows: list[dict], kind: str) -> str:
     whole = all((row.get("output") or "").strip().endswith(row["answer"].strip()) for row in rows)
     if whole and len(own) == 1:
         return own.pop().replace("{", "{{").replace("}", "}}") + "{}"
-    return "The answer is {}." if kind == "letter" else "the correct answer is {}"
+    return "The answer is {}." if kind.startswith("letter") else "the correct answer is {}"
 
 
 def choices(tokenizer, row: dict, template: Template, kind: str, form: str, name: str) -> dict[str, tuple[list[int], list[int]]]:
     """option -> (ids in front of it, its own ids) of a multiple-choice problem. Raises UserError for a set without options.
 
-    The options are those of the row's "Answer format:", else of its kind.
+    The options are those that the row lists ("Answer format: yes/no", "A) 5 B) 6"), else those of
+    its kind.
     """
-    if kind == "letter":
-        labels = list(LETTERS)
-    elif kind.startswith("labels:"):
-        given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
-        labels = (given[1] if given else kind.removeprefix("labels:")).split("/" if given else "|")
-    else:
+    given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
+    labels = list(options_of_kind(kind))
+    if not labels:
         raise UserError(f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)")
+    if kind.startswith("letter"):
+        prompt = f"{row['instruction']}\n{row.get('input') or ''}"
+        labels = list(options_in(prompt, tuple(labels), row["answer"]))
+    elif given:
+        labels = given[1].split("/")
     if len(labels) < 2:
         raise UserError(f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods need two to compare (eval.scoring=generate)")
     _, before = encode_prompt(tokenizer, row, template)
@@ -188,24 +205,70 @@ def weigh(model: nn.Module, options: list[dict], how) -> list[dict]:
     return found
 
 
+def spelled_as_in(rows: list[dict], kind: str) -> str:
+    """A kind of words with each as the labels of these rows spell it: No and Yes, not no and yes."""
+    if not kind.startswith("labels:"):
+        return kind
+    labels = options_of_kind(kind)
+    spelling = {row["answer"].strip().lower(): row["answer"].strip() for row in reversed(rows)}
+    seen = [spelling[label.lower()] for label in labels if label.lower() in spelling]
+    styles = (str.upper, str.capitalize) if seen and len(seen) < len(labels) else ()
+    style = next((one for one in styles if all(label == one(label) for label in seen)), str)
+    return "labels:" + "|".join(spelling.get(label.lower(), style(label)) for label in labels)
+
+
 def verdict(job: dict, read_as: str) -> dict:
-    """The answer to a problem as both readers have it, and whether it is right."""
+    """The answer to a problem as both readers have it, and whether it is right.
+
+    read_as: a data set, or the kind of answers of one's own, where a label of another kind is
+    compared as a text.
+    """
     if "likelihoods" in job:
         answer = paper = job["output"]
-    else:
-        answer, paper = read_answer(job["output"], read_as), read_answer(response_of(job["output"]), read_as, "paper")
-    return {"answer": answer, "right": is_right(answer, job["gold"]), "paper_answer": paper, "paper_right": is_right(paper, job["gold"])}
+        return compared(answer, paper, job["gold"])
+    if read_as == kind_of(read_as) and not fits(read_as, job["gold"]):
+        read_as = "text"
+    answer = read_answer(job["output"], read_as)
+    return compared(answer, read_answer(response_of(job["output"]), read_as, "paper"), job["gold"])
+
+
+def compared(answer: float | str | None, paper: float | str | None, gold: str) -> dict:
+    return {"answer": answer, "right": is_right(answer, gold), "paper_answer": paper,
+            "paper_right": is_right(paper, gold)}  # fmt: skip
 
 
 def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None = None) -> None:
-    """Raise UserError for a label that cannot be compared, before any time is spent on answers."""
+    """Raise UserError for a label of a known set that cannot be compared, before any time is spent
+    on answers. Of one's own sets (`reads`) such labels are compared as texts (`reading_lines`)."""
     for name, rows in problems.items():
+        if name in (reads or {}) or not is_numeric(name):
+            continue
         for number, row in enumerate(rows):
-            if is_numeric((reads or {}).get(name, name)):
-                try:
-                    gold_number(row["answer"])
-                except UserError as error:
-                    raise UserError(f"{name}, problem {number + 1}: {error}") from None
+            try:
+                gold_number(row["answer"])
+            except UserError as error:
+                raise UserError(f"{name}, problem {number + 1}: {error}") from None
+
+
+def reading_lines(problems: dict[str, list[dict]], reads: dict[str, str]) -> list[str]:
+    """How the answers of these sets are read, in a line, and a line for each set of one's own with
+    labels of another kind. reads: set -> the kind of its answers, where its name does not say it."""
+    sets: dict[str, list[str]] = {}
+    lines = []
+    for name, rows in problems.items():
+        kind = kind_of(reads.get(name, name))
+        sets.setdefault(kind_in_words(kind), []).append(name)
+        others = [(n, row["answer"]) for n, row in enumerate(rows, 1) if not fits(kind, row["answer"])]
+        if others and name in reads:
+            named = ", ".join(f"{label:.40} (problem {n})" if label.strip() else f"blank (problem {n})"
+                              for n, label in others[:NAMED])  # fmt: skip
+            more = f", and {len(others) - NAMED} more" if len(others) > NAMED else ""
+            lines.append(f"{name}: {len(others)} of {len(rows):,} labels do not fit and are compared "
+                         f"as texts: {named}{more}")  # fmt: skip
+    if not sets:
+        return []
+    said = "; ".join(f"as {words} ({', '.join(names)})" for words, names in sets.items())
+    return [f"answers are read {said}", *lines]
 
 
 def scores(predictions: list[dict], key: str = "right") -> dict[str, Score]:
