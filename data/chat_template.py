@@ -26,6 +26,10 @@ PRIVATE_USE = range(
 )  # characters without a meaning, to mark generation blocks with
 
 
+class RefusedMessages(UserError):
+    """A template has no form for these messages; it may have one for others."""
+
+
 class GenerationBlocks:
     """Of one rendering: the strings to put around each generation block, and how many it met."""
 
@@ -121,7 +125,7 @@ def _render(
         raise
     except Exception as error:  # whatever a template can make Jinja raise
         message = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise RefusedMessages(
             f"the chat template cannot be used: {type(error).__name__}: {message}"
         ) from None
     finally:
@@ -173,7 +177,7 @@ def compiled(text: str):
 
     def refuse(message: str):
         message = " ".join(str(message).split())[:200]
-        raise UserError(f"the chat template refuses these messages: {message}")
+        raise RefusedMessages(f"the chat template refuses these messages: {message}")
 
     def as_json(value, indent=None, ensure_ascii=False, separators=None, sort_keys=False) -> str:
         return json.dumps(  # Jinja's own filter writes for HTML

@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from data.chat_template import render_text
+from data.assistant_turns import Conversation, conversation
+from data.chat_template import RefusedMessages, render_chat, render_text
 from model.errors import UserError, unknown
 
 TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -25,28 +26,94 @@ class Template:
     special: tuple[tuple[str, str], ...] = ()  # of a chat template: ("bos_token", "<s>") ...
 
     def prompt(self, row: dict) -> str:
-        """The text in front of the response to a row {instruction, input}."""
-        instruction, given = self.trim(row["instruction"]), self.trim(row.get("input") or "")
+        """The text in front of the response to a row {instruction, input, history}."""
         if self.chat:
             return self.render(self.question(row), True)
-        if given and not self.with_input:
-            instruction, given = f"{instruction}\n\n{given}", ""
-        parts = (self.with_input if given else self.text).split("{instruction}")  # an instruction that holds "{input}" itself stays as it is
-        return instruction.join(part.replace("{input}", given) for part in parts)
+        turns = self.turns(row)
+        earlier = [f"{asked}{response}\n\n" for asked, response, _ in turns[:-1]]
+        return "".join([*earlier, turns[-1][0]])
 
     def whole(self, row: dict) -> str:
-        """Prompt and response {output} as one text, to train on. Raises UserError for a chat template that does not begin with its own prompt."""
+        """Prompt and response {output} as one text, to train on.
+
+        Raises UserError for a chat template that does not begin with its own prompt.
+        """
         if not self.chat:
-            return self.prompt(row) + self.trim(row["output"])
-        text = self.render([*self.question(row), {"role": "assistant", "content": self.trim(row["output"])}], False)
-        if not text.startswith(self.prompt(row)):
-            raise UserError(f"the chat template {self.name} puts something else in front of a response than in its prompt: use another --template")
-        return text.rstrip()
+            return self.prompt(row) + self.response(row)
+        return self.conversation(row).text.rstrip()
+
+    def conversation(self, row: dict) -> Conversation:
+        """A row as a chat with the spans that the assistant says. Raises UserError."""
+        reply = {"role": "assistant", "content": self.response(row)}
+        return conversation(self.render_spans, [*self.question(row), reply])
 
     def question(self, row: dict) -> list[dict]:
-        """A row as the messages of a chat; its input is a paragraph behind the instruction."""
-        parts = filter(None, (self.trim(row["instruction"]), self.trim(row.get("input") or "")))
-        return [{"role": "user", "content": "\n\n".join(parts)}]
+        """A row as the messages of a chat, up to the response.
+
+        The input is a paragraph behind the instruction. Messages of a published conversation stay
+        as they are; the texts of other rows lose the white space around them.
+        """
+        if not row["instruction"] and "history" in row:
+            return row["history"]
+        parts = [self.text_of(row, "instruction"), self.text_of(row, "input")]
+        asked = {"role": "user", "content": "\n\n".join(filter(None, parts))}
+        return [*row.get("history", []), asked]
+
+    def turns(self, row: dict) -> list[tuple[str, str, float]]:
+        """(prompt, response, loss weight) of every turn of a row, for a template that is no chat.
+
+        A system message is a paragraph in front of the first prompt. Later prompts are without
+        the template's preamble. The last response is the row's output. Raises UserError for a
+        conversation that begins with the assistant.
+        """
+        turns: list[tuple[str, str, float]] = []
+        waiting: list[str] = []  # messages without a response yet
+        system = ""
+        for message in row.get("history", []):
+            content = self.trim(message["content"])
+            if message["role"] == "system":
+                system = "\n\n".join(filter(None, (system, content)))
+            elif message["role"] == "user":
+                waiting.append(content)
+            elif waiting:
+                asked = self.fill("\n\n".join(waiting), "", later=bool(turns))
+                turns.append((asked, content, message.get("weight", 1.0)))
+                waiting = []
+            else:
+                raise self.unasked()
+        instruction, given = (self.trim(row.get(key) or "") for key in ("instruction", "input"))
+        if "history" in row and not (waiting or instruction):
+            raise self.unasked()
+        instruction = "\n\n".join(filter(None, [*waiting, instruction]))
+        last = self.fill(instruction, given, later=bool(turns))
+        turns.append((last, self.response(row), 1.0))
+        if system:
+            turns[0] = (f"{system}\n\n{turns[0][0]}", *turns[0][1:])
+        return turns
+
+    def unasked(self) -> RefusedMessages:
+        return RefusedMessages(
+            f"the template {self.name} has no place for an assistant turn that no user turn stands "
+            "in front of"
+        )
+
+    def fill(self, instruction: str, given: str, later: bool = False) -> str:
+        """The template with these texts in its slots; a later turn is without the preamble."""
+        if given and not self.with_input:
+            instruction, given = f"{instruction}\n\n{given}", ""
+        text = self.with_input if given else self.text
+        if later:  # from the paragraph on that holds the instruction
+            text = text[text.rfind("\n\n", 0, text.index("{instruction}")) + 1 :].lstrip("\n")
+        parts = text.split("{instruction}")  # an instruction may hold "{input}" itself
+        return instruction.join(part.replace("{input}", given) for part in parts)
+
+    def response(self, row: dict) -> str:
+        return self.text_of(row, "output") if self.chat else self.trim(row.get("output") or "")
+
+    def text_of(self, row: dict, field: str) -> str:
+        """A text of a row for a chat."""
+        text = row.get(field) or ""
+        return text if "history" in row else self.trim(text)
 
     def trim(self, text: str) -> str:
         return text.strip() if self.strip else text
@@ -54,6 +121,11 @@ class Template:
     def render(self, messages: list[dict], ask: bool) -> str:
         """What the chat template makes of messages. Raises UserError (data/chat_template.py)."""
         return render_text(self.text, messages, add_generation_prompt=ask, special=dict(self.special))
+
+    def render_spans(self, messages: list[dict], ask: bool) -> tuple[str, list[tuple[int, int]]]:
+        """As `render`, and the character spans inside the template's generation blocks."""
+        special = dict(self.special)
+        return render_chat(self.text, messages, add_generation_prompt=ask, special=special)
 
     def table(self) -> dict:
         """What is stored with an adapter; `template_from` gives the Template back."""
@@ -76,11 +148,19 @@ TEMPLATES = {one.name: one for one in (
     Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
 )}
 CHAT = "chat"  # the name of the template that a tokenizer folder holds
-NAMES = (*TEMPLATES, CHAT)
+AUTO = "auto"  # chat for a user's own data where the tokenizer has a template, else alpaca
+NAMES = (*TEMPLATES, CHAT, AUTO)
 
 
-def template(name: str, tokenizer=None) -> Template:
-    """The template of this name; "chat" is the one stored with the tokenizer. Raises UserError for an unknown name or a tokenizer without one."""
+def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
+    """The template of this name; "chat" is the one stored with the tokenizer.
+
+    "auto" is "chat" for a user's own data or instruction (is_own) where the tokenizer has a
+    template, else "alpaca", the paper's. Raises UserError for an unknown name or a tokenizer
+    without a template.
+    """
+    if name == AUTO:
+        name = CHAT if is_own and tokenizer is not None and tokenizer.chat_template else "alpaca"
     if name in TEMPLATES:
         return TEMPLATES[name]
     if name != CHAT:

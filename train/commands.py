@@ -46,6 +46,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     from eval.text import published_lines, score_lines
     from train.base import for_processes
     from train.experiment import can_resume, fresh_folder, resume_settings, run
+    from train.held_out import loss_text
     from train.settings import settings
 
     chosen = given(options, (*MODEL_OPTIONS, "seed")) | data_settings(options)
@@ -89,8 +90,10 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
         print("\n" + "\n".join([*lines, *([""] if beside else []), *beside]))
         if not result.before:
             print("(the base was not measured; --set eval.before=true does)")
-    else:
+    elif not result.loss:
         print("nothing was measured: the data has no test set; --tests NAME,NAME chooses some")
+    if result.loss:
+        print(loss_text(result.loss))
     print(f"report: {folder / 'report.html'}")
     return 0
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,19 +14,20 @@ from adapters import attach, load_adapter, named_parameters, save_adapter, save_
 from adapters.attach import adapters_named, in_order, rates
 from adapters.config import AdapterConfig, resolve
 from data.leakage import seen_sets
-from data.prompts import NAMES, template
+from data.prompts import AUTO, NAMES, template
 from data.sources import Data
 from eval.journal import remove_journals
 from eval.report import validation_text, write_report
-from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
+from eval.score import check_labels, mark_leaks, predict, read_predictions, reading_lines, scores, tables, write_predictions
 from model.errors import UserError, unknown
 from model.quantize import quantized_weights
 from model.writing import JsonLines, held, write_text
 from train.base import check_model, choose_devices, load_base, load_words
 from train.checkpoint import checkpoints
+from train.held_out import held_out_examples, held_out_lines, measure_loss
 from train.loop import train
 from train.parallel import ALONE, Processes
-from train.rows import check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
+from train.rows import check_leakage, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
 
@@ -37,11 +38,13 @@ FREE = (  # settings that may change when a run is resumed: the result does only
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: the predictions without and with the adapter, and the signal that stopped it, or 0."""
+    """What a run came to: the predictions without and with the adapter, the signal that stopped it
+    or 0, and {rows, before, after} of the loss per token on held-out rows."""
 
     before: list[dict]
     after: list[dict]
     signal: int = 0
+    loss: dict = field(default_factory=dict)
 
 
 def fresh_folder(path: Path, numbered: bool) -> Path:
@@ -93,7 +96,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
         s = replace(s, layers_per_device=layers_for(s, devices))
     model = load_base(s, processes)
     tokenizer = load_words(s, model)
-    form = template(s.template, tokenizer)
+    form = template(s.template, tokenizer, data.is_own)
     for name, where in s.load.items():
         load_adapter(model, where, name)
     loaded = adapters_fingerprint(model, list(s.load))
@@ -102,16 +105,20 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     on = in_order(model)  # what was loaded, in this order, and the new one; or a fusion in place of its members
     use(model, on, train=["default"])
     trained = named_parameters(model)
-    examples, cut, empty = encode_rows(tokenizer, data, form, s)
+    encoded = encode_rows(tokenizer, data.train, data.is_text, form, s)
+    examples, unseen = held_out_examples(tokenizer, data, form, s, encoded.examples)
     examples, held_out, twins = hold_out(examples, s.train.validation_rows, s.seed)
     here = ",".join(str(stage.device) for stage in model.stages) or str(model.device)
-    s = replace(s, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."),
+    chosen_by = "the tokenizer's own, as the data is yours" if s.template == AUTO and form.chat else ""
+    s = replace(s, template=form.name, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."),
                 layers_per_device=[stage.end - stage.first for stage in model.stages])
     prints = {"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)}
     processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
     if processes.is_writer:
         write_text(folder / "run.toml", to_toml(s))
-    say(model, config, trained, s, data, [*kept, *cut_lines(cut, empty, len(data.train), s), *validation_lines(len(held_out), twins, s), *leak_lines(leaks)])
+    lines = [*kept, *reading_lines(tests, data.reads), *encoded.lines, *held_out_lines(unseen)]
+    lines += [*validation_lines(len(held_out), twins, s), *leak_lines(leaks)]
+    say(model, config, trained, s, data, chosen_by, lines)
     tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
     if processes.is_writer:
         write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
@@ -135,11 +142,16 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     before = scores(base_predictions)
     if before:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
+    pad_id = tokenizer.pad_id or 0
+    loss = {}
+    if unseen:
+        loss = {"rows": len(unseen), "before": measure_loss(model, [], unseen, s, pad_id, processes)}
+        print(f"before: loss per token {loss['before']:.4f} on {len(unseen):,} held-out rows")
     use(model, on, train=["default"])
 
     with JsonLines(folder / "log.jsonl") if processes.is_writer else nullcontext() as log:
         outcome = train(
-            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume,
+            model, trained, examples, s.train, seed=s.seed, pad_id=pad_id, folder=folder, resume=resume,
             log=lambda entry: (log.write(entry), tracker.write(entry)) if log else None, rates=rates(model), held_out=held_out,
             fingerprints=prints, processes=processes,
         )
@@ -148,26 +160,31 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
         return Result(base_predictions, [], outcome.signal)
 
     save = save_adapters if s.load else save_adapter
-    about = {"model": s.model, "data": s.data, "template": s.template, "template_text": form.table(), "seed": s.seed,
+    prompt = {} if data.is_text else {"template": form.name, "template_text": form.table()}
+    about = {"model": s.model, "data": s.data, **prompt, "seed": s.seed,
              "adapter": s.adapter.get("preset", ""), "columns": s.columns, "test_share": 0.0 if s.tests else s.test_share, "only_right": s.only_right,
              "data_fingerprint": data.fingerprint, "quantize": model.quantize}
     if processes.is_writer:
         save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
+    if unseen:
+        loss["after"] = measure_loss(model, on, unseen, s, pad_id, processes)
+        model.eval()
     facts = {
         "model": s.model, "quantize": model.quantize, "adapter": s.adapter.get("preset", ""), "data": s.data, "seed": s.seed, "processes": processes.world,
         "adapter_step": outcome.adapter_step, "validation": outcome.validation,
-        "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
+        "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": encoded.cut,
+        "rows_left_out": len(data.left_out), "held_out_loss": loss,
         "trainable_parameters": count(trained), "parameters": count_base(model), "trained_on_test": seen_sets(leaks),
         "decoding": s.eval.decoding, "before": tables(base_predictions), "after": tables(predictions),
     }
     if not processes.is_writer:
-        return Result(base_predictions, predictions)
+        return Result(base_predictions, predictions, loss=loss)
     write_report(folder, model, config, to_toml(s), facts, base_predictions, predictions)
     tracker.finish(outcome.step, {name: score.accuracy for name, score in scores(predictions).items()})
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
-    return Result(base_predictions, predictions)
+    return Result(base_predictions, predictions, loss=loss)
 
 
 def fingerprint(s: Settings) -> str:
@@ -196,7 +213,7 @@ def count_base(model: nn.Module) -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." not in name) + quantized_weights(model)
 
 
-def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, more: list[str]) -> None:
+def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, chosen_by: str, more: list[str]) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
     print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
@@ -208,7 +225,8 @@ def say(model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, dat
           f"{100 * count(trained) / base:.2f} % of the model")
     tests = ", ".join(f"{name} ({len(rows)})" for name, rows in data.tests.items())
     print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {tests or 'none'}")
-    print(f"prompt   {s.template}; answers {s.eval.decoding}")
+    if not data.is_text:
+        print(f"prompt   {s.template}{f' ({chosen_by})' * bool(chosen_by)}; answers {s.eval.decoding}")
     for line in more:
         print(f"         {line}")
 
