@@ -147,8 +147,8 @@ def check(options: argparse.Namespace) -> int:
         labelled = [row for row in found.train if row["answer"].strip()] if found.is_own else []
         problems, reads = found.tests, found.reads
         if labelled and not problems:
-            problems = {name: labelled}
-            reads = {name: kind_of_answers(row["answer"] for row in labelled)}
+            problems = {Path(name).stem: labelled}
+            reads = {Path(name).stem: kind_of_answers(row["answer"] for row in labelled)}
         for line in reading_lines(problems, reads):
             print(f"  {line}")
         for test, rows in found.tests.items():

@@ -11,9 +11,12 @@ STATES = (
     r"(?:\s\([^)\n]{0,60}\))?(?:\sto\s[^.:=\n]{1,60}?)?"
     r"\s?(?:(?:is|are|was|equals|comes to|(?:would|will|should|must) be)\s?[:=]?|[:=])"
 )
+HEADING = (  # of a section: "#### Step 2: add", but not "#### 18 Question: ..."
+    r" ?(?:[^\W\d][^\n]{0,80}(?<!uestion)(?<!roblem)(?<!\bQ):|\d+(?:[.)][^\n]{0,80}:|:\s))"
+)
 ANSWER = re.compile(
     rf"\b(?:answers?|ans|(?:correct|right|best) (?:option|choice|solution|ending))\b{STATES}"
-    rf"|#{{4,}}(?! ?\w[^\n]{{0,80}}:)|{FINAL}",
+    rf"|#{{4,}}(?!{HEADING})|{FINAL}",
     re.IGNORECASE,
 )
 TOTAL = re.compile(rf"\b(?:result|total)\b{STATES}", re.IGNORECASE)
@@ -40,6 +43,7 @@ ASKED = re.compile(  # a line behind the answer that asks for a quantity, and no
     re.IGNORECASE,
 )
 IN_A_SENTENCE = re.compile(rf"(?:is|are|was|equals|to|be)\s?[:=]?$|#|{FINAL}", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.?](?:\s|$)|!(?:\s(?=[A-Z])|$)|\n")
 HASHES = re.compile(r"#{4,} ?([^\n#]{1,200})")
 
 
@@ -88,5 +92,8 @@ def statements(text: str, trigger: re.Pattern = ANSWER) -> list[str]:
 def sentence_and_rest(text: str) -> tuple[str, str, bool]:
     """A text divided at the first full stop that ends a sentence, or line end; whether it ends in
     a question mark."""
-    sentence, *rest = re.split(r"([.?](?:\s|$)|!(?:\s(?=[A-Z])|$)|\n)", text.strip(), maxsplit=1)
-    return sentence, rest[1] if rest else "", bool(rest) and rest[0].startswith("?")
+    text = text.strip()
+    end = SENTENCE_END.search(text)
+    if not end:
+        return text, "", False
+    return text[: end.start()], text[end.end() :], end[0].startswith("?")

@@ -2,7 +2,7 @@
 
 import re
 
-from data.numerals import CURRENCY, UNIT, found_numbers, in_digits, numbers, pattern, values
+from data.numerals import CURRENCY, NEGATIVE, UNIT, found_numbers, in_digits, numbers, pattern, values
 from eval.announced import TOTAL, own_text, sentence_and_rest, statements, without_denials
 
 # Between two numbers of one calculation. An operator or an equals sign stands next to the second;
@@ -42,6 +42,7 @@ def strict_number(text: str, comma: bool = False) -> float | None:
     reason, a check or another problem, does not replace it. comma: see data/numerals.py.
     """
     text = without_denials(own_text(text, lambda line: is_only_number(line, comma)))
+    text = NEGATIVE.sub("-", text)
     announced = statements(text)
     for stated in announced:
         number = stated_number(stated, comma, questions=len(announced) == 1)

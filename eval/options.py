@@ -20,7 +20,8 @@ ALSO_ANSWER = re.compile(  # in texts about options these announce one, too
 )
 PUTS_BEFORE = re.compile(  # words that a letter may follow where an answer is announced
     r"(?i)(?:^|[^\w\s'’-]|\b(?:options?|choices?|answers?|letters?|is|are|was|be|but|so|thus|hence"
-    r"|therefore|pick|choose|select|to|with|as|and|or|either|namely|the|number))\s?$"
+    r"|therefore|pick|choose|select|to|with|as|and|or|either|namely|the|number|think|believe"
+    r"|say|guess))\s?$"
 )
 LONGEST_OPTION = 120  # characters from one option to the next where a text tells them again
 
@@ -61,7 +62,7 @@ def patterns(letters: tuple[str, ...]) -> Letters:
         bare=bare,
         start=re.compile(
             rf"\s?(?i:(?:the )?(?:option |choice |letter |answer |number )?)"
-            rf"(?:{bracketed}|({x})(?=[.,:;)\]!]{{0,2}}(?:\s?$|\s?\n)|[.:;)\]]{{1,2}}\s|,\s(?!I)|\s[(–—-]\s?|\s{GOES_ON})"
+            rf"(?:{bracketed}|({x})(?=[.,:;)\]!}}]{{0,2}}(?:\s?$|\s?\n)|[.:;)\]]{{1,2}}\s|,\s(?!I)|\s[(–—-]\s?|\s{GOES_ON})"
             rf"{pronoun})"
         ),
         head=re.compile(
@@ -196,6 +197,7 @@ def strict_label(text: str, labels: tuple[str, ...]) -> str | None:
         return None
     found = list(pattern.finditer(text))
     found = [match for match in found if match.start() == 0 or not is_determiner(text, match)]
+    found = [match for match in found if not is_set_aside(text, match)] or found
     found = [match for match in found if is_set_off(text, match)] or found
     return spelled(found[-1][0], labels) if found else None
 
@@ -228,6 +230,12 @@ def is_determiner(text: str, match: re.Match) -> bool:
     after = text[match.end() : match.end() + 12]
     known = match[0].casefold() in ("no", "a", "i")
     return known and bool(re.match(rf" (?!{GOES_ON})[a-z]", after))
+
+
+def is_set_aside(text: str, match: re.Match) -> bool:
+    """Whether a label is named as what is not so: "no contradiction", "rather than positive"."""
+    before = text[max(0, match.start() - 14) : match.start()]
+    return bool(re.search(r"(?i)\b(?:no|without|neither|nor|never|rather than|instead of) $", before))
 
 
 def is_set_off(text: str, match: re.Match) -> bool:
