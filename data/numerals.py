@@ -174,7 +174,7 @@ def label_number(label: str, comma: bool = False) -> tuple[float, str] | None:
     label: a number in any form of this module or in words; currency and percent are dropped. A
     unit is at most two words behind the number: "5 km", "10 cm^2".
     """
-    text = plain(label).strip().rstrip(".").removeprefix("+")
+    text = re.sub(r"^[+~≈] ?", "", plain(label).strip().rstrip("."))
     for form in (text, in_digits(text)):
         match = pattern(comma).match(form)
         after = match and AFTER.fullmatch(form, match.end())

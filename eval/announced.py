@@ -44,6 +44,7 @@ ASKED = re.compile(  # a line behind the answer that asks for a quantity, and no
 )
 IN_A_SENTENCE = re.compile(rf"(?:is|are|was|equals|to|be)\s?[:=]?$|#|{FINAL}", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.?](?:\s|$)|!(?:\s(?=[A-Z])|$)|\n")
+SUPPOSES = re.compile(r"(?i)\b(?:if|had|were|suppose|without)\b[^.?!\n]*$")
 HASHES = re.compile(r"#{4,} ?([^\n#]{1,200})")
 
 
@@ -81,12 +82,15 @@ def without_denials(text: str) -> str:
 
 def statements(text: str, trigger: re.Pattern = ANSWER) -> list[str]:
     """What follows each trigger up to the next one, the last first, without those that nothing
-    follows."""
-    parts, end = [], len(text)
+    follows. What an answer would be if something were otherwise comes behind all others."""
+    parts, supposed, end = [], [], len(text)
     for match in reversed(list(trigger.finditer(text))):
-        parts.append(text[match.end() : end])
-        end = match.start()
-    return [part for part in parts if part.strip(" .\n")]
+        start = match.start()
+        would = match[0].lower().rstrip(" :=").endswith("would be")
+        supposes = would and SUPPOSES.search(text[max(0, start - 100) : start])
+        (supposed if supposes else parts).append(text[match.end() : end])
+        end = start
+    return [part for part in [*parts, *supposed] if part.strip(" .\n")]
 
 
 def sentence_and_rest(text: str) -> tuple[str, str, bool]:

@@ -13,6 +13,7 @@ RIGHT = rf"\s?[(\[{{]*(?:{CURRENCY}\s?)?"
 OPERATOR = re.compile(
     rf"\(|{LEFT}(?:[-+*/×÷·\u2212–^]|(?<![A-Za-z])x){RIGHT}"
     rf"|{LEFT}\b(?:plus|minus|times|divided by|multiplied by|of|over)\s{RIGHT}"
+    rf"|\s?{WORD}\sand\s"  # 1 hour and 30 minutes
 )
 EQUALS = re.compile(rf"{LEFT}==?\s?(?:[A-Za-z]{{1,20}}\s?=\s?)?[-+\u2212]?{RIGHT}")
 MAKES = re.compile(  # only behind a calculation: "6 + 7, which is 13"

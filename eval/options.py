@@ -11,11 +11,14 @@ from eval.announced import ANSWER, own_text, sentence_and_rest, statements, with
 
 # What may follow a letter that would else be a word of its own, as in "a car" and "I think".
 GOES_ON = r"(?:is|because|since|as|and|or|but|for|from|with|which)\b"
-CONCLUDES = r"(?i:\b(?:so|thus|hence|therefore|it is|it's|must be|should be)\b,?:?)"
-PUTS_FORWARD = r"(?i:\b(?:options?|choices?|letters?|choose|pick|select|go with|opt for|answer)\b)"
+CONCLUDES = (
+    r"(?i:\b(?:so|thus|hence|therefore|it is|it's|must be|should be|i'd say"
+    r"|i would say|i think|i believe|i guess|my guess is)\b,?:?)"
+)
+PUTS_FORWARD = r"(?i:\b(?:options?|choices?|letters?|choose|pick|select|go with|going with|opt for|answer)\b)"
 ALSO_ANSWER = re.compile(  # in texts about options these announce one, too
     rf"{ANSWER.pattern}|\b(?:correct|right|best)(?: one)?\s?(?:is\b\s?:?|:)"
-    r"|\b(?:solution|final|response|prediction|label|choice|option)\s?:",
+    r"|\b(?:solution|final|response|prediction|label|choice|option|letter|selected|selection|output|key)\s?:",
     re.IGNORECASE,
 )
 PUTS_BEFORE = re.compile(  # words that a letter may follow where an answer is announced
@@ -31,7 +34,6 @@ class Letters:
     """The patterns for one set of letters and digits."""
 
     labels: dict[str, str]  # casefolded -> as the data spells it
-    bare: str  # pattern of one that stands on its own, in running text
     start: re.Pattern  # at the beginning of a statement
     head: re.Pattern  # at the beginning of a text, before an explanation
     inside: re.Pattern  # within a statement
@@ -46,41 +48,45 @@ def patterns(letters: tuple[str, ...]) -> Letters:
     labels = {re.sub(r"[\W_]", "", label).casefold(): label for label in letters}
     small = "".join(labels)
     large = "".join(dict.fromkeys(small.upper()))
-    any_case = "".join(dict.fromkeys(small + large))
-    x = f"[{any_case}]"
-    # No tail of a word or number ("37 C"), no head of one ("A's", "3.5"), no article or pronoun.
-    before, after = r"(?<![\w'’°.,$])(?<!\w-)(?<!\d )", r"(?![\w'’%]|-\w|[.,]\d)"
-    wordlike = "".join(one for one in any_case if one in "AI" or one in small)
-    pronoun = r"(?:(?<!I)|(?! (?!is\b|because\b|since\b)\w))"
-    no_word = rf"(?:(?<![{wordlike}])|(?! (?!{GOES_ON})[^\W\d])){pronoun}"
-    bare = rf"{before}({x}){after}{no_word}"
-    upright = rf"{before}([{large}]){after}{no_word}"
+    x = f"[{''.join(dict.fromkeys(small + large))}]"  # in any case
     bracketed = rf"(?<!\w)(?:\(({x})\)|\[({x})\])"
-    ends = r"[.!]?(?:\s?$|\n|\. )"
+    # One that stands on its own is no tail of a word or number ("37 C"), no head of one ("A's",
+    # "3.5"), no article and no pronoun.
+    before, after = r"(?<![\w'’°.,$])(?<!\w-)(?<!\d )", r"(?![\w'’%]|-\w|[.,]\d)"
+    pronoun = r"(?:(?<!I)|(?! (?!is\b|because\b|since\b)\w))"
+    article = rf"(?:(?<![AI{small}])|(?! (?!{GOES_ON})[^\W\d]))"
+    bare = rf"{before}({x}){after}{article}{pronoun}"
+    upright = rf"{before}([{large}]){after}{article}{pronoun}"
+    ends = r"[.,:;)\]!}]{0,2}(?:\s?$|\s?\n)"
+    stops = rf"{ends}|[.:;)\]]{{1,2}}\s|,\s(?!I)|\s[^\w\s\"'“‘]|\s{GOES_ON}"
+    explains = (
+        r"[).\]:]{1,2}(?=\s|$)|[)\]:](?=[\dA-Z])|\s[–—-]\s|\s?[.!]?(?:$|\n)"
+        rf"|(?<![AI]),\s(?!(?:and |or )?{x}\b)|(?<!I)[,;]? (?:because|since|as)\b"
+    )
+    also = rf"(?:(?:,? ?(?:and |or )?|, )[(\[]?{x}[)\]]?,? ){{1,9}}"
     return Letters(
         labels=labels,
-        bare=bare,
         start=re.compile(
-            rf"\s?(?i:(?:the )?(?:option |choice |letter |answer |number )?)"
-            rf"(?:{bracketed}|({x})(?=[.,:;)\]!}}]{{0,2}}(?:\s?$|\s?\n)|[.:;)\]]{{1,2}}\s|,\s(?!I)|\s[(–—-]\s?|\s{GOES_ON})"
-            rf"{pronoun})"
+            r"\s?(?i:(?:the )?(?:option |choice |letter |answer |number )?)"
+            rf"(?:{bracketed}|({x})(?={stops}){pronoun})"
         ),
-        head=re.compile(
-            rf"\s?(?:{bracketed}(?=[.:]?(?:\s|$))|({x})(?:[).\]:]{{1,2}}(?=\s)|\s[–—-]\s|\s?[.!]?(?:$|\n)"
-            rf"|(?<![AI]),\s(?!(?:and |or )?{x}\b)|(?<!I)[,;]? (?:because|since|as)\b))"
-        ),
+        head=re.compile(rf"\s?(?:{bracketed}(?=[.:]?(?:\s|$))|({x})(?:{explains}))"),
         inside=re.compile(rf"{bracketed}|{upright}"),
         mention=re.compile(
             rf"{bracketed}|{PUTS_FORWARD}(?: is)?:?(?: [–—-])? {bare}"
-            rf"|{CONCLUDES} (?:option |choice )?{bare}(?={ends})|(?m:^({x})[.)]{{0,2}}$)"
+            rf"|{CONCLUDES} (?:option |choice )?{bare}(?=[.!]?(?:\s?$|\n|\. ))"
+            rf"|(?m:^({x})[.)]{{0,2}}$)"
         ),
-        marker=re.compile(rf"(?<!\w)[(\[]?({x})[).:\]](?=\s|\w)(?! (?:is|are|was|would|can|does|has)\b)"),
+        marker=re.compile(
+            rf"(?<!\w)[(\[]?({x})[).:\]](?=\s|\w)(?! (?:is|are|was|would|can|does|has)\b)"
+        ),
         wrong=re.compile(
-            rf"(?i:(?:the )?(?:(?:options?|choices?|answers?) )?)[(\[]?{x}[)\]]?,? (?i:(?:is|was|seems|looks|can be)"
-            rf"|(?:(?:,? ?(?:and |or )?|, )[(\[]?{x}[)\]]?,? ){{1,9}}(?:are|were|can be)) "
-            r"(?i:(?:clearly |obviously |all |both |also )?(?:wrong|incorrect|false|excluded|ruled out|eliminated))\b"
+            rf"(?i:(?:the )?(?:(?:options?|choices?|answers?) )?)[(\[]?{x}[)\]]?,? "
+            rf"(?i:(?:is|was|seems|looks|can be)|{also}(?:are|were|can be)) "
+            r"(?i:(?:clearly |obviously |all |both |also )?"
+            r"(?:wrong|incorrect|false|excluded|ruled out|eliminated))\b"
         ),
-    )  # fmt: skip
+    )
 
 
 def strict_letter(text: str, letters: tuple[str, ...]) -> str | None:
@@ -120,7 +126,7 @@ def stated_letter(stated: str, form: Letters) -> str | None:
         in_brackets = match[0] != group_of(match)
         if in_brackets or PUTS_BEFORE.search(sentence[max(0, begin - 20) : begin]):
             return group_of(match)
-    return mentioned_letter(rest, form)
+    return mentioned_letter(rest, form) or mentioned_letter(sentence, form)
 
 
 def mentioned_letter(text: str, form: Letters) -> str | None:
