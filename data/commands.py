@@ -126,7 +126,7 @@ def check(options: argparse.Namespace) -> int:
     """Everything is said, then a failure of any part ends with status 1."""
     from data.leakage import leakage
     from eval.answers import is_right, reaches, read_answer
-    from eval.score import check_labels, reading_lines
+    from eval.labels import check_labels, reading_lines
 
     bad = []
     for name in map(known_name, options.names):

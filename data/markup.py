@@ -30,7 +30,12 @@ MARKUP = [(re.compile(pattern, re.IGNORECASE if pattern.startswith("<") else 0),
 )]
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 SIGNS = str.maketrans("（）【】，：\u066b\u066c", "()[],:.,")  # full width; the Arabic separators
-FRACTION = re.compile(r"[¼-¾⅐-⅞]")
+SIGNS |= {  # ½ as " 1/2"
+    ord(sign): " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
+    for sign in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+}
+POWER = re.compile(r"(?<=\d)[⁰¹²³⁴-⁹⁻]+")
+BLANKS = re.compile(r"\s+")
 
 
 def plain(text: str) -> str:
@@ -42,19 +47,12 @@ def plain(text: str) -> str:
     """
     text = re.split(r"###\s*Instruction", text, maxsplit=1)[0].rstrip("#")
     text = unicodedata.normalize("NFC", text.replace(FINAL, "")).translate(SIGNS)
-    text = FRACTION.sub(slashed, text)
-    power = re.compile(r"(?<=\d)[⁰¹²³⁴-⁹⁻]+")
-    text = one_blank(power.sub(lambda match: "^" + match[0].translate(SUPERSCRIPTS), text))
+    text = one_blank(POWER.sub(lambda match: "^" + match[0].translate(SUPERSCRIPTS), text))
     for pattern, new in MARKUP:
         text = pattern.sub(new, text)
     return one_blank(text).strip()
 
 
-def slashed(match: re.Match) -> str:
-    """A fraction that is one character, as " 1/2"."""
-    return " " + unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/")
-
-
 def one_blank(text: str) -> str:
     """`text` with each run of white space as one line end where it holds one, else as one blank."""
-    return re.sub(r"\s+", lambda blanks: "\n" if "\n" in blanks[0] else " ", text)
+    return BLANKS.sub(lambda blanks: "\n" if "\n" in blanks[0] else " ", text)

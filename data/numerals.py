@@ -23,6 +23,8 @@ POWERS_OF_TEN = {
     "hundred": 2, "thousand": 3, "k": 3, "lakh": 5, "million": 6, "mln": 6, "mio": 6, "mn": 6, "m": 6,
     "crore": 7, "billion": 9, "mrd": 9, "bn": 9, "b": 9, "trillion": 12, "tn": 12, "t": 12,
 }  # fmt: skip
+WITH_COMMA = str.maketrans(",", ".", ". '’")  # what float() takes
+WITH_POINT = str.maketrans("", "", ", '’_")
 CURRENCY = r"(?:[$€£¥₹₽₩]|(?:\b(?:Rs\.?|USD|EUR|GBP|INR|CHF)(?![A-Za-z])))"
 
 COMMA = r"\d{1,3}(?:[. '’]\d{3})+,\d++(?!,\d)|\d{1,3}(?:\.\d{3}){2,}(?!\d|\.\d)"
@@ -110,8 +112,7 @@ def values(match: re.Match) -> list[float]:
 
 def magnitudes(match: re.Match) -> list[float]:
     """The number of a match without its sign. Raises OverflowError and ZeroDivisionError."""
-    digits = re.sub(r"[. '’]" if match["comma"] else r"[, '’_]", "", match["digits"])
-    digits = digits.replace(",", ".")
+    digits = match["digits"].translate(WITH_COMMA if match["comma"] else WITH_POINT)
     scale = (match["scale"] or match["letter"] or "").strip().lower().removesuffix("s")
     ten = POWERS_OF_TEN[scale] if scale else 0
     if match["below"]:

@@ -5,8 +5,9 @@ import re
 from data.markup import FINAL, plain
 from data.numerals import label_number
 from eval.announced import own_text, statements
+from eval.letters import strict_letter
 from eval.numbers import strict_number
-from eval.options import strict_label, strict_letter
+from eval.words import strict_label
 from model.errors import UserError, unknown
 
 ANSWERS = "labels:answer1|answer2|answer3|answer4|answer5"

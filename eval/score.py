@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,28 +13,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.answer_kinds import kind_in_words
-from data.batches import encode_prompt, shared_start
+from data.batches import encode_prompt
 from data.prompts import Template
 from data.prompts import template as named
-from eval.answers import (
-    fits,
-    gold_number,
-    is_numeric,
-    is_right,
-    kind_of,
-    options_of_kind,
-    read_answer,
-    response_of,
-)
+from eval.answers import fits, is_right, kind_of, read_answer, response_of
+from eval.choices import choices, form_of, spelled_as_in
 from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
-from eval.options import options_in
 from model.errors import UserError, short_of_memory
 from model.writing import write_text
-
-NAMED = 5  # labels that a line names
 
 
 @dataclass(frozen=True)
@@ -162,38 +149,6 @@ def own_seed(job: dict) -> int:
     return int.from_bytes(hashlib.sha256(f"{job['seed']} {job['set']} {job['index']}".encode()).digest()[:7])
 
 
-def form_of(rows: list[dict], kind: str) -> str:
-    """How an answer is put, with {} for it: as the outputs of all rows put theirs, else "The answer is {}." for letters, "the correct answer is {}"."""
-    own = {(row.get("output") or "").strip().removesuffix(row["answer"].strip()) for row in rows}
-    whole = all((row.get("output") or "").strip().endswith(row["answer"].strip()) for row in rows)
-    if whole and len(own) == 1:
-        return own.pop().replace("{", "{{").replace("}", "}}") + "{}"
-    return "The answer is {}." if kind.startswith("letter") else "the correct answer is {}"
-
-
-def choices(tokenizer, row: dict, template: Template, kind: str, form: str, name: str) -> dict[str, tuple[list[int], list[int]]]:
-    """option -> (ids in front of it, its own ids) of a multiple-choice problem. Raises UserError for a set without options.
-
-    The options are those that the row lists ("Answer format: yes/no", "A) 5 B) 6"), else those of
-    its kind.
-    """
-    given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
-    labels = list(options_of_kind(kind))
-    if not labels:
-        raise UserError(f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)")
-    if kind.startswith("letter"):
-        prompt = f"{row['instruction']}\n{row.get('input') or ''}"
-        labels = list(options_in(prompt, tuple(labels), row["answer"]))
-    elif given:
-        labels = given[1].split("/")
-    if len(labels) < 2:
-        raise UserError(f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods need two to compare (eval.scoring=generate)")
-    _, before = encode_prompt(tokenizer, row, template)
-    whole = {label: tokenizer.encode(template.whole(row | {"output": form.format(label)}), bos=not template.chat) for label in labels}
-    start = min(shared_start(before, ids) for ids in whole.values())  # the same for all, so that all are weighed alike
-    return {label: (ids[:start], ids[start:]) for label, ids in whole.items()}
-
-
 def weigh(model: nn.Module, options: list[dict], how) -> list[dict]:
     """{output, likelihoods} for each problem: the likeliest of its options, and the natural logarithm of every one's probability."""
     pairs = [pair for one in options for pair in one.values()]
@@ -203,18 +158,6 @@ def weigh(model: nn.Module, options: list[dict], how) -> list[dict]:
         likelihoods = {label: round(next(weights)[0], 5) for label in one}
         found.append({"output": max(likelihoods, key=likelihoods.get), "likelihoods": likelihoods})
     return found
-
-
-def spelled_as_in(rows: list[dict], kind: str) -> str:
-    """A kind of words with each as the labels of these rows spell it: No and Yes, not no and yes."""
-    if not kind.startswith("labels:"):
-        return kind
-    labels = options_of_kind(kind)
-    spelling = {row["answer"].strip().lower(): row["answer"].strip() for row in reversed(rows)}
-    seen = [spelling[label.lower()] for label in labels if label.lower() in spelling]
-    styles = (str.upper, str.capitalize) if seen and len(seen) < len(labels) else ()
-    style = next((one for one in styles if all(label == one(label) for label in seen)), str)
-    return "labels:" + "|".join(spelling.get(label.lower(), style(label)) for label in labels)
 
 
 def verdict(job: dict, read_as: str) -> dict:
@@ -235,40 +178,6 @@ def verdict(job: dict, read_as: str) -> dict:
 def compared(answer: float | str | None, paper: float | str | None, gold: str) -> dict:
     return {"answer": answer, "right": is_right(answer, gold), "paper_answer": paper,
             "paper_right": is_right(paper, gold)}  # fmt: skip
-
-
-def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None = None) -> None:
-    """Raise UserError for a label of a known set that cannot be compared, before any time is spent
-    on answers. Of one's own sets (`reads`) such labels are compared as texts (`reading_lines`)."""
-    for name, rows in problems.items():
-        if name in (reads or {}) or not is_numeric(name):
-            continue
-        for number, row in enumerate(rows):
-            try:
-                gold_number(row["answer"])
-            except UserError as error:
-                raise UserError(f"{name}, problem {number + 1}: {error}") from None
-
-
-def reading_lines(problems: dict[str, list[dict]], reads: dict[str, str]) -> list[str]:
-    """How the answers of these sets are read, in a line, and a line for each set of one's own with
-    labels of another kind. reads: set -> the kind of its answers, where its name does not say it."""
-    sets: dict[str, list[str]] = {}
-    lines = []
-    for name, rows in problems.items():
-        kind = kind_of(reads.get(name, name))
-        sets.setdefault(kind_in_words(kind), []).append(name)
-        others = [(n, row["answer"]) for n, row in enumerate(rows, 1) if not fits(kind, row["answer"])]
-        if others and name in reads:
-            named = ", ".join(f"{label:.40} (problem {n})" if label.strip() else f"blank (problem {n})"
-                              for n, label in others[:NAMED])  # fmt: skip
-            more = f", and {len(others) - NAMED} more" if len(others) > NAMED else ""
-            lines.append(f"{name}: {len(others)} of {len(rows):,} labels do not fit and are compared "
-                         f"as texts: {named}{more}")  # fmt: skip
-    if not sets:
-        return []
-    said = "; ".join(f"as {words} ({', '.join(names)})" for words, names in sets.items())
-    return [f"answers are read {said}", *lines]
 
 
 def scores(predictions: list[dict], key: str = "right") -> dict[str, Score]:

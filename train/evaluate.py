@@ -14,7 +14,8 @@ from data.leakage import Leak, leakage
 from data.prompts import Template, stored_template, template
 from data.sources import is_here, load_data
 from eval.journal import remove_journals
-from eval.score import check_labels, mark_leaks, predict, reading_lines, tables, write_predictions
+from eval.labels import check_labels, reading_lines
+from eval.score import mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import read_json
 from model.writing import held, write_text

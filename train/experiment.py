@@ -17,8 +17,9 @@ from data.leakage import seen_sets
 from data.prompts import AUTO, NAMES, template
 from data.sources import Data
 from eval.journal import remove_journals
+from eval.labels import check_labels, reading_lines
 from eval.report import validation_text, write_report
-from eval.score import check_labels, mark_leaks, predict, read_predictions, reading_lines, scores, tables, write_predictions
+from eval.score import mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model.errors import UserError, unknown
 from model.quantize import quantized_weights
 from model.writing import JsonLines, held, write_text
