@@ -34,7 +34,8 @@ def add_data(parser: argparse.ArgumentParser):
 
 SHOWN = 2000  # characters of a text that show prints
 USES = {  # action -> the options that it knows
-    "list": ("data_dir",), "fetch": ("names",), "show": ("names", "data_dir", "columns", "rows", "strict_rows"), "check": ("names", "data_dir", "columns", "strict_rows"),
+    "list": ("data_dir",), "fetch": ("names",), "show": ("names", "data_dir", "columns", "rows", "strict_rows"),
+    "check": ("names", "data_dir", "columns", "strict_rows"),
     "from-log": ("names", "keep_wrong", "out"),
 }
 

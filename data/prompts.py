@@ -149,7 +149,7 @@ TEMPLATES = {one.name: one for one in (
 )}
 CHAT = "chat"  # the name of the template that a tokenizer folder holds
 AUTO = "auto"  # chat for a user's own data where the tokenizer has a template, else alpaca
-NAMES = (*TEMPLATES, CHAT, AUTO)
+NAMES = (*TEMPLATES, CHAT)
 
 
 def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
@@ -164,7 +164,7 @@ def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
     if name in TEMPLATES:
         return TEMPLATES[name]
     if name != CHAT:
-        raise unknown("prompt template", name, NAMES)
+        raise unknown("prompt template", name, (*NAMES, AUTO))
     if tokenizer is None or not tokenizer.chat_template:
         raise UserError(f"template chat: {'no tokenizer is given' if tokenizer is None else f'the tokenizer in {tokenizer.folder} has no chat template'}; "
                         f"use --template {', '.join(TEMPLATES)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data.columns import FIELDS, Layout, is_chat, layout_of
+from data.columns import FIELDS, NAMES, Layout, is_chat, layout_of
 from data.conversations import Unusable, conversation_row, history_of, message_of, row_of
 from data.options import first_label, options_of
 from data.tables import BROKEN, entries
@@ -93,14 +93,11 @@ def read_rows(
     needed = need if layout.form == "rows" else ("output",)
     rows, left_out = [], []
     for where, row, faults in results:
-        if row is not None:
-            for field in needed:
-                name = layout.columns.get(field, field)
-                said_already = any(fault.startswith(f"{name} ") for fault in faults)
-                if not row[field].strip() and not said_already:
-                    faults.append(f"{name} is missing or empty")
+        for field in needed if row else ():
+            if field not in faults and not row[field].strip():
+                faults[field] = "is missing or empty"
         if faults:
-            left_out.append(f"{where}: {', '.join(faults)}")
+            left_out.append(f"{where}: {fault_text(faults, layout.columns)}")
         else:
             rows.append(row)
     shared = "answer" in layout.columns and (
@@ -115,62 +112,82 @@ def read_rows(
     return table
 
 
-def result(read, entry, layout: Layout) -> tuple[dict | None, list[str]]:
-    """(the row of an entry or None, why it cannot be used)."""
+def fault_text(faults: dict[str, str], columns: dict[str, str]) -> str:
+    """What is wrong with a row, by field ("" for the row as a whole, said last)."""
+    named = [field for field in NAMES if field in faults]
+    parts = [f"{columns.get(field, field)} {faults[field]}" for field in named]
+    return ", ".join([*parts, *([faults[""]] if "" in faults else [])])
+
+
+def result(read, entry, layout: Layout) -> tuple[dict | None, dict[str, str]]:
+    """(the row of an entry or None, field -> what is wrong with it)."""
     if entry is BROKEN:
-        return None, ["cannot be read"]
+        return None, {"": "cannot be read"}
     if not isinstance(entry, dict):
-        return None, [f"is a {type(entry).__name__}, not an object"]
+        return None, {"": f"is a {type(entry).__name__}, not an object"}
     try:
         row, faults = read(entry, layout.columns)
     except Unusable as error:
-        return None, [str(error)]
-    return row, faults + ([entry[None]] if None in entry else [])
+        return None, {"": str(error)}
+    return row, faults | ({"": entry[None]} if None in entry else {})
 
 
-def chat_row(entry: dict, columns: dict[str, str]) -> tuple[dict, list[str]]:
-    system, fault = text_of(entry.get(columns.get("system")), "system")
-    value = entry.get(columns["messages"])
+def cell(entry: dict, columns: dict[str, str], field: str):
+    """What an entry holds for a field; None where the file has no column for it."""
+    return entry.get(columns[field]) if field in columns else None
+
+
+def texts_of(
+    entry: dict, columns: dict[str, str], fields: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(field -> text, field -> what is wrong with it) of these fields of an entry."""
+    texts, faults = {}, {}
+    for field in fields:
+        texts[field], fault = text_of(cell(entry, columns, field), field)
+        if fault:
+            faults[field] = fault
+    return texts, faults
+
+
+def chat_row(entry: dict, columns: dict[str, str]) -> tuple[dict, dict[str, str]]:
+    texts, faults = texts_of(entry, columns, ("system",))
+    value = cell(entry, columns, "messages")
     if value is None:
         raise Unusable(f"{columns['messages']} is missing or empty")
-    return conversation_row(value, system), [fault] if fault else []
+    return conversation_row(value, texts["system"]), faults
 
 
-def text_row(entry: dict, columns: dict[str, str]) -> tuple[dict, list[str]]:
-    text, fault = text_of(entry.get(columns["text"]), columns["text"])
-    row = {"instruction": "", "input": "", "output": text, "answer": ""}
-    return row, [fault] if fault else []
+def text_row(entry: dict, columns: dict[str, str]) -> tuple[dict, dict[str, str]]:
+    texts, faults = texts_of(entry, columns, ("text",))
+    if "text" in faults:
+        raise Unusable(f"{columns['text']} {faults['text']}")
+    return {"instruction": "", "input": "", "output": texts["text"], "answer": ""}, {}
 
 
-def instruction_row(entry: dict, columns: dict[str, str], label: str) -> tuple[dict, list[str]]:
+def instruction_row(
+    entry: dict, columns: dict[str, str], label: str
+) -> tuple[dict, dict[str, str]]:
     """An Alpaca row under any names, with system and earlier turns, or prompt and completion.
 
     label: of the first option, where a row has options without labels.
     """
-    asked = entry.get(columns.get("instruction"))
+    asked = cell(entry, columns, "instruction")
     if isinstance(asked, list) and asked and is_chat(asked):
-        return prompt_row(asked, entry.get(columns.get("output")))
-    row, faults = {}, []
-    for field in FIELDS:
-        name = columns.get(field)
-        row[field], fault = text_of(entry.get(name), field)
-        if fault:
-            faults.append(f"{name} {fault}")
+        return prompt_row(asked, cell(entry, columns, "output")), {}
+    texts, faults = texts_of(entry, columns, (*FIELDS, "system"))
+    row = {field: texts[field] for field in FIELDS}
     if not row["instruction"].strip() and row["input"].strip():
         row["instruction"], row["input"] = row["input"], ""
     if "options" in columns:
-        options = options_of(entry.get(columns["options"]), label)
+        options = options_of(cell(entry, columns, "options"), label)
         row["instruction"] = "\n".join([row["instruction"], *options])
-    system, fault = text_of(entry.get(columns.get("system")), "system")
-    if fault:
-        faults.append(f"{columns['system']} {fault}")
-    history = history_of(entry.get(columns.get("history")))
-    if system.strip():
-        history.insert(0, {"role": "system", "content": system})
+    history = history_of(cell(entry, columns, "history"))
+    if texts["system"].strip():
+        history.insert(0, {"role": "system", "content": texts["system"]})
     return row | ({"history": history} if history else {}), faults
 
 
-def prompt_row(asked: list, replied) -> tuple[dict, list[str]]:
+def prompt_row(asked: list, replied) -> dict:
     """A prompt of messages and a completion of messages or of text (TRL's form)."""
     messages = [message_of(message) for message in asked]
     if isinstance(replied, str):
@@ -181,7 +198,7 @@ def prompt_row(asked: list, replied) -> tuple[dict, list[str]]:
         message | {"weight": 0} if message["role"] == "assistant" else message
         for message in messages
     ]
-    return row_of([*earlier, *map(message_of, replied)]), []
+    return row_of([*earlier, *map(message_of, replied)])
 
 
 def text_of(value, field: str) -> tuple[str, str]:
@@ -198,9 +215,9 @@ def text_of(value, field: str) -> tuple[str, str]:
         if isinstance(value, int) or math.isfinite(value):
             return str(value), ""
         return "", f"is {value}, no number to compare with"
-    if field == "input" and isinstance(value, list):
-        if all(isinstance(line, str) for line in value):
-            return "\n".join(value), ""
+    lines = field == "input" and isinstance(value, list)
+    if lines and all(isinstance(line, str) for line in value):
+        return "\n".join(value), ""
     return "", f"is a {type(value).__name__}, not a text"
 
 

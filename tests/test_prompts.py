@@ -332,6 +332,12 @@ def test_a_chat_template_writes_its_own_bos_and_none_is_put_before_it():
         def encode(self, text, bos=True):
             return ([1] if bos else []) + [ord(one) for one in text]
 
+        def encode_with_offsets(self, text):
+            return self.encode(text, bos=False), [(i, i + 1) for i in range(len(text))]
+
+        def is_special(self, token):
+            return token == self.eos_id
+
     chat = Template("chat", "{{ bos_token }}{% for one in messages %}{{ one['content'] }}|{% endfor %}", chat=True, special=(("bos_token", "<"),))
     row = {"instruction": "a", "output": "b"}
     assert encode_prompt(Words(), row, chat) == ("<a|", [ord("<"), ord("a"), ord("|")])

@@ -84,8 +84,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     began = time.time()
     check_model(s.model)
     check_tracker(s.train.tracker)
-    if s.template not in NAMES:
-        raise unknown("prompt template", s.template, NAMES)
+    if s.template not in (*NAMES, AUTO):
+        raise unknown("prompt template", s.template, (*NAMES, AUTO))
     data, kept = load_rows(s)
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests, data.reads)
