@@ -14,7 +14,8 @@ from data.leakage import Leak, leakage
 from data.prompts import Template, stored_template, template
 from data.sources import is_here, load_data
 from eval.journal import remove_journals
-from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
+from eval.labels import check_labels, reading_lines
+from eval.score import mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import read_json
 from model.writing import held, write_text
@@ -104,6 +105,7 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
     for before in sorted({one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)} - {model.quantize}):
         said.append(f"the adapter was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}")
+    notes = [*data.notes, *reading_lines(tests, data.reads)]
     leaks, more = seen_in_training(runs, tests, made.data_dir)
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}
     same = {"base model": model.fingerprint, "settings": to_toml(replace(made, device="")), "tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()}
@@ -116,13 +118,13 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     for one in leaks:
         mark_leaks(predictions, one)
     facts = {"model": made.model, "quantize": model.quantize, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name,
-             "notes": [*data.notes, *said, *more], "scores": tables(predictions)}
+             "notes": [*notes, *said, *more], "scores": tables(predictions)}
     if processes.is_writer:
         write_predictions(folder / PREDICTIONS, predictions)
         write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
         remove_journals(journal)
     preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
-    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*data.notes, *said, *more])
+    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*notes, *said, *more])
 
 
 def seen_in_training(runs: list[dict], tests: dict[str, list[dict]], data_dir: str) -> tuple[list[dict[str, Leak]], list[str]]:

@@ -17,8 +17,9 @@ from data.leakage import seen_sets
 from data.prompts import AUTO, NAMES, template
 from data.sources import Data
 from eval.journal import remove_journals
+from eval.labels import check_labels, reading_lines
 from eval.report import validation_text, write_report
-from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
+from eval.score import mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model.errors import UserError, unknown
 from model.quantize import quantized_weights
 from model.writing import JsonLines, held, write_text
@@ -116,7 +117,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
     if processes.is_writer:
         write_text(folder / "run.toml", to_toml(s))
-    lines = [*kept, *encoded.lines, *held_out_lines(unseen), *validation_lines(len(held_out), twins, s), *leak_lines(leaks)]
+    lines = [*kept, *reading_lines(tests, data.reads), *encoded.lines, *held_out_lines(unseen)]
+    lines += [*validation_lines(len(held_out), twins, s), *leak_lines(leaks)]
     say(model, config, trained, s, data, chosen_by, lines)
     tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
     if processes.is_writer:
