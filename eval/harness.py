@@ -5,6 +5,7 @@ Nothing here needs lm_eval before a model or a task is asked for.
 
 import importlib
 import warnings
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -14,6 +15,7 @@ from data.batches import encode_prompt
 from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.score import left_pad
+from eval.stops import stop_ids
 from model.errors import UserError, short_of_memory, unknown
 
 LENGTH = 2048  # of a text, for a model that has no limit of its own (BLOOM was trained on so many tokens)
@@ -152,13 +154,19 @@ class Requests:
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """Texts up to the first of a request's `until` strings or the EOS; sampled, each request has its number as the seed."""
+        """Texts up to the first of a request's `until` strings or a stop id (eval/stops.py).
+
+        Sampled, each request has its number as the seed.
+        """
         device = next(self.net.parameters()).device
-        stop_ids = [] if self.words.eos_id is None else [self.words.eos_id]
+        ends = stop_ids(self.words)
+        eos = [] if self.eot_token_id is None else [self.words.decode([self.eot_token_id], special=True)]
+        eos = [text for text in eos if text]  # as a string too: a model may spell it
         groups: dict[tuple, list[int]] = {}  # how to decode -> the requests
         ids = []
         for number, request in enumerate(requests):
             until, length, sampling = decoding(request.args[1], self.max_gen_toks)
+            until = tuple(dict.fromkeys((*until, *eos)))
             if length >= self.max_length:
                 raise UserError(f"max_gen_toks {length} leaves no room for a prompt: the model has room for {self.max_length} tokens")
             whole = self.prompt_ids(request.args[0])
@@ -173,14 +181,20 @@ class Requests:
                 rows = left_pad([ids[number] for number in batch], 0, device)
                 with short_of_memory(f"on {device} with {self.batch_size} texts at once: lower batch_size"):
                     outputs = generate(
-                        self.net, *rows, max_new_tokens=length, stop_ids=stop_ids, vocab_size=self.words.size, sampling=sampling,
-                        seeds=batch if sampling else None, stop=lambda new, until=until: any(end in self.words.decode(new) for end in until),
+                        self.net, *rows, max_new_tokens=length, stop_ids=ends, vocab_size=self.words.size, sampling=sampling,
+                        seeds=batch if sampling else None, stop=partial(self.is_over, until=until),
                     )
                 for number, new in zip(batch, outputs, strict=True):
                     texts[number] = self.words.decode(new)
                     for end in until:
                         texts[number] = texts[number].partition(end)[0]
         return texts
+
+    def is_over(self, new: list[int], until: tuple[str, ...]) -> bool:
+        """Whether one of the strings is in the new text, special tokens with it, as lm_eval's HFLM looks for them."""
+        tail = new[-(16 + 4 * max(map(len, until), default=0)) :]  # a character takes at most four tokens
+        text = self.words.decode(tail, special=True) if until else ""
+        return any(end in text for end in until)
 
     def warn_of(self, cut: int) -> None:
         if cut:

@@ -21,6 +21,7 @@ from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, re
 from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
+from eval.stops import stop_ids
 from model.errors import UserError, short_of_memory
 from model.writing import write_text
 
@@ -99,9 +100,10 @@ def predict(
     if how.scoring == "likelihood":
         forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
         options = [choices(tokenizer, row, template, kinds[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
+    ends = [] if options else stop_ids(tokenizer)
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
     rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
-    made_by = fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs]) if journal else ""
+    made_by = fingerprint_of(model, [*said, ends], [(job, kinds[job["set"]]) for job, *_ in jobs]) if journal else ""
     answers = answers_in(journal, made_by) if journal and rank == 0 else {}
     answers = processes.exchange(answers)[0] if world > 1 else answers
     waiting = sorted((number for number in range(len(jobs)) if number not in answers), key=lambda number: (-len(jobs[number][2]), number))
@@ -117,7 +119,10 @@ def predict(
             batch = waiting[start : start + how.batch_size]
             with short_of_memory(f"on {next(model.parameters()).device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: "
                                  "lower eval.batch_size (--batch-size, with --resume too) or eval.max_new_tokens"):
-                found = weigh(model, [options[number] for number in batch], how) if options else respond(model, tokenizer, [jobs[n] for n in batch], how)
+                if options:
+                    found = weigh(model, [options[number] for number in batch], how)
+                else:
+                    found = respond(model, tokenizer, [jobs[number] for number in batch], how, ends)
             for number, answer in zip(batch, found, strict=True):
                 answers[number] = answer
                 if kept:
@@ -131,10 +136,11 @@ def predict(
     return [job for job, *_ in jobs]
 
 
-def respond(model: nn.Module, tokenizer, jobs: list[tuple], how) -> list[dict]:
+def respond(
+    model: nn.Module, tokenizer, jobs: list[tuple], how: Decoding, stop_ids: Sequence[int]
+) -> list[dict]:
     """{output, cut} for each job (its entry, row, ids)."""
     device = next(model.parameters()).device
-    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ids, mask = left_pad([ids for *_, ids in jobs], tokenizer.pad_id if tokenizer.pad_id is not None else 0, device)
     drawn = {}
     if how.temperature > 0:
