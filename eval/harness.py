@@ -191,10 +191,14 @@ class Requests:
         return texts
 
     def is_over(self, new: list[int], until: tuple[str, ...]) -> bool:
-        """Whether one of the strings is in the new text, special tokens with it, as lm_eval's HFLM looks for them."""
-        tail = new[-(16 + 4 * max(map(len, until), default=0)) :]  # a character takes at most four tokens
-        text = self.words.decode(tail, special=True) if until else ""
-        return any(end in text for end in until)
+        """Whether the new text holds one of the strings.
+
+        As in lm_eval's HFLM, special tokens are part of that text, though not of the answer; but
+        white space is looked for outside of them (pocket models have some inside).
+        """
+        tail = new[-(16 + 4 * max(map(len, until), default=0)) :]  # a character: four tokens at most
+        texts = {special: self.words.decode(tail, special=special) for special in (False, True)}
+        return any(end in texts[bool(end.strip())] for end in until)
 
     def warn_of(self, cut: int) -> None:
         if cut:

@@ -33,7 +33,9 @@ class Tokenizer:
         self.folder, self.size, self.base_size = folder, self.inner.size, self.inner.base_size
         self.limit = self.size  # ids from here on do not exist for the model beside it
         self.chat_template = chat_template(folder, names)
-        special = {kind: token_text(names.get(f"{kind}_token")) for kind in ("bos", "eos", "pad", "unk")}
+        special = {
+            kind: token_text(names.get(f"{kind}_token")) for kind in ("bos", "eos", "pad", "unk")
+        }
         self.special_tokens = {f"{kind}_token": name for kind, name in special.items() if name}
         self.bos_id, self.eos_id, self.pad_id = (
             self.special_id(kind, special[kind], config) for kind in ("bos", "eos", "pad")
@@ -139,7 +141,9 @@ def chat_template(folder: Path, names: dict) -> str | None:
     found = names.get("chat_template")
     if isinstance(found, list):
         named = (entry for entry in found if isinstance(entry, dict))
-        found = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+        found = next(
+            (entry.get("template") for entry in named if entry.get("name") == "default"), None
+        )
     return found if isinstance(found, str) else None
 
 
