@@ -5,7 +5,7 @@ Nothing here needs lm_eval before a model or a task is asked for.
 
 import importlib
 import warnings
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -182,7 +182,7 @@ class Requests:
                 with short_of_memory(f"on {device} with {self.batch_size} texts at once: lower batch_size"):
                     outputs = generate(
                         self.net, *rows, max_new_tokens=length, stop_ids=ends, vocab_size=self.words.size, sampling=sampling,
-                        seeds=batch if sampling else None, stop=partial(self.is_over, until=until),
+                        seeds=batch if sampling else None, stop=self.stops_at(until),
                     )
                 for number, new in zip(batch, outputs, strict=True):
                     texts[number] = self.words.decode(new)
@@ -190,15 +190,22 @@ class Requests:
                         texts[number] = texts[number].partition(end)[0]
         return texts
 
-    def is_over(self, new: list[int], until: tuple[str, ...]) -> bool:
-        """Whether the new text holds one of the strings.
+    def stops_at(self, until: tuple[str, ...]) -> Callable[[list[int]], bool]:
+        """A function: whether the new tokens of a row hold one of the strings.
 
-        As in lm_eval's HFLM, special tokens are part of that text, though not of the answer; but
-        white space is looked for outside of them (pocket models have some inside).
+        As in lm_eval's HFLM, special tokens are part of the text that is searched, though not of
+        the answer. White space inside of one does not count (pocket models have such tokens).
         """
-        tail = new[-(16 + 4 * max(map(len, until), default=0)) :]  # a character: four tokens at most
-        texts = {special: self.words.decode(tail, special=special) for special in (False, True)}
-        return any(end in texts[bool(end.strip())] for end in until)
+        added = self.words.inner.added
+        blank = {end for end in until if not end.strip() and any(end in text for text in added)}
+        window = 16 + 4 * max(map(len, until), default=0)  # a character takes four tokens at most
+
+        def is_over(new: list[int]) -> bool:
+            tail = new[-window:]
+            shown, whole = (self.words.decode(tail, special=special) for special in (False, True))
+            return any(end in (shown if end in blank else whole) for end in until)
+
+        return is_over
 
     def warn_of(self, cut: int) -> None:
         if cut:

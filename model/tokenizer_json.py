@@ -42,7 +42,15 @@ class FileTokenizer:
         self.prefix = translate_errors(path, self.template_prefix)
 
     def note_added_tokens(self, special: set[str]) -> None:
-        """Set `added`, text -> id of the tokens that are never split, and `special`, ids to hide."""
+        """Set `added`, text -> id of the tokens that are never split, and `special`, ids to hide.
+
+        Those that tokenizer_config.json names are among both, as in transformers.
+        """
+        from tokenizers import AddedToken
+
+        there = {token.content for token in self.inner.get_added_tokens_decoder().values()}
+        new = [text for text in sorted(special - there) if self.token_id(text) is not None]
+        self.inner.add_special_tokens([AddedToken(text, normalized=False) for text in new])
         tokens = self.inner.get_added_tokens_decoder()
         self.added = {token.content: number for number, token in tokens.items()}
         self.special = {

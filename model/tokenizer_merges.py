@@ -54,9 +54,6 @@ class MergesTokenizer(FileTokenizer):
         self.inner = Tokenizer(model)
         self.cut_as(cut_of(folder, names, config), names.get("add_prefix_space") is True)
         self.inner.decoder = decoders.ByteLevel()
-        self.inner.add_special_tokens(
-            [AddedToken(text, normalized=False) for text in sorted(special) if text in known]
-        )
         added = read_added_tokens(folder, names)
         for token in added:
             hidden = token.text in special if token.special is None else token.special

@@ -69,11 +69,11 @@ def chain(
         weights[f"model.{name}.weight"] = torch.ones(size)
     weights |= {"model.embed_tokens.weight": torch.eye(size), "lm_head.weight": head}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    inner = Tokenizer(models.WordLevel(IDS, unk_token="."))
+    inner = Tokenizer(models.WordLevel(IDS, unk_token="<other>"))
     inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     inner.add_special_tokens(SPECIAL)
     inner.save(str(folder / "tokenizer.json"))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "."}
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<other>"}
     names |= {"chat_template": chat} if chat else {}
     names["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / "tokenizer_config.json").write_text(json.dumps(names | (tokenizer or {})))
