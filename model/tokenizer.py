@@ -20,8 +20,8 @@ class Tokenizer:
     The three are None where there is no such token. Special tokens are those that the folder's
     tokenizer_config.json names, else special_tokens_map.json, else the ids of config.json. In front
     of a text stands what the file's template has there; with `add_bos_token`, and for OPT's
-    `vocab.json`, always BOS, with `add_bos_token` = false never. `add_eos_token` and a template's
-    EOS do not count: training puts EOS behind a response, and a prompt has none.
+    `vocab.json`, it is always BOS. `add_eos_token` and a template's EOS do not count: training puts
+    EOS behind a response itself, and a prompt has none.
     """
 
     def __init__(self, folder: Path):
@@ -45,8 +45,6 @@ class Tokenizer:
         is_opt = config.get("model_type") == "opt" and isinstance(self.inner, MergesTokenizer)
         add_bos = names.get("add_bos_token", is_opt)
         self.always_bos = self.bos_id is not None and add_bos is True
-        if names.get("add_bos_token") is False and isinstance(self.inner, FileTokenizer):
-            self.inner.prefix = [number for number in self.inner.prefix if number != self.bos_id]
 
     def special_id(self, kind: str, name: str | None, config: dict) -> int | None:
         """The id of the token of this name, else what config.json says (of a list, the first)."""

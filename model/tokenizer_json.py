@@ -30,7 +30,7 @@ class FileTokenizer:
         path = inside(folder, "tokenizer.json")
         self.inner = translate_errors(path, lambda: Tokenizer.from_file(str(path)))
         if has_normalized_tokens_of_llama(self.inner, names):
-            legacy = names.get("legacy") is True
+            legacy = names.get("legacy") is True and "CodeLlama" not in names["tokenizer_class"]
             text = translate_errors(path, lambda: with_tokens_in_raw_text(path, legacy))
             self.inner = translate_errors(path, lambda: Tokenizer.from_str(text))
         self.inner.no_padding()
