@@ -53,7 +53,8 @@ class Template:
 
     def render(self, messages: list[dict], ask: bool) -> str:
         """What the chat template makes of messages. Raises UserError (data/chat_template.py)."""
-        return render_text(self.text, messages, add_generation_prompt=ask, special=dict(self.special))
+        special = dict(self.special)
+        return render_text(self.text, messages, add_generation_prompt=ask, special=special)
 
     def table(self) -> dict:
         """What is stored with an adapter; `template_from` gives the Template back."""

@@ -237,9 +237,15 @@ def generate(options: argparse.Namespace) -> int:
     if options.prompt_ids is not None:
         model, *_ = load_with_adapter(made, adapters, words=False)
         ids = parse_ids(options.prompt_ids, model.config.vocab_size)
-        new = continue_text(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens,
-                            beams=options.beams, stop_ids=configured_stop_ids(model.folder), **drawn)[0]
-        print(",".join(map(str, new)))
+        found = continue_text(
+            model,
+            torch.tensor([ids], device=next(model.parameters()).device),
+            max_new_tokens=options.max_new_tokens,
+            beams=options.beams,
+            stop_ids=configured_stop_ids(model.folder),
+            **drawn,
+        )
+        print(",".join(map(str, found[0])))
         return 0
     model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template)
     if options.instruction is None:

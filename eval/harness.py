@@ -160,13 +160,13 @@ class Requests:
         """
         device = next(self.net.parameters()).device
         ends = stop_ids(self.words)
-        eos = [] if self.eot_token_id is None else [self.words.decode([self.eot_token_id], special=True)]
-        eos = [text for text in eos if text]  # as a string too: a model may spell it
+        eos_ids = [] if self.eot_token_id is None else [self.eot_token_id]
+        eos = [text for text in [self.words.decode(eos_ids, special=True)] if text]
         groups: dict[tuple, list[int]] = {}  # how to decode -> the requests
         ids = []
         for number, request in enumerate(requests):
             until, length, sampling = decoding(request.args[1], self.max_gen_toks)
-            until = tuple(dict.fromkeys((*until, *eos)))
+            until = tuple(dict.fromkeys((*until, *eos)))  # a model may spell EOS
             if length >= self.max_length:
                 raise UserError(f"max_gen_toks {length} leaves no room for a prompt: the model has room for {self.max_length} tokens")
             whole = self.prompt_ids(request.args[0])
@@ -181,7 +181,8 @@ class Requests:
                 rows = left_pad([ids[number] for number in batch], 0, device)
                 with short_of_memory(f"on {device} with {self.batch_size} texts at once: lower batch_size"):
                     outputs = generate(
-                        self.net, *rows, max_new_tokens=length, stop_ids=ends, vocab_size=self.words.size, sampling=sampling,
+                        self.net, *rows, max_new_tokens=length, stop_ids=ends,
+                        vocab_size=self.words.size, sampling=sampling,
                         seeds=batch if sampling else None, stop=self.stops_at(until),
                     )
                 for number, new in zip(batch, outputs, strict=True):

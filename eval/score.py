@@ -103,7 +103,8 @@ def predict(
     ends = [] if options else stop_ids(tokenizer)
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
     rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
-    made_by = fingerprint_of(model, [*said, ends], [(job, kinds[job["set"]]) for job, *_ in jobs]) if journal else ""
+    asked = [(job, kinds[job["set"]]) for job, *_ in jobs]
+    made_by = fingerprint_of(model, [*said, ends], asked) if journal else ""
     answers = answers_in(journal, made_by) if journal and rank == 0 else {}
     answers = processes.exchange(answers)[0] if world > 1 else answers
     waiting = sorted((number for number in range(len(jobs)) if number not in answers), key=lambda number: (-len(jobs[number][2]), number))

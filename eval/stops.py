@@ -15,9 +15,9 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """The ids that end what the model of this tokenizer writes, in ascending order.
 
     They are eos_token_id of the folder's generation_config.json and config.json, the tokenizer's
-    EOS, and the token that ends an assistant's turn in the chat template: Llama-3-Instruct names one
-    of its two in the first only, Qwen's base models have the last one nowhere else. Raises UserError
-    for an eos_token_id that is no number nor a list of them.
+    EOS, and the token that ends an assistant's turn in the chat template. Llama-3-Instruct names
+    one of its two in the first only; Qwen's base models have their template's nowhere else.
+    Raises UserError for an eos_token_id that is neither a number nor a list of them.
     """
     found = {*configured_stop_ids(tokenizer.folder), tokenizer.eos_id, turn_end(tokenizer)}
     return sorted(number for number in found - {None} if number < tokenizer.size)

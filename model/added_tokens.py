@@ -52,7 +52,7 @@ def is_token_id(number) -> bool:
 
 
 def special_names(names: dict) -> set[str]:
-    """The special tokens that tokenizer_config.json or special_tokens_map.json name, whatever for."""
+    """The special tokens that tokenizer_config.json names, as bos_token, unk_token or any other."""
     found = [value for key, value in names.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = names.get(key)

@@ -15,9 +15,9 @@ LARGEST = 100_000_000  # bytes of a tokenizer's file
 
 
 class Tokenizer:
-    """`.encode(text, bos=True) -> list[int]`, `.decode(ids) -> str`, `.bos_id`, `.eos_id`, `.pad_id`.
+    """`.encode(text, bos=True) -> list[int]`, `.decode(ids) -> str`, and the ids of special tokens.
 
-    The three are None where there is no such token. Special tokens are those that the folder's
+    `.bos_id`, `.eos_id` and `.pad_id` are None where there is no such token. Special tokens are those that the folder's
     tokenizer_config.json names, else special_tokens_map.json, else the ids of config.json. In front
     of a text stands what the file's template has there; with `add_bos_token`, and for OPT's
     `vocab.json`, it is always BOS. `add_eos_token` and a template's EOS do not count: training puts
@@ -56,7 +56,7 @@ class Tokenizer:
         return found if is_token_id(found) else None
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Text -> ids; bos=True adds what the model expects in front of a text, bos=False nothing."""
+        """Text -> ids; bos=True adds what the model expects in front of a text."""
         try:
             text.encode()
         except UnicodeEncodeError:  # half of a surrogate pair
@@ -80,7 +80,8 @@ class Tokenizer:
         """
         if self.base_size > rows:
             raise UserError(
-                f"{self.folder}: the tokenizer has {self.base_size} entries, the embedding only {rows}"
+                f"{self.folder}: the tokenizer has {self.base_size} entries, "
+                f"the embedding only {rows}"
             )
         for kind, number in (("bos", self.bos_id), ("eos", self.eos_id)):
             if (number or 0) >= rows:

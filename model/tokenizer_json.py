@@ -1,4 +1,4 @@
-"""`tokenizer.json`, run by the `tokenizers` library, and what is read in it otherwise than it says."""
+"""`tokenizer.json`, run by the `tokenizers` library, and where we deviate from what it says."""
 
 import json
 from collections.abc import Callable
@@ -96,7 +96,7 @@ def has_normalized_tokens_of_llama(inner, names: dict) -> bool:
 
 
 def with_tokens_in_raw_text(path: Path, legacy: bool) -> str:
-    """A tokenizer.json of LLaMA's with tokens found in the text as it stands, as transformers 5 has it.
+    """LLaMA's tokenizer.json with tokens found in the text as it stands, as in transformers 5.
 
     legacy: each part between such tokens begins with a space of its own, else the first part only.
     """

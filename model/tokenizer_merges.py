@@ -19,7 +19,7 @@ def cut_of(folder: Path, names: dict, config: dict) -> str:
     """How a text is cut before the merges: "gpt2" or "qwen2". Raises UserError for any other way.
 
     tokenizer_class says it, in tokenizer_config.json (`names`) or config.json, else model_type. As
-    in transformers 5, model_type qwen2 counts more than the class, which some checkpoints have wrong.
+    in transformers 5, model_type qwen2 counts more than the class, which is often wrong there.
     """
     kind = names.get("tokenizer_class") or config.get("tokenizer_class")
     model = config.get("model_type")

@@ -1,4 +1,4 @@
-"""A model that says what it is told: each token is followed by one that a table gives. For tests."""
+"""A model for tests whose greedy text is given: each token is followed by one of a table."""
 
 import json
 from pathlib import Path

@@ -108,7 +108,7 @@ def test_texts_end_where_a_turn_does(tmp_path):
     assert lm.generate_until(requests(("ask", {"max_gen_toks": 12}))) == ["red green . blue say"]
 
 
-@pytest.mark.parametrize("end", ["=", " =", "apple", "pple", "s.", "<eos>", "Tom has", "4 = 6", "T"])
+@pytest.mark.parametrize("end", ["=", " =", "apple", "s.", "<eos>", "Tom has", "4 = 6", "T"])
 def test_ends_inside_of_tokens_and_over_several(pocket, end):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     from transformers import AutoModelForCausalLM

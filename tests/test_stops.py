@@ -73,7 +73,8 @@ TURNS = {  # name: (template, what ends a turn)
     ),
     "Gemma": (
         "{{ bos_token }}{% for m in messages %}<start_of_turn>"
-        "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}",
+        "{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content }}<end_of_turn>\n{% endfor %}",
         "<end_of_turn>",
     ),
     "Phi 3": (
@@ -97,7 +98,8 @@ TURNS = {  # name: (template, what ends a turn)
     ),
     "the longer of two": ("{{ messages[-1].content }}<|end|>x", "<|end|>x"),
     "a generation block": (
-        "{% for m in messages %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% endfor %}",
+        "{% for m in messages %}{% generation %}{{ m.content }}<|end|>"
+        "{% endgeneration %}{% endfor %}",
         "<|end|>",
     ),
     "no end": ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}", None),

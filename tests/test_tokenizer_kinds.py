@@ -98,7 +98,7 @@ def test_other_post_processors(tmp_path, post_processor):
 
 @pytest.mark.parametrize("kind", [None, "LlamaTokenizer", "PreTrainedTokenizerFast"])
 def test_add_bos_token_beside_a_template(tmp_path, kind):
-    """A file's BOS stays with add_bos_token = false, as transformers has it; true adds a lacking one."""
+    """A file's BOS stays with add_bos_token = false, as in transformers; true adds one."""
     names = {"tokenizer_class": kind} if kind else {}
     folder = saved_with(tmp_path, of_template("<s> $A"), add_bos_token=False, **names)
     assert load_tokenizer(folder).encode("Tom") == [BOS, 3]
@@ -277,8 +277,10 @@ def test_malformed_added_tokens(tmp_path, llama_model, table):
 # ---------------------------------------------------------------- vocab.json and merges.txt
 QWEN_TEXTS = [
     "Tom has 12345 pens, 3.14 and 1,000.", "I'm, you'RE, it's, we'LL, they'd, I've, don't, 'tis",
-    "café cafe\u0301 ﬁ Å \u1e9b\u0323", "  two  spaces ", "a\n\n\nb\r\n c\t\td \n ", "日本語と中文。", "🙂👍🏽 👨‍👩‍👧",
-    "x=1;y_2+=z**2 # ok!!!\n\tdef f():", "١٢٣ ½ Ⅷ ²", "مرحبا بالعالم", "नमस्ते दुनिया", "", " ", "\n",
+    "café cafe\u0301 ﬁ Å \u1e9b\u0323", "  two  spaces ", "a\n\n\nb\r\n c\t\td \n ", "日本語と中文。",
+    "🙂👍🏽 👨‍👩‍👧",
+    "x=1;y_2+=z**2 # ok!!!\n\tdef f():", "١٢٣ ½ Ⅷ ²", "مرحبا بالعالم", "नमस्ते दुनिया", "", " ",
+    "\n",
     "<|im_start|>user\nhi 42<|im_end|>\n", "a<|im_end|>b", "\u00a0\u3000\u200b", "A\u0301B C\u0327",
     "<tool_call>\n{}</tool_call>",
 ]  # fmt: skip
@@ -342,10 +344,12 @@ def test_qwen2_as_in_transformers(tmp_path, gpt2_files, where, model, kind):
     [
         ({"model_type": "opt"}, None, "gpt2"), ({"model_type": "gptj"}, None, "gpt2"),
         ({"model_type": "gpt2"}, "GPT2TokenizerFast", "gpt2"), ({}, "CodeGenTokenizer", "gpt2"),
-        ({"model_type": "llama"}, "GPT2Tokenizer", "gpt2"), ({"model_type": "qwen3"}, None, "qwen2"),
+        ({"model_type": "llama"}, "GPT2Tokenizer", "gpt2"),
+        ({"model_type": "qwen3"}, None, "qwen2"),
         ({"model_type": "qwen2"}, "GPT2Tokenizer", "qwen2"), ({}, "Qwen2Tokenizer", "qwen2"),
         ({"model_type": "llama", "tokenizer_class": "Qwen2Tokenizer"}, None, "qwen2"),
-        ({"model_type": "opt"}, "PreTrainedTokenizerFast", None), ({"model_type": "llama"}, None, None),
+        ({"model_type": "opt"}, "PreTrainedTokenizerFast", None),
+        ({"model_type": "llama"}, None, None),
         ({}, None, None), ({"model_type": "bloom"}, None, None), ({}, "RobertaTokenizer", None),
         ({"model_type": "opt"}, "LlamaTokenizer", None), ({"model_type": ["opt"]}, None, None),
         ({"model_type": "qwen3"}, {"a": 1}, None), ({"model_type": "mistral"}, None, None),
