@@ -223,9 +223,9 @@ def generate(options: argparse.Namespace) -> int:
     import torch
 
     from data.batches import encode_prompt
+    from data.stops import configured_stop_ids, stop_ids
     from eval.generate import Sampling
     from eval.generate import generate as continue_text
-    from eval.stops import configured_stop_ids, stop_ids
     from train.evaluate import load_with_adapter, run_settings
 
     made, adapters = run_settings(options, {})

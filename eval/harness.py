@@ -12,10 +12,10 @@ from torch import nn
 
 from data import prompts
 from data.batches import encode_prompt
+from data.stops import stop_ids
 from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.score import left_pad
-from eval.stops import stop_ids
 from model.errors import UserError, short_of_memory, unknown
 
 LENGTH = 2048  # of a text, for a model that has no limit of its own (BLOOM was trained on so many tokens)
@@ -154,7 +154,7 @@ class Requests:
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """Texts up to the first of a request's `until` strings or a stop id (eval/stops.py).
+        """Texts up to the first of a request's `until` strings or a stop id (data/stops.py).
 
         Sampled, each request has its number as the seed.
         """

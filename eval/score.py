@@ -17,11 +17,11 @@ from tqdm import tqdm
 from data.batches import encode_prompt, shared_start
 from data.prompts import Template
 from data.prompts import template as named
+from data.stops import stop_ids
 from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, read_answer, response_of
 from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
-from eval.stops import stop_ids
 from model.errors import UserError, short_of_memory
 from model.writing import write_text
 

@@ -17,11 +17,11 @@ LARGEST = 100_000_000  # bytes of a tokenizer's file
 class Tokenizer:
     """`.encode(text, bos=True) -> list[int]`, `.decode(ids) -> str`, and the ids of special tokens.
 
-    `.bos_id`, `.eos_id` and `.pad_id` are None where there is no such token. Special tokens are those that the folder's
-    tokenizer_config.json names, else special_tokens_map.json, else the ids of config.json. In front
-    of a text stands what the file's template has there; with `add_bos_token`, and for OPT's
-    `vocab.json`, it is always BOS. `add_eos_token` and a template's EOS do not count: training puts
-    EOS behind a response itself, and a prompt has none.
+    `.bos_id`, `.eos_id` and `.pad_id` are None where there is no such token. Special tokens are
+    those of the folder's tokenizer_config.json, else special_tokens_map.json, else the ids of
+    config.json. In front of a text stands what the file's template has there; with
+    `add_bos_token`, and for OPT's `vocab.json`, it is always BOS. `add_eos_token` and a template's
+    EOS do not count: training puts EOS behind a response itself, and a prompt has none.
     """
 
     def __init__(self, folder: Path):
