@@ -52,7 +52,6 @@ class MergesTokenizer(FileTokenizer):
             raise UserError(f"{vocab} does not hold token numbers")
         model = translate_errors(merges, lambda: BPE.from_file(str(vocab), str(merges)))
         self.inner = Tokenizer(model)
-        self.cut_as(cut_of(folder, names, config), names.get("add_prefix_space") is True)
         self.inner.decoder = decoders.ByteLevel()
         added = read_added_tokens(folder, names)
         for token in added:
@@ -62,10 +61,11 @@ class MergesTokenizer(FileTokenizer):
             self.inner.add_tokens([new])
             if self.inner.token_to_id(token.text) != token.id:
                 raise UserError(
-                    f"{folder}: the added token {token.text!r:.100} cannot have the number "
-                    f"{token.id}, which does not follow the others"
+                    f"{folder}: {token.text!r:.100} in added_tokens.json or tokenizer_config.json "
+                    f"cannot have the number {token.id}, which does not follow the others"
                 )
         self.note_added_tokens(special)
+        self.cut_as(cut_of(folder, names, config), names.get("add_prefix_space") is True)
         self.prefix = []
         self.base_size = 1 + max(known.values(), default=-1)
         self.size = max([self.base_size, *(1 + token.id for token in added)])

@@ -27,10 +27,10 @@ class SentencePieceTokenizer:
             raise UserError(
                 f"{where}: add_prefix_space = false is not supported beside tokenizer.model"
             )
+        added = {token.id: token for token in read_added_tokens(folder, names)}
         self.inner = translate_errors(path, lambda: SentencePieceProcessor(model_file=str(path)))
         self.base_size = self.inner.vocab_size()
-        tokens = translate_errors(path, self.control_tokens)
-        tokens |= {token.id: token for token in read_added_tokens(folder, names)}
+        tokens = translate_errors(path, self.control_tokens) | added
         self.size = max([self.base_size, *(1 + number for number in tokens)])
         self.texts = {number: token.text for number, token in tokens.items()}
         self.added = {text: number for number, text in self.texts.items()}
