@@ -223,6 +223,7 @@ def generate(options: argparse.Namespace) -> int:
     import torch
 
     from data.batches import encode_prompt
+    from data.stops import configured_stop_ids, stop_ids
     from eval.generate import Sampling
     from eval.generate import generate as continue_text
     from train.evaluate import load_with_adapter, run_settings
@@ -236,9 +237,15 @@ def generate(options: argparse.Namespace) -> int:
     if options.prompt_ids is not None:
         model, *_ = load_with_adapter(made, adapters, words=False)
         ids = parse_ids(options.prompt_ids, model.config.vocab_size)
-        new = continue_text(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens,
-                            beams=options.beams, **drawn)[0]
-        print(",".join(map(str, new)))
+        found = continue_text(
+            model,
+            torch.tensor([ids], device=next(model.parameters()).device),
+            max_new_tokens=options.max_new_tokens,
+            beams=options.beams,
+            stop_ids=configured_stop_ids(model.folder),
+            **drawn,
+        )
+        print(",".join(map(str, found[0])))
         return 0
     model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template, is_own=True)
     if options.instruction is None:
@@ -256,9 +263,16 @@ def generate(options: argparse.Namespace) -> int:
             print(now[len(shown) :], end="", flush=True)
             shown = now
 
-    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    found = continue_text(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens, beams=options.beams,
-                          stop_ids=stop_ids, vocab_size=tokenizer.size, stream=None if options.beams > 1 else stream, **drawn)  # beams are known at the end
+    found = continue_text(
+        model,
+        torch.tensor([ids], device=next(model.parameters()).device),
+        max_new_tokens=options.max_new_tokens,
+        beams=options.beams,
+        stop_ids=stop_ids(tokenizer),
+        vocab_size=tokenizer.size,
+        stream=None if options.beams > 1 else stream,  # beams are known at the end
+        **drawn,
+    )
     print(tokenizer.decode(found[0], after=ids)[len(shown) :])
     return 0
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from data.batches import encode_prompt
 from data.prompts import Template
 from data.prompts import template as named
+from data.stops import stop_ids
 from eval.answers import fits, is_right, kind_of, read_answer, response_of
 from eval.choices import choices, form_of, spelled_as_in
 from eval.generate import Sampling, generate
@@ -100,9 +101,11 @@ def predict(
         forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
         spelled = {name: spelled_as_in(rows, kinds[name]) for name, rows in problems.items()}
         options = [choices(tokenizer, row, template, spelled[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
+    ends = [] if options else stop_ids(tokenizer)
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
     rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
-    made_by = fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs]) if journal else ""
+    asked = [(job, kinds[job["set"]]) for job, *_ in jobs]
+    made_by = fingerprint_of(model, [*said, ends], asked) if journal else ""
     answers = answers_in(journal, made_by) if journal and rank == 0 else {}
     answers = processes.exchange(answers)[0] if world > 1 else answers
     waiting = sorted((number for number in range(len(jobs)) if number not in answers), key=lambda number: (-len(jobs[number][2]), number))
@@ -118,7 +121,10 @@ def predict(
             batch = waiting[start : start + how.batch_size]
             with short_of_memory(f"on {next(model.parameters()).device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: "
                                  "lower eval.batch_size (--batch-size, with --resume too) or eval.max_new_tokens"):
-                found = weigh(model, [options[number] for number in batch], how) if options else respond(model, tokenizer, [jobs[n] for n in batch], how)
+                if options:
+                    found = weigh(model, [options[number] for number in batch], how)
+                else:
+                    found = respond(model, tokenizer, [jobs[number] for number in batch], how, ends)
             for number, answer in zip(batch, found, strict=True):
                 answers[number] = answer
                 if kept:
@@ -132,10 +138,11 @@ def predict(
     return [job for job, *_ in jobs]
 
 
-def respond(model: nn.Module, tokenizer, jobs: list[tuple], how) -> list[dict]:
+def respond(
+    model: nn.Module, tokenizer, jobs: list[tuple], how: Decoding, stop_ids: Sequence[int]
+) -> list[dict]:
     """{output, cut} for each job (its entry, row, ids)."""
     device = next(model.parameters()).device
-    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ids, mask = left_pad([ids for *_, ids in jobs], tokenizer.pad_id if tokenizer.pad_id is not None else 0, device)
     drawn = {}
     if how.temperature > 0:
