@@ -5,6 +5,7 @@ fingerprint of the base. What PEFT 0.21 can compute, it reads from our files as 
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from adapters import paper, peft
 from adapters.attach import adapters_named, attach, parts_of, remove, setup, switch
 from adapters.base import Adapter, Tensors
 from adapters.config import METHODS, AdapterConfig, resolve
+from adapters.peft_fields import known_by_word
+from adapters.peft_keys import as_saved_by_peft
 from model.errors import UserError, unknown
 from model.files import inside, read_json, safetensors, torch_tensors
 from model.writing import make_folder, write_atomically, write_text
@@ -118,9 +121,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors, dict]:
     """What a folder holds for this model, which is not changed: configuration, tensors, `run` section. A model without weights (train/layout.py) has no
     fingerprint to compare. Raises UserError."""
+    folder = locate(folder)
     path = folder / CONFIG
-    if (folder / "adapter" / CONFIG).is_file() and not path.is_file():
-        raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
     tensors = read_tensors(folder)
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
     raw = read_json(inside(folder, CONFIG))
@@ -130,11 +132,35 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors
     elif not isinstance(raw.get("peft_type"), str):
         raise UserError(f"{path} has neither our section {OURS!r} nor a peft_type: it is no adapter's configuration")
     else:
+        raw, tensors = known_by_word(raw), as_saved_by_peft(tensors, where)
         reader = paper if paper.is_ours(raw, tensors) else peft
         config, tensors = reader.read(model, raw, tensors, where)
         if weighed(model):
             peft.check_base(model, raw, folder)
     return config, Tensors(tensors, where), run
+
+
+def locate(folder: Path) -> Path:
+    """The folder itself, or the only adapter below it: PEFT saves one that has a name into a folder of that name.
+
+    Raises UserError, naming them, for the folder of a run or of a trainer's checkpoints, and for one with several adapters.
+    """
+    if (folder / CONFIG).is_file() or (folder / CONFIG).is_symlink():
+        return folder
+    if (folder / "adapter" / CONFIG).is_file():
+        raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
+    below = [path for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for path in sorted(folder.glob(pattern))]
+    found = [path.parent for path in below if path.is_file() and path.resolve().is_relative_to(folder.resolve())]
+    checkpoints = {path: int(number[1]) for path in found if (number := re.search(r"checkpoint-(\d{1,12})\b", str(path.relative_to(folder))))}
+    if len(found) == 1 and not checkpoints:
+        return found[0]
+    if checkpoints and len(checkpoints) == len(found):
+        last = max(checkpoints, key=checkpoints.get)
+        raise UserError(f"{folder} holds no adapter itself, but a trainer's checkpoints: give one of them, such as {last}, the last of {len(found)}")
+    if found:
+        names = ", ".join(str(path) for path in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        raise UserError(f"{folder} holds several adapters: give one of {names:.1000}")
+    return folder
 
 
 def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict]:
