@@ -24,6 +24,7 @@ from model.writing import make_folder, write_atomically, write_text
 
 WEIGHTS, OLD_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 OURS = "llm_adapters"  # our own section of adapter_config.json
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?!\d)")  # how transformers' Trainer names its folders
 FORMATS = ("native", "peft", "paper")
 
 
@@ -141,26 +142,28 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors
 
 
 def locate(folder: Path) -> Path:
-    """The folder itself, or the only adapter below it: PEFT saves one that has a name into a folder of that name.
+    """The folder itself, or the only adapter directly in it: PEFT saves one that has a name into a folder of that name.
 
-    Raises UserError, naming them, for the folder of a run or of a trainer's checkpoints, and for one with several adapters.
+    Raises UserError, naming what there is, for the folder of a run or of a trainer's checkpoints, and for several adapters.
     """
-    if (folder / CONFIG).is_file() or (folder / CONFIG).is_symlink():
+    if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
         return folder
     if (folder / "adapter" / CONFIG).is_file():
         raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
-    below = [path for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for path in sorted(folder.glob(pattern))]
-    found = [path.parent for path in below if path.is_file() and path.resolve().is_relative_to(folder.resolve())]
-    checkpoints = {path: int(number[1]) for path in found if (number := re.search(r"checkpoint-(\d{1,12})\b", str(path.relative_to(folder))))}
-    if len(found) == 1 and not checkpoints:
+    configs = [path for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for path in sorted(folder.glob(pattern))]
+    found = [path.parent for path in configs if path.is_file() and path.resolve().is_relative_to(folder.resolve())]
+    steps = {path: int(step[1]) for path in found if (step := CHECKPOINT.match(str(path.relative_to(folder))))}
+    if not found:
+        return folder
+    if len(found) == 1 and found[0].parent == folder and not steps:
         return found[0]
-    if checkpoints and len(checkpoints) == len(found):
-        last = max(checkpoints, key=checkpoints.get)
-        raise UserError(f"{folder} holds no adapter itself, but a trainer's checkpoints: give one of them, such as {last}, the last of {len(found)}")
-    if found:
-        names = ", ".join(str(path) for path in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-        raise UserError(f"{folder} holds several adapters: give one of {names:.1000}")
-    return folder
+    if len(steps) == len(found):
+        last = max(steps, key=steps.get)
+        raise UserError(f"{folder} holds a trainer's checkpoints, no adapter itself: give one of them, such as {last}, "
+                        f"the last of {len(found)}")
+    names = ", ".join(str(path) for path in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    raise UserError(f"{folder} holds no adapter itself, but there {'is one' if len(found) == 1 else 'are several'} "
+                    f"below: give {names:.1000}")
 
 
 def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict]:

@@ -82,9 +82,9 @@ def is_set(value) -> bool:
 
 
 def listed(raw: dict, names: list[str]) -> str:
-    """These fields with their values, eight at most."""
-    return ", ".join(f"{name:.50} = {raw[name]!r:.60}" for name in names[:8]) + (
-        f" and {len(names) - 8} more" if len(names) > 8 else "")
+    """These fields with their values, eight at most, in one line."""
+    said = [f"{name if name.isidentifier() else repr(name):.50} = {raw[name]!r:.60}" for name in names[:8]]
+    return ", ".join(said) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def is_newer(version) -> bool:
@@ -103,15 +103,15 @@ def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind
     strange = [name for name in raw if name not in known | not_computed and is_set(raw[name])]
     if strange and is_newer(raw.get("peft_version")):
         raise UserError(
-            f"{where}: {listed(raw, refused + strange)}: not known here. PEFT {raw['peft_version']:.20} wrote "
-            f"this file, later than {NEWEST[0]}.{NEWEST[1]}, so that they may change what the adapter computes: "
-            f"delete those that are no settings of PEFT, or {MERGE}")
+            f"{where}: {listed(raw, refused + strange)}: not known here. This file is of PEFT "
+            f"{raw['peft_version']!r:.30}, the fields known here are of {NEWEST[0]}.{NEWEST[1]}, so that they may change "
+            f"what the adapter computes: delete those that are no settings of PEFT, or {MERGE}")
     if refused or altered:
         names = refused + ["init_lora_weights"] * altered
         converted = ("init_lora_weights altered the weights of the base: save the adapter with PEFT's "
                      "path_initial_model_for_weight_conversion, or ") * altered
-        raise UserError(f"{where}: {listed(raw, names)}: not computed here, and a {kind} adapter is another "
-                        f"one without it; {converted}{MERGE}")
+        raise UserError(f"{where}: {listed(raw, names)}: not computed here, and without it the {kind} adapter would give "
+                        f"other logits; {converted}{MERGE}")
     if strange:
         warnings.warn(f"{where}: passed over {listed(raw, strange)}: no setting of {kind} adapters", stacklevel=2)
     return {name: value for name, value in raw.items() if name in known}
@@ -166,7 +166,8 @@ class Fields:
     def check(self, kind: str) -> None:
         """Keep the fields that are known. Raises UserError for another task and for what is not computed here."""
         if self.raw.get("task_type") not in (None, "CAUSAL_LM"):
-            raise self.error("task_type", "is not CAUSAL_LM: the adapter was made for another kind of model")
+            raise self.error("task_type", "is not CAUSAL_LM: the adapter was made for another kind of model (if it was "
+                                          "not, write CAUSAL_LM there)")
         known = FIELDS[kind] | NO_EFFECT
         self.raw = checked(self.raw, self.where, known, NOT_COMPUTED.get(kind, set()), kind)
 

@@ -93,7 +93,7 @@ def pass_over(model: nn.Module, absent: list[Absent], keys: Iterable[str], prefi
     left = next((key for key in keys if not key.startswith(prefixes)), None)
     if left is not None:
         raise UserError(f"{where}: {absent[0].unknown(model)}. Tensor {left!r:.200} of the file has no place without it")
-    said = " and ".join(f"{one.field} names {', '.join(map(str, one.names)):.200}" for one in absent)
+    said = " and ".join(f"{one.field} names {', '.join(map(repr, one.names)):.200}" for one in absent)
     warnings.warn(f"{where}: {said}, which this {model.family} model does not have; every tensor of the file has its "
                   "place, so they are passed over, as PEFT does", stacklevel=2)
 

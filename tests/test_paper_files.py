@@ -199,7 +199,7 @@ OF_ITS_TIME = {  # fields of PEFT 0.2 and 0.3.0.dev around such a LoRA, and of l
     "initialised otherwise": ({"init_lora_weights": "gaussian", "merge_weights": True, "revision": None}, None),
     "null in later versions": ({"layers_to_transform": None, "rank_pattern": {}, "use_dora": False, "bias": None}, None),
     "null targets": ({"target_modules": None}, None),
-    "names of other models": ({"target_modules": ["query_key_value", "c_attn"]}, "target_modules names c_attn, which this bloom model"),
+    "names of other models": ({"target_modules": ["query_key_value", "c_attn"]}, "target_modules names 'c_attn', which this bloom model"),
     "keys of other programs": ({"peft_type": "lora", "task": "qa", "domain": ""}, "passed over task = 'qa': no setting of LORA"),
 }
 
@@ -219,12 +219,12 @@ def test_blooms_lora_as_it_was_published(tmp_path, recwarn, row):
 def test_bottlenecks_with_names_of_other_models_and_keys_of_other_programs(tiny, folder, tmp_path):
     targets = ["up_proj", "gate_proj", "down_proj", "dense_h_to_4h", "fc1"]
     expected = make(tmp_path / "theirs", load_model(str(folder)), target_modules=targets, reduction=4, base_model_name_or_path=str(folder))
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="passed over reduction = 4") as caught:
         load_adapter(tiny, tmp_path / "theirs")
     torch.testing.assert_close(tiny(IDS), expected, rtol=1e-4, atol=1e-4)
     assert len(caught) == 2
     assert "passed over reduction = 4: no setting of BOTTLENECK" in str(caught[0].message)
-    assert "target_modules names dense_h_to_4h, fc1, which this llama model does not have" in str(caught[1].message)
+    assert "target_modules names 'dense_h_to_4h', 'fc1', which this llama model does not have" in str(caught[1].message)
 
 
 @pytest.mark.parametrize(("options", "alpha"), [({"alpha": 6.0}, 6.0), ({"alpha": 6.0, "rslora": True}, 6.0 * 4**0.5)])
