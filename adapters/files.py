@@ -24,7 +24,7 @@ from model.writing import make_folder, write_atomically, write_text
 
 WEIGHTS, OLD_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 OURS = "llm_adapters"  # our own section of adapter_config.json
-CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?!\d)")  # how transformers' Trainer names its folders
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?!\d)")  # a folder of transformers' Trainer
 FORMATS = ("native", "peft", "paper")
 
 
@@ -142,28 +142,33 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors
 
 
 def locate(folder: Path) -> Path:
-    """The folder itself, or the only adapter directly in it: PEFT saves one that has a name into a folder of that name.
+    """The folder itself, or the only adapter directly in it, as PEFT saves one that has a name.
 
-    Raises UserError, naming what there is, for the folder of a run or of a trainer's checkpoints, and for several adapters.
+    Raises UserError, naming what there is, for the folder of a run or of a trainer's checkpoints,
+    and for several adapters.
     """
     if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
         return folder
     if (folder / "adapter" / CONFIG).is_file():
         raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
-    configs = [path for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for path in sorted(folder.glob(pattern))]
-    found = [path.parent for path in configs if path.is_file() and path.resolve().is_relative_to(folder.resolve())]
-    steps = {path: int(step[1]) for path in found if (step := CHECKPOINT.match(str(path.relative_to(folder))))}
+    home = folder.resolve()
+    configs = [path for stars in ("*", "*/*") for path in sorted(folder.glob(f"{stars}/{CONFIG}"))]
+    inner = [path for path in configs if path.is_file() and path.resolve().is_relative_to(home)]
+    found = [path.parent for path in inner]
+    names = {path: CHECKPOINT.match(str(path.relative_to(folder))) for path in found}
+    steps = {path: int(step[1]) for path, step in names.items() if step}
     if not found:
         return folder
     if len(found) == 1 and found[0].parent == folder and not steps:
         return found[0]
     if len(steps) == len(found):
         last = max(steps, key=steps.get)
-        raise UserError(f"{folder} holds a trainer's checkpoints, no adapter itself: give one of them, such as {last}, "
-                        f"the last of {len(found)}")
-    names = ", ".join(str(path) for path in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    raise UserError(f"{folder} holds no adapter itself, but there {'is one' if len(found) == 1 else 'are several'} "
-                    f"below: give {names:.1000}")
+        raise UserError(f"{folder} holds a trainer's checkpoints, no adapter itself: give one of "
+                        f"them, such as {last}, the last of {len(found)}")
+    several = "is one" if len(found) == 1 else "are several"
+    more = f" and {len(found) - 8} more" * (len(found) > 8)
+    raise UserError(f"{folder} holds no adapter itself, but there {several} below: give "
+                    f"{', '.join(map(str, found[:8])):.1000}{more}")
 
 
 def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict]:

@@ -39,7 +39,10 @@ ACTS = {"tanh": "tanh", "relu": "relu", "gelu": "gelu", "silu": "silu", "swish":
 INITS = {"bert": "bert", "mam_adapter": "identity"}  # init_weights -> our init
 OF_ALL = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "target_modules", "bias", "modules_to_save"}
 OF_BOTTLENECKS = {"bottleneck_size", "non_linearity", "adapter_dropout", "scaling", "use_parallel_adapter", "use_adapterp", "init_weights"}
-OF_LORA = {"r", "lora_alpha", "lora_dropout", "merge_weights", "fan_in_fan_out", "enable_lora", "init_lora_weights"}
+OF_LORA = {
+    "r", "lora_alpha", "lora_dropout", "merge_weights", "fan_in_fan_out", "enable_lora",
+    "init_lora_weights",
+}
 
 
 def is_ours(raw: dict, tensors: dict[str, Tensor]) -> bool:
@@ -49,10 +52,14 @@ def is_ours(raw: dict, tensors: dict[str, Tensor]) -> bool:
 
 
 def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """The configuration that a file's fields and tensors mean, and the tensors by our keys. Raises UserError for what is not computed here."""
+    """The configuration that a file's fields and tensors mean, and the tensors by our keys.
+
+    Raises UserError for what is not computed here.
+    """
     lora = raw["peft_type"] == "LORA"
     known = OF_ALL | NO_EFFECT | (OF_LORA if lora else OF_BOTTLENECKS)
-    peft = FIELDS["LORA"] | NOT_COMPUTED["LORA"]  # a later PEFT has them; with these tensors, or for a bottleneck, they are a contradiction
+    # A later PEFT has these; with such tensors, or for a bottleneck, they are a contradiction.
+    peft = FIELDS["LORA"] | NOT_COMPUTED["LORA"]
     raw = checked(raw, where, known, peft - known, raw["peft_type"])
     if raw.get("bias") not in (None, "none"):
         raise UserError(f"{where}: bias = {raw['bias']!r:.100} means that biases of the base were trained too, which is not supported")
@@ -62,7 +69,8 @@ def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) ->
     if lora and targets is None:
         targets = default_targets("LORA", model)
     paths, absent = targeted(model, targets, where)
-    pass_over(model, [Absent("target_modules", absent)], tensors, [f"{PREFIX}{path}." for path in paths], where)
+    known = [f"{PREFIX}{path}." for path in paths]
+    pass_over(model, [Absent("target_modules", absent)], tensors, known, where)
     return (read_lora if lora else read_bottlenecks)(model, raw, tensors, paths, where)
 
 
@@ -108,7 +116,7 @@ def read_lora(model: nn.Module, raw: dict, tensors: dict[str, Tensor], paths: li
 
 
 def targeted(model: nn.Module, targets, where: str) -> tuple[list[str], list[str]]:
-    """(the paths of the Linears that target_modules means, in the order of the model; the names in it that mean none).
+    """(paths of the Linears that target_modules means, in the model's order; names that mean none).
 
     Raises UserError when none means any.
     """
@@ -116,14 +124,18 @@ def targeted(model: nn.Module, targets, where: str) -> tuple[list[str], list[str
     if isinstance(targets, str):
         found = [path for path in linears if whole_match(targets, path)]
         absent = [] if found else [targets]
-    elif isinstance(targets, list) and targets and all(isinstance(target, str) and target for target in targets):
+    elif isinstance(targets, list) and targets and all(targets) and all(map(is_text, targets)):
         found = [path for path in linears if path.endswith(tuple(targets))]
-        absent = [target for target in targets if not any(path.endswith(target) for path in linears)]
+        absent = [name for name in targets if not any(path.endswith(name) for path in linears)]
     else:
         raise UserError(f"{where}: target_modules = {targets!r:.100} should name modules, such as [\"q_proj\", \"v_proj\"]")
     if not found:
         raise UserError(f"{where}: {Absent('target_modules', absent).unknown(model)}")
     return found, absent
+
+
+def is_text(value) -> bool:
+    return isinstance(value, str)
 
 
 def series_kind(model: nn.Module, path: str, where: str) -> tuple[str, str]:

@@ -73,7 +73,8 @@ def write(model: nn.Module, config: AdapterConfig, adapters: dict[str, Adapter],
         for _, one in parts_of("", adapter):
             groups[one.part][path] = one
     kinds = {name: part.kind for name, part in config.parts.items()}
-    mains = [name for name, kind in kinds.items() if kind in WRITERS and (kind not in MORE or len(kinds) == 1)]
+    mains = [name for name, kind in kinds.items()
+             if kind in WRITERS and (kind not in MORE or len(kinds) == 1)]
     if len(mains) != 1:
         raise UserError(f"PEFT has no place for {config.kind} adapters in one file; format=\"native\" keeps everything")
     (name,) = mains
@@ -227,13 +228,16 @@ def write_prompt(model: nn.Module, kind: str, adapters: dict[str, Adapter]) -> t
     return common(model, kind.upper().replace("PROMPT", "PROMPT_TUNING")) | soft_fields(model, one.virtual, width) | more, {PROMPT: one.embeddings()}
 
 
-def write_rows(model: nn.Module, kind: str, adapters: dict[str, Adapter]) -> tuple[dict, dict[str, Tensor]]:
-    """Rows of the embedding and nothing else; of a tied head they are in the file once more, as PEFT has them."""
+def write_rows(
+    model: nn.Module, kind: str, adapters: dict[str, Adapter],
+) -> tuple[dict, dict[str, Tensor]]:
+    """Rows of the embedding and nothing else; a tied head's are in the file too, as in PEFT's."""
     if model.tied and model.lm_head.bias is not None:
         raise UserError(HEAD_BIAS)
     rows = next(iter(adapters.values()))
     return common(model, "TRAINABLE_TOKENS") | {
-        "target_modules": [model.outer_sites["embed"]], "token_indices": list(rows.options.ids), "init_weights": True,
+        "target_modules": [model.outer_sites["embed"]], "token_indices": list(rows.options.ids),
+        "init_weights": True,
     }, {f"{PREFIX}{path}.trainable_tokens_delta": rows.rows.weight for path in adapters}
 
 

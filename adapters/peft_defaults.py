@@ -1,7 +1,4 @@
-"""What PEFT targets where target_modules is null (the tables of peft/utils/constants.py, version 0.21).
-
-They go by model_type; a row is read for the kinds of adapter below it.
-"""
+"""What PEFT targets where target_modules is null, by model_type (peft/utils/constants.py, 0.21)."""
 
 from torch import nn
 
@@ -50,7 +47,7 @@ TARGETS = {  # peft_type -> model_type -> target_modules
 
 
 def model_type(model: nn.Module) -> str:
-    """The model's type as its config.json says it: the family, or the relative of it that is meant."""
+    """The model_type of its config.json: the family, or a relative in the family's file."""
     return getattr(model.config, "model_type", model.family)
 
 

@@ -1,8 +1,9 @@
 """The fields of PEFT's adapter_config.json: which of them are read, and their types.
 
-    read or without effect here            taken
-    PEFT's, and not computed here          refused, all of them in one line
-    none of PEFT's for this kind           passed over with a warning, as PEFT does; refused where a newer PEFT wrote the file
+    read, or without effect            taken
+    PEFT's, and not computed here      refused, all of them in one line
+    none of PEFT's for this kind       passed over with a warning, as PEFT does;
+                                       refused where a newer PEFT wrote the file
 """
 
 import re
@@ -16,8 +17,9 @@ from model.errors import UserError
 LARGEST = 2**20  # of ranks, lengths and steps
 NEWEST = (0, 21)  # the PEFT whose fields these are; those of all older versions are among them
 MERGE = "merge the adapter into its base with PEFT (merge_and_unload) and load the merged model"
-# Fields of every kind that change nothing in what is computed from a file, or only together with one that is refused.
-# PEFT itself takes fan_in_fan_out back at a Linear, and does not look at it at an embedding.
+# Fields of every kind that change nothing in what is computed from a file, or only together with
+# one that is refused. PEFT itself takes fan_in_fan_out back at a Linear, and does not look at it
+# at an embedding.
 NO_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
     "revision", "task_type", "runtime_config", "init_weights", "init_ia3_weights", "corda_config",
@@ -44,7 +46,8 @@ FIELDS = {  # peft_type -> the fields that are read, or without effect on this k
     "LN_TUNING": {"exclude_modules"} | PLACES,
     "PREFIX_TUNING": {"encoder_hidden_size", "prefix_projection"} | SOFT,
     "PROMPT_TUNING": {
-        "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+        "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path",
+        "tokenizer_kwargs",
     } | SOFT,
     "P_TUNING": {
         "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",
@@ -64,11 +67,11 @@ NOT_COMPUTED = {  # peft_type -> the fields that PEFT has for it beside those
     "PROMPT_TUNING": {"modules_to_save"},
     "P_TUNING": {"modules_to_save"},
 }
-INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # of LoRA, with which the base stays as it was
+INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # of LoRA: the base stays as it was
 
 
 def known_by_word(raw: dict) -> dict:
-    """The fields with peft_type and task_type as PEFT writes them: "lora" and "PeftType.LORA" are "LORA"."""
+    """peft_type and task_type as PEFT writes them: "lora" and "PeftType.LORA" -> "LORA"."""
     words = {name: raw[name].strip().rpartition(".")[2].upper().replace("-", "_")
              for name in ("peft_type", "task_type") if isinstance(raw.get(name), str)}
     return raw | words
@@ -83,7 +86,10 @@ def is_set(value) -> bool:
 
 def listed(raw: dict, names: list[str]) -> str:
     """These fields with their values, eight at most, in one line."""
-    said = [f"{name if name.isidentifier() else repr(name):.50} = {raw[name]!r:.60}" for name in names[:8]]
+    said = [
+        f"{name if name.isidentifier() else repr(name):.50} = {raw[name]!r:.60}"
+        for name in names[:8]
+    ]
     return ", ".join(said) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -96,7 +102,7 @@ def is_newer(version) -> bool:
 def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind: str) -> dict:
     """The known fields alone; the others are passed over with a warning where they say anything.
 
-    Raises UserError, naming all of them, for those that change what is computed and are not known here.
+    Raises UserError, naming all of them, for those that change what is computed and are not known.
     """
     refused = [name for name in raw if name in not_computed and is_set(raw[name])]
     altered = kind == "LORA" and raw.get("init_lora_weights") not in INITS
@@ -104,16 +110,18 @@ def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind
     if strange and is_newer(raw.get("peft_version")):
         raise UserError(
             f"{where}: {listed(raw, refused + strange)}: not known here. This file is of PEFT "
-            f"{raw['peft_version']!r:.30}, the fields known here are of {NEWEST[0]}.{NEWEST[1]}, so that they may change "
-            f"what the adapter computes: delete those that are no settings of PEFT, or {MERGE}")
+            f"{raw['peft_version']!r:.30}, the fields known here are of {NEWEST[0]}.{NEWEST[1]}, so"
+            " that they may change what the adapter computes: delete those that are no settings of "
+            f"PEFT, or {MERGE}")
     if refused or altered:
         names = refused + ["init_lora_weights"] * altered
-        converted = ("init_lora_weights altered the weights of the base: save the adapter with PEFT's "
-                     "path_initial_model_for_weight_conversion, or ") * altered
-        raise UserError(f"{where}: {listed(raw, names)}: not computed here, and without it the {kind} adapter would give "
-                        f"other logits; {converted}{MERGE}")
+        converted = ("init_lora_weights altered the weights of the base: save the adapter with "
+                     "PEFT's path_initial_model_for_weight_conversion, or ") * altered
+        raise UserError(f"{where}: {listed(raw, names)}: not computed here, and without it the "
+                        f"{kind} adapter would give other logits; {converted}{MERGE}")
     if strange:
-        warnings.warn(f"{where}: passed over {listed(raw, strange)}: no setting of {kind} adapters", stacklevel=2)
+        said = f"{where}: passed over {listed(raw, strange)}: no setting of {kind} adapters"
+        warnings.warn(said, stacklevel=2)
     return {name: value for name, value in raw.items() if name in known}
 
 
@@ -164,10 +172,10 @@ class Fields:
         return value
 
     def check(self, kind: str) -> None:
-        """Keep the fields that are known. Raises UserError for another task and for what is not computed here."""
+        """Keep the known fields. Raises UserError for another task and for what is not computed."""
         if self.raw.get("task_type") not in (None, "CAUSAL_LM"):
-            raise self.error("task_type", "is not CAUSAL_LM: the adapter was made for another kind of model (if it was "
-                                          "not, write CAUSAL_LM there)")
+            raise self.error("task_type", "is not CAUSAL_LM: the adapter was made for another kind "
+                             "of model (if it was not, write CAUSAL_LM there)")
         known = FIELDS[kind] | NO_EFFECT
         self.raw = checked(self.raw, self.where, known, NOT_COMPUTED.get(kind, set()), kind)
 

@@ -38,9 +38,12 @@ def whole_match(pattern: str, path: str) -> bool:
 
 
 def targeted(
-    model: nn.Module, targets: str | list[str], layers: int | list[int] | None = None, pattern: str | list[str] | None = None,
+    model: nn.Module,
+    targets: str | list[str],
+    layers: int | list[int] | None = None,
+    pattern: str | list[str] | None = None,
 ) -> list[str]:
-    """The paths that target_modules, layers_to_transform and layers_pattern mean together, in the order of the model."""
+    """The paths that target_modules, layers_to_transform and layers_pattern mean together."""
     modules = peft_modules(model)
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return [path for path, site in modules.items() if site.kind == "Linear" and path != model.outer_sites["head"]]
@@ -54,7 +57,7 @@ def targeted(
 
 @dataclass
 class Absent:
-    """Names of an adapter_config.json that the model lacks: passed over, as PEFT does, where every tensor has its place."""
+    """Names of a field that the model lacks: passed over, as PEFT does, if no tensor needs them."""
 
     field: str  # target_modules, modules_to_save, layers_to_transform
     names: list
@@ -75,7 +78,8 @@ def absent_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
     """The targets that mean none of the model's modules."""
     modules = peft_modules(model)
     if isinstance(targets, str):
-        return [] if targets.lower() == "all-linear" or any(fits(targets, path) for path in modules) else [targets]
+        some = targets.lower() == "all-linear" or any(fits(targets, path) for path in modules)
+        return [] if some else [targets]
     return [target for target in targets if not any(fits([target], path) for path in modules)]
 
 
@@ -85,17 +89,28 @@ def absent_layers(model: nn.Module, layers: int | list[int] | None) -> list[int]
     return [number for number in numbers if not 0 <= number < len(model.blocks)]
 
 
-def pass_over(model: nn.Module, absent: list[Absent], keys: Iterable[str], prefixes: Iterable[str], where: str) -> None:
-    """Warn of names that the model lacks. Raises UserError, naming the nearest, where a key has none of these prefixes."""
+def pass_over(
+    model: nn.Module,
+    absent: list[Absent],
+    keys: Iterable[str],
+    prefixes: Iterable[str],
+    where: str,
+) -> None:
+    """Warn of names that the model lacks, where every key of the file has one of the prefixes.
+
+    Raises UserError otherwise, naming the nearest module.
+    """
     absent, prefixes = [one for one in absent if one.names], tuple(prefixes)
     if not absent:
         return
     left = next((key for key in keys if not key.startswith(prefixes)), None)
     if left is not None:
-        raise UserError(f"{where}: {absent[0].unknown(model)}. Tensor {left!r:.200} of the file has no place without it")
-    said = " and ".join(f"{one.field} names {', '.join(map(repr, one.names)):.200}" for one in absent)
-    warnings.warn(f"{where}: {said}, which this {model.family} model does not have; every tensor of the file has its "
-                  "place, so they are passed over, as PEFT does", stacklevel=2)
+        without = f"Tensor {left!r:.200} of the file has no place without it"
+        raise UserError(f"{where}: {absent[0].unknown(model)}. {without}")
+    said = [f"{one.field} names {', '.join(map(repr, one.names)):.200}" for one in absent]
+    lacks = f"{' and '.join(said)}, which this {model.family} model does not have"
+    warnings.warn(f"{where}: {lacks}; every tensor of the file has its place, so they are passed "
+                  "over, as PEFT does", stacklevel=2)
 
 
 def layer_in(path: str, pattern: str | list[str] | None) -> int | None:
@@ -117,9 +132,9 @@ def fitting(patterns: dict, path: str) -> list:
 
 
 def saved(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The paths that modules_to_save means: modules whose path ends with a name (dot or none), and what lies in them."""
-    names = list(names)
-    return [path for path in peft_modules(model) if any(end.endswith(name) for name in names for end in ends(path))]
+    """The paths that modules_to_save means: what ends with a name, and what lies in that."""
+    names = tuple(names)
+    return [path for path in peft_modules(model) if any(end.endswith(names) for end in ends(path))]
 
 
 def absent_saved(model: nn.Module, names: Iterable[str]) -> list[str]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from adapters.base import PREFIX
 from adapters.config import AdapterConfig, resolve
-from adapters.peft_beside import base_copies, more_parts, read_tokens
+from adapters.peft_beside import more_parts, read_tokens
+from adapters.peft_copies import base_copies
 from adapters.peft_defaults import default_feedforward, default_targets
 from adapters.peft_fields import FIELDS, LARGEST, MERGE, Fields
 from adapters.peft_places import (
@@ -42,8 +43,8 @@ def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) ->
     fields = Fields(raw, str(Path(where).with_name("adapter_config.json")))
     kind = raw.get("peft_type")
     if not isinstance(kind, str) or kind not in FIELDS:
-        raise UserError(f"{fields.where}: peft_type {kind!r:.100} is not known here; there is: {', '.join(FIELDS)}. "
-                        f"Where PEFT can merge it, {MERGE}")
+        raise UserError(f"{fields.where}: peft_type {kind!r:.100} is not known here; there is: "
+                        f"{', '.join(FIELDS)}. Where PEFT can merge it, {MERGE}")
     fields.check(kind)
     if kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
         return resolve(**soft(kind, fields, tensors, where)), tensors
@@ -64,11 +65,15 @@ def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) ->
         parts = {"base": {"kind": "full", **places}} | parts
     owners = {key: f"{table['kind']}:{key}" for key in tensors if key.startswith(mine)} | owners
     tensors = {owners.get(key, key): tensor for key, tensor in tensors.items()}
-    return resolve(**parts), tensors | {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
+    tensors |= {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
+    return resolve(**parts), tensors
 
 
 def chosen(model: nn.Module, fields: Fields, kind: str) -> tuple[list[str], list[Absent]]:
-    """(the paths of the modules that get an adapter, the names that the model lacks). Raises UserError."""
+    """(the paths of the modules that get an adapter, the names that the model lacks).
+
+    Raises UserError where there is none.
+    """
     targets = fields.names("target_modules")
     if kind == "TRAINABLE_TOKENS" and targets is None:
         return [model.outer_sites["embed"]], []
@@ -92,8 +97,9 @@ def chosen(model: nn.Module, fields: Fields, kind: str) -> tuple[list[str], list
     paths = targeted(model, targets, layers, fields.names("layers_pattern"))
     paths = [path for path in paths if path not in whole and not (exclude and fits(exclude, path))]
     if not paths:
-        lacking = next((one for one in absent if one.names and one.field != "modules_to_save"), None)
-        raise lacking.unknown(model) if lacking else fields.error("target_modules", "leaves no module behind the fields that restrict it")
+        lacking = [one for one in absent if one.names and one.field != "modules_to_save"]
+        restricted = "leaves no module behind the fields that restrict it"
+        raise lacking[0].unknown(model) if lacking else fields.error("target_modules", restricted)
     return paths, absent
 
 
@@ -204,8 +210,8 @@ def read_ln_tuning(model: nn.Module, fields: Fields, paths: list[str], tensors: 
 
 
 READERS = {
-    "LORA": read_lora, "ADALORA": read_adalora, "VERA": read_vera, "IA3": read_ia3, "LN_TUNING": read_ln_tuning,
-    "TRAINABLE_TOKENS": read_tokens,
+    "LORA": read_lora, "ADALORA": read_adalora, "VERA": read_vera, "IA3": read_ia3,
+    "LN_TUNING": read_ln_tuning, "TRAINABLE_TOKENS": read_tokens,
 }
 
 

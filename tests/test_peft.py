@@ -10,7 +10,18 @@ import pytest
 import torch
 from conftest import write_checkpoint
 from families import batch, difference
-from peft_bases import ALL, BLOCKS, EMBED, FAMILIES, QV, loaded_by_peft, randomised, run_theirs, theirs_from, tiny_bases
+from peft_bases import (
+    ALL,
+    BLOCKS,
+    EMBED,
+    FAMILIES,
+    QV,
+    loaded_by_peft,
+    randomised,
+    run_theirs,
+    theirs_from,
+    tiny_bases,
+)
 from safetensors.torch import load_file, save_file
 
 from adapters import attach, load_adapter, save_adapter
@@ -402,8 +413,10 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"arrow_config": {"top_k": 3}}, {}, "arrow_config"),
     ({"alora_invocation_tokens": [1, 2]}, {}, "alora_invocation_tokens"),
     ({"enable_lora": [True, False, True]}, {}, "enable_lora"),
-    ({"invented_next_year": 0.5, "peft_version": "0.99.1"}, {}, "invented_next_year = 0.5: not known here"),
-    ({"init_lora_weights": "pissa"}, {}, "init_lora_weights = 'pissa': not computed here.* altered the weights of the base"),
+    ({"invented_next_year": 0.5, "peft_version": "0.99.1"}, {},
+     "invented_next_year = 0.5: not known here"),
+    ({"init_lora_weights": "pissa"}, {},
+     "init_lora_weights = 'pissa': not computed here.* altered the weights of the base"),
     ({"init_lora_weights": "loftq"}, {}, "init_lora_weights"),
     ({"use_dora": True, "target_modules": ["embed_tokens"]}, {}, "use_dora = True with an embedding"),
     ({"target_modules": ["q_proj", "v_prj"]}, {}, "unknown target module of a llama model 'v_prj'; did you mean 'v_proj'"),
@@ -415,8 +428,10 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"target_modules": ["q_proj", 5]}, {}, "should be a list of module names"),
     ({"target_modules": []}, {}, "names no module"),
     ({"exclude_modules": ["q_proj", "v_proj"]}, {}, "leaves no module"),
-    ({"layers_to_transform": [7]}, {}, "layers_to_transform names layer 7: the model has layers 0 to 2"),
-    ({"layers_to_transform": [0, 7]}, {}, "layers_to_transform names layer 7.* has no place without it"),
+    ({"layers_to_transform": [7]}, {},
+     "layers_to_transform names layer 7: the model has layers 0 to 2"),
+    ({"layers_to_transform": [0, 7]}, {},
+     "layers_to_transform names layer 7.* has no place without it"),
     ({"layers_to_transform": "x"}, {}, "layers_to_transform"),
     ({"layers_to_transform": [1], "layers_pattern": "(("}, {}, "layers_pattern = .* is not a regular expression"),
     ({"layers_to_transform": [1], "target_modules": ".*q_proj"}, {}, "does not go with a target_modules that is an expression"),
@@ -438,7 +453,8 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"alpha_pattern": {"q_proj": None}}, {}, "alpha_pattern = .* should be a number"),
     ({"bias": "some"}, {}, "bias = 'some' should be none, all or lora_only"),
     ({"bias": 3}, {}, "bias = 3 should be"),
-    ({"modules_to_save": ["nrm"]}, {f"{N}.weight": torch.ones(32)}, "unknown module to save of a llama model 'nrm'; did you mean 'norm'"),
+    ({"modules_to_save": ["nrm"]}, {f"{N}.weight": torch.ones(32)},
+     "unknown module to save of a llama model 'nrm'; did you mean 'norm'"),
     ({"modules_to_save": "lm_head"}, {}, "modules_to_save = 'lm_head' should be a list of module names"),
     ({"modules_to_save": ["lm_head"]}, {}, "lm_head.weight' is missing"),
     ({"trainable_token_indices": [1, "2"]}, {}, "trainable_token_indices = .* should be a list of token ids"),
@@ -453,10 +469,13 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({}, {f"{Q0}.lora_B.weight": torch.full((32, 4), math.nan)}, "holds NaN or infinite values"),
     ({}, {f"{Q0}.lora_B.weight": torch.ones(32, 4, dtype=torch.int64)}, "not as floating point"),
     ({}, {f"{Q0}.lora_A.weight": torch.tensor(1.0)}, r"is \[\], the configuration asks for 4 rows"),
-    ({}, {"base_model.model.lm_head.weight": torch.ones(62, 32)}, r"is a copy of the base's lm_head \[62, 32\], and this model's is \[61, 32\]"),
+    ({}, {"base_model.model.lm_head.weight": torch.ones(62, 32)},
+     r"lm_head.weight' is a copy of the base's \[62, 32\], and this model's is \[61, 32\]"),
     ({}, {"base_model.model.model.embed_tokens.weight": torch.ones(70, 32)}, "its vocabulary was changed"),
-    ({"peft_type": "IA3", "feedforward_modules": 3}, {}, "feedforward_modules = 3 should be a list"),
-    ({"peft_type": "VERA", "r": 4, "save_projection": 1}, {}, "save_projection = 1 should be true or false"),
+    ({"peft_type": "IA3", "feedforward_modules": 3}, {},
+     "feedforward_modules = 3 should be a list"),
+    ({"peft_type": "VERA", "r": 4, "save_projection": 1}, {},
+     "save_projection = 1 should be true or false"),
     ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}, {}, "'prompt_embeddings' is missing"),
 ]
 
