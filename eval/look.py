@@ -58,6 +58,8 @@ def block(one: dict, other: dict | None = None) -> str:
         verdict += f"; the paper's reader: {one['paper_answer']}, {'right' if one['paper_right'] else 'wrong'}"
     if one.get("cut"):
         verdict += "; out of tokens"
+    if one.get("too_long"):
+        verdict += "; the prompt is longer than the model's positions"
     lines = [f"--- {head}   {verdict}", one["instruction"], f"=> {one['output'].strip()}"]
     if "likelihoods" in one:
         lines.append("   " + "  ".join(f"{label} {value:.2f}" for label, value in one["likelihoods"].items()))

@@ -9,9 +9,10 @@ from eval.score import Score, clean, mean_score, scores
 NAMES = {"gsm8k": "GSM8K", "mawps": "MAWPS"}
 
 
-def score_lines(before: list[dict], after: list[dict], title: str) -> list[str]:
-    """A line for each test set: the base, then `title`, read strictly; its clean part, where training saw some of it; and as the paper's reader has it."""
-    columns: list[tuple[str, dict[str, Score]]] = [("base", scores(before))] if before else []
+def score_lines(before: list[dict], after: list[dict], title: str, first: str = "base") -> list[str]:
+    """A line for each test set: `first` (the base), then `title`, read strictly; its clean part, where
+    training saw some of it; and as the paper's reader has it."""
+    columns: list[tuple[str, dict[str, Score]]] = [(first, scores(before))] if before else []
     columns.append((title, scores(after)))
     if len(clean(after)) < len(after):
         columns.append(("clean part", scores(clean(after))))
@@ -26,7 +27,11 @@ def score_lines(before: list[dict], after: list[dict], title: str) -> list[str]:
         cells = [f"{100 * mean:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in (mean_score(found) for _, found in columns)]
         lines.append(f"{'average':{width}}  " + "".join(f"{cell:31}" for cell in cells).rstrip())
     cut = sum(one.get("cut", False) for one in after)
-    return [*lines, *([f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read as far as they went"] if cut else [])]
+    if cut:
+        lines.append(f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read as far as they went")
+    if too_long := sum(one.get("too_long", False) for one in after):
+        lines.append(f"{too_long} of {len(after)} prompts are longer than the model's positions and count as wrong")
+    return lines
 
 
 def published_lines(data: str, model: str, adapter: str, predictions: list[dict]) -> list[str]:
