@@ -80,3 +80,16 @@ def percents(found: dict[str, Score], sets: Sequence[str]) -> dict[str, float]:
     """Set -> percent, and their plain mean."""
     found = {name: found[name] for name in sets}
     return {name: 100 * score.accuracy for name, score in found.items()} | {"average": 100 * mean_score(found)[0]}
+
+
+def history_text(entry: dict) -> str:
+    """A run that trained an adapter, from what the adapter's file says of it:
+    "rows.jsonl, 300 steps, seed 0, template alpaca"."""
+    data = entry.get("data")
+    if not isinstance(data, str) or not data:
+        return "data that its file does not name"
+    steps, seed, form = (entry.get(key) for key in ("steps", "seed", "template"))
+    parts = [f"{steps:,} steps" if type(steps) is int else "", f"seed {seed}" if type(seed) is int else "",
+             f"template {form}" if isinstance(form, str) and form else "",
+             "rows with right rationales only" if entry.get("only_right") is True else ""]
+    return ", ".join(filter(None, [data, *parts]))

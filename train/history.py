@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.leakage import Leak, leakage
 from data.sources import is_here, load_data
+from eval.text import history_text
 from model.errors import UserError
 from train.rows import only_right
 
@@ -37,19 +38,7 @@ def loaded_in(run: dict) -> list[dict]:
 
 def history_lines(history: list[dict]) -> list[str]:
     """A line for each run."""
-    return [entry_text(one) for one in history]
-
-
-def entry_text(entry: dict) -> str:
-    """"runs/a.jsonl, 300 steps, seed 0, template alpaca"."""
-    data = entry.get("data")
-    if not isinstance(data, str) or not data:
-        return "data that its file does not name"
-    steps, seed, form = (entry.get(key) for key in ("steps", "seed", "template"))
-    parts = [f"{steps:,} steps" if type(steps) is int else "", f"seed {seed}" if type(seed) is int else "",
-             f"template {form}" if isinstance(form, str) and form else "",
-             "rows with right rationales only" if entry.get("only_right") is True else ""]
-    return ", ".join(filter(None, [data, *parts]))
+    return [history_text(one) for one in history]
 
 
 def seen_in_training(

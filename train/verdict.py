@@ -51,14 +51,16 @@ def verdict(
     elif later := rise_of([one["loss"] for one in used]):
         notes.append(f"the loss rose behind step {adapter_step}, whose adapter was kept: {later}")
     both = {name: (before[name], score) for name, score in after.items() if name in before}
+    better = any(fell_clearly(now, was) for was, now in both.values())
+    if len(both) > 1:
+        both["all together"] = tuple(map(together, zip(*both.values(), strict=True)))
     clear = {name: pair for name, pair in both.items() if fell_clearly(*pair)}
     noise = {name: (was, now) for name, (was, now) in both.items() if now.accuracy < was.accuracy and name not in clear}
     if clear:
         problems.append(f"accuracy fell: {changes(clear)}")
     if noise:
         notes.append(f"accuracy fell, within what chance can do: {changes(noise)}")
-    worse = fell_clearly(*map(together, zip(*both.values(), strict=True))) if both else False
-    better = any(fell_clearly(now, was) for was, now in both.values())
+    worse = bool(both) and list(both)[-1] in clear  # all problems together, or the one set
     return Verdict(problems, notes, int(untrained or bool(rise) or (worse and not better)))
 
 
