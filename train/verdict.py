@@ -5,14 +5,14 @@ docs/training.md gives the rule to users.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pvariance
+from statistics import fmean, variance
 
 from eval.score import Score
 
 PART = 10  # steps at either end of a run whose losses are compared, or half of a shorter run
 ENOUGH = 10  # steps from which on a rise can be told from the differences between batches
 FLOOR = 0.02  # nats a token: a rise below this is none
-ERRORS = 3.0  # standard errors that a rise has to exceed
+ERRORS = 4.0  # standard errors that a rise has to exceed
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ def rise_of(losses: Sequence[float]) -> str:
     if len(losses) < ENOUGH:
         risen = end - losses[0] > max(1.0, losses[0])
         return f"{losses[0]:.3f} in the first step, {of_last(end, part)}" if risen else ""
-    error = ((pvariance(first) + pvariance(last)) / part) ** 0.5
+    error = ((variance(first) + variance(last)) / part) ** 0.5
     if end - fmean(first) > max(FLOOR, ERRORS * error):
         return f"{fmean(first):.3f} in the first {part} steps, {of_last(end, part)}"
-    if end - losses[0] > max(FLOOR, ERRORS * pvariance(last) ** 0.5) and end > 1.1 * losses[0]:
+    if end - losses[0] > max(FLOOR, ERRORS * variance(last) ** 0.5) and end > 1.1 * losses[0]:
         return f"{losses[0]:.3f} in the first step, {of_last(end, part)}"
     return ""
 
