@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.assistant_turns import Conversation
 from data.prompts import Template
 
 
@@ -23,24 +24,89 @@ class Example:
 
 
 def encode_prompt(tokenizer, row: dict, template: Template) -> tuple[str, list[int]]:
-    """The text in front of a row's response, and its ids. A chat template writes the special tokens itself."""
-    text = template.prompt(row)
-    return text, tokenizer.encode(text, bos=not template.chat)
+    """The text in front of a row's response, and its ids.
 
-
-def encode_row(tokenizer, row: dict, template: Template, cutoff: int, prompt_weight: float = 0.0) -> tuple[Example, bool]:
-    """A row {instruction, input, output} -> (its Example, whether it was cut at `cutoff` tokens).
-
-    Loss weight 1 on the response and the end token, `prompt_weight` on the prompt. The response starts where the ids
-    of prompt + response leave those of the prompt alone, which is what generation will see.
+    A chat template writes the special tokens itself. Other templates have the BOS in front and
+    the EOS behind every earlier response.
     """
-    _, before = encode_prompt(tokenizer, row, template)
-    ids = tokenizer.encode(template.whole(row), bos=not template.chat)
-    common = shared_start(before, ids)
-    if tokenizer.eos_id is not None and ids[-1:] != [tokenizer.eos_id]:
-        ids = [*ids, tokenizer.eos_id]
-    weights = [prompt_weight] * common + [1.0] * (len(ids) - common)
+    text = template.prompt(row)
+    if template.chat:
+        return text, tokenizer.encode(text, bos=False)
+    turns = template.turns(row)
+    ids, _ = encode_turns(tokenizer, turns[:-1])
+    return text, ids + tokenizer.encode(turns[-1][0], bos=not ids)
+
+
+def encode_row(
+    tokenizer, row: dict, template: Template, cutoff: int, prompt_weight: float = 0.0
+) -> tuple[Example, bool]:
+    """A row {instruction, input, output, history} -> (its Example, whether it was cut at `cutoff`
+    tokens).
+
+    Loss weight 1 on every response and its end token, `prompt_weight` on the rest. In chats a
+    response is what data/assistant_turns.py says; for other templates it begins where the ids of
+    prompt + response leave those of the prompt alone, which is what generation will see.
+    Raises RefusedMessages for a row that the template has no form for.
+    """
+    if template.chat:
+        ids, learned = encode_chat(tokenizer, template.conversation(row))
+    else:
+        ids, learned = encode_turns(tokenizer, template.turns(row))
+    weights = [weight or prompt_weight for weight in learned]
     return Example(ids[:cutoff], weights[:cutoff]), len(ids) > cutoff
+
+
+def encode_turns(
+    tokenizer, turns: Sequence[tuple[str, str, float]]
+) -> tuple[list[int], list[float]]:
+    """(prompt, response, weight) turns -> (ids, the weight of each; 0 on prompts), an EOS behind
+    every response."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for asked, response, weight in turns:
+        before = tokenizer.encode(asked, bos=not ids)
+        both = tokenizer.encode(asked + response, bos=not ids)
+        if tokenizer.eos_id is not None and both[-1:] != [tokenizer.eos_id]:
+            both.append(tokenizer.eos_id)
+        start = shared_start(before, both)
+        ids += both
+        weights += [0.0] * start + [float(weight)] * (len(both) - start)
+    return ids, weights
+
+
+def encode_chat(tokenizer, chat: Conversation) -> tuple[list[int], list[float]]:
+    """A conversation -> (ids, weight 1 on every token that a span touches, else 0).
+
+    An EOS follows where the text ends without a special token, so that there is an end to learn.
+    """
+    ids, places = tokenizer.encode_with_offsets(chat.text)
+    weights = [0.0] * len(ids)
+    number = 0
+    for start, end in chat.spans:
+        while number < len(ids) and places[number][1] <= start:
+            number += 1
+        while number < len(ids) and places[number][0] < end:
+            weights[number] = 1.0
+            number += 1
+    if tokenizer.eos_id is not None and not (ids and tokenizer.is_special(ids[-1])):
+        ids, weights = [*ids, tokenizer.eos_id], [*weights, 1.0]
+    return ids, weights
+
+
+def pack_text(
+    tokenizer, texts: Sequence[str], cutoff: int
+) -> tuple[list[Example], int]:
+    """Plain texts -> (rows of `cutoff` tokens with loss on all of them, the tokens in all).
+
+    The texts follow each other with an EOS behind each; the last row may be shorter.
+    """
+    ids: list[int] = []
+    for text in texts:
+        ids += tokenizer.encode(text)
+        if tokenizer.eos_id is not None:
+            ids.append(tokenizer.eos_id)
+    rows = [ids[start : start + cutoff] for start in range(0, len(ids), cutoff)]
+    return [Example(row, [1.0] * len(row)) for row in rows if len(row) > 1], len(ids)
 
 
 def shared_start(first: list[int], second: list[int]) -> int:

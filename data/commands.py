@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from data.fetch import cache_folder, fetch, known_sums, sum_of
-from data.sources import EXPERIMENTS, SOURCES, Data, files_of, is_here, known_name, load_data
+from data.sources import EXPERIMENTS, SOURCES, TEST_SHARE, Data, files_of, is_here, known_name, load_data
 from model.errors import UserError, unknown
 
 ACTIONS = {
@@ -24,14 +24,17 @@ def add_data(parser: argparse.ArgumentParser):
     parser.add_argument("names", nargs="*", help="data sets, files, or data sets of the hub; from-log: log files")
     parser.add_argument("--data-dir", default="", help="folder that holds the paper's dataset/; without it the cache")
     parser.add_argument("--columns", help="what the columns of your file are called, such as instruction=question,answer=label")
+    parser.add_argument("--strict-rows", action="store_true", help="refuse a file with rows that cannot be used")
     parser.add_argument("--rows", type=int, help="rows that show prints (2)")
     parser.add_argument("--keep-wrong", action="store_true", help="from-log: keep rationales that reach a wrong answer, too")
     parser.add_argument("--out", help="from-log: the JSON file to write")
     return data
 
 
+SHOWN = 2000  # characters of a text that show prints
 USES = {  # action -> the options that it knows
-    "list": ("data_dir",), "fetch": ("names",), "show": ("names", "data_dir", "columns", "rows"), "check": ("names", "data_dir", "columns"),
+    "list": ("data_dir",), "fetch": ("names",), "show": ("names", "data_dir", "columns", "rows", "strict_rows"),
+    "check": ("names", "data_dir", "columns", "strict_rows"),
     "from-log": ("names", "keep_wrong", "out"),
 }
 
@@ -39,7 +42,7 @@ USES = {  # action -> the options that it knows
 def data(options: argparse.Namespace) -> int:
     if options.action not in ACTIONS:
         raise unknown("action of data", options.action, ACTIONS)
-    for name in ("names", "data_dir", "columns", "rows", "keep_wrong", "out"):
+    for name in ("names", "data_dir", "columns", "rows", "strict_rows", "keep_wrong", "out"):
         if getattr(options, name) not in (None, False, [], "") and name not in USES[options.action]:
             raise UserError(f"data {options.action} has no use for {'names' if name == 'names' else '--' + name.replace('_', '-')}")
     if options.rows is not None and options.rows < 0:
@@ -77,21 +80,46 @@ def fetch_all(options: argparse.Namespace) -> int:
     return 0
 
 
-def load(options: argparse.Namespace, name: str) -> Data:
+def load(options: argparse.Namespace, name: str, test_share: float = 0.0) -> Data:
     from train.options import columns_of
 
-    return load_data(name, options.data_dir, columns=columns_of(options.columns), test_share=0.0)
+    columns = columns_of(options.columns)
+    return load_data(name, options.data_dir, columns=columns, test_share=test_share, strict_rows=options.strict_rows)
 
 
 def show(options: argparse.Namespace) -> int:
+    """Counts, how the files were read, what a run would hold out, and some rows."""
     for name in options.names:
-        found = load(options, name)
+        found = load(options, name, test_share=TEST_SHARE)
         print(f"{found.name}: {len(found.train):,} rows to train on; tests: "
               + (", ".join(f"{test} ({len(rows):,})" for test, rows in found.tests.items()) or "none"))
+        for note in [*found.notes, *held_out_notes(found)]:
+            print(f"  {note}")
         rows = found.train or next(iter(found.tests.values()), [])
         for row in rows[: 2 if options.rows is None else options.rows]:
-            print(json.dumps(row, indent=2, ensure_ascii=False))
+            print(json.dumps(shortened(row), indent=2, ensure_ascii=False))
     return 0
+
+
+def shortened(row: dict) -> dict:
+    """A row whose long texts are cut, with the number of characters left out."""
+    return {
+        key: f"{text[:SHOWN]} ... ({len(text) - SHOWN:,} more characters)"
+        if isinstance(text, str) and len(text) > SHOWN
+        else text
+        for key, text in row.items()
+    }
+
+
+def held_out_notes(data: Data) -> list[str]:
+    """What a run with the default test_share and seed would hold out of a user's own data."""
+    share = f"{100 * TEST_SHARE:.0f}%, test_share"
+    if data.is_text:
+        return [f"plain text: a run packs it to rows of train.cutoff tokens and holds out {share}, to measure the loss on"]
+    if data.held_out:
+        return [f"held out ({share}) to measure the loss on: {len(data.held_out):,} rows without answers"]
+    return [f"held out ({share}) to measure answers on: {len(rows):,} rows"
+            for rows in data.tests.values() if data.is_own]
 
 
 def check(options: argparse.Namespace) -> int:
@@ -111,6 +139,10 @@ def check(options: argparse.Namespace) -> int:
         print(f"  rows       {count:,}{f', published {expected:,}' if expected else ''}; {sum(map(len, found.tests.values())):,} test problems")
         if expected and count != expected:
             bad.append(f"{name} has {count:,} rows, not {expected:,}")
+        for note in found.notes:
+            print(f"  {note}")
+        for where in found.left_out:
+            print(f"  left out   {where}")
         check_labels(found.tests, found.reads)
         for test, rows in found.tests.items():
             answers = Counter(row["answer"].strip() for row in rows)

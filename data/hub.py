@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 from data.fetch import cache_folder
-from data.tables import ENDINGS
+from data.tables import ENDINGS as FILE_ENDINGS
 from model.errors import UserError
 from model.registry import hub_errors
 from model.writing import make_folder, write_text
 
+ENDINGS = tuple(ending for ending in FILE_ENDINGS if ending != ".txt")  # README.txt is no data
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 
 

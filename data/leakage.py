@@ -70,8 +70,9 @@ def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
 
 
 def words(row: dict) -> str:
-    """Instruction and input of a row: its words and signs of arithmetic alone."""
-    return " ".join(WORD.findall(f"{row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")))
+    """Instruction and input of a row, and what a chat has in front of them: words and signs of arithmetic alone."""
+    earlier = " ".join(message["content"] for message in row.get("history", ()) if message["role"] != "system")
+    return " ".join(WORD.findall(f"{earlier} {row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")))
 
 
 def runs(text: str) -> list[str]:

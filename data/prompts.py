@@ -1,16 +1,9 @@
 """Prompt templates: how a row becomes the text a model continues, and what it is to say. Stored with the adapter, used again in evaluation."""
 
-import json
-import re
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import date
-from functools import lru_cache
 
+from data.assistant_turns import Conversation, conversation
+from data.chat_template import RefusedMessages, render_chat, render_text
 from model.errors import UserError, unknown
 
 TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -19,9 +12,6 @@ PAIRED = ("Below is an instruction that describes a task, paired with an input t
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
 GAP = 16 * " "  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
 LARGEST = 100_000  # characters of a chat template
-LONGEST = 10_000_000  # characters that one may write
-PATIENCE = 2.0  # seconds of computing that one may take; what is published takes milliseconds
-DAY = date(2024, 7, 26)  # what a chat template that writes the date is told: a text to train on does not change from day to day
 
 
 @dataclass(frozen=True)
@@ -36,105 +26,110 @@ class Template:
     special: tuple[tuple[str, str], ...] = ()  # of a chat template: ("bos_token", "<s>") ...
 
     def prompt(self, row: dict) -> str:
-        """The text in front of the response to a row {instruction, input}."""
-        instruction, given = self.trim(row["instruction"]), self.trim(row.get("input") or "")
+        """The text in front of the response to a row {instruction, input, history}."""
         if self.chat:
             return self.render(self.question(row), True)
-        if given and not self.with_input:
-            instruction, given = f"{instruction}\n\n{given}", ""
-        parts = (self.with_input if given else self.text).split("{instruction}")  # an instruction that holds "{input}" itself stays as it is
-        return instruction.join(part.replace("{input}", given) for part in parts)
+        turns = self.turns(row)
+        earlier = [f"{asked}{response}\n\n" for asked, response, _ in turns[:-1]]
+        return "".join([*earlier, turns[-1][0]])
 
     def whole(self, row: dict) -> str:
-        """Prompt and response {output} as one text, to train on. Raises UserError for a chat template that does not begin with its own prompt."""
+        """Prompt and response {output} as one text, to train on.
+
+        Raises UserError for a chat template that does not begin with its own prompt.
+        """
         if not self.chat:
-            return self.prompt(row) + self.trim(row["output"])
-        text = self.render([*self.question(row), {"role": "assistant", "content": self.trim(row["output"])}], False)
-        if not text.startswith(self.prompt(row)):
-            raise UserError(f"the chat template {self.name} puts something else in front of a response than in its prompt: use another --template")
-        return text.rstrip()
+            return self.prompt(row) + self.response(row)
+        return self.conversation(row).text.rstrip()
+
+    def conversation(self, row: dict) -> Conversation:
+        """A row as a chat with the spans that the assistant says. Raises UserError."""
+        reply = {"role": "assistant", "content": self.response(row)}
+        return conversation(self.render_spans, [*self.question(row), reply])
 
     def question(self, row: dict) -> list[dict]:
-        """A row as the messages of a chat; its input is a paragraph behind the instruction."""
-        parts = filter(None, (self.trim(row["instruction"]), self.trim(row.get("input") or "")))
-        return [{"role": "user", "content": "\n\n".join(parts)}]
+        """A row as the messages of a chat, up to the response.
+
+        The input is a paragraph behind the instruction. Messages of a published conversation stay
+        as they are; the texts of other rows lose the white space around them.
+        """
+        if not row["instruction"] and "history" in row:
+            return row["history"]
+        parts = [self.text_of(row, "instruction"), self.text_of(row, "input")]
+        asked = {"role": "user", "content": "\n\n".join(filter(None, parts))}
+        return [*row.get("history", []), asked]
+
+    def turns(self, row: dict) -> list[tuple[str, str, float]]:
+        """(prompt, response, loss weight) of every turn of a row, for a template that is no chat.
+
+        A system message is a paragraph in front of the first prompt. Later prompts are without
+        the template's preamble. The last response is the row's output. Raises UserError for a
+        conversation that begins with the assistant.
+        """
+        turns: list[tuple[str, str, float]] = []
+        waiting: list[str] = []  # messages without a response yet
+        system = ""
+        for message in row.get("history", []):
+            content = self.trim(message["content"])
+            if message["role"] == "system":
+                system = "\n\n".join(filter(None, (system, content)))
+            elif message["role"] == "user":
+                waiting.append(content)
+            elif waiting:
+                asked = self.fill("\n\n".join(waiting), "", later=bool(turns))
+                turns.append((asked, content, message.get("weight", 1.0)))
+                waiting = []
+            else:
+                raise self.unasked()
+        instruction, given = (self.trim(row.get(key) or "") for key in ("instruction", "input"))
+        if "history" in row and not (waiting or instruction):
+            raise self.unasked()
+        instruction = "\n\n".join(filter(None, [*waiting, instruction]))
+        last = self.fill(instruction, given, later=bool(turns))
+        turns.append((last, self.response(row), 1.0))
+        if system:
+            turns[0] = (f"{system}\n\n{turns[0][0]}", *turns[0][1:])
+        return turns
+
+    def unasked(self) -> RefusedMessages:
+        return RefusedMessages(
+            f"the template {self.name} has no place for an assistant turn that no user turn stands "
+            "in front of"
+        )
+
+    def fill(self, instruction: str, given: str, later: bool = False) -> str:
+        """The template with these texts in its slots; a later turn is without the preamble."""
+        if given and not self.with_input:
+            instruction, given = f"{instruction}\n\n{given}", ""
+        text = self.with_input if given else self.text
+        if later:  # from the paragraph on that holds the instruction
+            text = text[text.rfind("\n\n", 0, text.index("{instruction}")) + 1 :].lstrip("\n")
+        parts = text.split("{instruction}")  # an instruction may hold "{input}" itself
+        return instruction.join(part.replace("{input}", given) for part in parts)
+
+    def response(self, row: dict) -> str:
+        return self.text_of(row, "output") if self.chat else self.trim(row.get("output") or "")
+
+    def text_of(self, row: dict, field: str) -> str:
+        """A text of a row for a chat."""
+        text = row.get(field) or ""
+        return text if "history" in row else self.trim(text)
 
     def trim(self, text: str) -> str:
         return text.strip() if self.strip else text
 
     def render(self, messages: list[dict], ask: bool) -> str:
-        """What the chat template makes of messages. Raises UserError, also for one that takes too long or writes too much."""
-        given = {"messages": messages, "add_generation_prompt": ask, "tools": None, "documents": None}
-        parts, length = [], 0
-        try:
-            with limited():
-                for part in compiled(self.text).generate(**given | dict(self.special)):
-                    parts.append(part)
-                    length += len(part)
-                    if length > LONGEST:
-                        raise UserError(f"the chat template writes more than {LONGEST:,} characters")
-        except UserError:
-            raise
-        except Exception as error:  # whatever a template can make Jinja raise
-            raise UserError(f"the chat template cannot be used: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-        return "".join(parts)
+        """What the chat template makes of messages. Raises UserError (data/chat_template.py)."""
+        return render_text(self.text, messages, add_generation_prompt=ask, special=dict(self.special))
+
+    def render_spans(self, messages: list[dict], ask: bool) -> tuple[str, list[tuple[int, int]]]:
+        """As `render`, and the character spans inside the template's generation blocks."""
+        special = dict(self.special)
+        return render_chat(self.text, messages, add_generation_prompt=ask, special=special)
 
     def table(self) -> dict:
         """What is stored with an adapter; `template_from` gives the Template back."""
         return asdict(self) | {"special": dict(self.special)}
-
-
-@lru_cache(maxsize=8)
-def compiled(text: str):
-    """A chat template, which reaches neither Python's objects nor files, in the surroundings that published ones are written for."""
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise UserError("chat templates need the package jinja2: pip install jinja2") from None
-
-    class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**", "%"))
-
-        def call_binop(self, context, operator, left, right):
-            sizes = [one if isinstance(one, int) else len(one) if hasattr(one, "__len__") else 0 for one in (left, right)]
-            product = abs(sizes[0] * sizes[1]) > LONGEST
-            if {"**": max(sizes) > 1000, "*": product, "%": isinstance(left, str) and re.search(r"\*|\d{5}", left)}[operator]:
-                raise UserError(f"the chat template computes too much with {operator}")
-            return super().call_binop(context, operator, left, right)
-
-    def refuse(message: str):
-        raise UserError(f"the chat template refuses these messages: {' '.join(str(message).split())[:200]}")
-
-    def as_json(value, indent=None, ensure_ascii=False, separators=None, sort_keys=False) -> str:  # Jinja's own writes for HTML
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals |= {"raise_exception": refuse, "strftime_now": DAY.strftime}
-    environment.filters["tojson"] = as_json
-    return environment.from_string(text)
-
-
-@contextmanager
-def limited() -> Iterator[None]:
-    """End what takes longer than PATIENCE with a UserError; only in the main thread, and where the system has such alarms."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    began = time.thread_time()
-
-    def ring(*_):
-        if (rest := PATIENCE - (time.thread_time() - began)) > 0.01:  # others had the processor, or the process was stopped for a while
-            signal.setitimer(signal.ITIMER_REAL, rest)
-            return
-        raise UserError(f"the chat template takes longer than {PATIENCE:g} s")
-
-    before, (left, again) = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left, again)
-        signal.signal(signal.SIGALRM, before)
 
 
 def paper(task: str, *sections: str) -> str:
@@ -153,15 +148,23 @@ TEMPLATES = {one.name: one for one in (
     Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
 )}
 CHAT = "chat"  # the name of the template that a tokenizer folder holds
+AUTO = "auto"  # chat for a user's own data where the tokenizer has a template, else alpaca
 NAMES = (*TEMPLATES, CHAT)
 
 
-def template(name: str, tokenizer=None) -> Template:
-    """The template of this name; "chat" is the one stored with the tokenizer. Raises UserError for an unknown name or a tokenizer without one."""
+def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
+    """The template of this name; "chat" is the one stored with the tokenizer.
+
+    "auto" is "chat" for a user's own data or instruction (is_own) where the tokenizer has a
+    template, else "alpaca", the paper's. Raises UserError for an unknown name or a tokenizer
+    without a template.
+    """
+    if name == AUTO:
+        name = CHAT if is_own and tokenizer is not None and tokenizer.chat_template else "alpaca"
     if name in TEMPLATES:
         return TEMPLATES[name]
     if name != CHAT:
-        raise unknown("prompt template", name, NAMES)
+        raise unknown("prompt template", name, (*NAMES, AUTO))
     if tokenizer is None or not tokenizer.chat_template:
         raise UserError(f"template chat: {'no tokenizer is given' if tokenizer is None else f'the tokenizer in {tokenizer.folder} has no chat template'}; "
                         f"use --template {', '.join(TEMPLATES)}")

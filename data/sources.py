@@ -13,13 +13,15 @@ from pathlib import Path
 from data import wordproblems
 from data.fetch import File, cache_folder, fetch
 from data.hub import hub_tables, is_repository
+from data.rows import Table, read_rows, read_table, unusable
 from data.split import MATH_SETS, paper_rows, paper_split, random_split
-from data.tables import ENDINGS, read_table
+from data.tables import ENDINGS
 from model.errors import UserError, unknown
 
 REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
 ODC = "ODC-By 1.0"
 MOST_LABELS = 20
+TEST_SHARE = 0.1  # of a user's rows, held out to measure on
 NEED = {"train": ("instruction", "output"), "test": ("instruction", "answer"), "validation": ("instruction", "answer")}  # of a user's files
 TRAIN_ROWS = 16000  # of wordproblems: more than a run needs, so that it sees each once
 SHARE_NEW = 3 / 7  # of them in the held-out manner; the rest repeat the trained ones, so that those are kept:
@@ -109,6 +111,11 @@ class Data:
     tests: dict[str, list[dict]]
     reads: dict[str, str] = field(default_factory=dict)  # set -> the kind of answer it has, where its name does not say it
     from_forms: bool = False  # made from the same sentence forms: alike, but never the same
+    held_out: list[dict] = field(default_factory=list)  # rows without answers, to measure the loss on
+    is_own: bool = False  # a file of the user's or a data set of the hub
+    is_text: bool = False  # plain text: no prompt, loss on all of it
+    notes: list[str] = field(default_factory=list)  # how the files were read
+    left_out: list[str] = field(default_factory=list)  # rows that cannot be used, and why
 
     @property
     def fingerprint(self) -> str:
@@ -135,11 +142,16 @@ def is_here(name: str, data_dir: str = "") -> bool:
     return Path(name).is_file()
 
 
-def source_rows(name: str, data_dir: str = "") -> list[dict]:
-    """All rows of a data set of SOURCES, from data_dir or the cache, into which what is missing is fetched. Raises UserError."""
+def source_rows(name: str, data_dir: str = "", reader: "Reader | None" = None) -> list[dict]:
+    """All rows of a data set of SOURCES, from data_dir or the cache, into which what is missing
+    is fetched.
+
+    reader: leaves out the rows of a training set that cannot be used. Raises UserError.
+    """
     source, folder = SOURCES[name], Path(data_dir) if data_dir else cache_folder()
-    later = folder / "dataset" / name / "test.json"  # where later versions of the paper's repository have the six math sets
-    if name in MATH_SETS and not (data_dir and later.is_file() and not (folder / "dataset" / MATH_SETS[name]).is_file()):
+    later = folder / "dataset" / name / "test.json"  # the six math sets in the paper's later versions
+    first_form = name in MATH_SETS and (folder / "dataset" / MATH_SETS[name]).is_file()
+    if name in MATH_SETS and (first_form or not data_dir or not later.is_file()):
         if not data_dir:
             fetch(files_of(name))
         return paper_rows(folder, name)
@@ -148,7 +160,9 @@ def source_rows(name: str, data_dir: str = "") -> list[dict]:
         if data_dir:
             raise UserError(f"{path} is missing: --data-dir should name the folder that holds dataset/, as the paper's repository does")
         fetch(files_of(name))
-    return read_table(path, need=("instruction", "output") if source.trains else ("instruction", "answer"))
+    if source.trains:
+        return (reader or Reader({}, strict=True)).read(path, NEED["train"]).rows
+    return read_table(path, need=NEED["test"])
 
 
 def word_problems(data_dir: str, seed: int) -> Data:
@@ -185,51 +199,135 @@ EXPERIMENTS: dict[str, Callable[[str, int], Data]] = {  # what is more than a fi
 
 
 def load_data(
-    name: str, data_dir: str = "", seed: int = 0, *, tests: Sequence[str] = (), columns: dict[str, str] | None = None, test_share: float = 0.1,
+    name: str, data_dir: str = "", seed: int = 0, *, tests: Sequence[str] = (),
+    columns: dict[str, str] | None = None, test_share: float = TEST_SHARE, strict_rows: bool = False,
 ) -> Data:
-    """The data set `name`: one of EXPERIMENTS or SOURCES, a file of yours, or a data set of the hub (owner/name).
+    """The data set `name`: one of EXPERIMENTS or SOURCES, a file of yours, or a data set of the
+    hub (owner/name).
 
-    tests: the sets to measure on, in place of its own: its own by name, others of SOURCES, or files. Of your data without a test part
-    `test_share` is held out, drawn by the seed. Raises UserError for an unknown name and for missing or malformed files.
+    tests: the sets to measure on, in place of its own: its own by name, others of SOURCES, or
+    files. Of your data without a test part `test_share` is held out, drawn by the seed.
+    columns: field -> column of your files. strict_rows: a row that cannot be used is an error.
+    Raises UserError for an unknown name and for missing or malformed files.
     """
     name = known_name(name)
     named = [name, *(known_name(test) for test in tests)]
     if columns and all(one in EXPERIMENTS or one in SOURCES for one in named):
         raise UserError(f"--columns names the columns of a file of yours; {', '.join(named)} has its own")
+    reader = Reader(columns or {}, strict_rows)
     if name in EXPERIMENTS:
         data = EXPERIMENTS[name](data_dir, seed)
     elif name in SOURCES:
-        rows = source_rows(name, data_dir)
-        own = () if tests else SOURCES[name].tests
-        test = {one: source_rows(one, data_dir) for one in own} if SOURCES[name].trains else {name: rows}
-        data = Data(name, [row for row in rows if row["output"].strip()], test)
+        data = source_data(name, data_dir, bool(tests), reader)
     elif name.lower().endswith(ENDINGS) or Path(name).is_file():
         if data_dir and not any(one in SOURCES for one in named):
             raise UserError(f"--data-dir is where data by name is read from; {name} is a file of yours")
-        data = own_data(name, {"train": [Path(name)]}, seed, columns, 0.0 if tests else test_share)
+        data = own_data(name, {"train": [Path(name)]}, seed, reader, 0.0 if tests else test_share)
     elif is_repository(name):
-        data = own_data(name, hub_tables(name), seed, columns, 0.0 if tests else test_share)
+        data = own_data(name, hub_tables(name), seed, reader, 0.0 if tests else test_share)
     else:
         others = f"a file that ends in {', '.join(ENDINGS)} or a data set of the hub (owner/name) will do as well"
         raise unknown("data set", name, [*EXPERIMENTS, *SOURCES], others)
-    return replace(data, **chosen_tests(data, tests, data_dir, columns)) if tests else data
+    if tests:
+        data = replace(data, **chosen_tests(data, tests, data_dir, reader))
+        if name == "none":
+            data = replace(data, is_own=all(Path(test).is_file() for test in tests))
+    return replace(data, notes=[*data.notes, *reader.notes], left_out=reader.left_out)
 
 
-def own_data(name: str, files: dict[str, list[Path]], seed: int, columns: dict[str, str] | None, share: float) -> Data:
-    """Data of a user's files: those of the test split to measure on, else a share of the training rows where they have answers."""
+@dataclass
+class Reader:
+    """Reads the files of one data set; keeps what is to be said of them and the rows left out."""
+
+    columns: dict[str, str]
+    strict: bool = False
+    notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def read(self, path: Path, need: Sequence[str]) -> Table:
+        """The rows of a file. Raises UserError, with `strict` also for a row left out."""
+        table = read_rows(path, self.columns, need)
+        if table.left_out and self.strict:
+            raise UserError(f"{unusable(path, table)} (--strict-rows)")
+        for note in table.notes:
+            if f"{path.name}: {note}" not in self.notes:
+                self.notes.append(f"{path.name}: {note}")
+        if table.left_out:
+            self.left_out += [f"{path.name}, {why}" for why in table.left_out]
+            more = "; ..." if len(table.left_out) > 3 else ""
+            self.notes.append(
+                f"{path.name}: {len(table.left_out):,} of {table.total:,} rows cannot be used and "
+                f"are left out: {'; '.join(table.left_out[:3])}{more}"
+            )
+        return table
+
+
+def source_data(name: str, data_dir: str, other_tests: bool, reader: Reader) -> Data:
+    """A data set of SOURCES: one to train on with its tests, or a test set."""
+    rows = source_rows(name, data_dir, reader)
+    if not SOURCES[name].trains:
+        return Data(name, [row for row in rows if row["output"].strip()], {name: rows})
+    own = () if other_tests else SOURCES[name].tests
+    return Data(name, rows, {test: source_rows(test, data_dir) for test in own})
+
+
+def own_data(
+    name: str, files: dict[str, list[Path]], seed: int, reader: Reader, share: float
+) -> Data:
+    """Data of a user's files.
+
+    What is measured: the test split where there is one, else a share of the training rows: their
+    answers where most rows have one that can be compared, else the loss on them.
+    """
     title = Path(name).stem
-    tables = {split: [row for path in paths for row in read_table(path, columns, NEED[split])] for split, paths in files.items()}
-    train = tables.get("train", [])
-    test = tables.get("test") or tables.get("validation") or []
-    if not test and train and share > 0 and all(row["answer"].strip() for row in train):
-        train, test = random_split(train, share, seed)
+    table = read_split(files.get("train", []), reader, NEED["train"])
+    train, is_text = table.rows, table.is_text
+    if table.answer_is_output and kind_of_answers(row["answer"] for row in train) == "text":
+        train = [row | {"answer": ""} for row in train]  # too long to be compared word for word
+    test, held_out = [], []
+    for split in ("test", "validation"):
+        if files.get(split) and not (test or held_out):
+            try:
+                test = read_split(files[split], reader, NEED["test"]).rows
+            except UserError as no_answers:
+                if is_text or not train:
+                    raise
+                try:
+                    held_out = read_split(files[split], reader, NEED["train"]).rows
+                except UserError:
+                    raise no_answers from None
+    if not (test or held_out or is_text) and train and share > 0:
+        labelled = [row for row in train if row["answer"].strip()]
+        if len(labelled) * 2 >= len(train):
+            rest = [row for row in train if not row["answer"].strip()]
+            labelled, test = random_split(labelled, share, seed)
+            train = labelled + rest
+        else:
+            train, held_out = random_split(train, share, seed)
+        if not train:
+            raise UserError(f"test_share = {share} leaves no row of {name} to train on")
     kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())
-    if test and not train and "train" in files:
-        raise UserError(f"test_share = {share} leaves no row of {name} to train on")
-    return Data(name, train, {title: test} if test else {}, {title: kind} if test else {})
+    return Data(
+        name, train, {title: test} if test else {}, {title: kind} if test else {},
+        held_out=held_out, is_own=True, is_text=is_text,
+    )  # fmt: skip
 
 
-def chosen_tests(data: Data, names: Sequence[str], data_dir: str, columns: dict[str, str] | None) -> dict:
+def read_split(files: list[Path], reader: Reader, need: Sequence[str]) -> Table:
+    """The files of one split as one table. Raises UserError."""
+    tables = [reader.read(path, need) for path in files]
+    kinds = {table.is_text for table in tables}
+    if len(kinds) > 1:
+        raise UserError(f"{files[0].parent} mixes plain text with rows that have a prompt")
+    return Table(
+        rows=[row for table in tables for row in table.rows],
+        left_out=[], notes=[], total=sum(table.total for table in tables),
+        is_text=kinds == {True},
+        answer_is_output=bool(tables) and all(table.answer_is_output for table in tables),
+    )  # fmt: skip
+
+
+def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader) -> dict:
     """The `tests` and `reads` of the sets of these names. Raises UserError."""
     tests: dict[str, list[dict]] = {}
     reads: dict[str, str] = {}
@@ -243,7 +341,7 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, columns: dict[
             tests[known] = source_rows(known, data_dir)
         elif name.lower().endswith(ENDINGS):
             known = Path(name).stem
-            tests[known] = read_table(Path(name), columns, NEED["test"])
+            tests[known] = reader.read(Path(name), NEED["test"]).rows
             reads[known] = kind_of_answers(row["answer"] for row in tests[known])
         else:
             sets = [one for one, source in SOURCES.items() if not source.trains]

@@ -59,9 +59,11 @@ def paper_rows(folder: str | Path, name: str) -> list[dict]:
 
 def random_split(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
     """(train, test) rows: `share` of them test, drawn by the seed; equal instructions stay on one side, so that none is in both."""
-    together: dict[tuple[str, str], list[dict]] = {}
+    together: dict[tuple[str, ...], list[dict]] = {}
     for row in rows:
-        together.setdefault((row["instruction"].strip(), (row.get("input") or "").strip()), []).append(row)
+        asked = (row["instruction"].strip(), (row.get("input") or "").strip())
+        earlier = [message["content"] for message in row.get("history", ())]
+        together.setdefault((*asked, *earlier), []).append(row)
     keys = list(together)
     random.Random(f"split {seed}").shuffle(keys)
     train, test = [], []

@@ -242,7 +242,7 @@ def generate(options: argparse.Namespace) -> int:
                             beams=options.beams, **drawn)[0]
         print(",".join(map(str, new)))
         return 0
-    model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template)
+    model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template, is_own=True)
     for line in toy_lines(made.model):
         print(line, file=sys.stderr)
     if options.instruction is None:

@@ -1,6 +1,7 @@
 """Text <-> token ids, from the tokenizer files of a checkpoint: `tokenizer.json`, sentencepiece's `tokenizer.model`, or GPT-2's
 `vocab.json` with `merges.txt`."""
 
+import codecs
 import re
 from pathlib import Path
 
@@ -26,6 +27,14 @@ class FileTokenizer:
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         return self.inner.encode(text, add_special_tokens=bos).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self.inner.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def is_special(self, token: int) -> bool:
+        added = self.inner.get_added_tokens_decoder().get(token)
+        return added is not None and added.special
 
     def decode(self, ids: list[int]) -> str:
         return self.inner.decode(ids, skip_special_tokens=True)
@@ -79,6 +88,53 @@ class SentencePieceTokenizer:
         for part in re.split("(" + "|".join(map(re.escape, self.special)) + ")", text) if self.special else [text]:
             ids += [self.special[part]] if part in self.special else self.inner.encode(part)
         return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        at = 0
+        for part in re.split("(" + "|".join(map(re.escape, self.special)) + ")", text) if self.special else [text]:
+            if part in self.special:
+                ids.append(self.special[part])
+                places.append((at, at + len(part)))
+            else:
+                pieces = self.inner.encode(part)
+                ids += pieces
+                places += [(at + start, at + end) for start, end in self.places(part, pieces)]
+            at += len(part)
+        return ids, places
+
+    def places(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
+        """The characters [start, end) of a text that each of its tokens stands for.
+
+        A character that is several byte tokens belongs to each of them. Raises UserError for a
+        model that changes the text, so that its tokens do not add up to it.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        spelt: list[str] = []
+        starts: list[int] = []
+        length = 0
+        for token in ids:
+            piece = self.inner.id_to_piece(token)
+            is_byte = self.inner.is_byte(token)  # "<0x0A>"
+            new = bytes([int(piece[3:5], 16)]) if is_byte else piece.replace("\u2581", " ").encode()
+            starts.append(length)
+            spelt.append(decoder.decode(new))
+            length += len(spelt[-1])
+        prefix = length - len(text)  # the blank that sentencepiece puts in front
+        if prefix not in (0, 1) or "".join(spelt)[prefix:] != text:
+            raise UserError(
+                "tokenizer.model changes the text that it encodes, so that the assistant's part of "
+                "a chat cannot be found in its tokens: use a model with a tokenizer.json"
+            )
+        ends = [max(start + 1, end) for start, end in zip(starts, [*starts[1:], length], strict=True)]
+        return [
+            (max(start - prefix, 0), max(end - prefix, 0))
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+    def is_special(self, token: int) -> bool:
+        return token in self.special.values()
 
     def decode(self, ids: list[int]) -> str:
         return self.inner.decode([i for i in ids if i < self.base_size])
@@ -153,6 +209,14 @@ class Tokenizer:
         if max(ids, default=0) >= self.limit:
             raise UserError(f"the tokenizer in {self.folder} makes {max(ids)} of a part of {text!r:.50}; the model's embedding has {self.limit} rows")
         return [self.bos_id, *ids] if bos and self.always_bos and ids[:1] != [self.bos_id] else ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode` with bos=False, and the characters [start, end) that each token stands for."""
+        return self.inner.encode_with_offsets(text)
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is special: the end of a text or of a turn, a role, padding."""
+        return self.inner.is_special(token)
 
     def fit(self, rows: int) -> None:
         """Bind it to an embedding of so many rows. Raises UserError when its vocabulary is larger; added tokens may lie beyond, unused."""

@@ -89,16 +89,16 @@ def test_every_refusal_is_one_line(hub):
     hub.add("someone/data", {"train.jsonl": rows("a")})
     hub.add("someone/empty", {"README.md": "no", "data.arrow": "no"})
     hub.add("someone/broken", {"train.jsonl": "{"})
-    hub.add("someone/other", {"train.jsonl": rows("a")})
+    hub.add("someone/other", {"train.jsonl": '{"premise": "a", "hypothesis": "b"}'})
     hub.hub.refuse |= {"datasets/someone/gated": (403, "GatedRepo"), "datasets/someone/token": (401, ""), "datasets/someone/down": (500, "")}
     cases = {
         "load_data('someone/nothing')": "the hub has no repository 'someone/nothing'",
         "load_data('someone/gated')": "is gated: accept its licence on the hub and set HF_TOKEN, or give a file of your own with --data",
         "load_data('someone/token')": "HF_TOKEN",
         "load_data('someone/down')": "the hub answers 500",
-        "load_data('someone/empty')": "someone/empty holds no train or test file that is read here (.json, .jsonl, .csv, .parquet); its files: none",
+        "load_data('someone/empty')": "someone/empty holds no train or test file that is read here (.json, .jsonl, .csv, .tsv, .parquet); its files: none",
         "load_data('someone/broken')": "line 1: cannot be read",
-        "load_data('someone/other')": "has no column 'instruction', it has 'question', 'solution', 'answer': name it with --columns instruction=COLUMN",
+        "load_data('someone/other')": "has no column 'instruction', it has 'premise', 'hypothesis': name it with --columns instruction=COLUMN",
         "load_data('some one/data')": "no hub repository name",
         "load_data('someone/')": "no hub repository name",
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from data import prompts
+from data import chat_template
 from data.batches import encode_row
 from data.prompts import NAMES, TEMPLATES, Template, prompt, stored_template, template, template_from
 from model import UserError, load_tokenizer
@@ -270,7 +270,7 @@ def test_it_reaches_neither_python_nor_files(text):
     ],
 )  # fmt: skip
 def test_endless_loops_and_endless_texts_end(monkeypatch, text):
-    monkeypatch.setattr(prompts, "PATIENCE", 0.3)
+    monkeypatch.setattr(chat_template, "PATIENCE", 0.3)
     start = time.process_time()
     with pytest.raises(UserError, match=r"the chat template (takes longer|writes more|computes too much)"):
         render(text)
@@ -278,8 +278,8 @@ def test_endless_loops_and_endless_texts_end(monkeypatch, text):
 
 
 def test_a_process_that_stood_still_has_not_computed(monkeypatch):
-    monkeypatch.setattr(prompts, "PATIENCE", 0.1)
-    with prompts.limited():
+    monkeypatch.setattr(chat_template, "PATIENCE", 0.1)
+    with chat_template.limited():
         time.sleep(0.3)
 
 
@@ -310,8 +310,8 @@ def test_in_another_thread():
 
 
 def test_a_template_is_compiled_once():
-    made = prompts.compiled(CHATML)
-    assert prompts.compiled(CHATML) is made
+    made = chat_template.compiled(CHATML)
+    assert chat_template.compiled(CHATML) is made
 
 
 def test_small_sums_are_no_harm():
@@ -331,6 +331,12 @@ def test_a_chat_template_writes_its_own_bos_and_none_is_put_before_it():
 
         def encode(self, text, bos=True):
             return ([1] if bos else []) + [ord(one) for one in text]
+
+        def encode_with_offsets(self, text):
+            return self.encode(text, bos=False), [(i, i + 1) for i in range(len(text))]
+
+        def is_special(self, token):
+            return token == self.eos_id
 
     chat = Template("chat", "{{ bos_token }}{% for one in messages %}{{ one['content'] }}|{% endfor %}", chat=True, special=(("bos_token", "<"),))
     row = {"instruction": "a", "output": "b"}

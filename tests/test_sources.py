@@ -126,7 +126,9 @@ def test_your_own_file_is_split_by_the_seed(tmp_path):
     assert load_data(path, seed=2).tests != data.tests
     assert len(load_data(path, test_share=0.5).train) == 25
     assert load_data(path, test_share=0.0).tests == {}
-    assert load_data(write(tmp_path / "texts.json", rows(50, answer=lambda i: str(i) if i else ""))).tests == {}  # one cannot be measured
+    one_blank = load_data(write(tmp_path / "texts.json", rows(50, answer=lambda i: str(i) if i else "")))
+    assert len(one_blank.tests["texts"]) == 5  # one blank answer does not stop the measuring
+    assert sum(not row["answer"] for row in one_blank.train) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -54,6 +54,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     from train.base import for_processes
     from train.continued import settings_to_continue
     from train.experiment import can_resume, fresh_folder, resume_settings, run
+    from train.held_out import loss_text
     from train.settings import settings
 
     chosen = given(options, (*MODEL_OPTIONS, "seed")) | data_settings(options)
@@ -103,8 +104,10 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
         if not result.before:
             which = "the adapter was not measured before" if made.continue_from else "the base was not measured"
             print(f"({which}; --set eval.before=true does)")
-    else:
+    elif not result.loss:
         print("nothing was measured: the data has no test set; --tests NAME,NAME chooses some")
+    if result.loss:
+        print(loss_text(result.loss))
     for line in result.verdict.lines:
         print(line)
     print(f"report: {folder / 'report.html'}")

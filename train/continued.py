@@ -15,7 +15,7 @@ from adapters.compose import by_row
 from adapters.config import AdapterConfig
 from adapters.files import CONFIG, OURS, read_adapter
 from adapters.several import SETUP, load_adapters
-from data.prompts import Template, stored_template, template
+from data.prompts import AUTO, Template, stored_template, template
 from model.errors import UserError
 from model.files import read_json
 from model.registry import find
@@ -24,7 +24,7 @@ from train.settings import Settings, settings
 from train.toml import parse_set, read_toml
 
 TRAINED = "default"  # the name of the adapter that a run trains
-OF_DATA = ("data_dir", "tests", "columns", "only_right", "train_on_test")  # what a run says of its data, which other data has no use for
+OF_DATA = ("data_dir", "tests", "columns", "only_right", "train_on_test", "strict_rows")  # what a run says of its data, which other data has no use for
 NO_ENCODER = "its file has the soft tokens and not the network that made them, which is what is trained: it can be used, not trained further"
 
 
@@ -163,18 +163,19 @@ def start_lines(model: nn.Module, s: Settings, run: dict, config: AdapterConfig)
     before = run.get("quantize", model.quantize)
     if isinstance(before, str) and before != model.quantize:
         lines.append(f"it was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}")
-    if isinstance(run.get("template"), str) and run["template"] != s.template:
+    if isinstance(run.get("template"), str) and s.template not in (AUTO, run["template"]):
         lines.append(f"it was trained with the template {run['template']}, and goes on with {s.template}")
     if any(part.kind == "adalora" for part in config.parts.values()):
         lines.append("AdaLoRA's schedule starts anew: importances are measured again, and ranks that were cut may come back")
     return lines
 
 
-def template_of(s: Settings, tokenizer, start: Start | None) -> Template:
-    """The prompt template of a run: that of its settings, or the stored one of that name."""
-    if start and start.template and start.template.name == s.template:
+def template_of(s: Settings, tokenizer, start: Start | None, is_own: bool) -> Template:
+    """The prompt template of a run: that of its settings, or the stored one where they name it or
+    none. `is_own`: the data is the user's."""
+    if start and start.template and s.template in (AUTO, start.template.name):
         return start.template
-    return template(s.template, tokenizer)
+    return template(s.template, tokenizer, is_own)
 
 
 def shape_of_start(model: nn.Module, folder: Path) -> None:

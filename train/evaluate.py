@@ -57,9 +57,10 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
 
 
 def load_with_adapter(made: Settings, adapters: list[Path], average: bool = False, words: bool = True, form: str | None = None,
-                      processes: Processes = ALONE):
+                      processes: Processes = ALONE, is_own: bool = False):
     """(model, tokenizer or None, prompt template, what the adapters' files say of their runs): the base of the settings with the adapters of these
-    folders, stacked or averaged. The template is the one they were trained with, or that of the name `form`. Raises UserError."""
+    folders, stacked or averaged. The template is the one they were trained with, or that of the name `form`; `is_own`: it is for data or an instruction of
+    the user's. Raises UserError."""
     model = load_base(made, processes)
     tokenizer = load_words(made, model) if words else None
     names = ["default"] if len(adapters) == 1 else [f"adapter{number}" for number in range(1, len(adapters) + 1)]
@@ -70,7 +71,7 @@ def load_with_adapter(made: Settings, adapters: list[Path], average: bool = Fals
         use(model, [Average(*names)])
     stored = stored_template(runs, tokenizer)
     model.eval()
-    return model, tokenizer, template(form, tokenizer) if form else stored or template(made.template, tokenizer), runs
+    return model, tokenizer, template(form, tokenizer) if form else stored or template(made.template, tokenizer, is_own), runs
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,13 @@ def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool =
 
 def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: bool, form: str | None, processes: Processes) -> Measured:
     check_base(made)
-    data = load_data(made.data, made.data_dir, made.seed, tests=made.tests, columns=made.columns, test_share=made.test_share)
+    data = load_data(made.data, made.data_dir, made.seed, tests=made.tests, columns=made.columns, test_share=made.test_share,
+                     strict_rows=made.strict_rows)
     tests = first_items(data.tests, made.eval.items)
     if not tests:
         raise UserError(f"data {data.name} has no test set: choose some with --tests NAME,NAME")
     check_labels(tests, data.reads)
-    model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form, processes=processes)
+    model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form, processes=processes, is_own=data.is_own)
     stored = stored_template(runs, tokenizer)
     said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
     for before in sorted({one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)} - {model.quantize}):
@@ -121,13 +123,13 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     for one in leaks:
         mark_leaks(predictions, one)
     facts = {"model": made.model, "quantize": model.quantize, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name,
-             "notes": said + more + too_long, "scores": tables(predictions)}
+             "notes": [*data.notes, *said, *more, *too_long], "scores": tables(predictions)}
     if processes.is_writer:
         write_predictions(folder / PREDICTIONS, predictions)
         write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
         remove_journals(journal)
     preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
-    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", said + more)
+    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*data.notes, *said, *more])
 
 
 def unfinished(folder: Path) -> tuple[Settings, list[Path], bool, str | None]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from adapters.attach import adapter_names, adapters_named, in_order, rates
 from adapters.config import AdapterConfig, resolve
 from data.batches import Example
 from data.leakage import seen_sets
-from data.prompts import NAMES
+from data.prompts import AUTO, NAMES
 from data.sources import Data
 from eval.journal import remove_journals
 from eval.report import read_log, validation_text, write_report
@@ -27,10 +27,11 @@ from model.writing import JsonLines, held, write_text
 from train.base import check_base, choose_devices, load_base, toy_lines
 from train.checkpoint import checkpoints
 from train.continued import Start, load_start, template_of
+from train.held_out import held_out_examples, held_out_lines, measure_loss
 from train.history import history_lines, seen_in_training, short
 from train.loop import train
 from train.parallel import ALONE, Processes
-from train.rows import check_earlier, check_leakage, cut_lines, encode_rows, hold_out, leak_lines, load_rows, validation_lines
+from train.rows import check_earlier, check_leakage, encode_rows, hold_out, leak_lines, load_rows, validation_lines
 from train.settings import Settings, settings, to_toml
 from train.tracker import TRACKERS, check_tracker
 from train.verdict import NO_VERDICT, Verdict, verdict
@@ -43,11 +44,13 @@ FREE = (  # settings that may change when a run is resumed: the result does only
 @dataclass(frozen=True)
 class Result:
     """What a run came to: the predictions before training (of the base, or of the adapter that was
-    trained further) and with the adapter, the signal that stopped it, or 0, and what went wrong."""
+    trained further) and with the adapter, the signal that stopped it or 0, {rows, before, after} of
+    the loss per token on held-out rows, and what went wrong."""
 
     before: list[dict]
     after: list[dict]
     signal: int = 0
+    loss: dict = field(default_factory=dict)
     preset: str = ""  # name of the adapter in presets.toml, where it is known
     verdict: Verdict = NO_VERDICT
 
@@ -88,8 +91,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     began = time.time()
     tokenizer = check_base(s)
     check_tracker(s.train.tracker)
-    if s.template not in NAMES and not s.continue_from:
-        raise unknown("prompt template", s.template, NAMES)
+    if s.template not in (*NAMES, AUTO) and not s.continue_from:
+        raise unknown("prompt template", s.template, (*NAMES, AUTO))
     data, kept = load_rows(s)
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests, data.reads)
@@ -105,7 +108,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     torch.manual_seed(s.seed)
     start = load_start(model, s, tokenizer) if s.continue_from else None
     config = start.config if start else attach(model, adapter_of(s))
-    form = template_of(s, tokenizer, start)
+    form = template_of(s, tokenizer, start, data.is_own)
     runs |= start.loaded if start else {}
     earlier, earlier_lines = seen_in_training([*runs.values(), *(start.history if start else [])], tests, s.data_dir)
     check_earlier(earlier, s.train_on_test)
@@ -113,11 +116,13 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     on = in_order(model)  # what was loaded, in this order, and the new one; or a fusion in place of its members
     use(model, on, train=["default"])
     trained = named_parameters(model)
-    examples, cut, empty = encode_rows(tokenizer, data, form, s)
-    check_positions(model, examples)
+    encoded = encode_rows(tokenizer, data.train, data.is_text, form, s)
+    check_positions(model, encoded.examples)
+    examples, unseen = held_out_examples(tokenizer, data, form, s, encoded.examples)
     examples, held_out, twins = hold_out(examples, s.train.validation_rows, s.seed)
     here = ",".join(str(stage.device) for stage in model.stages) or str(model.device)
-    s = replace(s, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."),
+    chosen_by = "the tokenizer's own, as the data is yours" if s.template == AUTO and form.chat else ""
+    s = replace(s, template=form.name, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."),
                 layers_per_device=[stage.end - stage.first for stage in model.stages])
     prints = {"base model": model.fingerprint, "loaded adapters": loaded, "data": data.fingerprint, "settings": fingerprint(s)}
     if start:
@@ -125,9 +130,9 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
     if processes.is_writer:
         write_text(folder / "run.toml", to_toml(s))
-    more = [*kept, *cut_lines(cut, empty, len(data.train), s), *validation_lines(len(held_out), twins, s), *leak_lines(leaks), *earlier_lines,
-            *room_lines(model, tokenizer, tests, form, s.eval)]
-    say(model, config, trained, s, data, more, start)
+    lines = [*kept, *encoded.lines, *held_out_lines(unseen), *validation_lines(len(held_out), twins, s), *leak_lines(leaks), *earlier_lines,
+             *room_lines(model, tokenizer, tests, form, s.eval)]
+    say(model, config, trained, s, data, chosen_by, lines, start)
     tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
     if processes.is_writer:
         write_text(folder / "leakage.json", json.dumps({name: leak.table() for name, leak in leaks.items()}, indent=2) + "\n")
@@ -153,11 +158,16 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     before = scores(base_predictions)
     if before:
         print("before: " + "   ".join(f"{name} {100 * score.accuracy:.1f} %" for name, score in before.items()))
+    pad_id = tokenizer.pad_id or 0
+    loss = {}
+    if unseen:
+        loss = {"rows": len(unseen), "before": measure_loss(model, at_first, unseen, s, pad_id, processes)}
+        print(f"before: loss per token {loss['before']:.4f} on {len(unseen):,} held-out rows")
     use(model, on, train=["default"])
 
     with JsonLines(folder / "log.jsonl") if processes.is_writer else nullcontext() as log:
         outcome = train(
-            model, trained, examples, s.train, seed=s.seed, pad_id=tokenizer.pad_id or 0, folder=folder, resume=resume,
+            model, trained, examples, s.train, seed=s.seed, pad_id=pad_id, folder=folder, resume=resume,
             log=lambda entry: (log.write(entry), tracker.write(entry)) if log else None, rates=rates(model), held_out=held_out,
             fingerprints=prints, processes=processes,
         )
@@ -166,8 +176,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
         return Result(base_predictions, [], outcome.signal)
 
     save = save_adapters if len(adapter_names(model)) > 1 else save_adapter
-    about = {"model": s.model, "data": s.data, "template": s.template, "template_text": form.table(), "seed": s.seed,
-             "adapter": preset,
+    prompt = {} if data.is_text else {"template": form.name, "template_text": form.table()}
+    about = {"model": s.model, "data": s.data, **prompt, "seed": s.seed, "adapter": preset,
              "columns": s.columns, "test_share": 0.0 if s.tests else s.test_share, "only_right": s.only_right,
              "data_fingerprint": data.fingerprint, "quantize": model.quantize, "revision": s.revision, "steps": outcome.adapter_step}
     about |= {"history": start.history} if start else {}
@@ -176,26 +186,30 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
         save(model, folder / "adapter", run=about, overwrite=True)  # a run that was killed behind its last step has written it before
     print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
+    if unseen:
+        loss["after"] = measure_loss(model, on, unseen, s, pad_id, processes)
+        model.eval()
     facts = {
         "model": s.model, "quantize": model.quantize, "adapter": preset,
         "continued_from": s.continue_from, "history": start.history if start else [],
         "data": s.data, "seed": s.seed, "processes": processes.world,
         "adapter_step": outcome.adapter_step, "validation": outcome.validation,
-        "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": cut,
+        "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": encoded.cut,
+        "rows_left_out": len(data.left_out), "held_out_loss": loss,
         "trainable_parameters": count(trained), "parameters": count_base(model),
         "trained_on_test": list(dict.fromkeys(name for one in (leaks, *earlier) for name in seen_sets(one))),
         "decoding": s.eval.decoding, "before": tables(base_predictions), "after": tables(predictions),
     }
     found = processes.from_writer(
-        lambda: verdict(read_log(folder / "log.jsonl"), outcome.adapter_step, before, scores(predictions))
+        lambda: verdict(read_log(folder / "log.jsonl"), outcome.adapter_step, before, scores(predictions), loss)
     )
     facts |= {"problems": found.problems, "notes": found.notes, "status": found.status}
     if not processes.is_writer:
-        return Result(base_predictions, predictions, preset=preset, verdict=found)
+        return Result(base_predictions, predictions, loss=loss, preset=preset, verdict=found)
     write_report(folder, model, config, to_toml(s), facts, base_predictions, predictions)
     tracker.finish(outcome.step, {name: score.accuracy for name, score in scores(predictions).items()})
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")  # last: it says that the run is complete
-    return Result(base_predictions, predictions, preset=preset, verdict=found)
+    return Result(base_predictions, predictions, loss=loss, preset=preset, verdict=found)
 
 
 def fingerprint(s: Settings) -> str:
@@ -233,8 +247,8 @@ def check_positions(model: nn.Module, examples: list[Example]) -> None:
 
 
 def say(
-    model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, more: list[str],
-    start: Start | None = None,
+    model: nn.Module, config: AdapterConfig, trained: dict, s: Settings, data: Data, chosen_by: str,
+    more: list[str], start: Start | None = None,
 ) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
@@ -254,7 +268,8 @@ def say(
             print(f"         {line}")
     tests = ", ".join(f"{name} ({len(rows)})" for name, rows in data.tests.items())
     print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {tests or 'none'}")
-    print(f"prompt   {s.template}; answers {s.eval.decoding}")
+    if not data.is_text:
+        print(f"prompt   {s.template}{f' ({chosen_by})' * bool(chosen_by)}; answers {s.eval.decoding}")
     for line in more:
         print(f"         {line}")
 

@@ -68,7 +68,7 @@ def seen_in(
     if not is_here(name, data_dir):
         return [], [f"the training data {name} is not here: whether the adapter saw these problems was not checked"]
     try:
-        chosen = {key: run[key] for key in ("columns", "test_share") if key in run}
+        chosen = {key: run[key] for key in ("columns", "test_share", "strict_rows") if key in run}
         where = "" if name == "wordproblems" or Path(name).is_file() else data_dir
         data = load_data(name, where, run.get("seed", 0), **chosen)
         data = only_right(data) if run.get("only_right") else data

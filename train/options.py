@@ -24,17 +24,19 @@ def add_model_options(parser: argparse.ArgumentParser, default: str = "pocket-ll
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="a name of `run.py data list` (wordproblems for the models named pocket-*, math-v1 for all others), "
-                                       "a .json, .jsonl, .csv or .parquet file, or a data set of the hub, OWNER/NAME")
+                                       "a .json, .jsonl, .csv, .tsv, .parquet or .txt file, or a data set of the hub, OWNER/NAME")
     parser.add_argument("--data-dir", help="folder that holds the paper's dataset/; without it the data is fetched")
     parser.add_argument("--tests", help="the sets to measure on, NAME,NAME, in place of those that belong to the data; a file will do as well")
     parser.add_argument("--columns", help="what the columns of your file are called, such as instruction=question,answer=label")
-    parser.add_argument("--template", help="prompt template: alpaca, paper-v1, plain or chat (the tokenizer's own)")
+    parser.add_argument("--strict-rows", action="store_true", default=None, help="refuse a file with rows that cannot be used; without it they are left out")
+    parser.add_argument("--template", help="prompt template: alpaca, paper-v1, plain or chat (the tokenizer's own); "
+                                           "default: chat for your own data where the tokenizer has one, else alpaca")
 
 
 def data_settings(options: argparse.Namespace) -> dict:
     """The data options that were given, as settings. Raises UserError."""
     found = given(options, ("data", "data_dir", "template"))
-    for name in ("only_right", "train_on_test"):
+    for name in ("only_right", "train_on_test", "strict_rows"):
         if getattr(options, name, None):
             found[name] = True
     if options.tests is not None:

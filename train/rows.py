@@ -1,9 +1,10 @@
 """The rows of a run: read, filtered, compared with the test sets, made into examples; and what is said of each step."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from data.batches import Example, encode_row
+from data.batches import Example, encode_row, pack_text
+from data.chat_template import RefusedMessages
 from data.leakage import Leak, leakage, seen_sets
 from data.prompts import Template
 from data.sources import Data, load_data
@@ -11,16 +12,18 @@ from eval.answers import reaches
 from model.errors import UserError
 from train.settings import Settings
 
+MOST_REFUSED = 100  # rows at the beginning that a template may have no form for
+
 
 def load_rows(s: Settings) -> tuple[Data, list[str]]:
     """(the data of the settings, what was left out of it, in words). Raises UserError."""
-    data = load_data(s.data, s.data_dir, s.seed, tests=s.tests, columns=s.columns, test_share=s.test_share)
+    data = load_data(s.data, s.data_dir, s.seed, tests=s.tests, columns=s.columns, test_share=s.test_share, strict_rows=s.strict_rows)
     kept = only_right(data) if s.only_right else data
     if not kept.train:
         why = " that reach their answer" if s.only_right else "" if data.name == "none" else ": it is a test set without rationales"
         raise UserError(f"data {data.name} has no rows to train on{why}")
     told = f"{len(kept.train):,} of {len(data.train):,} rows reach the right answer; the others are left out (only_right)"
-    return kept, [told] if s.only_right else []
+    return kept, [*kept.notes, *([told] if s.only_right else [])]
 
 
 def only_right(data: Data) -> Data:
@@ -57,20 +60,87 @@ def leak_lines(leaks: dict[str, Leak]) -> list[str]:
     return [*lines, *([f"TRAINED ON THE TEST SET: {', '.join(seen)}"] if seen else [])]
 
 
-def cut_lines(cut: int, empty: int, total: int, s: Settings) -> list[str]:
-    if not cut:
-        return []
-    lost = f"; {empty} had no room for a response and were left out" if empty else ""
-    return [f"{cut} of {total:,} rows are longer than {s.train.cutoff} tokens and were cut off there (train.cutoff){lost}"]
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as token ids.
+
+    cut: rows that were cut off at train.cutoff. lines: what is to be said of them.
+    """
+
+    examples: list[Example]
+    cut: int
+    lines: list[str]
 
 
-def encode_rows(tokenizer, data: Data, form: Template, s: Settings) -> tuple[list[Example], int, int]:
-    """Training rows as Examples; how many were cut off at train.cutoff tokens; how many of these kept no token to learn and were left out."""
-    encoded = [encode_row(tokenizer, row, form, s.train.cutoff, s.train.prompt_weight) for row in data.train]
+def encode_rows(tokenizer, rows: list[dict], is_text: bool, form: Template, s: Settings) -> Encoded:
+    """Training rows as Examples with a token to learn each.
+
+    Plain text is packed to full rows. A row that the template has no form for is left out, and
+    so is one whose response begins behind train.cutoff. Raises UserError where no row is left.
+    """
+    if is_text:
+        return encode_text(tokenizer, rows, s)
+    encoded, refused = [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            encoded.append(encode_row(tokenizer, row, form, s.train.cutoff, s.train.prompt_weight))
+        except RefusedMessages as error:
+            refused.append(f"row {number}: {error}")
+            if not encoded and len(refused) == MOST_REFUSED:
+                break  # it refuses them all
+    if not encoded:
+        raise UserError(refused[0].partition(": ")[2] + ": use another --template")
     examples = [example for example, _ in encoded if any(example.weights[1:])]
     if not examples:
-        raise UserError(f"no row of {data.name} keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
-    return examples, sum(cut for _, cut in encoded), len(encoded) - len(examples)
+        raise UserError(f"no row keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
+    cut, empty = sum(cut for _, cut in encoded), len(encoded) - len(examples)
+    lines = []
+    if refused:
+        more = "; ..." if len(refused) > 3 else ""
+        lines.append(
+            f"{len(refused):,} of {len(rows):,} rows are left out, the template has no form for "
+            f"them: {'; '.join(refused[:3])}{more}"
+        )
+    if cut:
+        lost = f"; {empty} had no room for a response and were left out" if empty else ""
+        lines.append(f"{cut} of {len(rows):,} rows are longer than {s.train.cutoff} tokens and were cut off there (train.cutoff){lost}")
+    return Encoded(examples, cut, lines + chat_lines(rows, form, len(refused)))
+
+
+def chat_lines(rows: list[dict], form: Template, refused: int) -> list[str]:
+    """What is to be said of a chat template, from the first row that it has a form for."""
+    if not form.chat:
+        return []
+    for row in rows[: refused + 1]:
+        try:
+            chat = form.conversation(row)
+        except RefusedMessages:
+            continue
+        if chat.opens:
+            return [
+                f"the chat template opens {chat.opens.strip()} in the prompt alone: "
+                "the trained response starts behind it"
+            ]
+        if chat.marked and chat.spans[-1][1] < len(chat.text.rstrip()):
+            return [
+                "the chat template's {% generation %} blocks leave out "
+                f"{chat.text[chat.spans[-1][1] :].strip()!r}, the end of a turn: it is not trained"
+            ]
+        return []
+    return []
+
+
+def encode_text(tokenizer, rows: list[dict], s: Settings) -> Encoded:
+    """Plain text, packed. Raises UserError where there is less than two tokens."""
+    examples, tokens = pack_text(tokenizer, [row["output"] for row in rows], s.train.cutoff)
+    if not examples:
+        raise UserError(f"the text of {s.data} has no token to learn")
+    several = "s" * (len(rows) > 1)
+    line = (
+        f"plain text: {len(rows):,} text{several}, {tokens:,} tokens, packed into "
+        f"{len(examples):,} rows of {s.train.cutoff}; no prompt, loss on all tokens"
+    )
+    return Encoded(examples, 0, [line])
 
 
 def hold_out(examples: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example], int]:

@@ -138,7 +138,8 @@ class Settings:
     test_share: float = 0.1  # of a file of yours, held out to measure on
     only_right: bool = False  # train only on rows whose rationale reaches the right answer
     train_on_test: bool = False  # train although a test set is in the training data; the result says so
-    template: str = "alpaca"  # alpaca | paper-v1 | plain | chat, the tokenizer's own
+    strict_rows: bool = False  # refuse a file with rows that cannot be used, in place of leaving them out
+    template: str = "auto"  # alpaca | paper-v1 | plain | chat, the tokenizer's own; auto: chat for own data where there is one, else alpaca
     seed: int = 0
     device: str = "auto"  # auto: cuda where there is one, else cpu; several, "cuda:0,cuda:1": the layers are split over them
     layers_per_device: list = field(default_factory=list)  # how many layers lie on each of several devices; empty: even, or what fits (train/layout.py)

@@ -32,10 +32,11 @@ NO_VERDICT = Verdict([], [], 0)
 
 
 def verdict(
-    entries: Sequence[dict], adapter_step: int, before: dict[str, Score], after: dict[str, Score]
+    entries: Sequence[dict], adapter_step: int, before: dict[str, Score], after: dict[str, Score],
+    held_out: dict | None = None,
 ) -> Verdict:
     """Of a finished run: `entries` of its log, the step whose adapter is kept, the accuracies by
-    test set, where they were measured."""
+    test set, where they were measured, and {before, after} of the loss on held-out rows."""
     problems, notes = [], []
     skipped = sum(bool(one["skipped"]) for one in entries)
     used = [one for one in entries if not one["skipped"] and one["loss"] is not None]
@@ -50,6 +51,10 @@ def verdict(
         problems.append(f"the loss ended above where it began: {rise}; lower train.learning_rate")
     elif later := rise_of([one["loss"] for one in used]):
         notes.append(f"the loss rose behind step {adapter_step}, whose adapter was kept: {later}")
+    worse_held_out = bool(held_out) and not held_out["after"] <= held_out["before"] + FLOOR  # NaN is worse
+    if worse_held_out:
+        problems.append(f"the loss on held-out rows rose from {held_out['before']:.4f} to {held_out['after']:.4f}: fewer steps, a lower "
+                        "train.learning_rate, or train.validation_rows to keep the best of them")
     both = {name: (before[name], score) for name, score in after.items() if name in before}
     better = any(fell_clearly(now, was) for was, now in both.values())
     if len(both) > 1:
@@ -61,7 +66,7 @@ def verdict(
     if noise:
         notes.append(f"accuracy fell, within what chance can do: {changes(noise)}")
     worse = bool(both) and list(both)[-1] in clear  # all problems together, or the one set
-    return Verdict(problems, notes, int(untrained or bool(rise) or (worse and not better)))
+    return Verdict(problems, notes, int(untrained or bool(rise) or worse_held_out or (worse and not better)))
 
 
 def fell_clearly(was: Score, now: Score) -> bool:

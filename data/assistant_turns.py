@@ -1,0 +1,109 @@
+"""Which characters of a rendered conversation the assistant says: these have the loss."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from data.chat_template import RefusedMessages
+
+TAGS = re.compile(r"(\s*[<\[]/?[^<>\[\]\s]{1,40}[>\]])+\s*")  # "<think>\n", "[THINK]"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as one text that ends with an assistant turn.
+
+    spans: character ranges [start, end) that the assistant says, its end-of-turn token included.
+    opens: what the prompt holds in front of the last response and the template leaves out of a
+    rendered response, such as "<think>\\n"; "" for most templates. marked: the spans are those of
+    the template's own {% generation %} blocks.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    opens: str = ""
+    marked: bool = False
+
+
+def conversation(
+    render: Callable[[list[dict], bool], tuple[str, list[tuple[int, int]]]], messages: list[dict]
+) -> Conversation:
+    """The text of messages {role, content}, of which the last is the assistant's.
+
+    render(messages, add_generation_prompt) -> (text, spans of generation blocks). A message with
+    `weight` 0 has no span. With generation blocks, text and spans are those of transformers'
+    `apply_chat_template(..., return_assistant_tokens_mask=True)`. Without them a turn begins where
+    the prompt in front of it ends, and ends with what the template puts behind a response.
+    Raises RefusedMessages for a template that puts something else in front of a response than its
+    prompt does.
+    """
+    plain = [{key: value for key, value in one.items() if key != "weight"} for one in messages]
+    text, marked = render(plain, False)
+    turns = [number for number, one in enumerate(messages) if one["role"] == "assistant"]
+    learned = [number for number in turns if "weight" not in messages[number]]
+    if marked:
+        if len(learned) < len(turns):
+            if len(marked) != len(turns):
+                raise RefusedMessages(
+                    "the chat template's {% generation %} blocks are not one for each assistant "
+                    "turn, so that turns of weight 0 cannot be found: use another --template"
+                )
+            marked = [marked[turns.index(number)] for number in learned]
+        last = max(end for _, end in marked)
+        return Conversation(text[: max(last, len(text.rstrip()))], marked, marked=True)
+    prompt, _ = render(plain[:-1], True)
+    opens = ""
+    if not text.startswith(prompt):
+        text, opens = with_opening(render, plain, text, prompt)
+    text = text.rstrip()
+    content = plain[-1]["content"]
+    at = find_content(text, content, len(prompt))
+    closing = "" if at is None else text[at[1] :]
+    spans, end = [], 0
+    for number in turns[:-1]:
+        before, _ = render(plain[:number], True)
+        here = find_content(text, plain[number]["content"], max(end, len(before)))
+        if not text.startswith(before):
+            here = find_content(text, plain[number]["content"], end)
+        if here is None or here[1] > len(prompt):
+            raise RefusedMessages(
+                "an earlier assistant turn is not in what the chat template makes of the "
+                "conversation: use another --template"
+            )
+        start = len(before) if text.startswith(before) else here[0]
+        end = here[1] + len(closing) * text.startswith(closing, here[1])
+        if number in learned:
+            spans.append((start, end))
+    return Conversation(text, [*spans, (len(prompt), len(text))], opens)
+
+
+def with_opening(render, messages: list[dict], text: str, prompt: str) -> tuple[str, str]:
+    """(the text with the response behind all of the prompt, what the prompt opens).
+
+    For templates such as DeepSeek-R1's, whose prompt ends with "<think>\\n" and which drop that,
+    and what was thought, from a rendered response. Raises RefusedMessages for others.
+    """
+    output = messages[-1]["content"].strip()
+    before, _ = render(messages[:-1], False)
+    marker = "response"
+    probe, _ = render([*messages[:-1], messages[-1] | {"content": marker}], False)
+    at = probe.find(marker, len(before))
+    opens = prompt[at:]
+    if at < 0 or not prompt.startswith(probe[:at]) or not TAGS.fullmatch(opens):
+        raise RefusedMessages(
+            "the chat template puts something else in front of a response than in its prompt: "
+            "use another --template"
+        )
+    if output.startswith(opens.strip()):  # the data has the tag as well
+        output = output.removeprefix(opens.strip()).lstrip()
+    return prompt + output + probe[at + len(marker) :], opens
+
+
+def find_content(text: str, content: str, start: int) -> tuple[int, int] | None:
+    """Where a message stands in a text from `start` on: as it is, stripped, or without what was
+    thought, which templates drop from earlier turns. None where it does not."""
+    for form in (content, content.strip(), content.rpartition("</think>")[2].strip()):
+        at = text.find(form, start)
+        if at >= 0:
+            return at, at + len(form)
+    return None
