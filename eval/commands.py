@@ -1,6 +1,7 @@
 """evaluate, inspect, harness, generate and table on the command line."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,7 +140,7 @@ def inspect(options: argparse.Namespace) -> int:
     import json
 
     from eval.answers import MODES
-    from eval.look import block, chosen, place, predictions_in, summary
+    from eval.look import block, chosen, place, predictions_in, run_lines, summary
 
     if options.reader not in MODES:
         raise unknown("reader", options.reader, MODES)
@@ -154,7 +155,7 @@ def inspect(options: argparse.Namespace) -> int:
         print(json.dumps(one, ensure_ascii=False) if options.json else block(one, others.get(place(one))) + "\n")
     if not options.json:
         more = f"; the first {options.limit} are shown, --limit 0 shows all" if 0 < options.limit < len(found) else ""
-        print(summary(found, predictions, options.set) + more)
+        print("\n".join([summary(found, predictions, options.set) + more, *run_lines(Path(options.run))]))
     return 0
 
 
@@ -226,6 +227,7 @@ def generate(options: argparse.Namespace) -> int:
     from data.stops import configured_stop_ids, stop_ids
     from eval.generate import Sampling
     from eval.generate import generate as continue_text
+    from train.base import toy_lines
     from train.evaluate import load_with_adapter, run_settings
 
     made, adapters = run_settings(options, {})
@@ -248,6 +250,8 @@ def generate(options: argparse.Namespace) -> int:
         print(",".join(map(str, found[0])))
         return 0
     model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template, is_own=True)
+    for line in toy_lines(made.model):
+        print(line, file=sys.stderr)
     if options.instruction is None:
         ids = tokenizer.encode(options.prompt)
     else:
@@ -308,7 +312,7 @@ def add_table(parser: argparse.ArgumentParser):
 
 def table(options: argparse.Namespace) -> int:
     from eval.published import table_for
-    from eval.table import entry, losses_fell, markdown, run_jobs, write_table
+    from eval.table import entry, markdown, run_jobs, write_table
     from train.grid import grid_from, jobs_of
 
     if options.jobs < 1:
@@ -322,11 +326,12 @@ def table(options: argparse.Namespace) -> int:
     if entries:
         write_table(folder, entries, table_for(grid.data))
         print(f"\n{markdown(entries, table_for(grid.data))}\ntable: {folder / 'table.md'}, {folder / 'table.csv'}, {folder / 'table.html'}")
-    worse = [one for one in entries if not losses_fell(one)]
+    worse = [one for one in entries if one.wrong]
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.folder.name for job in failed)}; the same command tries them again")
     if worse:
-        raise UserError(f"the loss did not fall in {', '.join(' '.join((one.model, one.adapter)) for one in worse)}")
+        told = "; ".join(f"{one.model} {one.adapter}, {' and '.join(one.wrong)}" for one in worse)
+        raise UserError(f"{len(worse)} of {len(jobs)} runs have nothing to show: {told}")
     return 0
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from eval.score import Score, read_predictions
+from eval.text import history_text
 from model.errors import UserError, unknown
+from model.files import read_json
 
 FILE = "predictions.jsonl"
 
@@ -15,6 +17,23 @@ def predictions_in(path: Path) -> list[dict]:
         unfinished = file.with_name(f"{FILE}.part").is_file()
         raise UserError(f"{path} holds no {FILE}" + (": it is not finished" if unfinished else ""))
     return read_predictions(file)
+
+
+def run_lines(path: Path) -> list[str]:
+    """What a run's folder says of it beside its predictions: what went wrong, and what its adapter
+    was trained on before, where it was trained further."""
+    try:
+        facts = read_json(path / "result.json") if (path / "result.json").is_file() else {}
+    except UserError:
+        return []
+    texts = {key: [one for one in listed(facts, key) if isinstance(one, str)] for key in ("problems", "notes")}
+    lines = [f"PROBLEM: {one}" for one in texts["problems"]] + [f"note: {one}" for one in texts["notes"]]
+    return lines + [f"trained before on {history_text(one)}" for one in listed(facts, "history") if isinstance(one, dict)]
+
+
+def listed(facts: dict, key: str) -> list:
+    value = facts.get(key)
+    return value if isinstance(value, list) else []
 
 
 def chosen(
@@ -58,6 +77,8 @@ def block(one: dict, other: dict | None = None) -> str:
         verdict += f"; the paper's reader: {one['paper_answer']}, {'right' if one['paper_right'] else 'wrong'}"
     if one.get("cut"):
         verdict += "; out of tokens"
+    if one.get("too_long"):
+        verdict += "; the prompt is longer than the model's positions"
     lines = [f"--- {head}   {verdict}", one["instruction"], f"=> {one['output'].strip()}"]
     if "likelihoods" in one:
         lines.append("   " + "  ".join(f"{label} {value:.2f}" for label, value in one["likelihoods"].items()))

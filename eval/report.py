@@ -14,7 +14,7 @@ from adapters.config import AdapterConfig
 from adapters.show import marked_sites
 from eval.look import place
 from eval.score import Score, clean, mean_score, scores
-from eval.text import published_lines
+from eval.text import history_text, published_lines
 from model.writing import write_text
 
 STYLE = """
@@ -47,20 +47,21 @@ def write_report(
     lead = f"{first}: {after[first]}" if first else "not measured: the data has no test set"
     if (loss := facts["held_out_loss"]) and not first:
         lead = f"loss per token on {loss['rows']:,} held-out rows: {loss['before']:.4f} before, {loss['after']:.4f} after"
+    begin = "before" if facts["continued_from"] else "base"
     if before:
         lead = f"{first}: {100 * before[first].accuracy:.1f} % before, {100 * after[first].accuracy:.1f} % after"
     said = {place(p): p["output"] for p in base_predictions}
     warned = f'<p class="wrong"><b>Trained on the test set: {esc(", ".join(facts["trained_on_test"]))}.</b></p>' if facts["trained_on_test"] else ""
-    measured = f"""<h2>Accuracy</h2>{accuracy_table(base_predictions, predictions)}
+    measured = f"""<h2>Accuracy</h2>{accuracy_table(base_predictions, predictions, begin)}
 <p><small>Answers {esc(facts["decoding"])}; in brackets the 95 % interval (Wilson). Read strictly: what a text says its answer is; beside it as
 the paper's code read it. Clean part: the problems of which training saw no twin, word for word or nearly so (leakage.json).</small></p>
 {beside_published(facts, predictions)}""" if first else ""
     shown = f"""<h2>Answers on {esc(first)}</h2>
-<div class="pair">{answers(predictions, first, True, said)}{answers(predictions, first, False, said)}</div>""" if first else ""
+<div class="pair">{answers(predictions, first, True, said, begin)}{answers(predictions, first, False, said, begin)}</div>""" if first else ""
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{esc(folder.name)}</title><style>{STYLE}</style>
 <h1>{esc(folder.name)}</h1>
-<p><b>{esc(lead)}</b></p>{warned}
+<p><b>{esc(lead)}</b></p>{warned}{went_wrong(facts)}{continued(facts)}
 <p>{facts["trainable_parameters"]:,} trained parameters beside {facts["parameters"]:,} frozen ones
 ({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds since it was last started;
 {facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off{validation_text(facts["adapter_step"], facts["validation"])}.</p>
@@ -75,6 +76,20 @@ the paper's code read it. Clean part: the problems of which training saw no twin
     write_text(folder / "report.html", page)
 
 
+def went_wrong(facts: dict) -> str:
+    """What went wrong in the run, and what else is to be said of it, as paragraphs."""
+    problems = "".join(f'<p class="wrong"><b>Problem: {esc(one)}.</b></p>' for one in facts["problems"])
+    return problems + "".join(f"<p>Note: {esc(one)}.</p>" for one in facts["notes"])
+
+
+def continued(facts: dict) -> str:
+    """What the adapter was trained on before, where it was trained further."""
+    if not facts["continued_from"]:
+        return ""
+    before = "; ".join(map(history_text, facts["history"]))
+    return f"<p>Trained further from {esc(facts['continued_from'])}, which was trained on: {esc(before)}.</p>"
+
+
 def validation_text(adapter_step: int, validation: dict) -> str:
     """Which step's adapter was kept, in words; nothing where nothing was validated."""
     if not validation:
@@ -86,11 +101,12 @@ def esc(text: str) -> str:
     return html.escape(str(text))
 
 
-def accuracy_table(base_predictions: list[dict], predictions: list[dict]) -> str:
-    """A row for each test set: base and adapter read strictly, the clean part where training saw some of it, the paper's reader, bars."""
+def accuracy_table(base_predictions: list[dict], predictions: list[dict], begin: str = "base") -> str:
+    """A row for each test set: base (or what `begin` calls it) and adapter read strictly, the clean
+    part where training saw some of it, the paper's reader, bars."""
     before, after, paper, unseen = (scores(base_predictions), scores(predictions), scores(predictions, "paper_right"), scores(clean(predictions)))
     leaky = len(clean(predictions)) < len(predictions)
-    heads = [*(["base"] if before else []), "with adapter", *(["clean part"] if leaky else []), "paper's reader", "problems"]
+    heads = [*([begin] if before else []), "with adapter", *(["clean part"] if leaky else []), "paper's reader", "problems"]
     rows = []
     for name, score in after.items():
         cells = [interval(before[name])] if before else []
@@ -160,7 +176,7 @@ def picture(model: nn.Module) -> str:
     return re.sub(r"\[(\w+)\]", lambda match: f"<b>[{match[1]}]</b>" if match[1] in marked else match[0], esc(model.picture))
 
 
-def answers(predictions: list[dict], name: str, right: bool, base: dict) -> str:
+def answers(predictions: list[dict], name: str, right: bool, base: dict, begin: str = "base") -> str:
     """Ten predictions of one verdict, drawn with a fixed seed."""
     chosen = [p for p in predictions if p["set"] == name and p["right"] is right]
     shown = random.Random(0).sample(chosen, min(10, len(chosen)))
@@ -168,7 +184,7 @@ def answers(predictions: list[dict], name: str, right: bool, base: dict) -> str:
     items = []
     for p in shown:
         was = base.get(place(p))
-        base_line = f"<br><small>base: {esc(was.strip())}</small>" if was is not None else ""
+        base_line = f"<br><small>{begin}: {esc(was.strip())}</small>" if was is not None else ""
         items.append(f'<div class="item {word}">{esc(p["instruction"])}<br><span class="{word}">{esc(p["output"].strip())}</span>'
                      f'<br><small>read: {esc(p["answer"])}, gold: {esc(p["gold"])}</small>{base_line}</div>')
     return f"<div><h3>{len(shown)} of {len(chosen)} {word}</h3>{''.join(items)}</div>"

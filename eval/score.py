@@ -4,9 +4,10 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from eval.choices import choices, form_of, spelled_as_in
 from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
+from eval.room import positions_of, room_for
 from model.errors import UserError, short_of_memory
 from model.writing import write_text
 
@@ -81,7 +83,8 @@ def predict(
     """Answers to the rows {instruction, input, answer} of each data set, as a list in the order given, of several seeds one after the other.
 
     A prediction holds set, index, instruction, prompt, output, gold; answer and right as read strictly, paper_answer and paper_right as the
-    paper's code read them; cut: whether it ran out of tokens; seed, or the options' likelihoods. template: one, or its name; how: a Decoding, or its
+    paper's code read them; cut: whether it ran out of tokens; too_long: a prompt that the model has no positions for, which is wrong and has the
+    output ""; seed, or the options' likelihoods. template: one, or its name; how: a Decoding, or its
     fields. Batches are of similar length, whichever sets they come from. reads: set -> the kind of answer, where its name does not say it. journal: a
     file that keeps the answers until all are there. processes: several (train/parallel.py), each with its share of the problems and a journal of its own;
     all get all answers. Raises UserError.
@@ -102,12 +105,14 @@ def predict(
         spelled = {name: spelled_as_in(rows, kinds[name]) for name, rows in problems.items()}
         options = [choices(tokenizer, row, template, spelled[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
     ends = [] if options else stop_ids(tokenizer)
+    rooms = rooms_of(model, jobs, options, how)
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
     rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
     asked = [(job, kinds[job["set"]]) for job, *_ in jobs]
     made_by = fingerprint_of(model, [*said, ends], asked) if journal else ""
     answers = answers_in(journal, made_by) if journal and rank == 0 else {}
     answers = processes.exchange(answers)[0] if world > 1 else answers
+    answers |= {n: {"output": "", "cut": False, "too_long": True} for n, room in enumerate(rooms) if not room}
     waiting = sorted((number for number in range(len(jobs)) if number not in answers), key=lambda number: (-len(jobs[number][2]), number))
     if not together:  # a model that all hold together answers in all of them at once, and the first one writes
         waiting = waiting[rank::world]
@@ -117,14 +122,14 @@ def predict(
     bar = tqdm(total=len(answers) + len(waiting), initial=len(answers), unit="problem", desc=title, dynamic_ncols=True, mininterval=interval,
                disable=rank > 0)
     with bar, kept or nullcontext():
-        for start in range(0, len(waiting), how.batch_size):
-            batch = waiting[start : start + how.batch_size]
+        for batch in batches_of(waiting, rooms, how.batch_size):
             with short_of_memory(f"on {next(model.parameters()).device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: "
                                  "lower eval.batch_size (--batch-size, with --resume too) or eval.max_new_tokens"):
                 if options:
                     found = weigh(model, [options[number] for number in batch], how)
                 else:
-                    found = respond(model, tokenizer, [jobs[number] for number in batch], how, ends)
+                    at_most = replace(how, max_new_tokens=rooms[batch[0]])
+                    found = respond(model, tokenizer, [jobs[n] for n in batch], at_most, ends)
             for number, answer in zip(batch, found, strict=True):
                 answers[number] = answer
                 if kept:
@@ -134,8 +139,31 @@ def predict(
         answers |= found
     for number, (job, *_) in enumerate(jobs):
         job |= {key: value for key, value in answers[number].items() if key != "job"}
-        job |= verdict(job, own.get(job["set"], job["set"]))
+        job |= UNREAD if job.get("too_long") else verdict(job, own.get(job["set"], job["set"]))
     return [job for job, *_ in jobs]
+
+
+UNREAD = {"answer": None, "right": False, "paper_answer": None, "paper_right": False}  # a prompt that did not fit
+
+
+def rooms_of(model: nn.Module, jobs: list[tuple], options: list[dict], how) -> list[int]:
+    """For each job, how many new tokens the model has positions for; 0: its prompt is too long.
+
+    `options`: those whose likelihoods are compared, of which the longest has to fit.
+    """
+    positions = positions_of(model)
+    if not options:
+        return [room_for(positions, len(ids), how.max_new_tokens) for *_, ids in jobs]
+    longest = (max(len(before) + len(own) for before, own in one.values()) for one in options)
+    return [room_for(positions, tokens - 1, 1) for tokens in longest]
+
+
+def batches_of(waiting: list[int], rooms: list[int], size: int) -> Iterator[list[int]]:
+    """The jobs in their order, up to `size` at once, all of a batch with the same room: the room
+    of one then does not depend on the others."""
+    for _, same in groupby(waiting, key=rooms.__getitem__):
+        numbers = list(same)
+        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 def respond(
@@ -230,6 +258,8 @@ def tables(predictions: list[dict]) -> dict[str, dict]:
             found[name]["clean_part"] = table(score)
     for one in predictions:
         found[one["set"]]["cut_off"] = found[one["set"]].get("cut_off", 0) + one.get("cut", False)
+        if one.get("too_long"):
+            found[one["set"]]["too_long"] = found[one["set"]].get("too_long", 0) + 1
     return found
 
 

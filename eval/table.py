@@ -55,9 +55,10 @@ def run_jobs(jobs: list[Job], at_once: int, say=print) -> list[Job]:
         with open(log, "a", encoding="utf-8") as file:
             code = subprocess.run(job.command(), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
         last = next((line for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()) if line.strip()), "")
-        said = f"{time.time() - began:.0f} seconds" if code == 0 else f"failed with status {code}, see {log}: {last[:300]}"
+        finished = job.done and code in (0, 1)  # 1: it is complete, and its result says what went wrong
+        said = f"{time.time() - began:.0f} seconds" if finished else f"failed with status {code}, see {log}: {last[:300]}"
         say(f"{job.model} {job.adapter or 'base'}: {said}")
-        return None if code == 0 and job.done else job
+        return None if finished else job
 
     for job in jobs:
         make_folder(job.folder.parent)
@@ -77,8 +78,8 @@ class Entry:
     seconds: int = 0
     parameters: int = 0
     losses: tuple[float, float] | None = None  # mean of the first and of the last steps, ten each where there are twenty
-    steps: int = 0
     quantize: str = ""  # how the base was stored
+    wrong: tuple[str, ...] = ()  # what went wrong, where that left nothing to show (train/verdict.py)
 
 
 def entry(job: Job) -> Entry:
@@ -93,15 +94,11 @@ def entry(job: Job) -> Entry:
         losses = [line["loss"] for line in read_log(job.folder / "log.jsonl") if line["loss"] is not None]
         part = max(1, min(10, len(losses) // 2))
         ends = (sum(losses[:part]) / part, sum(losses[-part:]) / part)
-        figures = facts["seconds"], facts["trainable_parameters"], ends, len(losses), facts.get("quantize", "")
-        return Entry(job.model, job.adapter, job.seed, strict, paper, *figures)
+        figures = facts["seconds"], facts["trainable_parameters"], ends, facts.get("quantize", "")
+        wrong = tuple(map(str, facts.get("problems", []))) if facts.get("status") else ()
+        return Entry(job.model, job.adapter, job.seed, strict, paper, *figures, wrong)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{job.folder} is not a complete run ({type(error).__name__}: {error}): remove it and start the table again") from None
-
-
-def losses_fell(one: Entry) -> bool:
-    """Whether training lowered the loss; fewer than twenty steps cannot say."""
-    return one.losses is None or one.steps < 20 or one.losses[1] < one.losses[0]
 
 
 @dataclass(frozen=True)

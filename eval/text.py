@@ -9,9 +9,10 @@ from eval.score import Score, clean, mean_score, scores
 NAMES = {"gsm8k": "GSM8K", "mawps": "MAWPS"}
 
 
-def score_lines(before: list[dict], after: list[dict], title: str) -> list[str]:
-    """A line for each test set: the base, then `title`, read strictly; its clean part, where training saw some of it; and as the paper's reader has it."""
-    columns: list[tuple[str, dict[str, Score]]] = [("base", scores(before))] if before else []
+def score_lines(before: list[dict], after: list[dict], title: str, first: str = "base") -> list[str]:
+    """A line for each test set: `first` (the base), then `title`, read strictly; its clean part, where
+    training saw some of it; and as the paper's reader has it."""
+    columns: list[tuple[str, dict[str, Score]]] = [(first, scores(before))] if before else []
     columns.append((title, scores(after)))
     if len(clean(after)) < len(after):
         columns.append(("clean part", scores(clean(after))))
@@ -26,7 +27,11 @@ def score_lines(before: list[dict], after: list[dict], title: str) -> list[str]:
         cells = [f"{100 * mean:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in (mean_score(found) for _, found in columns)]
         lines.append(f"{'average':{width}}  " + "".join(f"{cell:31}" for cell in cells).rstrip())
     cut = sum(one.get("cut", False) for one in after)
-    return [*lines, *([f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read as far as they went"] if cut else [])]
+    if cut:
+        lines.append(f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read as far as they went")
+    if too_long := sum(one.get("too_long", False) for one in after):
+        lines.append(f"{too_long} of {len(after)} prompts are longer than the model's positions and count as wrong")
+    return lines
 
 
 def published_lines(data: str, model: str, adapter: str, predictions: list[dict]) -> list[str]:
@@ -75,3 +80,16 @@ def percents(found: dict[str, Score], sets: Sequence[str]) -> dict[str, float]:
     """Set -> percent, and their plain mean."""
     found = {name: found[name] for name in sets}
     return {name: 100 * score.accuracy for name, score in found.items()} | {"average": 100 * mean_score(found)[0]}
+
+
+def history_text(entry: dict) -> str:
+    """A run that trained an adapter, from what the adapter's file says of it:
+    "rows.jsonl, 300 steps, seed 0, template alpaca"."""
+    data = entry.get("data")
+    if not isinstance(data, str) or not data:
+        return "data that its file does not name"
+    steps, seed, form = (entry.get(key) for key in ("steps", "seed", "template"))
+    parts = [f"{steps:,} steps" if type(steps) is int else "", f"seed {seed}" if type(seed) is int else "",
+             f"template {form}" if isinstance(form, str) and form else "",
+             "rows with right rationales only" if entry.get("only_right") is True else ""]
+    return ", ".join(filter(None, [data, *parts]))

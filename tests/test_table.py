@@ -104,7 +104,7 @@ def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, caps
 
 def test_ours_stands_beside_the_published_row(tmp_path):
     scores = {name: Score(whole // 2, whole) for name, whole in zip(TABLE.sets, TABLE.problems, strict=True)}
-    entry = Entry("models/llama-7b", "parallel", 0, scores, {**scores, "gsm8k": Score(66, 264)}, 10, 5, (1.0, 0.5), 40)
+    entry = Entry("models/llama-7b", "parallel", 0, scores, {**scores, "gsm8k": Score(66, 264)}, 10, 5, (1.0, 0.5))
     lines = lines_of([entry], TABLE)
     assert [line.reader for line in lines] == ["strict", "paper", "published", "difference"]
     row = TABLE.row("llama-7b", "parallel")

@@ -9,7 +9,8 @@ from torch import nn
 from model import load_model, load_tokenizer
 from model.config import read_config
 from model.errors import UserError
-from model.registry import find
+from model.files import weight_files
+from model.registry import find, pocket_names
 from model.split import parse_devices
 from model.tokenizer import Tokenizer
 from train.parallel import ALONE, Processes
@@ -64,6 +65,30 @@ def check_model(name: str) -> None:
     found = find(name)
     if isinstance(found, Path):
         read_config(found)
+
+
+def check_base(s: Settings) -> Tokenizer:
+    """The tokenizer of the settings, before any data is fetched or a weight is read.
+
+    Of a hub repository the configuration and the tokenizer are fetched, and nothing else. Raises
+    UserError for a model that is misspelled, cannot be reached, has no configuration that is known
+    here, no tokenizer, one with ids that its embedding has not, or, in a folder, no weights.
+    """
+    check_model(s.model)
+    if isinstance(folder := find(s.model), Path):
+        weight_files(folder)
+    tokenizer = load_tokenizer(s.model, s.revision or None)
+    _, config = read_config(tokenizer.folder)
+    tokenizer.fit(config.vocab_size)
+    return tokenizer
+
+
+def toy_lines(name: str) -> list[str]:
+    """What is to be said of a model that is a toy."""
+    if not name.startswith("pocket-") or name not in pocket_names():
+        return []
+    return [f"{name} is a toy for trying this program: all it knows is word problems like those of "
+            "--data wordproblems"]
 
 
 def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:

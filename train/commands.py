@@ -18,6 +18,7 @@ def add_train(parser: argparse.ArgumentParser):
     add_model_options(parser)
     parser.add_argument("--adapter", help="a name of adapters/presets.toml (parallel), or several, lora+prefix")
     parser.add_argument("--load", action="append", default=[], metavar="NAME=FOLDER", help="an adapter to build on, frozen; may be repeated")
+    add_continue(parser)
     add_data_options(parser)
     parser.add_argument("--only-right", action="store_true", default=None, help="train only on rows whose rationale reaches the right answer")
     parser.add_argument("--train-on-test", action="store_true", default=None, help="train although a test set is in the training data; the result says so")
@@ -34,6 +35,12 @@ def add_train(parser: argparse.ArgumentParser):
     return train
 
 
+def add_continue(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--continue", dest="continue_from", metavar="RUN_OR_FOLDER",
+                        help="train a saved adapter further, in place of a new one: that of a run, with the run's settings "
+                             "but for the options given, or one in a folder (ours, PEFT's or the paper's)")
+
+
 def train(options: argparse.Namespace) -> int:
     from train import experiment  # noqa: F401 - what takes a while is done before the processes meet: then they go on side by side
     from train.parallel import started
@@ -45,6 +52,7 @@ def train(options: argparse.Namespace) -> int:
 def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     from eval.text import published_lines, score_lines
     from train.base import for_processes
+    from train.continued import settings_to_continue
     from train.experiment import can_resume, fresh_folder, resume_settings, run
     from train.held_out import loss_text
     from train.settings import settings
@@ -59,7 +67,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     if options.items is not None:
         chosen["eval"] = {"items": options.items}
     if options.resume:
-        if chosen.keys() - {"device"} or options.config or options.recipe or options.out:
+        if chosen.keys() - {"device"} or options.config or options.recipe or options.out or options.continue_from is not None:
             raise UserError("--resume continues a run with its own settings; give no other option with it but --device and some of --set")
         folder = Path(options.resume)
         made = resume_settings(folder, chosen, options.set)
@@ -68,9 +76,13 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
         if not can_resume(folder):
             print(f"{folder} has no checkpoint yet: starting from step 0")
     else:
-        made = settings(options.config, options.recipe, chosen, options.set)
+        if options.continue_from is None:
+            made = settings(options.config, options.recipe, chosen, options.set)
+        else:
+            made = settings_to_continue(options.continue_from, options.config, options.recipe, chosen, options.set)
+            made = made if "device" in chosen else for_processes(made, processes)
         made = whole_paths(made)
-        adapter = made.adapter.get("preset") or made.adapter.get("kind") or "+".join(made.adapter)
+        adapter = "continued" if made.continue_from else made.adapter.get("preset") or made.adapter.get("kind") or "+".join(made.adapter)
         name = f"{Path(made.model).name}-{adapter}-{Path(made.data).stem}"
         folder = processes.from_writer(lambda: fresh_folder(Path(options.out) if options.out else Path("runs") / name, numbered=not options.out))
     processes = replace(processes, sharded=made.shard)
@@ -85,17 +97,21 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
         print(f"stopped; continue with: python run.py --resume {folder}")
         return 128 + result.signal
     if result.after:
-        lines = score_lines(result.before, result.after, "with adapter")
-        beside = published_lines(made.data, made.model, made.adapter.get("preset", ""), result.after)
+        first = "before" if made.continue_from else "base"
+        lines = score_lines(result.before, result.after, "with adapter", first)
+        beside = published_lines(made.data, made.model, result.preset, result.after)
         print("\n" + "\n".join([*lines, *([""] if beside else []), *beside]))
         if not result.before:
-            print("(the base was not measured; --set eval.before=true does)")
+            which = "the adapter was not measured before" if made.continue_from else "the base was not measured"
+            print(f"({which}; --set eval.before=true does)")
     elif not result.loss:
         print("nothing was measured: the data has no test set; --tests NAME,NAME chooses some")
     if result.loss:
         print(loss_text(result.loss))
+    for line in result.verdict.lines:
+        print(line)
     print(f"report: {folder / 'report.html'}")
-    return 0
+    return result.verdict.status
 
 
 def add_pretrain(parser: argparse.ArgumentParser):
@@ -124,6 +140,7 @@ def add_plan(parser: argparse.ArgumentParser):
     parser.add_argument("--config", help="a TOML file of settings, such as the run.toml of a run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, train.micro_batch_size=2; may be repeated")
     parser.add_argument("--load", action="append", default=[], metavar="NAME=FOLDER", help="an adapter to build on, frozen; may be repeated")
+    add_continue(parser)
     parser.add_argument("--memory", help="of the cards, 24GB or 24GB,24GB: does it fit, and what to change if not")
     parser.add_argument("--processes", type=int, default=1, help="as torchrun is to start, each with a device of its own; --shard: they hold the base together")
     parser.add_argument("--length", type=int, help="tokens of a row and of a prompt; default: train.cutoff, the most there can be")

@@ -10,24 +10,25 @@ from pathlib import Path
 from adapters import Average, use
 from adapters.attach import in_order
 from adapters.several import load_any
-from data.leakage import Leak, leakage
 from data.prompts import Template, stored_template, template
-from data.sources import is_here, load_data
+from data.sources import load_data
 from eval.journal import remove_journals
 from eval.labels import check_labels, reading_lines
+from eval.room import room_lines
 from eval.score import mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import read_json
 from model.writing import held, write_text
-from train.base import check_model, load_base, load_words
+from train.base import check_base, load_base, load_words, toy_lines
 from train.experiment import first_items, fresh_folder
+from train.history import history_lines, history_of, seen_in_training
 from train.options import MODEL_OPTIONS, given
 from train.parallel import ALONE, Processes
-from train.rows import only_right
 from train.settings import Settings, settings, to_toml
 from train.toml import parse_set
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
+NOT_OF_MEASURING = ("adapter", "train", "load", "continue_from", "only_right", "train_on_test")  # settings that change nothing then
 NOT_TO_MEASURE = {"shard": False, "train": {"offload": False}}  # what a run was trained with and measuring it has no use for
 
 
@@ -41,7 +42,7 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
     config, recipe, sets = (getattr(options, key, None) for key in ("config", "recipe", "set"))
     for text in sets or []:
         (key, value), = parse_set(text).items()
-        if key in ("adapter", "train", "load", "only_right", "train_on_test") or (key == "eval" and isinstance(value, dict) and "before" in value):
+        if key in NOT_OF_MEASURING or (key == "eval" and isinstance(value, dict) and "before" in value):
             raise UserError(f"--set {text}: there is nothing to train here, {key} changes nothing")
         if key == "template":
             raise UserError(f"--set {text}: use --template, which counts beside what the adapter was trained with, too")
@@ -93,7 +94,7 @@ def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool =
 
 
 def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: bool, form: str | None, processes: Processes) -> Measured:
-    check_model(made.model)
+    check_base(made)
     data = load_data(made.data, made.data_dir, made.seed, tests=made.tests, columns=made.columns, test_share=made.test_share,
                      strict_rows=made.strict_rows)
     tests = first_items(data.tests, made.eval.items)
@@ -106,6 +107,12 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     for before in sorted({one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)} - {model.quantize}):
         said.append(f"the adapter was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}")
     notes = [*data.notes, *reading_lines(tests, data.reads)]
+    for run in runs:
+        if len(history := history_of(run)) > 1:
+            said.append(f"the adapter was trained on {len(history)} sets of data, one after the other: {'; '.join(history_lines(history))}")
+    too_long = room_lines(model, tokenizer, tests, prompt, made.eval)
+    for line in [*toy_lines(made.model), *too_long]:
+        print(line)
     leaks, more = seen_in_training(runs, tests, made.data_dir)
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}
     same = {"base model": model.fingerprint, "settings": to_toml(replace(made, device="")), "tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()}
@@ -118,40 +125,13 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     for one in leaks:
         mark_leaks(predictions, one)
     facts = {"model": made.model, "quantize": model.quantize, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name,
-             "notes": [*notes, *said, *more], "scores": tables(predictions)}
+             "notes": [*notes, *said, *more, *too_long], "scores": tables(predictions)}
     if processes.is_writer:
         write_predictions(folder / PREDICTIONS, predictions)
         write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
         remove_journals(journal)
     preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
     return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*notes, *said, *more])
-
-
-def seen_in_training(runs: list[dict], tests: dict[str, list[dict]], data_dir: str) -> tuple[list[dict[str, Leak]], list[str]]:
-    """(for each adapter what of the tests it was trained on, where that can be known; what is to be said of it), from what its file says of its run."""
-    found, said = [], []
-    for run in runs:
-        name = run.get("data")
-        if not isinstance(name, str) or not name:
-            said.append("what an adapter was trained on is not known: whether it saw these problems could not be checked")
-            continue
-        if not is_here(name, data_dir):
-            said.append(f"the training data {name} is not here: whether the adapter saw these problems was not checked")
-            continue
-        try:
-            chosen = {key: run[key] for key in ("columns", "test_share", "strict_rows") if key in run}
-            data = load_data(name, "" if name == "wordproblems" or Path(name).is_file() else data_dir, run.get("seed", 0), **chosen)
-            data = only_right(data) if run.get("only_right") else data
-        except (UserError, TypeError, ValueError, AttributeError) as error:
-            said.append(f"the training data {name} cannot be read as it was, whether the adapter saw these problems was not checked: {str(error)[:200]}")
-            continue
-        if run.get("data_fingerprint") not in (None, data.fingerprint):
-            said.append(f"the training data {name} has changed since: what follows is about what it holds now")
-        leaks = leakage(data.train, tests, near=not data.from_forms)
-        found.append(leaks)
-        said += [f"{one}: the adapter was trained on {leak.count('twin')} of these {leak.total} problems word for word, on {leak.count('near')} nearly so"
-                 for one, leak in leaks.items() if leak.found]
-    return found, said
 
 
 def unfinished(folder: Path) -> tuple[Settings, list[Path], bool, str | None]:

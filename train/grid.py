@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from adapters.config import overlay, presets
+from data.prompts import AUTO
 from data.sources import load_data
 from eval.published import table_for
 from eval.table import Job
@@ -120,6 +121,8 @@ def check_same(folder: Path, made: Settings, adapter: str) -> None:
     now = asdict(made)
     for table in (before, now):  # where it ran, and with which batch of answers, changes nothing
         table.update(device="", threads=0, dtype="" if made.dtype == "auto" else table["dtype"])
+        if made.template == AUTO:  # a run writes down which one it came to
+            table["template"] = ""
         table["eval"].pop("batch_size")
     for key in now:
         if before[key] != now[key]:

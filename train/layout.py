@@ -20,6 +20,7 @@ from model.registry import find
 from model.show import size_text
 from model.split import balance
 from train.base import DTYPES
+from train.continued import shape_of_start
 from train.dry_run import Step, answer, everything, matrices_of, training_step
 from train.fit import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
 from train.settings import Settings
@@ -82,7 +83,10 @@ def with_adapter(made: Settings, kind: str) -> nn.Module:
         quantize_skeleton(model, how)
     for name, folder in made.load.items():
         attach(model, read_adapter(model, Path(folder))[0], name)
-    attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
+    if made.continue_from:
+        shape_of_start(model, Path(made.continue_from))
+    else:
+        attach(model, resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}))
     use(model, in_order(model), train=["default"])
     return model
 

@@ -92,4 +92,4 @@ def whole_paths(made: "Settings") -> "Settings":
         return str(Path(name).resolve()) if Path(name).is_file() else name
 
     return replace(made, model=folder(made.model), data=file(made.data), data_dir=folder(made.data_dir), tests=[file(name) for name in made.tests],
-                   load={name: folder(where) for name, where in made.load.items()})
+                   continue_from=folder(made.continue_from), load={name: folder(where) for name, where in made.load.items()})

@@ -15,6 +15,7 @@ from adapters.show import trained
 from model.errors import UserError
 from model.show import count
 from train.base import check_together
+from train.continued import settings_to_continue
 from train.dry_run import gathered, matrices_of
 from train.fit import check_room, measured_rate, parse_memory, parse_rate, usable
 from train.layout import Planned, Target, advice, batches_of, planned
@@ -56,13 +57,17 @@ def target_of(options: argparse.Namespace, made: Settings) -> Target:
 def run_of(options: argparse.Namespace) -> Settings:
     """The settings that the options of plan or show stand for. Raises UserError."""
     chosen = given(options, tuple(key for key in MODEL_OPTIONS if hasattr(options, key)))
-    if not options.config:
+    source = getattr(options, "continue_from", None)
+    if not options.config and source is None:
         chosen.setdefault("model", "llama-7b")
     if options.adapter:
         chosen["adapter"] = {"preset": options.adapter}
     if getattr(options, "load", None):
         chosen["load"] = loads_of(options.load)
-    return settings(options.config, getattr(options, "recipe", None), chosen, options.set)
+    recipe = getattr(options, "recipe", None)
+    if source is not None:
+        return settings_to_continue(source, options.config, recipe, chosen, options.set)
+    return settings(options.config, recipe, chosen, options.set)
 
 
 def plan(options: argparse.Namespace) -> dict:

@@ -148,6 +148,7 @@ class Settings:
     shard: bool = False  # each of several processes holds a part of every block's weights, for a base that is too big for one device
     threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
     adapter: dict = field(default_factory=dict)
+    continue_from: str = ""  # folder of a saved adapter that is trained further, in place of a new one; adapter is empty then
     load: dict = field(default_factory=dict)  # name -> folder of an adapter that is there, frozen, below the one that is trained
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
@@ -211,14 +212,20 @@ def build(cls, table: dict, where: str):
     return made
 
 
-def settings(config: str | None = None, recipe_name: str | None = None, options: dict | None = None, sets: list[str] = ()) -> Settings:
+def settings(
+    config: str | None = None, recipe_name: str | None = None, options: dict | None = None,
+    sets: list[str] = (), below: dict | None = None,
+) -> Settings:
     """The settings of a run from a TOML file, a recipe, command-line options {"model": ..., "adapter": {"preset": ...}} and --set texts.
 
-    Without a recipe, the pocket models have theirs (pocket-tune). Raises UserError for anything misspelled or malformed.
+    Without a recipe, the pocket models have theirs (pocket-tune). `below`: a table under the TOML file
+    (train/continued.py). Raises UserError for anything misspelled or malformed.
     """
-    tables = [(config or "--config", read_toml(Path(config)) if config else {}), ("options", options or {})]
+    from_file = read_toml(Path(config)) if config else {}
+    tables = [("the adapter to continue", below or {}), (config or "--config", from_file)]
+    tables.append(("options", options or {}))
     tables += [(f"--set {text}", parse_set(text)) for text in sets]
-    if config and recipe_name and not leaves(recipe(recipe_name)) - leaves(tables[0][1]):
+    if config and recipe_name and not leaves(recipe(recipe_name)) - leaves(from_file):
         raise UserError(f"recipe {recipe_name} changes nothing here: {config} says all that it says")
     model = next((table["model"] for _, table in reversed(tables) if "model" in table), Settings.model)
     if recipe_name is None and str(model).startswith("pocket-"):
@@ -230,6 +237,7 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
 
     whole: dict = {}
     adapter: dict = {}
+    adapter_from = ""
     of_presets: dict = {}
     for where, table in tables:
         table = dict(table)
@@ -239,15 +247,27 @@ def settings(config: str | None = None, recipe_name: str | None = None, options:
         if not isinstance(change, dict):
             raise UserError(f"{where}: adapter should be a table, such as [adapter] with preset = {str(change)!r}")
         build(Settings, table, where)  # a mistake is named with the place it stands in
+        adapter_from = where if change else adapter_from
         if "device" in table:
             whole.pop("layers_per_device", None)  # they were counted for other devices
         whole = overlay(whole, table)
         adapter = change if change.keys() & {"preset", "kind"} else overlay(adapter, change)  # another method starts anew
+    if whole.get("continue_from"):
+        if adapter:
+            said = "--adapter" if adapter_from == "options" else adapter_from
+            raise UserError(f"{said} says what the adapter is, and one that is trained further "
+                            "(--continue) keeps the configuration of its file: give either")
+        return checked(whole)
     adapter = dict(adapter)
     complete = "kind" in adapter or any(isinstance(part, dict) and part.keys() & {"preset", "kind"} for part in adapter.values())
     preset = adapter.pop("preset", None if complete else "parallel")
     whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(preset, below=of_presets, **adapter).table()
-    made = build(Settings, whole, "settings")
+    return checked(whole)
+
+
+def checked(table: dict) -> Settings:
+    """The Settings of a complete table. Raises UserError."""
+    made = build(Settings, table, "settings")
     made.train.check_together()
     made.eval.check_together()
     return made

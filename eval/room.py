@@ -1,0 +1,64 @@
+"""Prompts that a model has no positions for: found before time is spent on others, named, and counted as wrong.
+
+OPT and GPT-J have a table of positions that ends; LLaMA's rotary angles and BLOOM's ALiBi go on.
+"""
+
+from torch import nn
+
+from data.batches import encode_prompt
+from data.prompts import Template
+
+TABLES = {"opt": "max_position_embeddings", "gptj": "n_positions"}  # family -> field of its config
+NAMED = 3  # prompts that a line names
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """How many tokens of a text the model has positions for, with the adapters that are on.
+
+    None: any number. Virtual tokens of prompts and prefixes take positions too.
+    """
+    if model.family not in TABLES:
+        return None
+    prompt = sum(adapter.virtual for adapter in model.input_embedding.active)
+    prefix = max(block.get_submodule(model.sites["kv"]).virtual for block in model.blocks)
+    return getattr(model.config, TABLES[model.family]) - prompt - prefix
+
+
+def room_for(positions: int | None, tokens: int, wanted: int) -> int:
+    """How many of the `wanted` new tokens fit behind a prompt of so many tokens; 0: not even the
+    prompt does. The last new token is never read, so that it takes no position."""
+    if positions is None:
+        return wanted
+    return 0 if tokens > positions else min(wanted, positions - tokens + 1)
+
+
+def room_lines(
+    model: nn.Module, tokenizer, tests: dict[str, list[dict]], template: Template, how
+) -> list[str]:
+    """What is to be said before training of test prompts that are too long for the model: those
+    that do not fit, and those that leave less than eval.max_new_tokens for the answer."""
+    positions = positions_of(model)
+    if positions is None:
+        return []
+    wanted = 1 if how.scoring == "likelihood" else how.max_new_tokens
+    none, short = [], []
+    for name, rows in tests.items():
+        for number, row in enumerate(rows, start=1):
+            tokens = len(encode_prompt(tokenizer, row, template)[1])
+            room = room_for(positions, tokens, wanted)
+            if room < wanted:
+                (short if room else none).append(f"{name} row {number} ({tokens} tokens)")
+    total = sum(map(len, tests.values()))
+    lines = []
+    if none:
+        lines.append(f"{len(none)} of {total} test prompts are longer than the model's {positions} "
+                     f"positions and count as wrong: {first_of(none)}")
+    if short:
+        lines.append(f"{len(short)} of {total} test prompts leave less than eval.max_new_tokens = "
+                     f"{wanted} of the model's {positions} positions to the answer, which ends "
+                     f"there: {first_of(short)}")
+    return lines
+
+
+def first_of(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
