@@ -84,6 +84,9 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     print(f"\nmodel {made.model}{stored}, {which}, data {made.data}, template {found.template.name}, answers {made.eval.decoding}")
     for line in found.said:
         print(line)
+    if found.loss:
+        print(f"loss per token on {found.loss['rows']:,} held-out rows: {found.loss['loss']:.4f}")
+        return 0
     beside = published_lines(made.data, made.model, found.preset, found.predictions)
     print("\n" + "\n".join([*score_lines([], found.predictions, "with adapter" if adapters else "base"), *([""] if beside else []), *beside]))
     print(f"predictions: {folder / job.PREDICTIONS}")

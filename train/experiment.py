@@ -163,7 +163,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     pad_id = tokenizer.pad_id or 0
     loss = {}
     if unseen:
-        loss = {"rows": len(unseen), "before": measure_loss(model, at_first, unseen, s, pad_id, processes)}
+        use(model, at_first)
+        loss = {"rows": len(unseen), "before": measure_loss(model, unseen, s, pad_id, processes)}
         print(f"before: loss per token {loss['before']:.4f} on {len(unseen):,} held-out rows")
     use(model, on, train=["default"])
 
@@ -189,8 +190,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
     if unseen:
-        loss["after"] = measure_loss(model, on, unseen, s, pad_id, processes)
-        model.eval()
+        use(model, on)
+        loss["after"] = measure_loss(model, unseen, s, pad_id, processes)
     facts = {
         "model": s.model, "quantize": model.quantize, "adapter": preset,
         "continued_from": s.continue_from, "history": start.history if start else [],
