@@ -85,7 +85,7 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     for line in found.said:
         print(line)
     if found.loss:
-        print(f"loss per token on {found.loss['rows']:,} held-out rows: {found.loss['loss']:.4f}")
+        print(f"held-out loss per token: {found.loss['loss']:.4f} (rows: {found.loss['rows']:,})")
         return 0
     beside = published_lines(made.data, made.model, found.preset, found.predictions)
     print("\n" + "\n".join([*score_lines([], found.predictions, "with adapter" if adapters else "base"), *([""] if beside else []), *beside]))

@@ -46,7 +46,7 @@ def write_report(
     first = next(iter(after), "")
     lead = f"{first}: {after[first]}" if first else "not measured: the data has no test set"
     if (loss := facts["held_out_loss"]) and not first:
-        lead = f"loss per token on {loss['rows']:,} held-out rows: {loss['before']:.4f} before, {loss['after']:.4f} after"
+        lead = f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: {loss['rows']:,})"
     begin = "before" if facts["continued_from"] else "base"
     if before:
         lead = f"{first}: {100 * before[first].accuracy:.1f} % before, {100 * after[first].accuracy:.1f} % after"

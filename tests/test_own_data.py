@@ -56,10 +56,10 @@ def test_a_run_on_conversations_measures_the_loss_before_and_after(tmp_path, cha
     assert run("--data", data, "--model", chat_model, "--adapter", "lora", "--out", out) == 0
     said = capsys.readouterr().out
     assert "prompt   chat (the tokenizer's own, as the data is yours)" in said
-    assert "3 rows are held out (test_share)" in said
+    assert "held out (test_share), to measure the loss on before and after: 3 of the rows" in said
     result = json.loads((out / "result.json").read_text())
     loss = result["held_out_loss"]
-    assert f"loss per token on 3 held-out rows: {loss['before']:.4f} before, {loss['after']:.4f} after" in said
+    assert f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3)" in said
     assert result["after"] == {}
 
     # the same figures by hand
@@ -76,7 +76,7 @@ def test_a_run_on_conversations_measures_the_loss_before_and_after(tmp_path, cha
     assert loss["after"] < loss["before"]
     assert command_line.main(["evaluate", str(out)]) == 0  # the same rows, the same figure
     said = capsys.readouterr().out
-    assert f"loss per token on 3 held-out rows: {loss['after']:.4f}" in said
+    assert f"held-out loss per token: {loss['after']:.4f} (rows: 3)" in said
     measured = json.loads((out / "evaluate" / "result.json").read_text())
     assert measured["held_out_loss"] == {"rows": 3, "loss": loss["after"]}
     assert CHATML in str(json.loads((out / "adapter" / "adapter_config.json").read_text()))
@@ -118,7 +118,7 @@ def test_plain_text_is_packed_and_a_share_of_its_rows_held_out(tmp_path, capsys)
     assert "template_text" not in json.dumps(about)
     assert command_line.main(["evaluate", str(out)]) == 0
     said = capsys.readouterr().out
-    assert f"loss per token on {loss['rows']} held-out rows: {loss['after']:.4f}" in said
+    assert f"held-out loss per token: {loss['after']:.4f} (rows: {loss['rows']})" in said
 
 
 def test_packing_loses_and_invents_no_token():

@@ -165,7 +165,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     if unseen:
         use(model, at_first)
         loss = {"rows": len(unseen), "before": measure_loss(model, unseen, s, pad_id, processes)}
-        print(f"before: loss per token {loss['before']:.4f} on {len(unseen):,} held-out rows")
+        print(f"before: held-out loss per token {loss['before']:.4f} (rows: {len(unseen):,})")
     use(model, on, train=["default"])
 
     with JsonLines(folder / "log.jsonl") if processes.is_writer else nullcontext() as log:

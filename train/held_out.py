@@ -39,7 +39,7 @@ def unseen_examples(tokenizer, data: Data, form: Template, s: Settings) -> list[
 def held_out_lines(rows: list[Example]) -> list[str]:
     if not rows:
         return []
-    return [f"{len(rows):,} rows are held out (test_share): the loss on them is measured before and after"]
+    return [f"held out (test_share), to measure the loss on before and after: {len(rows):,} of the rows"]
 
 
 def measure_loss(
@@ -60,6 +60,6 @@ def measure_loss(
 def loss_text(loss: dict) -> str:
     """The held-out loss of a run in words."""
     return (
-        f"loss per token on {loss['rows']:,} held-out rows: {loss['before']:.4f} before, "
-        f"{loss['after']:.4f} after"
+        f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after "
+        f"(rows: {loss['rows']:,})"
     )
