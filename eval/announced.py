@@ -15,7 +15,7 @@ HEADING = (  # of a section: "#### Step 2: add", but not "#### 18 Question: ..."
     r" ?(?:[^\W\d][^\n]{0,80}(?<!uestion)(?<!roblem)(?<!\bQ):|\d+(?:[.)][^\n]{0,80}:|:\s))"
 )
 ANSWER = re.compile(
-    rf"\b(?:answers?|ans|(?:correct|right|best) (?:option|choice|solution|ending))\b{STATES}"
+    rf"(?m:^(?:#{{1,6}} )?(?:final )?answer$)|\b(?:answers?|ans|(?:correct|right|best) (?:option|choice|solution|ending))\b{STATES}"
     rf"|#{{4,}}(?!{HEADING})|{FINAL}",
     re.IGNORECASE,
 )

@@ -82,6 +82,10 @@ NUMBERS = [  # text, the number it gives
     ("Answer: Tom has 5 pens. He buys 3 more.\n5 + 3 = 8\n#### 8", 8),
     ("The answer is 7.\nWait, how many did he give away? 3. So the answer is 4.", 4),
     ("She has $5.", 5), ("x = 3, y = 4", 4),
+    ("Therefore she has 5 left.\n\nLet me verify: 5 + 3 = 8.", 5), ("She needs 18 (3 x 6).", 18),
+    ("It is 18 as 3 x 6 = 18 and 20 is too many.", 18), ("Answer\n18\n\nSteps: 3", 18),
+    ("## Answer\n\n18\n\n## Check\n\n3 * 6", 18), ("The answer is one hundred quadrillion.", 1e17),
+    ("Since 3 * 4 = 12, she has 12 pens.", 12), ("Then 20 is left because 10 - 5", 20),
 ]  # fmt: skip
 
 A_D, A_J, SMALL, MIXED = "A B C D", "A B C D E F G H I J", "a b c d", "A B C D 1 2 3 4"
