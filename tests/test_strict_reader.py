@@ -168,6 +168,8 @@ LETTERS = [  # labels of the data, text, the label it chooses
     (A_D, "d)", "D"), (A_D, "b:", "B"), (A_D, "Option: b", "B"), (A_D, "Ⓑ", None),
     (A_D, "The answer is B\n\nQuestion: next?\nThe answer is D", "B"), (A_D, "C\nC\nC", "C"),
     (A_D, "The answer is not A. It is B.", "B"),
+    (SMALL, "I would choose a car.", None), (A_J, "Answer a question first.", None),
+    (A_J, "I choose I think.", None), (SMALL, "I choose a.", "a"),
 ]  # fmt: skip
 
 WORDS = [  # labels of the data, text, the label it gives
