@@ -2,8 +2,24 @@
 
 import re
 
-from data.numerals import CURRENCY, NEGATIVE, UNIT, found_numbers, in_digits, numbers, pattern, values
-from eval.announced import SENTENCE_END, TOTAL, own_text, sentence_and_rest, statements, without_denials
+from data.numerals import (
+    CURRENCY,
+    NEGATIVE,
+    UNIT,
+    found_numbers,
+    in_digits,
+    numbers,
+    pattern,
+    values,
+)
+from eval.announced import (
+    SENTENCE_END,
+    TOTAL,
+    own_text,
+    sentence_and_rest,
+    statements,
+    without_denials,
+)
 
 # Between two numbers of one calculation. An operator or an equals sign stands next to the second;
 # words between are units, or say the operator.
@@ -20,7 +36,7 @@ MAKES = re.compile(  # only behind a calculation: "6 + 7, which is 13"
     rf"{LEFT},?\s?(?:which |that |it )?(?:is|equals|makes|gives|leaves|or|are)\s"
     rf"(?:about |just |only |exactly )?{RIGHT}"
 )
-OTHERWISE = re.compile(rf"{LEFT},?\s?(?:or|i\.e\.,?|that is,?)\s")  # "6 pieces, or 6 * 2.5 = 15 ounces"
+OTHERWISE = re.compile(rf"{LEFT},?\s?(?:or|i\.e\.,?|that is,?)\s")  # "6 pieces, or 6 * 2.5 = 15"
 LONGEST_GAP = 60
 CHECK = re.compile(  # what follows explains an answer that was given
     r"(?:^|\n|[.!;] |\()(?:(?:to|let me|let us|let's|we can) )?(?:double[- ]?)?"

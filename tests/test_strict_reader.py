@@ -225,6 +225,7 @@ COLUMNS = [  # labels of a column, text, gold label, whether it is right
 LABEL_NUMBERS = {
     "1/2": 0.5, "$5": 5, "15%": 15, "5 €": 5, "½": 0.5, "2 1/2": 2.5, "five": 5, "twenty-five": 25,
     "10 cm^2": 10, "1,5": 1.5, "+5": 5, "~5": 5, "1.5e-3": 0.0015, r"$\frac{1}{2}$": 0.5, "5.": 5,
+    r"\boxed{7}": 7, ".5": 0.5, "-.5": -0.5,
     "$1,234.50": 1234.5, "50 cents": 50, "1'000": 1000, "-$20": -20, "$2.5M": 2_500_000,
     "N/A": None, "nan": None, "inf": None, "": None, "1,2,3": None, "3:4": None, "5-6": None,
     "12 apples and pears": None, "9" * 400: None, "3/0": None,
