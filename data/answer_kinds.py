@@ -19,7 +19,7 @@ from data.numerals import label_number, writes_comma
 
 MOST_LABELS = 20  # different words of a column that is read as words
 MOST_MISFITS = 0.1  # of the labels may be of another kind
-LETTERS_SEEN = 5  # labels an option; with fewer, options between the first and the last may be missing
+LETTERS_SEEN = 5  # labels an option; with fewer, some options may not have been seen
 LAST_FILLED = "J"
 
 
@@ -53,7 +53,7 @@ def few_misfits(counts: Counter, fitting: Iterable[str]) -> bool:
 
 
 def are_numbers(counts: Counter) -> bool:
-    """Whether the labels are numbers, with units behind at most half of them or one unit for all."""
+    """Whether the labels are numbers, with units behind at most half of them or one for all."""
     found = {label: number for label in counts if (number := label_number(label))}
     if not few_misfits(counts, found):
         return False
@@ -96,8 +96,8 @@ def kind_of_letters(labels: dict[str, str], total: int) -> str:
         form = forms.pop()
     cores = {core.upper() if large else core for core in labels.values()}
     options = []
-    for first, some in ("Aa"[not large], filter(str.isalpha, cores)), ("1", filter(str.isdecimal, cores)):
-        some = sorted(some)
+    for first, sort in ("A" if large else "a", str.isalpha), ("1", str.isdecimal):
+        some = sorted(filter(sort, cores))
         last = some[-1] if some else ""
         span = ord(last) - ord(first) + 1 if some and last.isascii() else 0
         if span > len(some) and last.upper() <= LAST_FILLED and total < LETTERS_SEEN * span:

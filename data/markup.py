@@ -1,4 +1,4 @@
-"""A text without its markup: LaTeX, Markdown, HTML tags and quotes. Every step is linear in the text."""
+"""A text without its markup: LaTeX, Markdown, tags and quotes. Every step is linear in the text."""
 
 import re
 import unicodedata
@@ -6,9 +6,9 @@ import unicodedata
 FINAL = "\ue000"  # stands where a box or a tag says that the answer follows; the line ends with it
 
 # LaTeX, Markdown and tags, and what is put for them, in this order.
-MARKUP = [(re.compile(pattern, re.IGNORECASE if pattern.startswith("<") else 0), new) for pattern, new in (
-    (r"<(?:final[ _-]?)?answer>", f"{FINAL} "),
-    (r"</(?:final[ _-]?)?answer>", "\n"),
+MARKUP = [(re.compile(pattern), new) for pattern, new in (
+    (r"(?i)<(?:final[ _-]?)?answer>", f"{FINAL} "),
+    (r"(?i)</(?:final[ _-]?)?answer>", "\n"),
     (r"\\[dt]?frac\s?(?:\{([^{}]*)\}\s?\{([^{}]*)\}|(\d)(\d))", r" \1\3/\2\4"),
     (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),
     (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),  # one in another

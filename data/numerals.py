@@ -14,14 +14,16 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from data.markup import plain
+from data.markup import FINAL, plain
 
 LARGEST = 1e100  # a runaway string of digits is no number
 MOST_DIGITS = 400  # of a power that is computed exactly
 MINUS = "-\u2212\u2013"  # first in a character class, where it begins with a hyphen
 POWERS_OF_TEN = {
-    "hundred": 2, "thousand": 3, "k": 3, "lakh": 5, "million": 6, "mln": 6, "mio": 6, "mn": 6, "m": 6,
+    "hundred": 2, "thousand": 3, "k": 3, "lakh": 5, "million": 6, "mln": 6, "mio": 6, "mn": 6,
+    "m": 6,
     "crore": 7, "billion": 9, "mrd": 9, "bn": 9, "b": 9, "trillion": 12, "tn": 12, "t": 12,
+    "quadrillion": 15, "quintillion": 18,
 }  # fmt: skip
 WITH_COMMA = str.maketrans(",", ".", ". '’")  # what float() takes
 WITH_POINT = str.maketrans("", "", ", '’_")
@@ -50,7 +52,8 @@ def pattern(comma: bool) -> re.Pattern:
     """The pattern of a number. It never fails behind a long run of digits, which keeps it linear:
     what turns out to be a time of day or an unfinished power is matched and marked `bad`."""
     with_comma, with_point = NOTATIONS[comma]
-    scales = "hundreds?|thousands?|lakhs?|crores?|(?:m|b|tr)illions?|mln|mio|mn|mrd|bn|tn"
+    scales = "hundreds?|thousands?|lakhs?|crores?|(?:m|b|tr|quadr|quint)illions?"
+    scales += "|mln|mio|mn|mrd|bn|tn"
     return re.compile(
         r"(?<![\w.,/^])(?<!\d[:'’])"  # not the tail of a word, a number, a time of day or a power
         rf"(?P<minus>(?<![\w)%])(?:(?<![\d)%]\s)[{MINUS}](?=\S)"  # not that of a difference,
@@ -78,7 +81,7 @@ PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "fourth": 4, "fourths"
 PARTS |= {"quarter": 4, "quarters": 4, "fifth": 5, "fifths": 5}
 SMALL = rf"(?:(?:{'|'.join(TENS)})(?:[ -](?:{'|'.join(ONES[1:10])})\b)?|(?:{'|'.join(ONES[::-1])}))"
 GROUP = rf"(?:a hundred|{SMALL}(?: hundred)?)(?:(?<=hundred)(?: and)? {SMALL})?"
-LARGE = r" (?:thousand|million|billion|trillion)\b"
+LARGE = r" (?:thousand|million|billion|trillion|quadrillion|quintillion)\b"
 WORDS = re.compile(
     rf"\b({GROUP}(?:{LARGE}(?:,? (?:and )?{GROUP})?){{0,4}})\b(?:[ -]({'|'.join(PARTS)})\b)?",
     re.IGNORECASE,
@@ -175,7 +178,7 @@ def label_number(label: str, comma: bool = False) -> tuple[float, str] | None:
     label: a number in any form of this module or in words; currency and percent are dropped. A
     unit is at most two words behind the number: "5 km", "10 cm^2".
     """
-    text = re.sub(r"^[+~≈] ?", "", plain(label).strip().rstrip("."))
+    text = re.sub(r"^[+~≈] ?", "", plain(label).replace(FINAL, "").strip().rstrip("."))
     for form in (text, in_digits(text)):
         match = pattern(comma).match(form)
         after = match and AFTER.fullmatch(form, match.end())

@@ -15,15 +15,18 @@ HEADING = (  # of a section: "#### Step 2: add", but not "#### 18 Question: ..."
     r" ?(?:[^\W\d][^\n]{0,80}(?<!uestion)(?<!roblem)(?<!\bQ):|\d+(?:[.)][^\n]{0,80}:|:\s))"
 )
 ANSWER = re.compile(
-    rf"\b(?:answers?|ans|(?:correct|right|best) (?:option|choice|solution|ending))\b{STATES}"
+    r"(?m:^(?:#{1,6} )?(?:final )?answer$)"
+    rf"|\b(?:answers?|ans|(?:correct|right|best) (?:option|choice|solution|ending))\b{STATES}"
     rf"|#{{4,}}(?!{HEADING})|{FINAL}",
     re.IGNORECASE,
 )
 TOTAL = re.compile(rf"\b(?:result|total)\b{STATES}", re.IGNORECASE)
 BEFORE = re.compile(  # "7 apples is the answer": the answer comes first
-    r"(?<!\S)((?:\S{1,20}\s)?(?!(?:what|which|who|this|that|these|it|here|one|answer|option|choice)\b)\S{1,40})"
+    r"(?<!\S)((?:\S{1,20}\s)?"
+    r"(?!(?:what|which|who|this|that|these|it|here|one|answer|option|choice)\b)\S{1,40})"
     r" is (?:the (?:\w+ )?(?:answer|option|choice)|correct)\b",
-    re.IGNORECASE)  # fmt: skip
+    re.IGNORECASE,
+)
 DENIED = re.compile(
     r"(?:\bnot|n['’]t)\s(?:(?:the|a|an|option|choice|answer)\s)?\S*\w\)?", re.IGNORECASE
 )

@@ -42,7 +42,7 @@ def choices(tokenizer, row: dict, template: Template, kind: str, form: str, name
 
 
 def spelled_as_in(rows: list[dict], kind: str) -> str:
-    """A kind of words with each as the labels of these rows spell it: No and Yes, not no and yes."""
+    """A kind of words, spelled as the labels of these rows are: No and Yes, not no and yes."""
     if not kind.startswith("labels:"):
         return kind
     labels = options_of_kind(kind)

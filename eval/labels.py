@@ -1,4 +1,4 @@
-"""The labels of test sets: whether they can be compared, and what is said of how answers are read."""
+"""The labels of test sets: which can be compared, and the lines on how answers are read."""
 
 from data.answer_kinds import kind_in_words
 from eval.answers import fits, gold_number, is_numeric, kind_of
@@ -22,19 +22,24 @@ def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None =
 
 def reading_lines(problems: dict[str, list[dict]], reads: dict[str, str]) -> list[str]:
     """How the answers of these sets are read, in a line, and a line for each set of one's own with
-    labels of another kind. reads: set -> the kind of its answers, where its name does not say it."""
+    labels of another kind. reads: set -> the kind of its answers, where its name does not say it.
+    """
     sets: dict[str, list[str]] = {}
     lines = []
     for name, rows in problems.items():
         kind = kind_of(reads.get(name, name))
         sets.setdefault(kind_in_words(kind), []).append(name)
-        others = [(n, row["answer"]) for n, row in enumerate(rows, 1) if not fits(kind, row["answer"])]
+        labels = [row["answer"] for row in rows]
+        others = [(n, label) for n, label in enumerate(labels, 1) if not fits(kind, label)]
         if others and name in reads:
-            named = ", ".join(f"{label:.40} (problem {n})" if label.strip() else f"blank (problem {n})"
-                              for n, label in others[:NAMED])  # fmt: skip
+            named = ", ".join(
+                f"{label.strip()[:40] or 'blank'} (problem {n})" for n, label in others[:NAMED]
+            )
             more = f", and {len(others) - NAMED} more" if len(others) > NAMED else ""
-            lines.append(f"{name}: {len(others)} of {len(rows):,} labels do not fit and are compared "
-                         f"as texts: {named}{more}")  # fmt: skip
+            lines.append(
+                f"{name}: {len(others)} of {len(rows):,} labels do not fit and are compared as "
+                f"texts: {named}{more}"
+            )
     if not sets:
         return []
     said = "; ".join(f"as {words} ({', '.join(names)})" for words, names in sets.items())

@@ -12,10 +12,13 @@ CONCLUDES = (
     r"(?i:\b(?:so|thus|hence|therefore|it is|it's|must be|should be|i'd say"
     r"|i would say|i think|i believe|i guess|my guess is)\b,?:?)"
 )
-PUTS_FORWARD = r"(?i:\b(?:options?|choices?|letters?|choose|pick|select|go with|going with|opt for|answer)\b)"
+PUTS_FORWARD = (
+    r"(?i:\b(?:options?|choices?|letters?|choose|pick|select|go(?:ing)? with|opt for|answer)\b)"
+)
 ALSO_ANSWER = re.compile(  # in texts about options these announce one, too
     rf"{ANSWER.pattern}|\b(?:correct|right|best)(?: one)?\s?(?:is\b\s?:?|:)"
-    r"|\b(?:solution|final|response|prediction|label|choice|option|letter|selected|selection|output|key)\s?:",
+    r"|\b(?:solution|final|response|prediction|label|choice|option|letter|selected|selection"
+    r"|output|key)\s?:",
     re.IGNORECASE,
 )
 PUTS_BEFORE = re.compile(  # words that a letter may follow where an answer is announced

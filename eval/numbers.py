@@ -2,8 +2,24 @@
 
 import re
 
-from data.numerals import CURRENCY, NEGATIVE, UNIT, found_numbers, in_digits, numbers, pattern, values
-from eval.announced import TOTAL, own_text, sentence_and_rest, statements, without_denials
+from data.numerals import (
+    CURRENCY,
+    NEGATIVE,
+    UNIT,
+    found_numbers,
+    in_digits,
+    numbers,
+    pattern,
+    values,
+)
+from eval.announced import (
+    SENTENCE_END,
+    TOTAL,
+    own_text,
+    sentence_and_rest,
+    statements,
+    without_denials,
+)
 
 # Between two numbers of one calculation. An operator or an equals sign stands next to the second;
 # words between are units, or say the operator.
@@ -20,12 +36,15 @@ MAKES = re.compile(  # only behind a calculation: "6 + 7, which is 13"
     rf"{LEFT},?\s?(?:which |that |it )?(?:is|equals|makes|gives|leaves|or|are)\s"
     rf"(?:about |just |only |exactly )?{RIGHT}"
 )
-OTHERWISE = re.compile(rf"{LEFT},?\s?(?:or|i\.e\.,?|that is,?)\s")  # "6 pieces, or 6 * 2.5 = 15 ounces"
+OTHERWISE = re.compile(rf"{LEFT},?\s?(?:or|i\.e\.,?|that is,?)\s")  # "6 pieces, or 6 * 2.5 = 15"
 LONGEST_GAP = 60
 CHECK = re.compile(  # what follows explains an answer that was given
-    r"(?:^|\n|[.!;] |\()(?:to )?(?:double[- ]?)?"
+    r"(?:^|\n|[.!;] |\()(?:(?:to|let me|let us|let's|we can) )?(?:double[- ]?)?"
     r"(?:check|verification|verify|proof|note|explanation|reason|reasoning)\b[^.:\n]{0,30}:",
     re.IGNORECASE,
+)
+ASIDE = re.compile(  # in a sentence, behind its number
+    r"\([^()]*\)|,? (?:because|since)\b.*|,? as\b[^=]{0,100}=.*", re.IGNORECASE | re.DOTALL
 )
 LEADING = re.compile(  # an answer at the very beginning: "18\nI checked", "18, since", "18 (I ..."
     r"\s?%?\s?(?:\n(?=[A-Za-z(])|[.!]\s(?=\D)|,?\s(?:because|since|as)\b|\s?\((?=[A-Za-z]))"
@@ -119,8 +138,9 @@ def last_number(text: str, comma: bool) -> float | None:
     check = CHECK.search(text)
     if check and numbers(text[: check.start()], comma):
         text = text[: check.start()]
-    found = numbers(text, comma)
-    if not found:  # "this one" counts nothing
-        found = [number for number in numbers(in_digits(text), comma) if number != 1]
-    return found[-1] if found else None
-
+    for sentence in reversed(SENTENCE_END.split(text)):
+        found = numbers(ASIDE.sub("", sentence), comma) or numbers(sentence, comma)
+        if found:
+            return found[-1]
+    found = [number for number in numbers(in_digits(text), comma) if number != 1]
+    return found[-1] if found else None  # "this one" counts nothing

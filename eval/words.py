@@ -44,7 +44,8 @@ def label_pattern(labels: tuple[str, ...]) -> re.Pattern:
         parts = re.split(r"([ _-]+|(?<=[^\W\d_])(?=\d))", label)
         gaps = ["[ _-]+" if gap else "(?: ?#|[ _-])?" for gap in parts[1::2]]
         words = map(re.escape, parts[0::2])
-        forms.append("".join(f"{word}{gap}" for word, gap in zip_longest(words, gaps, fillvalue="")))
+        pairs = zip_longest(words, gaps, fillvalue="")
+        forms.append("".join(f"{word}{gap}" for word, gap in pairs))
     number = r"|(?<=\d)(?:[.,:/]\d|%)"  # 1 of 1.5
     return re.compile(
         rf"(?<!\w)(?<!\w-)(?<!\d[.,:/])(?:{'|'.join(forms)})(?![\w{marks()}]|['’-]\w{number})",
@@ -54,8 +55,12 @@ def label_pattern(labels: tuple[str, ...]) -> re.Pattern:
 
 @lru_cache
 def marks() -> str:
-    """Characters that go on with a word and that \\w lacks, such as the vowel signs of Hindi."""
-    return "".join(char for char in map(chr, range(0x300, 0x2000)) if unicodedata.category(char)[0] == "M")
+    """Ranges of the characters that go on with a word and that \\w lacks, such as the vowel signs
+    of Hindi, for a character class."""
+    is_mark = [unicodedata.category(chr(code))[0] == "M" for code in range(0x300, 0x2000)]
+    text = "".join("M" if one else " " for one in is_mark)
+    spans = ((0x300 + run.start(), 0x300 + run.end() - 1) for run in re.finditer("M+", text))
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in spans)
 
 
 def is_determiner(text: str, match: re.Match) -> bool:
@@ -68,11 +73,12 @@ def is_determiner(text: str, match: re.Match) -> bool:
 def is_set_aside(text: str, match: re.Match) -> bool:
     """Whether a label is named as what is not so: "no contradiction", "rather than positive"."""
     before = text[max(0, match.start() - 14) : match.start()]
-    return bool(re.search(r"(?i)\b(?:no|without|neither|nor|never|rather than|instead of) $", before))
+    words = r"(?i)\b(?:no|without|neither|nor|never|rather than|instead of) $"
+    return bool(re.search(words, before))
 
 
 def is_set_off(text: str, match: re.Match) -> bool:
-    """Whether a label begins a sentence, maybe behind "so", and is followed by a stop or the end."""
+    """Whether a label begins a sentence, maybe behind "so", and a stop or the end follows."""
     start = match.start()
     before = ("\n" if start <= 24 else "") + text[max(0, start - 24) : start]
     begins = re.search(

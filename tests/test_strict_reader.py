@@ -82,6 +82,10 @@ NUMBERS = [  # text, the number it gives
     ("Answer: Tom has 5 pens. He buys 3 more.\n5 + 3 = 8\n#### 8", 8),
     ("The answer is 7.\nWait, how many did he give away? 3. So the answer is 4.", 4),
     ("She has $5.", 5), ("x = 3, y = 4", 4),
+    ("Therefore she has 5 left.\n\nLet me verify: 5 + 3 = 8.", 5), ("She needs 18 (3 x 6).", 18),
+    ("It is 18 as 3 x 6 = 18 and 20 is too many.", 18), ("Answer\n18\n\nSteps: 3", 18),
+    ("## Answer\n\n18\n\n## Check\n\n3 * 6", 18), ("The answer is one hundred quadrillion.", 1e17),
+    ("Since 3 * 4 = 12, she has 12 pens.", 12), ("Then 20 is left because 10 - 5", 20),
 ]  # fmt: skip
 
 A_D, A_J, SMALL, MIXED = "A B C D", "A B C D E F G H I J", "a b c d", "A B C D 1 2 3 4"
@@ -164,6 +168,8 @@ LETTERS = [  # labels of the data, text, the label it chooses
     (A_D, "d)", "D"), (A_D, "b:", "B"), (A_D, "Option: b", "B"), (A_D, "Ⓑ", None),
     (A_D, "The answer is B\n\nQuestion: next?\nThe answer is D", "B"), (A_D, "C\nC\nC", "C"),
     (A_D, "The answer is not A. It is B.", "B"),
+    (SMALL, "I would choose a car.", None), (A_J, "Answer a question first.", None),
+    (A_J, "I choose I think.", None), (SMALL, "I choose a.", "a"),
 ]  # fmt: skip
 
 WORDS = [  # labels of the data, text, the label it gives
@@ -219,6 +225,7 @@ COLUMNS = [  # labels of a column, text, gold label, whether it is right
 LABEL_NUMBERS = {
     "1/2": 0.5, "$5": 5, "15%": 15, "5 €": 5, "½": 0.5, "2 1/2": 2.5, "five": 5, "twenty-five": 25,
     "10 cm^2": 10, "1,5": 1.5, "+5": 5, "~5": 5, "1.5e-3": 0.0015, r"$\frac{1}{2}$": 0.5, "5.": 5,
+    r"\boxed{7}": 7, ".5": 0.5, "-.5": -0.5,
     "$1,234.50": 1234.5, "50 cents": 50, "1'000": 1000, "-$20": -20, "$2.5M": 2_500_000,
     "N/A": None, "nan": None, "inf": None, "": None, "1,2,3": None, "3:4": None, "5-6": None,
     "12 apples and pears": None, "9" * 400: None, "3/0": None,
