@@ -151,10 +151,9 @@ def locate(folder: Path) -> Path:
         return folder
     if (folder / "adapter" / CONFIG).is_file():
         raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
-    home = folder.resolve()
     configs = [path for stars in ("*", "*/*") for path in sorted(folder.glob(f"{stars}/{CONFIG}"))]
-    inner = [path for path in configs if path.is_file() and path.resolve().is_relative_to(home)]
-    found = [path.parent for path in inner]
+    found = [path.parent for path in configs if path.is_file()]
+    found = [path for path in found if path.resolve().is_relative_to(folder.resolve())]
     names = {path: CHECKPOINT.match(str(path.relative_to(folder))) for path in found}
     steps = {path: int(step[1]) for path, step in names.items() if step}
     if not found:

@@ -124,7 +124,7 @@ def targeted(model: nn.Module, targets, where: str) -> tuple[list[str], list[str
     if isinstance(targets, str):
         found = [path for path in linears if whole_match(targets, path)]
         absent = [] if found else [targets]
-    elif isinstance(targets, list) and targets and all(targets) and all(map(is_text, targets)):
+    elif isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets):
         found = [path for path in linears if path.endswith(tuple(targets))]
         absent = [name for name in targets if not any(path.endswith(name) for path in linears)]
     else:
@@ -132,10 +132,6 @@ def targeted(model: nn.Module, targets, where: str) -> tuple[list[str], list[str
     if not found:
         raise UserError(f"{where}: {Absent('target_modules', absent).unknown(model)}")
     return found, absent
-
-
-def is_text(value) -> bool:
-    return isinstance(value, str)
 
 
 def series_kind(model: nn.Module, path: str, where: str) -> tuple[str, str]:

@@ -54,8 +54,8 @@ def base_copies(
     starts_there = kind in ("dora", "token_rows") and changed & set(paths)
     if starts_there or any(owner.startswith("tokens:") for owner in owners.values()):
         raise UserError(
-            f"{where}: its copy of the base's {changed.pop()} is not this model's, and another part "
-            "of the adapter starts from it: load the base that the adapter was trained on"
+            f"{where}: its copy of the base's {changed.pop()} is not this model's, and another "
+            "part of the adapter starts from it: load the base that the adapter was trained on"
         )
     warnings.warn(
         f"{where} holds its own {' and '.join(sorted(changed))}, other than this model's, and they "

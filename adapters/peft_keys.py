@@ -117,9 +117,9 @@ def plain_key(parts: list[str], names: set[str]) -> str:
             kept.append(part)
     if kept[-2:] == ["lora_magnitude_vector", "weight"]:
         kept.pop()
-    if len(kept) == 1:
-        return kept[0]  # prompt_embeddings
-    while kept[: len(ROOT)] == ROOT:
+    if len(kept) < 2:
+        return ".".join(kept or parts)  # prompt_embeddings
+    while kept[: len(ROOT)] == ROOT and len(kept) > len(ROOT):
         kept = kept[len(ROOT) :]
     shared = kept[0] == ROOT[0] and kept[-1] in NAMED  # base_model.vera_A
     return ".".join(kept) if shared else PREFIX + ".".join(kept)

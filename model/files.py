@@ -47,7 +47,8 @@ def inside(folder: Path, name: str) -> Path:
         real, home = path.resolve(), folder.resolve()
     except (OSError, RuntimeError) as error:  # a circle of links
         raise UserError(f"{path} cannot be read: {error}") from None
-    in_cache = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
+    caches = [up.parent / "blobs" for up in home.parents if up.name == "snapshots"]
+    in_cache = any(real.is_relative_to(blobs) for blobs in caches)
     if not (real.is_relative_to(home) or in_cache):
         raise UserError(f"{path} is a link to {real}, outside the model's folder: copy the file itself there")
     if real.exists() and not real.is_file():

@@ -32,8 +32,9 @@ from safetensors.torch import load_file, save_file
 from adapters import attach, load_adapter, save_adapter
 from adapters.attach import adapters_named
 from adapters.config import resolve
-from adapters.files import CONFIG, OLD_WEIGHTS, WEIGHTS
+from adapters.files import CONFIG, OLD_WEIGHTS, WEIGHTS, read_adapter
 from model import UserError, load_model
+from model.config import read_config, skeleton
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,15 @@ def test_copies_of_the_embedding_and_the_head(bases, tmp_path, family, row, trai
     assert same_logits(loaded(folder, tmp_path / "ours")[0], expected)
 
 
+def test_copies_are_left_out_for_a_model_without_weights(bases, tmp_path):
+    """A plan knows shapes alone, so that no copy differs."""
+    folder, base = bases["llama"]
+    options = {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}
+    saved_by_peft(base, tmp_path, "LoraConfig", options, save_embedding_layers=True)
+    config, _, _ = read_adapter(skeleton(*read_config(folder)), tmp_path)
+    assert (config.kind, config.only.sites) == ("lora", ("q", "embed"))
+
+
 @pytest.mark.parametrize("kind", ["lora", "tokens"])
 def test_a_base_with_more_tokens_is_asked_for(bases, tmp_path, kind):
     folder, base = bases["llama"]
@@ -328,6 +338,8 @@ def test_the_rows_of_a_tied_head_are_the_embeddings(bases, tmp_path):
         {key: tensor for key, tensor in tensors.items() if key != head}, str(tmp_path / WEIGHTS)
     )
     assert same_logits(loaded(folder, tmp_path)[0], expected)
+    save_file({head: tensors[head]}, str(tmp_path / WEIGHTS))
+    assert same_logits(loaded(folder, tmp_path)[0], expected)
     save_file(tensors | {head: tensors[head] + 1}, str(tmp_path / WEIGHTS))
     with pytest.raises(UserError, match="differ, and the head is tied"):
         load_adapter(load_model(str(folder)), tmp_path)
@@ -412,6 +424,36 @@ def test_an_adapter_further_down_is_named(bases, tmp_path):
         UserError, match=f"there is one below: give {tmp_path / 'runs' / 'first' / 'adapter'}"
     ):
         load_adapter(load_model(str(folder)), tmp_path / "runs")
+
+
+def test_an_adapter_of_a_repository_in_the_hubs_cache(bases, tmp_path):
+    """Its files are links to the repository's blobs, also in a folder of the adapter's name."""
+    folder, base = bases["llama"]
+    expected = saved_by_peft(base, tmp_path / "models--me--lora" / "blobs", *lora())
+    snapshot = tmp_path / "models--me--lora" / "snapshots" / "abc"
+    (snapshot / "math").mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS):
+        (snapshot / "math" / name).symlink_to(f"../../../blobs/{name}")
+    assert same_logits(loaded(folder, snapshot)[0], expected)
+    assert same_logits(loaded(folder, snapshot / "math")[0], expected)
+    (tmp_path / "elsewhere").write_text("{}")
+    (snapshot / "math" / CONFIG).unlink()
+    (snapshot / "math" / CONFIG).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="outside"):
+        load_adapter(load_model(str(folder)), snapshot / "math")
+
+
+@pytest.mark.parametrize(
+    "key", ["", ".", "module", "base_model.model", "base_model.model.", "lora_A.x"]
+)
+def test_keys_that_are_none(bases, tmp_path, key):
+    folder, base = bases["llama"]
+    saved_by_peft(base, tmp_path, *lora())
+    tensors = load_file(tmp_path / WEIGHTS)
+    torch.save(tensors | {key: torch.ones(2)}, tmp_path / OLD_WEIGHTS)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="unknown tensor"):
+        load_adapter(load_model(str(folder)), tmp_path)
 
 
 def test_a_link_out_of_the_folder_is_not_followed(bases, tmp_path):
