@@ -310,7 +310,8 @@ def test_fuzzed_configs(checkpoints, family):
 
 
 CONFIG_FIELDS = {
-    "llama": ["head_dim", "hidden_act", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias", "rms_norm_eps", "num_key_value_heads"],
+    "llama": ["model_type", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+              "architectures", "head_dim", "hidden_act", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias", "rms_norm_eps", "num_key_value_heads"],
     "bloom": ["n_embed", "num_attention_heads", "num_hidden_layers", "layer_norm_epsilon", "slow_but_exact", "pretraining_tp", "n_inner"],
     "opt": ["word_embed_proj_dim", "do_layer_norm_before", "enable_bias", "activation_function", "_remove_final_layer_norm", "layer_norm_elementwise_affine"],
     "gptj": ["n_inner", "rotary_dim", "activation_function", "layer_norm_epsilon", "hidden_size", "num_attention_heads"],
