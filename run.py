@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -58,6 +59,9 @@ def main(arguments: list[str]) -> int:
         print(f"run.py: {wrong}", file=told)
         let_another_speak()
         return 1
+    if options.debug:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("model").setLevel(logging.DEBUG)
     try:
         return act(options)
     except UserError as error:

@@ -19,7 +19,11 @@ from model.load import is_finite
 from model.shards import check_empty, check_room, compare, copy_words, write_shards
 from model.writing import make_folder, write_atomically, write_text
 
-CLASSES = {"llama": "LlamaForCausalLM", "bloom": "BloomForCausalLM", "opt": "OPTForCausalLM", "gptj": "GPTJForCausalLM"}
+CLASSES = {  # model_type -> the class of transformers
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "bloom": "BloomForCausalLM", "opt": "OPTForCausalLM",
+    "gptj": "GPTJForCausalLM",
+}
 
 
 def export_model(model: nn.Module, folder: str | Path, shard_bytes: int = 5_000_000_000) -> list[Path]:
@@ -66,12 +70,12 @@ def changes(model: nn.Module, own: set[str]) -> dict:
     names = {name for name, _ in skeleton(family, config).named_parameters()}
     extra = sorted(own - names)
     if extra:
-        raise UserError(f"the {model.family} architecture has no place for {extra[0]}, which merging an adapter has made: transformers could not read it; "
+        raise UserError(f"the {config.model_type} architecture has no place for {extra[0]}, which merging an adapter has made: transformers could not read it; "
                         "evaluate and generate use the adapter unmerged")
     changed = {key: value for key, value in vars(config).items() if value != getattr(source, key)}
     dtype = str(model.input_embedding.weight.dtype).removeprefix("torch.")
     raw = read_json(inside(model.folder, "config.json"))
     changed |= {key: dtype for key in ("torch_dtype", "dtype") if raw.get(key) not in (None, dtype)}  # loaded in another one
-    if "architectures" not in raw:
-        changed["architectures"] = [CLASSES[model.family]]  # vLLM asks for it
+    if raw.get("architectures") != [CLASSES[config.model_type]]:
+        changed["architectures"] = [CLASSES[config.model_type]]  # vLLM asks for it
     return changed

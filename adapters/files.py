@@ -5,6 +5,7 @@ fingerprint of the base. What PEFT 0.21 can compute, it reads from our files as 
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -15,12 +16,15 @@ from adapters import paper, peft
 from adapters.attach import adapters_named, attach, parts_of, remove, setup, switch
 from adapters.base import Adapter, Tensors
 from adapters.config import METHODS, AdapterConfig, resolve
+from adapters.peft_fields import known_by_word
+from adapters.peft_keys import as_saved_by_peft
 from model.errors import UserError, unknown
 from model.files import inside, read_json, safetensors, torch_tensors
 from model.writing import make_folder, write_atomically, write_text
 
 WEIGHTS, OLD_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 OURS = "llm_adapters"  # our own section of adapter_config.json
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?!\d)")  # a folder of transformers' Trainer
 FORMATS = ("native", "peft", "paper")
 
 
@@ -118,9 +122,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors, dict]:
     """What a folder holds for this model, which is not changed: configuration, tensors, `run` section. A model without weights (train/layout.py) has no
     fingerprint to compare. Raises UserError."""
+    folder = locate(folder)
     path = folder / CONFIG
-    if (folder / "adapter" / CONFIG).is_file() and not path.is_file():
-        raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
     tensors = read_tensors(folder)
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
     raw = read_json(inside(folder, CONFIG))
@@ -130,11 +133,42 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors
     elif not isinstance(raw.get("peft_type"), str):
         raise UserError(f"{path} has neither our section {OURS!r} nor a peft_type: it is no adapter's configuration")
     else:
+        raw, tensors = known_by_word(raw), as_saved_by_peft(tensors, where)
         reader = paper if paper.is_ours(raw, tensors) else peft
         config, tensors = reader.read(model, raw, tensors, where)
         if weighed(model):
             peft.check_base(model, raw, folder)
     return config, Tensors(tensors, where), run
+
+
+def locate(folder: Path) -> Path:
+    """The folder itself, or the only adapter directly in it, as PEFT saves one that has a name.
+
+    Raises UserError, naming what there is, for the folder of a run or of a trainer's checkpoints,
+    and for several adapters.
+    """
+    if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
+        return folder
+    if (folder / "adapter" / CONFIG).is_file():
+        raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
+    home = folder.resolve()
+    configs = [path for stars in ("*", "*/*") for path in sorted(folder.glob(f"{stars}/{CONFIG}"))]
+    inner = [path for path in configs if path.is_file() and path.resolve().is_relative_to(home)]
+    found = [path.parent for path in inner]
+    names = {path: CHECKPOINT.match(str(path.relative_to(folder))) for path in found}
+    steps = {path: int(step[1]) for path, step in names.items() if step}
+    if not found:
+        return folder
+    if len(found) == 1 and found[0].parent == folder and not steps:
+        return found[0]
+    if len(steps) == len(found):
+        last = max(steps, key=steps.get)
+        raise UserError(f"{folder} holds a trainer's checkpoints, no adapter itself: give one of "
+                        f"them, such as {last}, the last of {len(found)}")
+    several = "is one" if len(found) == 1 else "are several"
+    more = f" and {len(found) - 8} more" * (len(found) > 8)
+    raise UserError(f"{folder} holds no adapter itself, but there {several} below: give "
+                    f"{', '.join(map(str, found[:8])):.1000}{more}")
 
 
 def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict]:

@@ -29,8 +29,9 @@ from model.sites import Linear, Site
 
 Folded = tuple[Tensor | None, Tensor | None]  # a weight and a bias
 UNMERGED = "evaluate and generate use it unmerged"
-BIASES = {  # family -> setting of config.json -> the part of a path that tells the Linears it gives a bias, all of them
+BIASES = {  # model_type -> setting of config.json -> the part of a path that tells the Linears it gives a bias, all of them
     "llama": {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."},
+    "qwen3": {"attention_bias": ".self_attn."},
     "opt": {"enable_bias": ".layers."},
 }
 OF_THE_BASE = {DoRA: ("weight", "bias"), BitFit: ("bias",), TokenRows: ("weight",)}  # methods whose `after` looks at these of f, not at y alone
@@ -70,7 +71,7 @@ def merge(model: nn.Module) -> None:
 
 def fill_biases(model: nn.Module) -> None:
     """Zeros where others of the same setting of config.json have got a bias, and the setting."""
-    for key, part in BIASES.get(model.family, {}).items():
+    for key, part in BIASES.get(model.config.model_type, {}).items():
         linears = [site for path, site in all_sites(model) if isinstance(site, Linear) and part in path]
         if not getattr(model.config, key) and any(site.bias is not None for site in linears):
             model.config = replace(model.config, **{key: True})

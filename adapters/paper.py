@@ -21,7 +21,9 @@ from adapters.bottleneck import Bottleneck
 from adapters.compose import Group
 from adapters.config import AdapterConfig, resolve
 from adapters.lora import LoRA
-from adapters.peft_places import leaves, placement, tails, whole_match
+from adapters.peft_defaults import default_targets
+from adapters.peft_fields import FIELDS, NO_EFFECT, NOT_COMPUTED, checked
+from adapters.peft_places import Absent, leaves, pass_over, placement, whole_match
 from adapters.places import all_sites
 from model.errors import UserError, unknown
 from model.sites import Linear
@@ -37,7 +39,10 @@ ACTS = {"tanh": "tanh", "relu": "relu", "gelu": "gelu", "silu": "silu", "swish":
 INITS = {"bert": "bert", "mam_adapter": "identity"}  # init_weights -> our init
 OF_ALL = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "target_modules", "bias", "modules_to_save"}
 OF_BOTTLENECKS = {"bottleneck_size", "non_linearity", "adapter_dropout", "scaling", "use_parallel_adapter", "use_adapterp", "init_weights"}
-OF_LORA = {"r", "lora_alpha", "lora_dropout", "merge_weights", "fan_in_fan_out", "enable_lora"}
+OF_LORA = {
+    "r", "lora_alpha", "lora_dropout", "merge_weights", "fan_in_fan_out", "enable_lora",
+    "init_lora_weights",
+}
 
 
 def is_ours(raw: dict, tensors: dict[str, Tensor]) -> bool:
@@ -47,18 +52,25 @@ def is_ours(raw: dict, tensors: dict[str, Tensor]) -> bool:
 
 
 def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """The configuration that a file's fields and tensors mean, and the tensors by our keys. Raises UserError for what is not understood."""
+    """The configuration that a file's fields and tensors mean, and the tensors by our keys.
+
+    Raises UserError for what is not computed here.
+    """
     lora = raw["peft_type"] == "LORA"
-    known = OF_ALL | (OF_LORA if lora else OF_BOTTLENECKS)
-    for key, value in raw.items():
-        if key not in known and value not in (None, False, [], {}):
-            raise UserError(f"{where}: its configuration has {key!r:.100} = {value!r:.100}, which is not understood; "
-                            f"the paper's code knows {', '.join(sorted(known))}")
-    if raw.get("bias", "none") != "none":
+    known = OF_ALL | NO_EFFECT | (OF_LORA if lora else OF_BOTTLENECKS)
+    # A later PEFT has these; with such tensors, or for a bottleneck, they are a contradiction.
+    peft = FIELDS["LORA"] | NOT_COMPUTED["LORA"]
+    raw = checked(raw, where, known, peft - known, raw["peft_type"])
+    if raw.get("bias") not in (None, "none"):
         raise UserError(f"{where}: bias = {raw['bias']!r:.100} means that biases of the base were trained too, which is not supported")
     if raw.get("modules_to_save"):
         raise UserError(f"{where}: modules_to_save = {raw['modules_to_save']!r:.100} is not supported in the paper's files")
-    paths = targeted(model, raw.get("target_modules"), where)
+    targets = raw.get("target_modules")
+    if lora and targets is None:
+        targets = default_targets("LORA", model)
+    paths, absent = targeted(model, targets, where)
+    known = [f"{PREFIX}{path}." for path in paths]
+    pass_over(model, [Absent("target_modules", absent)], tensors, known, where)
     return (read_lora if lora else read_bottlenecks)(model, raw, tensors, paths, where)
 
 
@@ -103,22 +115,27 @@ def read_lora(model: nn.Module, raw: dict, tensors: dict[str, Tensor], paths: li
     return resolve(kind="lora", **placement(model, paths), r=2 * r, alpha=2 * alpha, dropout=setting(raw, "lora_dropout", float, 0.0, where)), found
 
 
-def targeted(model: nn.Module, targets, where: str) -> list[str]:
-    """The paths of the Linears that target_modules means, in the order of the model. Raises UserError when a target means none."""
+def targeted(model: nn.Module, targets, where: str) -> tuple[list[str], list[str]]:
+    """(paths of the Linears that target_modules means, in the model's order; names that mean none).
+
+    Raises UserError when none means any.
+    """
     linears = [path for path, site in all_sites(model) if isinstance(site, Linear)]
     if isinstance(targets, str):
         found = [path for path in linears if whole_match(targets, path)]
-        missing = [] if found else [targets]
-    elif isinstance(targets, list) and targets and all(isinstance(target, str) for target in targets):
+        absent = [] if found else [targets]
+    elif isinstance(targets, list) and targets and all(targets) and all(map(is_text, targets)):
         found = [path for path in linears if path.endswith(tuple(targets))]
-        missing = [target for target in targets if not any(path.endswith(target) for path in linears)]
+        absent = [name for name in targets if not any(path.endswith(name) for path in linears)]
     else:
         raise UserError(f"{where}: target_modules = {targets!r:.100} should name modules, such as [\"q_proj\", \"v_proj\"]")
-    if missing:
-        names = dict.fromkeys(tail for path in linears for tail in tails(path))
-        error = unknown(f"target module of a {model.family} model", missing[0], names, listed=f"there is: {', '.join(leaves(linears))}")
-        raise UserError(f"{where}: {error}")
-    return found
+    if not found:
+        raise UserError(f"{where}: {Absent('target_modules', absent).unknown(model)}")
+    return found, absent
+
+
+def is_text(value) -> bool:
+    return isinstance(value, str)
 
 
 def series_kind(model: nn.Module, path: str, where: str) -> tuple[str, str]:
@@ -223,6 +240,6 @@ def same(key: str, values: list):
 def as_targets(model: nn.Module, paths: list[str]) -> list[str]:
     """The last names of these modules where they mean no others, otherwise their whole paths."""
     for targets in (leaves(paths), paths):
-        if set(targeted(model, targets, "format paper")) == set(paths):
+        if set(targeted(model, targets, "format paper")[0]) == set(paths):
             return targets
     raise UserError(f"the paper's files cannot name these modules without others: {', '.join(paths)}")

@@ -16,8 +16,9 @@ from adapters.attach import parts_of
 from adapters.base import PREFIX, Adapter
 from adapters.config import METHODS, AdapterConfig
 from adapters.lora import EmbeddingLoRA
+from adapters.peft_beside import HEAD_BIAS, MORE
 from adapters.peft_fields import base_name, check_base
-from adapters.peft_places import as_targets, leaves, with_bias
+from adapters.peft_places import as_targets, leaves
 from adapters.peft_read import read
 from adapters.prefix import KEY as PROMPT
 from model.errors import UserError
@@ -72,7 +73,8 @@ def write(model: nn.Module, config: AdapterConfig, adapters: dict[str, Adapter],
         for _, one in parts_of("", adapter):
             groups[one.part][path] = one
     kinds = {name: part.kind for name, part in config.parts.items()}
-    mains = [name for name, kind in kinds.items() if kind in WRITERS]
+    mains = [name for name, kind in kinds.items()
+             if kind in WRITERS and (kind not in MORE or len(kinds) == 1)]
     if len(mains) != 1:
         raise UserError(f"PEFT has no place for {config.kind} adapters in one file; format=\"native\" keeps everything")
     (name,) = mains
@@ -226,6 +228,19 @@ def write_prompt(model: nn.Module, kind: str, adapters: dict[str, Adapter]) -> t
     return common(model, kind.upper().replace("PROMPT", "PROMPT_TUNING")) | soft_fields(model, one.virtual, width) | more, {PROMPT: one.embeddings()}
 
 
+def write_rows(
+    model: nn.Module, kind: str, adapters: dict[str, Adapter],
+) -> tuple[dict, dict[str, Tensor]]:
+    """Rows of the embedding and nothing else; a tied head's are in the file too, as in PEFT's."""
+    if model.tied and model.lm_head.bias is not None:
+        raise UserError(HEAD_BIAS)
+    rows = next(iter(adapters.values()))
+    return common(model, "TRAINABLE_TOKENS") | {
+        "target_modules": [model.outer_sites["embed"]], "token_indices": list(rows.options.ids),
+        "init_weights": True,
+    }, {f"{PREFIX}{path}.trainable_tokens_delta": rows.rows.weight for path in adapters}
+
+
 def soft_fields(model: nn.Module, length: int, width: int) -> dict:
     return {"num_virtual_tokens": length, "token_dim": width, "num_attention_heads": model.config.kv_heads, "num_layers": len(model.blocks),
             "num_transformer_submodules": 1}
@@ -234,28 +249,5 @@ def soft_fields(model: nn.Module, length: int, width: int) -> dict:
 WRITERS = {
     "lora": write_lora, "dora": write_lora, "pissa": write_factors, "adalora": write_adalora, "vera": write_vera, "ia3": write_ia3,
     "ln_tuning": write_ln_tuning, "prefix": write_prefix, "prompt": write_prompt, "p_tuning": write_prompt,
+    "token_rows": write_rows,
 }
-
-
-def beside_full(model: nn.Module, adapters: dict[str, Adapter], main: dict[str, Adapter], full: dict[str, Adapter]) -> tuple[dict, dict[str, Tensor]]:
-    return {"modules_to_save": list(adapters)}, METHODS["full"].to_file(adapters)
-
-
-def beside_bitfit(model: nn.Module, adapters: dict[str, Adapter], main: dict[str, Adapter], full: dict[str, Adapter]) -> tuple[dict, dict[str, Tensor]]:
-    """PEFT trains all biases of the model, or all of the modules that have an adapter."""
-    everywhere = {path for path in with_bias(model) if path not in full}
-    meanings = {"all": everywhere, "lora_only": everywhere & main.keys()}
-    word = next((word for word, places in meanings.items() if places == adapters.keys()), None)
-    if word is None:
-        raise UserError("PEFT trains the biases of all modules that have one, or of all that have an adapter too, and not those at just these places; "
-                        'format="native" keeps everything')
-    return {"bias": word}, {f"{PREFIX}{path}{'.base_layer' if path in main else ''}.bias": one.bias for path, one in adapters.items()}
-
-
-def beside_rows(model: nn.Module, adapters: dict[str, Adapter], main: dict[str, Adapter], full: dict[str, Adapter]) -> tuple[dict, dict[str, Tensor]]:
-    if model.tied and model.lm_head.bias is not None:
-        raise UserError("PEFT forgets the bias of a head that is tied to an embedding with trained rows; format=\"native\" keeps everything")
-    return {"trainable_token_indices": list(next(iter(adapters.values())).options.ids)}, METHODS["token_rows"].to_file(adapters)
-
-
-MORE = {"full": beside_full, "bitfit": beside_bitfit, "token_rows": beside_rows}

@@ -5,7 +5,9 @@
 """
 
 import re
+import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -35,27 +37,80 @@ def whole_match(pattern: str, path: str) -> bool:
         raise UserError(f"{pattern!r:.100} is not a regular expression ({error})") from None
 
 
-def targeted(model: nn.Module, targets: str | list[str], layers: int | list[int] | None = None, pattern: str | list[str] | None = None) -> list[str]:
-    """The paths that target_modules, layers_to_transform and layers_pattern mean together, in the order of the model.
-
-    Raises UserError when one of them means nothing, naming the nearest module.
-    """
+def targeted(
+    model: nn.Module,
+    targets: str | list[str],
+    layers: int | list[int] | None = None,
+    pattern: str | list[str] | None = None,
+) -> list[str]:
+    """The paths that target_modules, layers_to_transform and layers_pattern mean together."""
     modules = peft_modules(model)
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return [path for path, site in modules.items() if site.kind == "Linear" and path != model.outer_sites["head"]]
-    for target in [targets] if isinstance(targets, str) else targets:
-        if not any(fits(targets if isinstance(targets, str) else [target], path) for path in modules):
-            raise unknown(f"target module of a {model.family} model", target, dict.fromkeys(tail for path in modules for tail in tails(path)),
-                          listed=f"there is: {', '.join(leaves(modules))}")
     found = [path for path in modules if fits(targets, path)]
     if layers is None or layers == []:
         return found
     numbers = [layers] if isinstance(layers, int) else layers
-    for number in numbers:
-        if not 0 <= number < len(model.blocks):
-            raise UserError(f"layers_to_transform = {layers!r:.100}: the model has layers 0 to {len(model.blocks) - 1}")
     # PEFT looks at the layer of a module only where its path is not given whole
     return [path for path in found if path in targets or layer_in(path, pattern) in numbers]
+
+
+@dataclass
+class Absent:
+    """Names of a field that the model lacks: passed over, as PEFT does, if no tensor needs them."""
+
+    field: str  # target_modules, modules_to_save, layers_to_transform
+    names: list
+
+    def unknown(self, model: nn.Module) -> UserError:
+        """The error for the first of them, with the nearest name of the model."""
+        if self.field == "layers_to_transform":
+            layers = f"the model has layers 0 to {len(model.blocks) - 1}"
+            return UserError(f"layers_to_transform names layer {self.names[0]!r:.100}: {layers}")
+        modules = peft_modules(model)
+        what = "target module" if self.field == "target_modules" else "module to save"
+        return unknown(f"{what} of a {model.family} model", self.names[0],
+                       dict.fromkeys(tail for path in modules for tail in tails(path)),
+                       listed=f"there is: {', '.join(leaves(modules))}")
+
+
+def absent_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
+    """The targets that mean none of the model's modules."""
+    modules = peft_modules(model)
+    if isinstance(targets, str):
+        some = targets.lower() == "all-linear" or any(fits(targets, path) for path in modules)
+        return [] if some else [targets]
+    return [target for target in targets if not any(fits([target], path) for path in modules)]
+
+
+def absent_layers(model: nn.Module, layers: int | list[int] | None) -> list[int]:
+    """The numbers in layers_to_transform that are no layers of the model."""
+    numbers = [] if layers is None else [layers] if isinstance(layers, int) else layers
+    return [number for number in numbers if not 0 <= number < len(model.blocks)]
+
+
+def pass_over(
+    model: nn.Module,
+    absent: list[Absent],
+    keys: Iterable[str],
+    prefixes: Iterable[str],
+    where: str,
+) -> None:
+    """Warn of names that the model lacks, where every key of the file has one of the prefixes.
+
+    Raises UserError otherwise, naming the nearest module.
+    """
+    absent, prefixes = [one for one in absent if one.names], tuple(prefixes)
+    if not absent:
+        return
+    left = next((key for key in keys if not key.startswith(prefixes)), None)
+    if left is not None:
+        without = f"Tensor {left!r:.200} of the file has no place without it"
+        raise UserError(f"{where}: {absent[0].unknown(model)}. {without}")
+    said = [f"{one.field} names {', '.join(map(repr, one.names)):.200}" for one in absent]
+    lacks = f"{' and '.join(said)}, which this {model.family} model does not have"
+    warnings.warn(f"{where}: {lacks}; every tensor of the file has its place, so they are passed "
+                  "over, as PEFT does", stacklevel=2)
 
 
 def layer_in(path: str, pattern: str | list[str] | None) -> int | None:
@@ -77,14 +132,20 @@ def fitting(patterns: dict, path: str) -> list:
 
 
 def saved(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The paths that modules_to_save means: modules whose path ends with a name (dot or none), and what lies in them. Raises UserError."""
-    modules = peft_modules(model)
-    ends = {path: [".".join(path.split(".")[: n + 1]) for n in range(path.count(".") + 1)] for path in modules}
-    for name in names:
-        if not any(end.endswith(name) for path in modules for end in ends[path]):
-            raise unknown(f"module to save of a {model.family} model", name, dict.fromkeys(tail for path in modules for tail in tails(path)),
-                          listed=f"there is: {', '.join(leaves(modules))}")
-    return [path for path in modules if any(end.endswith(name) for name in names for end in ends[path])]
+    """The paths that modules_to_save means: what ends with a name, and what lies in that."""
+    names = tuple(names)
+    return [path for path in peft_modules(model) if any(end.endswith(names) for end in ends(path))]
+
+
+def absent_saved(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names in modules_to_save that mean none of the model's modules."""
+    return [name for name in names if not saved(model, [name])]
+
+
+def ends(path: str) -> list[str]:
+    """model, model.layers, ...: the path of a module and those of the modules it lies in."""
+    parts = path.split(".")
+    return [".".join(parts[: n + 1]) for n in range(len(parts))]
 
 
 def with_bias(model: nn.Module) -> list[str]:

@@ -12,13 +12,27 @@ from torch import Tensor, nn
 
 from adapters.base import PREFIX
 from adapters.config import AdapterConfig, resolve
-from adapters.peft_fields import FIELDS, Fields
-from adapters.peft_places import fits, fitting, overrides, peft_modules, placement, saved, targeted, with_bias
+from adapters.peft_beside import more_parts, read_tokens
+from adapters.peft_copies import base_copies
+from adapters.peft_defaults import default_feedforward, default_targets
+from adapters.peft_fields import FIELDS, LARGEST, MERGE, Fields
+from adapters.peft_places import (
+    Absent,
+    absent_layers,
+    absent_saved,
+    absent_targets,
+    fits,
+    fitting,
+    overrides,
+    pass_over,
+    peft_modules,
+    placement,
+    saved,
+    targeted,
+)
 from adapters.prefix import KEY as PROMPT
 from adapters.vera import A_KEY, B_KEY, projection
 from model.errors import UserError
-
-INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # of LoRA, with which the base stays as it was
 
 
 def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) -> tuple[AdapterConfig, dict[str, Tensor]]:
@@ -29,27 +43,42 @@ def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) ->
     fields = Fields(raw, str(Path(where).with_name("adapter_config.json")))
     kind = raw.get("peft_type")
     if not isinstance(kind, str) or kind not in FIELDS:
-        raise UserError(f"{fields.where}: peft_type {kind!r:.100} is not known here; there is: {', '.join(FIELDS)}")
+        raise UserError(f"{fields.where}: peft_type {kind!r:.100} is not known here; there is: "
+                        f"{', '.join(FIELDS)}. Where PEFT can merge it, {MERGE}")
     fields.check(kind)
     if kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
         return resolve(**soft(kind, fields, tensors, where)), tensors
-    paths = chosen(model, fields)
+    paths, absent = chosen(model, fields, kind)
     table, tensors = READERS[kind](model, fields, paths, dict(tensors), where)
     parts, owners = more_parts(model, fields, paths)
-    tensors = without_copies(model, tensors, owners, where)
-    if not parts:
-        return resolve(**table), tensors
+    tensors, copies = base_copies(model, tensors, owners, paths, table["kind"], where)
+    mine = (A_KEY, B_KEY, *(f"{PREFIX}{path}." for path in paths))
+    pass_over(model, absent, tensors, (*mine, *owners), fields.where)
     for key in owners:
         if key not in tensors:
             raise UserError(f"{where}: tensor {key!r} is missing, which modules_to_save, bias or trainable_token_indices ask for")
-    main, mine = table["kind"], tuple([A_KEY, B_KEY] + [f"{PREFIX}{path}." for path in paths])
-    owners = {key: f"{main}:{key}" for key in tensors if key.startswith(mine)} | owners
-    return resolve(**({main: table} | parts)), {owners.get(key, key): tensor for key, tensor in tensors.items()}
+    if not parts and not copies:
+        return resolve(**table), tensors
+    parts = {table["kind"]: table} | parts
+    if copies:  # in front of the method, which works on what they make of the base
+        places = placement(model, list(dict.fromkeys(name.rpartition(".")[0] for name in copies)))
+        parts = {"base": {"kind": "full", **places}} | parts
+    owners = {key: f"{table['kind']}:{key}" for key in tensors if key.startswith(mine)} | owners
+    tensors = {owners.get(key, key): tensor for key, tensor in tensors.items()}
+    tensors |= {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
+    return resolve(**parts), tensors
 
 
-def chosen(model: nn.Module, fields: Fields) -> list[str]:
-    """The paths of the modules that get an adapter. Raises UserError."""
+def chosen(model: nn.Module, fields: Fields, kind: str) -> tuple[list[str], list[Absent]]:
+    """(the paths of the modules that get an adapter, the names that the model lacks).
+
+    Raises UserError where there is none.
+    """
     targets = fields.names("target_modules")
+    if kind == "TRAINABLE_TOKENS" and targets is None:
+        return [model.outer_sites["embed"]], []
+    if fields.raw.get("target_modules") is None:
+        targets = default_targets(kind, model)
     if targets is None:
         raise fields.error("target_modules", "names no module")
     layers = fields.raw.get("layers_to_transform")
@@ -57,13 +86,21 @@ def chosen(model: nn.Module, fields: Fields) -> list[str]:
         if isinstance(targets, str):
             raise fields.error("layers_to_transform", "does not go with a target_modules that is an expression")
         for layer in layers if isinstance(layers, list) else [layers]:
-            fields.checked_whole("layers_to_transform", layer, low=0)
+            fields.checked_whole("layers_to_transform", layer, low=-LARGEST)
+    whole = fields.names("modules_to_save", text=False) or []
+    absent = [
+        Absent("target_modules", absent_targets(model, targets)),
+        Absent("modules_to_save", absent_saved(model, whole)),
+        Absent("layers_to_transform", absent_layers(model, layers)),
+    ]
+    exclude, whole = fields.names("exclude_modules"), saved(model, whole)
     paths = targeted(model, targets, layers, fields.names("layers_pattern"))
-    exclude, whole = fields.names("exclude_modules"), saved(model, fields.names("modules_to_save", text=False) or [])
     paths = [path for path in paths if path not in whole and not (exclude and fits(exclude, path))]
     if not paths:
-        raise fields.error("target_modules", "leaves no module behind the fields that restrict it")
-    return paths
+        lacking = [one for one in absent if one.names and one.field != "modules_to_save"]
+        restricted = "leaves no module behind the fields that restrict it"
+        raise lacking[0].unknown(model) if lacking else fields.error("target_modules", restricted)
+    return paths, absent
 
 
 def part(model: nn.Module, kind: str, options: dict[str, dict]) -> dict:
@@ -83,9 +120,6 @@ def check_rows(where: str, tensors: dict[str, Tensor], key: str, rows: int, says
 
 def read_lora(model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str) -> tuple[dict, dict[str, Tensor]]:
     modules = peft_modules(model)
-    init = fields.raw.get("init_lora_weights")
-    if init not in INITS:
-        raise fields.error("init_lora_weights", "altered the weights of the base: save the adapter with PEFT's path_initial_model_for_weight_conversion")
     ranks, alphas = fields.table("rank_pattern"), fields.table("alpha_pattern")
     r, alpha, dropout = fields.whole("r", 8), fields.number("lora_alpha", 8), fields.number("lora_dropout", 0.0)
     dora, bias = fields.flag("use_dora"), fields.flag("lora_bias")
@@ -115,7 +149,7 @@ def read_adalora(model: nn.Module, fields: Fields, paths: list[str], tensors: di
         raise fields.error("lora_alpha", "should be positive")
     kept = fields.table("rank_pattern")
     for name, mask in kept.items():
-        path = name.removesuffix(".lora_E")
+        path = name.removeprefix(PREFIX).removesuffix(".default").removesuffix(".lora_E")
         if path not in paths:
             raise UserError(f"{fields.where}: rank_pattern names {name!r:.200}, which is none of the modules that have an adapter")
         if not isinstance(mask, list) or len(mask) != init_r or not all(type(one) is bool for one in mask):
@@ -162,6 +196,8 @@ def read_vera(model: nn.Module, fields: Fields, paths: list[str], tensors: dict[
 
 def read_ia3(model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str) -> tuple[dict, dict[str, Tensor]]:
     inner = fields.names("feedforward_modules") or []
+    if fields.raw.get("feedforward_modules") is None:
+        inner = default_feedforward(model)
 
     def scales_input(path: str) -> bool:  # PEFT compares the ends of names here without the dot
         return fits(inner, path) if isinstance(inner, str) else any(path.endswith(name) for name in inner)
@@ -173,7 +209,10 @@ def read_ln_tuning(model: nn.Module, fields: Fields, paths: list[str], tensors: 
     return part(model, "ln_tuning", {path: {} for path in paths}), tensors
 
 
-READERS = {"LORA": read_lora, "ADALORA": read_adalora, "VERA": read_vera, "IA3": read_ia3, "LN_TUNING": read_ln_tuning}
+READERS = {
+    "LORA": read_lora, "ADALORA": read_adalora, "VERA": read_vera, "IA3": read_ia3,
+    "LN_TUNING": read_ln_tuning, "TRAINABLE_TOKENS": read_tokens,
+}
 
 
 def soft(kind: str, fields: Fields, tensors: dict[str, Tensor], where: str) -> dict:
@@ -185,77 +224,3 @@ def soft(kind: str, fields: Fields, tensors: dict[str, Tensor], where: str) -> d
     if kind == "PREFIX_TUNING":
         return {"kind": "prefix", "sites": ["kv"], "length": length, "scale": 1.0}
     return {"kind": "prompt", "sites": ["embed"], "length": length, "scale": 1.0, "init": "random"}
-
-
-def more_parts(model: nn.Module, fields: Fields, paths: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
-    """What the adapter trains beside its method: (tables of those parts, the file's keys of their tensors -> ours). Raises UserError."""
-    parts, owners, modules = {}, {}, peft_modules(model)
-    whole = saved(model, fields.names("modules_to_save", text=False) or [])
-    embedding, head = model.outer_sites["embed"], model.outer_sites["head"]
-    if fields.flag("ensure_weight_tying") and model.tied and {embedding, head} & {*whole, *paths}:
-        raise fields.error("ensure_weight_tying", "with a trained embedding or head is not known here")
-    if whole:
-        parts["full"] = {"kind": "full", **placement(model, whole)}
-        owners |= {f"{PREFIX}{path}.{leaf}": f"full:{PREFIX}{path}.{leaf}" for path in whole
-                   for leaf in ("weight", "bias") if getattr(modules[path], leaf) is not None}
-    bias = fields.raw.get("bias") or "none"
-    if bias not in ("none", "all", "lora_only", "vera_only"):
-        raise fields.error("bias", "should be none, all or lora_only")
-    biases = [path for path in with_bias(model) if path not in whole and (path in paths or bias == "all")] if bias != "none" else []
-    if biases:
-        parts["biases"] = {"kind": "bitfit", **placement(model, biases)}
-        for path in biases:
-            key = f"{PREFIX}{path}.base_layer.bias" if path in paths else f"{PREFIX}{path}.bias"
-            owners[key] = f"biases:{PREFIX}{path}.bias"
-    ids = token_ids(model, fields)
-    if ids:
-        if model.tied and modules[head].bias is not None:
-            raise fields.error("trainable_token_indices", f"make PEFT forget the bias of {head}, which is tied: this would compute something else")
-        at = ["embed", "head"] if model.tied else ["embed"]
-        parts["tokens"] = {"kind": "token_rows", "sites": at, "ids": ids}
-        key = f"{PREFIX}{embedding}.token_adapter.trainable_tokens_delta"
-        owners[key] = f"tokens:{key}"
-        both = {model.outer_sites[site] for site in at} & {*whole, *paths, *biases}
-        if both:
-            raise fields.error("trainable_token_indices", f"and another part of the adapter at the same module ({both.pop()}) are not known here")
-    return parts, owners
-
-
-def token_ids(model: nn.Module, fields: Fields) -> list[int]:
-    """The ids of trainable_token_indices: a list, or one for the embedding (and the same for a tied head). Raises UserError."""
-    value = fields.raw.get("trainable_token_indices")
-    if not value and value in (None, [], {}):
-        return []
-    if isinstance(value, dict):
-        embedding, head = model.outer_sites["embed"], model.outer_sites["head"]
-        for name in value:
-            if not name or not (embedding.endswith(name) or (model.tied and head.endswith(name) and len(value) > 1)):
-                raise fields.error("trainable_token_indices", f"names {name!r:.100}: trained rows are known here for the embedding, {embedding}")
-        lists = list(value.values())
-        if any(one != lists[0] for one in lists):
-            raise fields.error("trainable_token_indices", "are different ones in the embedding and in the head, which are tied in this model")
-        value = lists[0]
-    if not isinstance(value, list) or not all(type(one) is int for one in value):
-        raise fields.error("trainable_token_indices", "should be a list of token ids")
-    return value
-
-
-def without_copies(model: nn.Module, tensors: dict[str, Tensor], owners: dict[str, str], where: str) -> dict[str, Tensor]:
-    """The tensors without those that say nothing new: copies of the base's own embedding and head beside trained ones, and with bias = "all" two more
-    of every bias in modules_to_save, the trained and the replaced one. Raises UserError for copies that differ."""
-    left = dict(tensors)
-    for key in [key for key in owners if key.endswith(".bias") and owners[key].startswith("full:")]:
-        module = key.removesuffix(".bias")
-        left.pop(f"{module}.original_module.bias", None)
-        again = left.pop(f"{module}.modules_to_save.bias", None)
-        if again is not None and key in left and not torch.equal(again, left[key]):
-            raise UserError(f"{where}: {key!r} is there twice, with different values")
-    for path in (model.outer_sites["embed"], model.outer_sites["head"]):
-        for leaf, base in model.get_submodule(path).named_parameters(recurse=False):
-            for key in {f"{PREFIX}{path}.base_layer.{leaf}", f"{PREFIX}{path}.{leaf}"} & left.keys() - owners.keys():
-                copy = left.pop(key)
-                base = base.detach().to(copy.device)
-                if copy.shape != base.shape or not (torch.equal(copy.to(base.dtype), base) or torch.equal(copy, base.to(copy.dtype))):
-                    raise UserError(f"{where}: {key!r} is a copy of the base's {path} {list(copy.shape)}, and not that of this model {list(base.shape)}: "
-                                    "it is another base, or its vocabulary was changed")
-    return left

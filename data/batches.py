@@ -143,9 +143,15 @@ def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
-def collate(examples: Sequence[Example], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Right-padded ids int64 [B, T] and weights float32 [B, T]; causal order hides the pads, so no mask is needed."""
-    T = max(len(example) for example in examples)
+def collate(
+    examples: Sequence[Example], pad_id: int, device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded ids int64 [B, T], weights float32 [B, T], and the rows' lengths int64 [B].
+
+    Causal order hides the pads, so no mask is needed.
+    """
+    lengths = [len(example) for example in examples]
+    T = max(lengths)
     ids = [example.ids + [pad_id] * (T - len(example)) for example in examples]
     weights = [example.weights + [0.0] * (T - len(example)) for example in examples]
-    return torch.tensor(ids, device=device), torch.tensor(weights, device=device)
+    return tuple(torch.tensor(rows, device=device) for rows in (ids, weights, lengths))

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from data.answer_kinds import kind_of_answers
 from data.fetch import cache_folder, fetch, known_sums, sum_of
 from data.sources import EXPERIMENTS, SOURCES, TEST_SHARE, Data, files_of, is_here, known_name, load_data
 from model.errors import UserError, unknown
@@ -126,7 +127,7 @@ def check(options: argparse.Namespace) -> int:
     """Everything is said, then a failure of any part ends with status 1."""
     from data.leakage import leakage
     from eval.answers import is_right, reaches, read_answer
-    from eval.score import check_labels
+    from eval.labels import check_labels, reading_lines
 
     bad = []
     for name in map(known_name, options.names):
@@ -144,6 +145,13 @@ def check(options: argparse.Namespace) -> int:
         for where in found.left_out:
             print(f"  left out   {where}")
         check_labels(found.tests, found.reads)
+        labelled = [row for row in found.train if row["answer"].strip()] if found.is_own else []
+        problems, reads = found.tests, found.reads
+        if labelled and not problems:
+            problems = {Path(name).stem: labelled}
+            reads = {Path(name).stem: kind_of_answers(row["answer"] for row in labelled)}
+        for line in reading_lines(problems, reads):
+            print(f"  {line}")
         for test, rows in found.tests.items():
             answers = Counter(row["answer"].strip() for row in rows)
             print(f"  {test:13} {len(rows):,} problems, answers {', '.join(f'{answer} ({n})' for answer, n in answers.most_common(5))}"

@@ -10,6 +10,9 @@ ROLES = {  # as files write them -> as chat templates know them
 }  # fmt: skip
 
 
+UNLEARNED = ("weight", "loss_mask", "train", "trainable")  # 0 or false keeps a turn out of the loss
+
+
 class Unusable(ValueError):
     """Why a row cannot be used, in words."""
 
@@ -91,8 +94,8 @@ def message_of(entry) -> dict:
         raise Unusable(f"has a message of role {role!r:.50}; known are {', '.join(ROLES)}")
     content = entry.get("content", entry.get("value"))
     message = {"role": ROLES[role.lower()], "content": text_of_parts(content)}
-    if message["role"] == "assistant" and entry.get("weight") in (0, False):
-        message["weight"] = 0  # OpenAI's way to keep a turn out of the loss
+    if message["role"] == "assistant" and any(entry.get(key) in (0, False) for key in UNLEARNED):
+        message["weight"] = 0
     return message
 
 

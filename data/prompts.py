@@ -120,7 +120,8 @@ class Template:
 
     def render(self, messages: list[dict], ask: bool) -> str:
         """What the chat template makes of messages. Raises UserError (data/chat_template.py)."""
-        return render_text(self.text, messages, add_generation_prompt=ask, special=dict(self.special))
+        special = dict(self.special)
+        return render_text(self.text, messages, add_generation_prompt=ask, special=special)
 
     def render_spans(self, messages: list[dict], ask: bool) -> tuple[str, list[tuple[int, int]]]:
         """As `render`, and the character spans inside the template's generation blocks."""

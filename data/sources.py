@@ -3,14 +3,13 @@
 import hashlib
 import json
 import random
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from math import isfinite
 from pathlib import Path
 
 from data import wordproblems
+from data.answer_kinds import kind_of_answers
 from data.fetch import File, cache_folder, fetch
 from data.hub import hub_tables, is_repository
 from data.rows import Table, read_rows, read_table, unusable
@@ -20,7 +19,6 @@ from model.errors import UserError, unknown
 
 REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
 ODC = "ODC-By 1.0"
-MOST_LABELS = 20
 TEST_SHARE = 0.1  # of a user's rows, held out to measure on
 NEED = {"train": ("instruction", "output"), "test": ("instruction", "answer"), "validation": ("instruction", "answer")}  # of a user's files
 TRAIN_ROWS = 16000  # of wordproblems: more than a run needs, so that it sees each once
@@ -347,22 +345,3 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader
             sets = [one for one, source in SOURCES.items() if not source.trains]
             raise unknown("test set", name, dict.fromkeys([*data.tests, *sets]), f"a file that ends in {', '.join(ENDINGS)} will do as well")
     return {"tests": tests, "reads": {one: kind for one, kind in (data.reads | reads).items() if one in tests}}
-
-
-def kind_of_answers(answers: Iterable[str]) -> str:
-    """How answers like these are read (eval/answers.py): "number", "letter", "labels:yes|no" for a few words, else "text"."""
-    distinct = {answer.strip() for answer in answers}
-    if all(is_number(answer) for answer in distinct):
-        return "number"
-    if distinct <= set("ABCDE"):
-        return "letter"
-    if len(distinct) <= MOST_LABELS and all(re.fullmatch(r"[\w-]+", answer) for answer in distinct):
-        return "labels:" + "|".join(sorted(map(str.lower, distinct)))
-    return "text"
-
-
-def is_number(text: str) -> bool:
-    try:
-        return isfinite(float(text.replace(",", "")))
-    except ValueError:
-        return False

@@ -84,6 +84,9 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     print(f"\nmodel {made.model}{stored}, {which}, data {made.data}, template {found.template.name}, answers {made.eval.decoding}")
     for line in found.said:
         print(line)
+    if found.loss:
+        print(f"loss per token on {found.loss['rows']:,} held-out rows: {found.loss['loss']:.4f}")
+        return 0
     beside = published_lines(made.data, made.model, found.preset, found.predictions)
     print("\n" + "\n".join([*score_lines([], found.predictions, "with adapter" if adapters else "base"), *([""] if beside else []), *beside]))
     print(f"predictions: {folder / job.PREDICTIONS}")
@@ -224,6 +227,7 @@ def generate(options: argparse.Namespace) -> int:
     import torch
 
     from data.batches import encode_prompt
+    from data.stops import configured_stop_ids, stop_ids
     from eval.generate import Sampling
     from eval.generate import generate as continue_text
     from train.base import toy_lines
@@ -238,9 +242,15 @@ def generate(options: argparse.Namespace) -> int:
     if options.prompt_ids is not None:
         model, *_ = load_with_adapter(made, adapters, words=False)
         ids = parse_ids(options.prompt_ids, model.config.vocab_size)
-        new = continue_text(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens,
-                            beams=options.beams, **drawn)[0]
-        print(",".join(map(str, new)))
+        found = continue_text(
+            model,
+            torch.tensor([ids], device=next(model.parameters()).device),
+            max_new_tokens=options.max_new_tokens,
+            beams=options.beams,
+            stop_ids=configured_stop_ids(model.folder),
+            **drawn,
+        )
+        print(",".join(map(str, found[0])))
         return 0
     model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template, is_own=True)
     for line in toy_lines(made.model):
@@ -260,9 +270,16 @@ def generate(options: argparse.Namespace) -> int:
             print(now[len(shown) :], end="", flush=True)
             shown = now
 
-    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    found = continue_text(model, torch.tensor([ids], device=next(model.parameters()).device), max_new_tokens=options.max_new_tokens, beams=options.beams,
-                          stop_ids=stop_ids, vocab_size=tokenizer.size, stream=None if options.beams > 1 else stream, **drawn)  # beams are known at the end
+    found = continue_text(
+        model,
+        torch.tensor([ids], device=next(model.parameters()).device),
+        max_new_tokens=options.max_new_tokens,
+        beams=options.beams,
+        stop_ids=stop_ids(tokenizer),
+        vocab_size=tokenizer.size,
+        stream=None if options.beams > 1 else stream,  # beams are known at the end
+        **drawn,
+    )
     print(tokenizer.decode(found[0], after=ids)[len(shown) :])
     return 0
 

@@ -5,12 +5,14 @@ Nothing here needs lm_eval before a model or a task is asked for.
 
 import importlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
 from data import prompts
 from data.batches import encode_prompt
+from data.stops import stop_ids
 from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.score import left_pad
@@ -152,13 +154,19 @@ class Requests:
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """Texts up to the first of a request's `until` strings or the EOS; sampled, each request has its number as the seed."""
+        """Texts up to the first of a request's `until` strings or a stop id (data/stops.py).
+
+        Sampled, each request has its number as the seed.
+        """
         device = next(self.net.parameters()).device
-        stop_ids = [] if self.words.eos_id is None else [self.words.eos_id]
+        ends = stop_ids(self.words)
+        eos_ids = [] if self.eot_token_id is None else [self.eot_token_id]
+        eos = [text for text in [self.words.decode(eos_ids, special=True)] if text]
         groups: dict[tuple, list[int]] = {}  # how to decode -> the requests
         ids = []
         for number, request in enumerate(requests):
             until, length, sampling = decoding(request.args[1], self.max_gen_toks)
+            until = tuple(dict.fromkeys((*until, *eos)))  # a model may spell EOS
             if length >= self.max_length:
                 raise UserError(f"max_gen_toks {length} leaves no room for a prompt: the model has room for {self.max_length} tokens")
             whole = self.prompt_ids(request.args[0])
@@ -173,14 +181,32 @@ class Requests:
                 rows = left_pad([ids[number] for number in batch], 0, device)
                 with short_of_memory(f"on {device} with {self.batch_size} texts at once: lower batch_size"):
                     outputs = generate(
-                        self.net, *rows, max_new_tokens=length, stop_ids=stop_ids, vocab_size=self.words.size, sampling=sampling,
-                        seeds=batch if sampling else None, stop=lambda new, until=until: any(end in self.words.decode(new) for end in until),
+                        self.net, *rows, max_new_tokens=length, stop_ids=ends,
+                        vocab_size=self.words.size, sampling=sampling,
+                        seeds=batch if sampling else None, stop=self.stops_at(until),
                     )
                 for number, new in zip(batch, outputs, strict=True):
                     texts[number] = self.words.decode(new)
                     for end in until:
                         texts[number] = texts[number].partition(end)[0]
         return texts
+
+    def stops_at(self, until: tuple[str, ...]) -> Callable[[list[int]], bool]:
+        """A function: whether the new tokens of a row hold one of the strings.
+
+        As in lm_eval's HFLM, special tokens are part of the text that is searched, though not of
+        the answer. White space inside of one does not count (pocket models have such tokens).
+        """
+        added = self.words.inner.added
+        blank = {end for end in until if not end.strip() and any(end in text for text in added)}
+        window = 16 + 4 * max(map(len, until), default=0)  # a character takes four tokens at most
+
+        def is_over(new: list[int]) -> bool:
+            tail = new[-window:]
+            shown, whole = (self.words.decode(tail, special=special) for special in (False, True))
+            return any(end in (shown if end in blank else whole) for end in until)
+
+        return is_over
 
     def warn_of(self, cut: int) -> None:
         if cut:

@@ -1,90 +1,126 @@
-"""The numbers of a text: digits, fractions, powers, magnitudes; and number words. Texts are plain ones (eval/answers.py `plain`)."""
+"""Which number a text says its answer is."""
 
 import re
 
-LARGEST = 1e15  # a runaway string of digits is no answer
-SCALES = {"hundred": 100, "thousand": 1e3, "k": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+from data.numerals import CURRENCY, NEGATIVE, UNIT, found_numbers, in_digits, numbers, pattern, values
+from eval.announced import TOTAL, own_text, sentence_and_rest, statements, without_denials
 
-MINUS = "-\u2212\u2013"  # first in a character class, where it begins with a hyphen
-NUMBER = re.compile(
-    r"(?<![\w.,/^])(?<!\d:)"  # not the tail of a word, another number, a clock time or a power
-    rf"(?P<minus>(?<![\w)%])(?:(?<![\d)%]\s)[{MINUS}](?=\S)|(?<!\n)(?<![\w)%]\s)[{MINUS}]\s))?"  # not that of a difference, nor a bullet
-    rf"(?:[$€£]\s?(?P<inner>[{MINUS}])?)?"
-    r"(?P<digits>(?>\d{1,3}(?:[, ]\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+))"
-    r"(?:\s?/\s?(?P<below>\d{1,9})(?![\d/])"  # 29/3
-    r"|\s(?:and\s)?(?P<top>\d{1,3})/(?P<bottom>\d{1,3})(?![\d/])"  # 1 1/2
-    rf"|(?:[eE]|\s?[x×*·]\s?10\^)(?P<ten>[{MINUS}+]?\d{{1,3}})(?!\w)"  # 1e5, 1.5 x 10^6
-    rf"|\^(?P<power>[{MINUS}+]?\d{{1,3}}))?"  # 2^3
-    r"(?!\d|:\d|\^)"
-    r"(?:\s?(?P<scale>(?i:hundred|thousand|million|billion|trillion)\b)|(?P<k>[kK])(?!\w))?"  # 5 million, 5k
+# Between two numbers of one calculation. An operator or an equals sign stands next to the second;
+# words between are units, or say the operator.
+WORD = r"(?!(?:because|since|as|so|for|if|when|where|with|and|but|or|which)\b)[A-Za-z°]++\.?"
+LEFT = rf"\s?[!%)\]}}]*(?:\s?{WORD}){{0,3}}\s?"
+RIGHT = rf"\s?[(\[{{]*(?:{CURRENCY}\s?)?"
+OPERATOR = re.compile(
+    rf"\(|{LEFT}(?:[-+*/×÷·\u2212–^]|(?<![A-Za-z])x){RIGHT}"
+    rf"|{LEFT}\b(?:plus|minus|times|divided by|multiplied by|of|over)\s{RIGHT}"
+    rf"|\s?{WORD}\sand\s"  # 1 hour and 30 minutes
 )
-
-ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-VALUES = {word: i for i, word in enumerate(ONES)} | {word: 20 + 10 * i for i, word in enumerate(TENS)} | {"a": 1}
-PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "fourth": 4, "fourths": 4, "quarter": 4, "quarters": 4, "fifth": 5, "fifths": 5}
-SMALL = rf"(?:(?:{'|'.join(TENS)})(?:[ -](?:{'|'.join(ONES[1:10])})\b)?|(?:{'|'.join(ONES[::-1])}))"
-GROUP = rf"(?:a hundred|{SMALL}(?: hundred)?)(?:(?<=hundred)(?: and)? {SMALL})?"
-WORDS = re.compile(rf"\b({GROUP}(?: (?:thousand|million|billion)\b(?:,? (?:and )?{GROUP})?){{0,4}})\b(?:[ -]({'|'.join(PARTS)})\b)?", re.IGNORECASE)
-
-
-def numbers(text: str) -> list[float]:
-    """Every number of a text, in order: thousands separators, currency, fractions, powers of ten and magnitudes are read."""
-    return [number for match in NUMBER.finditer(text) for number in values(match)]
-
-
-def bare_number(text: str) -> bool:
-    """Whether a text is a number and nothing else, no quotient either."""
-    return bool(NUMBER.fullmatch(text.strip(" $%"))) and "/" not in text
-
-
-def values(match: re.Match) -> list[float]:
-    """The number of a match, two for what only looks like a mixed one (5 3/2), none for a division by zero or what is too large to be meant."""
-    sign = -1.0 if match["minus"] or match["inner"] else 1.0
-    scale = SCALES[(match["scale"] or match["k"] or "").lower()] if match["scale"] or match["k"] else 1.0
-    try:
-        found = magnitudes(match)
-    except (OverflowError, ZeroDivisionError):
-        return []
-    return [sign * scale * one for one in found if scale * one <= LARGEST]
+EQUALS = re.compile(rf"{LEFT}==?\s?(?:[A-Za-z]{{1,20}}\s?=\s?)?[-+\u2212]?{RIGHT}")
+MAKES = re.compile(  # only behind a calculation: "6 + 7, which is 13"
+    rf"{LEFT},?\s?(?:which |that |it )?(?:is|equals|makes|gives|leaves|or|are)\s"
+    rf"(?:about |just |only |exactly )?{RIGHT}"
+)
+OTHERWISE = re.compile(rf"{LEFT},?\s?(?:or|i\.e\.,?|that is,?)\s")  # "6 pieces, or 6 * 2.5 = 15 ounces"
+LONGEST_GAP = 60
+CHECK = re.compile(  # what follows explains an answer that was given
+    r"(?:^|\n|[.!;] |\()(?:to )?(?:double[- ]?)?"
+    r"(?:check|verification|verify|proof|note|explanation|reason|reasoning)\b[^.:\n]{0,30}:",
+    re.IGNORECASE,
+)
+LEADING = re.compile(  # an answer at the very beginning: "18\nI checked", "18, since", "18 (I ..."
+    r"\s?%?\s?(?:\n(?=[A-Za-z(])|[.!]\s(?=\D)|,?\s(?:because|since|as)\b|\s?\((?=[A-Za-z]))"
+)
+LISTED = re.compile(r"(?m)^\s?2[.):]\s")
+ABOUT = r"(?:about |around |approximately |exactly |only |just |a total of )?"
+FIRST_WORDS = re.compile(rf"(?i){ABOUT}(?:negative |minus )?-?\d")
 
 
-def magnitudes(match: re.Match) -> list[float]:
-    """The number of a match without sign and scale. Raises OverflowError and ZeroDivisionError."""
-    first = float(re.sub(r"[, ]", "", match["digits"]))
-    if match["below"]:
-        return [first / int(match["below"])] if "." not in match["digits"] and first <= LARGEST else []
-    if match["top"]:
-        part = int(match["top"]) / int(match["bottom"])
-        return [first + part] if part < 1 and first.is_integer() else [first, part]
-    if match["ten"]:
-        return [float(f"{first}e{signed(match['ten'])}")]
-    if match["power"]:
-        return [first ** signed(match["power"])]
-    return [first]
+def strict_number(text: str, comma: bool = False) -> float | None:
+    """The number that `text` gives as its answer, or None.
+
+    What is announced last counts, else a total after which no more is reckoned, else a number that
+    the text begins with and then explains, else the last one. Text behind the answer, such as a
+    reason, a check or another problem, does not replace it. comma: see data/numerals.py.
+    """
+    text = without_denials(own_text(text, lambda line: is_only_number(line, comma)))
+    text = NEGATIVE.sub("-", text)
+    announced = statements(text)
+    for stated in announced:
+        number = stated_number(stated, comma, questions=len(announced) == 1)
+        if number is not None:
+            return number
+    if announced:
+        found = numbers(announced[0], comma)
+        return found[-1] if found else None
+    for stated in statements(text, TOTAL)[:1]:
+        _, rest, _ = sentence_and_rest(stated)
+        if not numbers(rest, comma):  # nothing more is reckoned
+            number = stated_number(stated, comma)
+            return number if number is not None else last_number(stated, comma)
+    number = leading_number(text, comma)
+    return last_number(text, comma) if number is None else number
 
 
-def signed(digits: str) -> int:
-    return int(re.sub(f"[{MINUS}]", "-", digits))
+def is_only_number(line: str, comma: bool = False) -> bool:
+    """Whether a line is a number, maybe with a unit, and nothing else."""
+    match = pattern(comma).match(line)
+    rest = line[match.end() :] if match and values(match) else "?"
+    return re.fullmatch(rf"\s?%?[$€£]?(?:\s?{UNIT})?\s?[.!]?", rest) is not None
 
 
-def in_digits(text: str) -> str:
-    """A text with its number words as digits: twenty-five 25, two and a half 2 1/2, three quarters 3/4."""
-    return WORDS.sub(digits_of, re.sub(r"(?i) and (?:a|one)[ -]half\b", " 1/2", text))
+def stated_number(stated: str, comma: bool, questions: bool = True) -> float | None:
+    """The number of the sentence behind a trigger. questions: whether a question may state it."""
+    sentence, _, asks = sentence_and_rest(stated)
+    if asks and not questions:
+        return None
+    words = in_digits(sentence)
+    if FIRST_WORDS.match(words) and not FIRST_WORDS.match(sentence):
+        return outcome(words, comma)
+    number = outcome(sentence, comma)
+    return outcome(words, comma) if number is None else number
 
 
-def digits_of(match: re.Match) -> str:
-    whole = value_of(match[1])
-    return f"{whole}/{PARTS[match[2].lower()]}" if match[2] else str(whole)
-
-
-def value_of(words: str) -> int:
-    total = group = 0
-    for word in re.findall(r"[a-z]+", words.lower()):
-        if word == "hundred":
-            group *= 100
-        elif word in SCALES:
-            total, group = total + group * int(SCALES[word]), 0
+def outcome(sentence: str, comma: bool) -> float | None:
+    """The first number of a sentence, or what the calculation that it begins comes to:
+    15 of "49 - 34 = 15 customers", 60 of "60 = 100 - 40", 15 of "6 pieces, or 6 * 2.5 = 15"."""
+    sides: list[list[float]] = []  # of the equation, each with its numbers
+    first, end = None, 0
+    for match, number in found_numbers(sentence, comma):
+        gap = sentence[end : match.start("digits")][: LONGEST_GAP + 1]
+        if not sides or EQUALS.fullmatch(gap):
+            sides.append([number])
+        elif OPERATOR.fullmatch(gap):
+            sides[-1].append(number)
+        elif len(sides) == 1 < len(sides[0]) and MAKES.fullmatch(gap):
+            return number
+        elif sides == [[first]] and OTHERWISE.fullmatch(gap):
+            sides = [[number]]
         else:
-            group += VALUES.get(word, 0)  # "and" adds nothing
-    return total + group
+            break
+        first = number if first is None else first
+        end = match.end()
+    if len(sides) > 1:  # the side that is a number and no calculation
+        return next((side[0] for side in reversed(sides) if len(side) == 1), sides[0][0])
+    return first
+
+
+def leading_number(text: str, comma: bool) -> float | None:
+    """The number that a text begins with, where an explanation follows and no list of steps."""
+    match = pattern(comma).match(text)
+    if not match or not LEADING.match(text, match.end()):
+        return None
+    found = values(match)
+    steps = text[match.end() :][:1] in ".)" and (found == [1.0] or LISTED.search(text))
+    return found[0] if len(found) == 1 and not steps else None
+
+
+def last_number(text: str, comma: bool) -> float | None:
+    """The last number in digits that no check follows, else the last in words."""
+    check = CHECK.search(text)
+    if check and numbers(text[: check.start()], comma):
+        text = text[: check.start()]
+    found = numbers(text, comma)
+    if not found:  # "this one" counts nothing
+        found = [number for number in numbers(in_digits(text), comma) if number != 1]
+    return found[-1] if found else None
+

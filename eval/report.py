@@ -68,7 +68,7 @@ the paper's code read it. Clean part: the problems of which training saw no twin
 {measured}
 <h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
 <h2>Where the adapter sits</h2>
-<p>One block of {esc(model.family)}; marked sites hold the adapter: {esc(config.kind)} at {esc(config.place())}.</p>
+<p>One block of {esc(model.config.model_type)}; marked sites hold the adapter: {esc(config.kind)} at {esc(config.place())}.</p>
 <pre>{picture(model)}</pre>
 {shown}
 <h2>Settings</h2><p><small>run.toml; <code>python run.py --config {esc(str(folder / "run.toml"))}</code> repeats the run.</small></p><pre>{esc(toml)}</pre>

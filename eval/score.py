@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -15,10 +14,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.batches import encode_prompt, shared_start
+from data.batches import encode_prompt
 from data.prompts import Template
 from data.prompts import template as named
-from eval.answers import LETTERS, gold_number, is_numeric, is_right, kind_of, read_answer, response_of
+from data.stops import stop_ids
+from eval.answers import fits, is_right, kind_of, read_answer, response_of
+from eval.choices import choices, form_of, spelled_as_in
 from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
@@ -101,11 +102,14 @@ def predict(
     options = []
     if how.scoring == "likelihood":
         forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
-        options = [choices(tokenizer, row, template, kinds[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
+        spelled = {name: spelled_as_in(rows, kinds[name]) for name, rows in problems.items()}
+        options = [choices(tokenizer, row, template, spelled[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
+    ends = [] if options else stop_ids(tokenizer)
     rooms = rooms_of(model, jobs, options, how)
     said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
     rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
-    made_by = fingerprint_of(model, said, [(job, kinds[job["set"]]) for job, *_ in jobs]) if journal else ""
+    asked = [(job, kinds[job["set"]]) for job, *_ in jobs]
+    made_by = fingerprint_of(model, [*said, ends], asked) if journal else ""
     answers = answers_in(journal, made_by) if journal and rank == 0 else {}
     answers = processes.exchange(answers)[0] if world > 1 else answers
     answers |= {n: {"output": "", "cut": False, "too_long": True} for n, room in enumerate(rooms) if not room}
@@ -125,7 +129,7 @@ def predict(
                     found = weigh(model, [options[number] for number in batch], how)
                 else:
                     at_most = replace(how, max_new_tokens=rooms[batch[0]])
-                    found = respond(model, tokenizer, [jobs[n] for n in batch], at_most)
+                    found = respond(model, tokenizer, [jobs[n] for n in batch], at_most, ends)
             for number, answer in zip(batch, found, strict=True):
                 answers[number] = answer
                 if kept:
@@ -162,10 +166,11 @@ def batches_of(waiting: list[int], rooms: list[int], size: int) -> Iterator[list
         yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
-def respond(model: nn.Module, tokenizer, jobs: list[tuple], how) -> list[dict]:
+def respond(
+    model: nn.Module, tokenizer, jobs: list[tuple], how: Decoding, stop_ids: Sequence[int]
+) -> list[dict]:
     """{output, cut} for each job (its entry, row, ids)."""
     device = next(model.parameters()).device
-    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ids, mask = left_pad([ids for *_, ids in jobs], tokenizer.pad_id if tokenizer.pad_id is not None else 0, device)
     drawn = {}
     if how.temperature > 0:
@@ -177,35 +182,6 @@ def respond(model: nn.Module, tokenizer, jobs: list[tuple], how) -> list[dict]:
 def own_seed(job: dict) -> int:
     """A seed for one problem alone, so that its draws do not depend on the others in its batch."""
     return int.from_bytes(hashlib.sha256(f"{job['seed']} {job['set']} {job['index']}".encode()).digest()[:7])
-
-
-def form_of(rows: list[dict], kind: str) -> str:
-    """How an answer is put, with {} for it: as the outputs of all rows put theirs, else "The answer is {}." for letters, "the correct answer is {}"."""
-    own = {(row.get("output") or "").strip().removesuffix(row["answer"].strip()) for row in rows}
-    whole = all((row.get("output") or "").strip().endswith(row["answer"].strip()) for row in rows)
-    if whole and len(own) == 1:
-        return own.pop().replace("{", "{{").replace("}", "}}") + "{}"
-    return "The answer is {}." if kind == "letter" else "the correct answer is {}"
-
-
-def choices(tokenizer, row: dict, template: Template, kind: str, form: str, name: str) -> dict[str, tuple[list[int], list[int]]]:
-    """option -> (ids in front of it, its own ids) of a multiple-choice problem. Raises UserError for a set without options.
-
-    The options are those of the row's "Answer format:", else of its kind.
-    """
-    if kind == "letter":
-        labels = list(LETTERS)
-    elif kind.startswith("labels:"):
-        given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
-        labels = (given[1] if given else kind.removeprefix("labels:")).split("/" if given else "|")
-    else:
-        raise UserError(f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)")
-    if len(labels) < 2:
-        raise UserError(f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods need two to compare (eval.scoring=generate)")
-    _, before = encode_prompt(tokenizer, row, template)
-    whole = {label: tokenizer.encode(template.whole(row | {"output": form.format(label)}), bos=not template.chat) for label in labels}
-    start = min(shared_start(before, ids) for ids in whole.values())  # the same for all, so that all are weighed alike
-    return {label: (ids[:start], ids[start:]) for label, ids in whole.items()}
 
 
 def weigh(model: nn.Module, options: list[dict], how) -> list[dict]:
@@ -220,23 +196,23 @@ def weigh(model: nn.Module, options: list[dict], how) -> list[dict]:
 
 
 def verdict(job: dict, read_as: str) -> dict:
-    """The answer to a problem as both readers have it, and whether it is right."""
+    """The answer to a problem as both readers have it, and whether it is right.
+
+    read_as: a data set, or the kind of answers of one's own, where a label of another kind is
+    compared as a text.
+    """
     if "likelihoods" in job:
         answer = paper = job["output"]
-    else:
-        answer, paper = read_answer(job["output"], read_as), read_answer(response_of(job["output"]), read_as, "paper")
-    return {"answer": answer, "right": is_right(answer, job["gold"]), "paper_answer": paper, "paper_right": is_right(paper, job["gold"])}
+        return compared(answer, paper, job["gold"])
+    if read_as == kind_of(read_as) and not fits(read_as, job["gold"]):
+        read_as = "text"
+    answer = read_answer(job["output"], read_as)
+    return compared(answer, read_answer(response_of(job["output"]), read_as, "paper"), job["gold"])
 
 
-def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None = None) -> None:
-    """Raise UserError for a label that cannot be compared, before any time is spent on answers."""
-    for name, rows in problems.items():
-        for number, row in enumerate(rows):
-            if is_numeric((reads or {}).get(name, name)):
-                try:
-                    gold_number(row["answer"])
-                except UserError as error:
-                    raise UserError(f"{name}, problem {number + 1}: {error}") from None
+def compared(answer: float | str | None, paper: float | str | None, gold: str) -> dict:
+    return {"answer": answer, "right": is_right(answer, gold), "paper_answer": paper,
+            "paper_right": is_right(paper, gold)}  # fmt: skip
 
 
 def scores(predictions: list[dict], key: str = "right") -> dict[str, Score]:

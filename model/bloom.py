@@ -34,16 +34,17 @@ x ─┬─ [attn_norm] ─ [qkv] ─ [kv] ─ attention + distance ─ [o] ─ 
 
 SPELLINGS = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}  # config.json has both
 HARMLESS = {
-    "attention_softmax_in_fp32", "bias_dropout_fusion", "hidden_dropout", "masked_softmax_fusion", "offset_alibi", "seq_length", "skip_bias_add",
-    "skip_bias_add_qkv",
+    "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi",
+    "skip_bias_add", "skip_bias_add_qkv",
 }
-ONLY = {"n_inner": None}
+ONLY, ROWS = {}, {"bloom": {}}
 
 
 @dataclass(frozen=True)
 class Config:
     """The fields of config.json that change the computation, by their published names."""
 
+    model_type: str = "bloom"
     vocab_size: int = 250880
     hidden_size: int = 64
     n_layer: int = 2

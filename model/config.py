@@ -8,23 +8,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from model.config_keys import (
+    NEUTRAL,
+    changes_nothing,
+    check_architectures,
+    note_passed,
+    refused,
+)
 from model.errors import UserError
 from model.files import inside, read_json
 from model.quantize import quantization_of
 from model.registry import cached, find, resolve
 
-FAMILIES = ["llama", "bloom", "opt", "gptj"]  # model_type in config.json -> the file of that name; one row a family
-
-# Fields of every config.json that do not change what the forward pass computes; each family's file lists its own.
-IGNORED = {
-    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
-    "cls_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "initializer_range",
-    "label2id", "model_type", "neftune_noise_alpha", "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "pruned_heads",
-    "return_dict", "sep_token_id", "task_specific_params", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
-    "transformers_version", "unk_token_id", "unsloth_version", "use_bfloat16", "use_cache",
-    "do_sample", "max_length", "min_length", "num_beams", "repetition_penalty", "temperature", "top_k", "top_p",  # of generation, once saved here
+MODEL_TYPES = {  # model_type in config.json -> the file here; llama.py has a row for each of its
+    "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama",
+    "bloom": "bloom", "opt": "opt", "gptj": "gptj",
 }
-ONLY = {"is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False, "partial_rotary_factor": 1.0}  # fields that are known in one value
+FAMILIES = list(dict.fromkeys(MODEL_TYPES.values()))
+NULL_IS_DEFAULT = {"rope_theta", "max_window_layers", "use_sliding_window"}
+FALSE_IS_NULL = {"layer_types", "rope_scaling", "sliding_window"}
 LIMITS = {  # sizes below these; others below 2^24
     "num_hidden_layers": 1000, "n_layer": 1000, "hidden_size": 2**17, "n_embd": 2**17, "num_attention_heads": 2**12, "n_head": 2**12,
 }
@@ -67,16 +69,51 @@ def family_and_config(raw: dict, where: str):
     quantization_of(raw, where)
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{where}: model_type {kind!r:.200} is not supported; there is: {', '.join(FAMILIES)}")
-    family = importlib.import_module(f"model.{kind}")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise UserError(f"{where}: model_type {kind!r:.200} is not supported; there is: {known}")
+    family = importlib.import_module(f"model.{MODEL_TYPES[kind]}")
     return family, config_from(family, raw, where)
 
 
 def config_from(family, raw: dict, where: str):
-    """The family's Config from the fields of a config.json; a field that is neither known nor harmless is refused by name."""
+    """The family's Config from the fields of a config.json.
+
+    Raises UserError for values of the wrong type, for what cannot be computed, for classes that
+    are no causal language models, and for unknown keys that may matter, all of them at once.
+    """
     known = {field.name: field.type for field in fields(family.Config)}
-    raw, only = dict(raw), ONLY | family.ONLY
+    raw = unified(family, raw, known, where)
+    tied = raw.get("tie_word_embeddings", family.Config.tie_word_embeddings)
+    check_architectures(raw.get("architectures"), f"{raw['model_type']}Model", bool(tied), where)
+    values = dict(family.ROWS[raw["model_type"]])
+    passed, refused_keys = [], {}
+    for key, value in raw.items():
+        default_is_false = key in known and getattr(family.Config, key) is False
+        if value is None and (default_is_false or key in NULL_IS_DEFAULT):
+            passed.append(key)
+        elif key in known:
+            check_type(key, value, known[key], where)
+            values[key] = value
+        elif changes_nothing(key, value, family.HARMLESS, NEUTRAL | family.ONLY):
+            passed.append(key)
+        else:
+            refused_keys[key] = value
+    if refused_keys:
+        raise refused(refused_keys, where)
+    config = family.Config(**values)
+    try:
+        config.check()
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"{where}: incomplete or malformed setting ({type(error).__name__}: {error})") from None
+    if passed:
+        note_passed(passed, where)
+    return config
+
+
+def unified(family, raw: dict, known: dict, where: str) -> dict:
+    """The fields of a config.json in one spelling each. Raises UserError where two differ."""
+    raw = dict(raw)
     for other, name in family.SPELLINGS.items():
         if other in raw and name in raw and raw[other] != raw[name]:
             raise UserError(f"{where}: {other} = {raw[other]!r} and {name} = {raw[name]!r} are two spellings of one setting and differ")
@@ -86,21 +123,9 @@ def config_from(family, raw: dict, where: str):
         rope = raw.pop("rope_parameters", None)  # the spelling of transformers 5: theta and extension in one dict
         if rope and not raw.get("rope_scaling"):
             raw["rope_scaling"] = rope
-        if isinstance(raw.get("rope_scaling"), dict):
-            raw["rope_theta"] = raw["rope_scaling"].get("rope_theta", raw.get("rope_theta", 10000.0))
-    values = {}
-    for key, value in raw.items():
-        if key in known:
-            check_type(key, value, known[key], where)
-            values[key] = value
-        elif key not in IGNORED | family.HARMLESS and (key not in only or value != only[key]):
-            raise UserError(f"{where}: setting {key!r:.100} = {value!r:.200} is not supported")
-    config = family.Config(**values)
-    try:
-        config.check()
-    except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"{where}: incomplete or malformed setting ({type(error).__name__}: {error})") from None
-    return config
+        if isinstance(raw.get("rope_scaling"), dict) and raw["rope_scaling"].get("rope_theta"):
+            raw["rope_theta"] = raw["rope_scaling"]["rope_theta"]
+    return raw | {key: None for key in FALSE_IS_NULL if raw.get(key) is False}
 
 
 def check_type(key: str, value, kind, where: str) -> None:
@@ -112,5 +137,7 @@ def check_type(key: str, value, kind, where: str) -> None:
         return
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where}: {key} = {value!r:.200} should be {getattr(kind, '__name__', kind)}")
+    if key == "max_window_layers" and value == 0:  # all of them
+        return
     if number and isinstance(value, int) and not 0 < value < LIMITS.get(key, 2**24):
         raise UserError(f"{where}: {key} = {value!r:.50} is out of range (1 to {LIMITS.get(key, 2**24) - 1})")

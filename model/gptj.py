@@ -29,17 +29,16 @@ x ─┬─ [norm] ─┬─ [q] ─ rotary ─┐
    └────────────────────────────────────────────────────────────────┘"""
 
 SPELLINGS = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}
-HARMLESS = {
-    "attn_pdrop", "embd_pdrop", "n_ctx", "resid_pdrop", "rotary", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj",
-}
-ONLY = {"scale_attn_weights": True}
+HARMLESS = set()
+ONLY = {"rotary": True}
+ROWS = {"gptj": {}}
 
 
 @dataclass(frozen=True)
 class Config:
     """The fields of config.json that change the computation, by their published names."""
 
+    model_type: str = "gptj"
     vocab_size: int = 50400
     n_positions: int = 2048
     n_embd: int = 4096

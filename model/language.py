@@ -1,5 +1,6 @@
 """The machinery around the blocks of a language model, the same for every family."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,8 @@ class LanguageModel(nn.Module):
         self.config = config
         self.checkpointing = 0  # n > 0: of every nth block keep only its input for the backward pass and compute the rest again
         self.dtype = torch.float32  # of the computation
+        self.depends_on_length = False  # the angles of a token depend on how long its row is
+        self.told_length = False  # `note_length` has spoken
         self.stages: tuple[Stage, ...] = ()  # the devices that the blocks lie on, where there are several (model/split.py)
 
     @property
@@ -78,6 +81,21 @@ class LanguageModel(nn.Module):
         if filled == 0 and prompt:
             ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
         return Tokens(ids, mask, positions, filled + prefix, prompt if filled == 0 else 0, prefix + prompt)
+
+    def note_length(self, tokens: Tokens, limit: int) -> None:
+        """Warn, once a model, of a text that is longer than the `limit` of tokens it was trained
+        for. Values are looked at, which a GPU waits for, only where there are more keys."""
+        given = tokens.given is not None and tokens.given.device.type == "cpu"
+        if self.told_length or tokens.ids.is_meta or not (tokens.keys > limit or given):
+            return
+        longest = int(tokens.query_positions().max()) + 1
+        if longest > limit:
+            self.told_length = True
+            warnings.warn(
+                f"a text of {longest} tokens is longer than the {limit} that the model was trained "
+                f"for (max_position_embeddings): expect worse answers, or shorten it",
+                stacklevel=2,
+            )
 
     def embed(self, tokens: Tokens) -> Tensor:
         """[B, T, E]: the rows of the embedding, and what adapters make of them and put in front."""

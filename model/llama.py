@@ -1,4 +1,9 @@
-"""LLaMA (Touvron et al. 2023; Llama 2, Llama 3, TinyLlama, SmolLM2): the whole model, with its adapter sites.
+"""LLaMA (Touvron et al. 2023; Llama 2, Llama 3, TinyLlama, SmolLM2) and three models that differ
+from it in one thing each, with their adapter sites:
+
+    mistral   a query sees the last `sliding_window` keys alone (Jiang et al. 2023)
+    qwen2     q, k and v have biases, o has none (Qwen2, Qwen2.5: Yang et al. 2024)
+    qwen3     q and k of each head are normed before they rotate (Yang et al. 2025)
 
 Attribute names are the tensor names of the published checkpoints.
 """
@@ -9,8 +14,9 @@ from torch import Tensor, nn
 
 from model.errors import UserError, unknown
 from model.language import LanguageModel
+from model.llama_rows import check_row, window_of
 from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotate_halves
-from model.rope import check_rope, rope_angles
+from model.rope import check_rope, depends_on_length, rope_angles, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
@@ -31,16 +37,33 @@ x ─┬─ [attn_norm] ─┬─ [q] ─ rotary ─┐
    │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ x
    └─────────────────────────────────────────────────────┘"""
 
+QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}  # qwen3's further sites
+PICTURE_QK_NORMS = """\
+x ─┬─ [attn_norm] ─┬─ [q] ─ [q_norm] ─ rotary ─┐
+   │               ├─ [k] ─ [k_norm] ─ rotary ─┤
+   │               └─ [v] ─────────────────────┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─┐
+   └────────────────────────────────────────────────────────────────────────────────┘  │
+┌──────────────────────────────────────────────────────────────────────────────────────┘
+""" + PICTURE[PICTURE.index("└──┬") :]
 
 SPELLINGS = {}  # other names of the fields below
-HARMLESS = {"is_llama_config", "max_sequence_length", "pretraining_tp"}  # fields that change nothing here
-ONLY = {"rope_interleaved": False}  # fields known in one value
+HARMLESS = {"is_llama_config", "pretraining_tp"}  # fields that change nothing here
+ONLY = {"use_rope": True, "rope": True}  # fields known in one value
+QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+        "max_position_embeddings": 32768, "sliding_window": 4096, "use_sliding_window": False,
+        "max_window_layers": 28}
+ROWS = {  # model_type -> the defaults that are not those of Config
+    "llama": {}, "qwen2": QWEN, "qwen3": {**QWEN, "head_dim": 128},
+    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8,
+                "max_position_embeddings": 131072, "sliding_window": 4096},
+}
 
 
 @dataclass(frozen=True)
 class Config:
     """The fields of config.json that change the computation, by their published names."""
 
+    model_type: str = "llama"
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -56,6 +79,10 @@ class Config:
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    sliding_window: int | None = None  # keys that a query sees, its own included; None: all
+    use_sliding_window: bool = True  # this and the next two: in which layers: llama_rows.py
+    max_window_layers: int = 0
+    layer_types: list | None = None
 
     @property
     def kv_heads(self) -> int:
@@ -76,6 +103,7 @@ class Config:
         if self.head_size % 2:
             raise UserError(f"config.json: head_dim {self.head_size} is odd; rotary positions need pairs")
         check_rope(self.rope_scaling or {}, self.head_size)
+        check_row(self)
 
 
 def rename(key: str) -> str | None:
@@ -93,22 +121,30 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
         C, D, bias = config.hidden_size, config.head_size, config.attention_bias
-        self.layer, self.head_size = layer, D
-        self.q_proj = Linear(C, config.num_attention_heads * D, bias)
-        self.k_proj = Linear(C, config.kv_heads * D, bias)
-        self.v_proj = Linear(C, config.kv_heads * D, bias)
+        qkv_bias = bias or config.model_type == "qwen2"
+        self.layer, self.head_size, self.window = layer, D, window_of(config, layer)
+        self.q_proj = Linear(C, config.num_attention_heads * D, qkv_bias)
+        self.k_proj = Linear(C, config.kv_heads * D, qkv_bias)
+        self.v_proj = Linear(C, config.kv_heads * D, qkv_bias)
         self.o_proj = Linear(config.num_attention_heads * D, C, bias)
+        self.has_norms = config.model_type == "qwen3"
+        if self.has_norms:
+            self.q_norm = RMSNorm(D, config.rms_norm_eps)
+            self.k_norm = RMSNorm(D, config.rms_norm_eps)
         self.kv_site = KeysValues(config.kv_heads, D)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # [B, H, T, D]
-        k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # [B, K, T, D]
-        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        q = self.q_proj(x).view(B, T, -1, self.head_size)  # [B, T, H, D]
+        k = self.k_proj(x).view(B, T, -1, self.head_size)  # [B, T, K, D]
+        v = self.v_proj(x).view(B, T, -1, self.head_size)
+        if self.has_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, D]
         q, k = rotate_halves(q, step.cos, step.sin), rotate_halves(k, step.cos, step.sin)
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
-        k, v, mask = self.kv_site(k, v, step.mask)
+        k, v, mask = self.kv_site(k, v, step.window_mask if self.window else step.mask)
         return self.o_proj(attention(q, k, v, mask))
 
 
@@ -164,13 +200,21 @@ class Model(LanguageModel):
 
     def __init__(self, config: Config):
         super().__init__(config)
+        if config.model_type == "qwen3":
+            self.sites, self.picture = SITES | QK_NORMS, PICTURE_QK_NORMS
+        self.depends_on_length = depends_on_length(config)
         self.model = Decoder(config)
+        self.window = max(block.self_attn.window or 0 for block in self.model.layers)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.tie()
 
     def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
-        return x, Step(tokens.causal_mask(), cache, *rope_angles(self.config, tokens.query_positions(), self.dtype))
+        self.note_length(tokens, trained_length(self.config))
+        cos, sin = rope_angles(self.config, tokens.query_positions(), self.dtype)
+        mask = tokens.causal_mask()
+        slides = 0 < self.window < tokens.keys  # in some layers, and out of some keys
+        return x, Step(mask, cache, cos, sin, tokens.may_look(self.window) if slides else mask)
 
     def leave(self, x: Tensor) -> Tensor:
         return self.model.norm(x)

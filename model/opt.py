@@ -34,9 +34,8 @@ x ─┬─┬─ [q] ─┐
 └──┬─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ [mlp_norm] ─ x
    └────────────────────────────────┘"""
 
-SPELLINGS = {}  # other names of the fields below
-HARMLESS = {"activation_dropout", "dropout", "has_no_defaults_at_init", "init_std", "layerdrop", "learned_embeddings", "output_projection"}
-ONLY = {"scale_embeddings": False}
+SPELLINGS, ONLY, ROWS = {}, {}, {"opt": {}}
+HARMLESS = {"has_no_defaults_at_init", "learned_embeddings", "output_projection"}
 OFFSET = 2  # the first rows of the position table are never used
 
 
@@ -44,6 +43,7 @@ OFFSET = 2  # the first rows of the position table are never used
 class Config:
     """The fields of config.json that change the computation, by their published names."""
 
+    model_type: str = "opt"
     vocab_size: int = 50272
     hidden_size: int = 768
     num_hidden_layers: int = 12

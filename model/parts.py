@@ -116,11 +116,15 @@ class Step:
     cache: Cache | None
     cos: Tensor | None = None  # [B, 1, T, D/2], where positions rotate
     sin: Tensor | None = None
+    window_mask: Tensor | None = None  # `mask` for the layers that have a sliding window
 
     def to(self, device: torch.device) -> "Step":
         """The same on another device; the cache's layers lie beside their blocks already."""
-        mask, cos, sin = (None if one is None else moved(one, device) for one in (self.mask, self.cos, self.sin))
-        return Step(mask, self.cache, cos, sin)
+        tensors = (self.mask, self.cos, self.sin, self.window_mask)
+        mask, cos, sin, window_mask = (
+            None if tensor is None else moved(tensor, device) for tensor in tensors
+        )
+        return Step(mask, self.cache, cos, sin, window_mask)
 
 
 @dataclass
@@ -136,6 +140,11 @@ class Tokens:
     past: int  # keys in front of the first query: virtual and cached ones
     prompt: int = 0  # virtual tokens in this pass
     virtual: int = 0  # virtual tokens in front of the real ones, in this pass or before
+
+    @property
+    def keys(self) -> int:
+        """How many keys there are, those of this pass included."""
+        return self.past + self.ids.shape[1]
 
     def positions(self) -> Tensor:
         """Of every key so far [B, past + T]: real tokens are counted from 0, or from behind the virtual ones; a pad has that of the token
@@ -165,17 +174,30 @@ class Tokens:
         front = torch.arange(self.virtual - virtual, self.virtual, device=self.ids.device).expand(len(self.ids), -1)
         return torch.cat((front, self.given + self.virtual), dim=1)
 
-    def may_look(self) -> Tensor:
-        """Who may look at whom, bool [B or 1, 1, T, past + T]: at real tokens, none of them later.
+    def may_look(self, window: int | None = None) -> Tensor:
+        """Who may look at whom, bool [B or 1, 1, T, past + T]: at real tokens, none of them later,
+        and none `window` keys or more before.
 
         A query always sees itself, so that the rows of pads stay finite.
         """
         T, device = self.ids.shape[1], self.ids.device
         order = torch.ones(1, 1, T, self.past + T, dtype=torch.bool, device=device).tril(self.past)
+        if window is not None:
+            columns = self.columns()
+            order = order & (columns[:, None, None, :] > columns[:, None, -T:, None] - window)
         if self.mask is None:
             return order
         itself = torch.eye(T, self.past + T, dtype=torch.bool, device=device).roll(self.past, dims=1)
         return (order & self.mask.bool()[:, None, None, :]) | itself
+
+    def columns(self) -> Tensor:
+        """Where every key stands in its row, [B or 1, past + T], the virtual ones directly in front
+        of the first real one: pads between them take no place in a window."""
+        columns = torch.arange(self.keys, device=self.ids.device)[None]
+        if self.mask is None or self.virtual == 0:
+            return columns
+        pads = (self.mask[:, self.virtual :].cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+        return columns + pads * (columns < self.virtual)
 
     def causal_mask(self) -> Tensor | None:
         """`may_look`, or None where plain causal order says it all: nothing padded, and no keys in front or a single query."""

@@ -53,7 +53,8 @@ def random_checkpoint(name: str, folder: Path) -> int:
     if total * 1.3 > free:
         raise UserError(f"{folder.parent} needs {size_text(total * 1.3)}, the disk has {size_text(free)} left; TMPDIR names another place")
     make_folder(folder)
-    raw = {key: value for key, value in vars(config).items() if value is not None} | {"model_type": family.Model.family}
+    row = family.ROWS[config.model_type]
+    raw = {key: value for key, value in vars(config).items() if value is not None or key in row}
     write_text(folder / "config.json", json.dumps(raw))
     write_shards(folder, tensors, SHARD, values=noise)
     return total

@@ -36,9 +36,17 @@ def opt(repo: str, hidden: int, layers: int, heads: int, **more) -> Entry:
     return Entry(f"facebook/{repo}", {"model_type": "opt", **shape, **more})
 
 
+def qwen(repo: str, hidden: int, layers: int, heads: int, inner: int, kv: int, **more) -> Entry:
+    """Qwen2.5 unless `more` says model_type = "qwen3"."""
+    more = {"model_type": "qwen2", "vocab": 151936, "rope_theta": 1000000.0, **BF16, **more}
+    return llama(f"Qwen/{repo}", hidden, layers, heads, inner, kv, **more)
+
+
 TIED = {"tie_word_embeddings": True}
 BF16 = {"torch_dtype": "bfloat16"}  # others are stored in float16
 LLAMA3 = {"vocab": 128256, "rope_theta": 500000.0, **BF16}
+MISTRAL = {"model_type": "mistral", "max_position_embeddings": 32768, **BF16}
+QWEN3 = {"model_type": "qwen3", "head_dim": 128, "max_position_embeddings": 40960}
 GALACTICA = {"vocab_size": 50000, "activation_function": "gelu"}
 BARE = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 
@@ -57,6 +65,15 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
     "smollm2-135m": llama("HuggingFaceTB/SmolLM2-135M-Instruct", 576, 30, 9, 1536, kv=3, vocab=49152, **TIED, **BF16),
     "smollm2-360m": llama("HuggingFaceTB/SmolLM2-360M-Instruct", 960, 32, 15, 2560, kv=5, vocab=49152, **TIED, **BF16),
     "smollm2-1.7b": llama("HuggingFaceTB/SmolLM2-1.7B-Instruct", 2048, 24, 32, 8192, vocab=49152, **TIED, **BF16),
+    "mistral-7b": llama("mistralai/Mistral-7B-v0.1", 4096, 32, 32, 14336, kv=8, **MISTRAL),
+    "qwen2.5-0.5b": qwen("Qwen2.5-0.5B", 896, 24, 14, 4864, kv=2, **TIED),
+    "qwen2.5-1.5b": qwen("Qwen2.5-1.5B", 1536, 28, 12, 8960, kv=2, **TIED),
+    "qwen2.5-3b": qwen("Qwen2.5-3B", 2048, 36, 16, 11008, kv=2, **TIED),
+    "qwen2.5-7b": qwen("Qwen2.5-7B", 3584, 28, 28, 18944, kv=4, vocab=152064),
+    "qwen3-0.6b": qwen("Qwen3-0.6B", 1024, 28, 16, 3072, kv=8, **QWEN3, **TIED),
+    "qwen3-1.7b": qwen("Qwen3-1.7B", 2048, 28, 16, 6144, kv=8, **QWEN3, **TIED),
+    "qwen3-4b": qwen("Qwen3-4B", 2560, 36, 32, 9728, kv=8, **QWEN3, **TIED),
+    "qwen3-8b": qwen("Qwen3-8B", 4096, 36, 32, 12288, kv=8, **QWEN3),
     "bloom-560m": bloom("bloom-560m", 1024, 24, 16),
     "bloom-1b1": bloom("bloom-1b1", 1536, 24, 16),
     "bloom-1b7": bloom("bloom-1b7", 2048, 24, 16),

@@ -31,9 +31,11 @@ def check_rope(scaling: dict, head_size: int) -> None:
     for key, value in scaling.items():
         if key == "partial_rotary_factor" and value == 1:
             continue
+        if value is None and f"{key}!" not in TYPES[kind]:
+            continue
         if key not in options and key not in EVERYWHERE:
             raise UserError(f"config.json: {unknown(f'setting of rope type {kind}', key, [*options, *EVERYWHERE])}")
-        if key in ("rope_type", "type", "truncate", "finetuned") or (value is None and f"{key}!" not in TYPES[kind]):
+        if key in ("rope_type", "type", "truncate", "finetuned"):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
             raise UserError(f"config.json: rope {key:.100} = {value!r:.100} should be a positive number")
@@ -44,6 +46,22 @@ def check_rope(scaling: dict, head_size: int) -> None:
         raise UserError(f"config.json: rope high_freq_factor {scaling['high_freq_factor']} must be above low_freq_factor {scaling['low_freq_factor']}")
     if kind == "dynamic" and head_size <= 2:
         raise UserError("config.json: rope type dynamic needs a head_dim above 2")
+
+
+def trained_length(config) -> int:
+    """How many tokens a rotary model was trained for: max_position_embeddings, times what
+    rope_scaling extends it by where max_position_embeddings does not hold that already."""
+    scaling, longest = config.rope_scaling or {}, config.max_position_embeddings
+    kind, factor = rope_type(scaling), scaling.get("factor") or 1
+    old = scaling.get("original_max_position_embeddings")
+    if kind == "default" or (kind == "llama3" and old and old < longest):
+        return longest
+    return max(longest, int((old or longest) * factor))
+
+
+def depends_on_length(config) -> bool:
+    """Whether a token's angles depend on how long its row is, not on its position alone."""
+    return rope_type(config.rope_scaling or {}) == "dynamic"
 
 
 def rope_angles(config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -27,13 +27,13 @@ def models_text() -> str:
     for name in pocket_names():
         family, config, _ = describe(name)
         size = (POCKET / name.removeprefix("pocket-") / "model.safetensors").stat().st_size
-        lines.append(f"{name:16}{family.Model.family:8}{parameters(family, config):16,}{size_text(size):>13}  comes with this package")
+        lines.append(f"{name:16}{config.model_type:8}{parameters(family, config):16,}{size_text(size):>13}  comes with this package")
     for name, entry in REGISTRY.items():
         family, config = family_and_config(entry.config, "registry")
         total = parameters(family, config)
         here = "  (in the cache)" if cached(entry.repo, entry.revision, "weights") else ""
         branch = "" if entry.revision == "main" else f" @ {entry.revision}"
-        lines.append(f"{name:16}{family.Model.family:8}{total:16,}{size_text(2 * total):>13}  {entry.repo}{branch}{here}")
+        lines.append(f"{name:16}{config.model_type:8}{total:16,}{size_text(2 * total):>13}  {entry.repo}{branch}{here}")
     return "\n".join([*lines, "", "Any other repository of the hub (owner/name) and any folder with config.json and weights will do as well."])
 
 
@@ -56,7 +56,7 @@ def show_text(name: str, revision: str | None = None) -> str:
         module = block.get_submodule(path)
         shape = f"{module.in_features} -> {module.out_features}" if isinstance(module, Linear) else f"{module.out_features}, {module.kind}"
         rows.append((f"[{site}]", path if count(module) else "", shape, count(module)))
-    lines = [f"{name}: {family.Model.family}, {count(model):,} parameters", f"from {where}", ""]
+    lines = [f"{name}: {config.model_type}, {count(model):,} parameters", f"from {where}", ""]
     lines += [model.picture, "", f"one block of {depth}:"]
     lines += [f"  {site:14}{path:32}{shape:26}{total:>14,}" for site, path, shape, total in rows]
     lines += [f"  {'':72}{count(block):>14,}", "", "the model:"]
@@ -86,4 +86,15 @@ def attention_text(model: nn.Module) -> str:
     heads = getattr(config, "num_attention_heads", None) or config.n_head
     shared = "" if config.kv_heads == heads else f", {config.kv_heads} of keys and values"
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return f"{heads} of {config.head_size}{shared}; " + (f"positions up to {longest:,}" if longest else "no limit on positions")
+    positions = f"positions up to {longest:,}" if longest else "no limit on positions"
+    return f"{heads} of {config.head_size}{shared}; {positions}{window_text(model)}"
+
+
+def window_text(model: nn.Module) -> str:
+    """Which layers of a model see their last keys alone, where some do."""
+    windows = [block.self_attn.window for block in model.blocks] if model.family == "llama" else []
+    sliding = [layer for layer, window in enumerate(windows) if window]
+    if not sliding:
+        return ""
+    layers = "all layers" if len(sliding) == len(windows) else f"layers {sliding}"
+    return f"; a sliding window of {model.window:,} keys in {layers}"

@@ -19,6 +19,12 @@ TINY = {
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
+MISTRAL = {"model_type": "mistral", "sliding_window": 4}
+QWEN2 = {"model_type": "qwen2"}
+QWEN3 = {"model_type": "qwen3", "head_dim": 12}
+WINDOW = {"use_sliding_window": True, "sliding_window": 4}
+LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+
 CONFIGS = {
     "llama": {
         "grouped heads": {},
@@ -46,6 +52,17 @@ CONFIGS = {
         "rope dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 5},
         "theta inside": {"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}},
         "theta inside wins": {"rope_theta": 5.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 777.0}},
+        "mistral": MISTRAL,
+        "mistral, explicit head_dim": MISTRAL | {"head_dim": 12, "sliding_window": 2},
+        "mistral, a window longer than the text": {"model_type": "mistral"},
+        "qwen2": QWEN2,
+        "qwen2, tied": QWEN2 | {"tie_word_embeddings": True},
+        "qwen2, windows from a layer on": QWEN2 | WINDOW | {"max_window_layers": 1},
+        "qwen2, windows in named layers": QWEN2 | WINDOW | {"layer_types": LAYER_TYPES},
+        "qwen2, windows off": QWEN2 | WINDOW | {"use_sliding_window": False},
+        "qwen3": QWEN3,
+        "qwen3, tied, with biases": QWEN3 | {"tie_word_embeddings": True, "attention_bias": True},
+        "qwen3, windows in every layer": QWEN3 | WINDOW | {"max_window_layers": 0},
     },
     "bloom": {
         "plain": {},

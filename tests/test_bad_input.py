@@ -225,7 +225,6 @@ def with_words(folder: Path, **files: str) -> Path:
         ({"special_tokens_map__json": "{"}, "special_tokens_map.json cannot be read"),
         ({"tokenizer__json": '{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"[UNK]"}}'}, "cannot be read"),
         ({"tokenizer__model": "x", "tokenizer_config__json": '{"add_prefix_space": false}'}, "add_prefix_space"),
-        ({"tokenizer__model": "x", "tokenizer_config__json": '{"add_eos_token": true}'}, "add_eos_token"),
         ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": 7}'}, "added_tokens.json"),
         ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": "c"}'}, "added_tokens.json"),
         ({"tokenizer__model": "x", "added_tokens__json": '{"": 1}'}, "added_tokens.json"),

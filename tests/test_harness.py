@@ -1,5 +1,6 @@
 """lm-evaluation-harness on our models: its own local tasks against figures computed directly, its own model class against ours."""
 
+import copy
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import pytest
 import torch
+from chains import CHATML, chain
 
 from adapters import attach
 from eval import harness
@@ -64,6 +66,60 @@ def test_likelihoods_are_those_of_the_harness_own_model(pocket):
     for settings in ({"until": ["."]}, {"until": "has", "do_sample": False}, {"until": [" 7", "Tom"]}):
         asked = requests(*[(text, settings | {"max_gen_toks": 20}) for text, _ in TEXTS if text])
         assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+SAID = "ask red green . <other> blue <turn> say </s>"
+UNTIL = [  # none; special tokens; with words; in the middle of a special token; EOS; white space
+    [], ["<turn>"], ["<other>"], ["</s>"], ["<turn>", "<other>"], ["blue <turn>"], ["<other> blue"],
+    ["<turn> say"], ["urn"], ["<"], ["reen"], ["green ."], ["blue"], ["."], [" "], ["\n"],
+    ["nothing", "say"], ["r"], "<other>",
+]  # fmt: skip
+FOLDERS = {  # the turn's end is not EOS, and the files say so or do not
+    "nothing said": {},
+    "generation_config": {"generation": {"eos_token_id": [1, 2]}},
+    "config": {"config": {"eos_token_id": [2, 1]}},
+    "another EOS": {"generation": {"eos_token_id": 11}},
+    "no EOS": {"config": {"eos_token_id": None}},
+}
+
+
+@pytest.mark.parametrize("way", FOLDERS)
+def test_texts_end_where_the_harness_own_model_ends_them(tmp_path, way):
+    """Special tokens in `until`, which are no part of the text, and stop ids that are not EOS."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    folder = str(chain(tmp_path, SAID, **FOLDERS[way]))
+    theirs = huggingface.HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1)
+    ours = harness_model(load_model(folder), load_tokenizer(folder))
+    for until in UNTIL:
+        settings = {"until": until, "max_gen_toks": 12, "do_sample": False}
+        asked = [(text, settings) for text in ("ask", "green", "blue", "<turn>", "ask </s>")]
+        asked = [(text, copy.deepcopy(more)) for text, more in asked]  # HFLM puts EOS into the list
+        expected = theirs.generate_until(requests(*copy.deepcopy(asked)), disable_tqdm=True)
+        assert ours.generate_until(requests(*asked)) == expected, until
+
+
+def test_texts_end_where_a_turn_does(tmp_path):
+    """A chat template's end of turn that no configuration names; HFLM goes on behind it."""
+    folder = str(chain(tmp_path, SAID, chat=CHATML))
+    lm = harness_model(load_model(folder), load_tokenizer(folder))
+    assert lm.generate_until(requests(("ask", {"max_gen_toks": 12}))) == ["red green . blue"]
+    plain = str(chain(tmp_path, SAID))
+    lm = harness_model(load_model(plain), load_tokenizer(plain))
+    assert lm.generate_until(requests(("ask", {"max_gen_toks": 12}))) == ["red green . blue say"]
+
+
+@pytest.mark.parametrize("end", ["=", " =", "apple", "s.", "<eos>", "Tom has", "4 = 6", "T"])
+def test_ends_inside_of_tokens_and_over_several(pocket, end):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(POCKET / "llama", dtype=torch.float32)
+    words = str(POCKET / "llama")
+    theirs = huggingface.HFLM(pretrained=reference, tokenizer=words, batch_size=1, device="cpu")
+    texts = [text for text, _ in TEXTS[:2]]
+    asked = [(text, {"until": [end], "max_gen_toks": 24, "do_sample": False}) for text in texts]
+    expected = theirs.generate_until(requests(*copy.deepcopy(asked)), disable_tqdm=True)
+    assert harness_model(*pocket).generate_until(requests(*asked)) == expected
 
 
 def test_tasks_give_what_is_computed_directly(pocket, tmp_path, monkeypatch):

@@ -194,6 +194,48 @@ def test_blooms_lora_on_the_first_and_last_third(tmp_path):
     assert torch.equal(other(IDS), model(IDS))
 
 
+OF_ITS_TIME = {  # fields around such a LoRA, of PEFT 0.2, 0.3.0.dev and later; a warning's words
+    "0.3.0.dev": ({"init_lora_weights": True, "fan_in_fan_out": True}, None),
+    "initialised otherwise": (
+        {"init_lora_weights": "gaussian", "merge_weights": True, "revision": None}, None),
+    "null in later versions": (
+        {"layers_to_transform": None, "rank_pattern": {}, "use_dora": False, "bias": None}, None),
+    "null targets": ({"target_modules": None}, None),
+    "names of other models": (
+        {"target_modules": ["query_key_value", "c_attn"]},
+        "target_modules names 'c_attn', which this bloom model"),
+    "keys of other programs": (
+        {"peft_type": "lora", "task": "qa", "domain": ""},
+        "passed over task = 'qa': no setting of LORA"),
+}
+
+
+@pytest.mark.parametrize("row", OF_ITS_TIME)
+def test_blooms_lora_as_it_was_published(tmp_path, recwarn, row):
+    changes, says = OF_ITS_TIME[row]
+    folder = write_checkpoint(tmp_path / "bloom", "bloom")
+    model = load_model(str(folder))
+    changes = changes | {"base_model_name_or_path": str(folder)}
+    expected = make_merged(tmp_path / "theirs", load_model(str(folder)), **changes)
+    load_adapter(model, tmp_path / "theirs")
+    torch.testing.assert_close(model(IDS), expected, rtol=1e-4, atol=1e-4)
+    assert len(recwarn) == (says is not None)
+    assert says is None or re.search(says, str(recwarn[0].message))
+
+
+def test_bottlenecks_with_names_of_other_models_and_keys_of_other_programs(tiny, folder, tmp_path):
+    targets = ["up_proj", "gate_proj", "down_proj", "dense_h_to_4h", "fc1"]
+    changes = {"target_modules": targets, "reduction": 4, "base_model_name_or_path": str(folder)}
+    expected = make(tmp_path / "theirs", load_model(str(folder)), **changes)
+    with pytest.warns(UserWarning, match="passed over reduction = 4") as caught:
+        load_adapter(tiny, tmp_path / "theirs")
+    torch.testing.assert_close(tiny(IDS), expected, rtol=1e-4, atol=1e-4)
+    assert len(caught) == 2
+    assert "passed over reduction = 4: no setting of BOTTLENECK" in str(caught[0].message)
+    lacks = "target_modules names 'dense_h_to_4h', 'fc1', which this llama model does not have"
+    assert lacks in str(caught[1].message)
+
+
 @pytest.mark.parametrize(("options", "alpha"), [({"alpha": 6.0}, 6.0), ({"alpha": 6.0, "rslora": True}, 6.0 * 4**0.5)])
 def test_plain_lora_has_pefts_keys_and_the_papers_fields(any_folder, tmp_path, options, alpha):
     model = load_model(str(any_folder))
@@ -215,8 +257,9 @@ def test_plain_lora_has_pefts_keys_and_the_papers_fields(any_folder, tmp_path, o
     [
         ({"bias": "adapter_only"}, "bias = 'adapter_only'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"reduction": 4}, "'reduction' = 4, which is not understood"),
-        ({"r": 8}, "'r' = 8, which is not understood"),
+        ({"r": 8}, "r = 8: not computed here"),
+        ({"use_dora": True, "rank_pattern": {"up_proj": 3}},
+         "use_dora = True, rank_pattern = {'up_proj': 3}: not computed here"),
         ({"non_linearity": "tan"}, "did you mean 'tanh'"),
         ({"non_linearity": "mish"}, "unknown non_linearity 'mish'"),
         ({"non_linearity": None}, "unknown non_linearity"),
@@ -282,11 +325,15 @@ def test_tensors_that_do_not_fit(tiny, folder, tmp_path, what, said):
     ("changes", "said"),
     [
         ({"enable_lora": [True, True, True]}, "enable_lora = [True, True, True]"),
+        ({"init_lora_weights": "pissa", "use_rslora": True},
+         "use_rslora = True, init_lora_weights = 'pissa': not computed here"),
+        ({"target_modules": ["query_key_value"], "bias": "all"},
+         "bias = 'all' means that biases of the base were trained too"),
         ({"r": 8}, "[128, 8, 1]"),
         ({"r": 0}, "r = 0"),
         ({"lora_alpha": None}, "lora_alpha = None"),
         ({"lora_dropout": "no"}, "lora_dropout = 'no'"),
-        ({"use_rslora": True}, "'use_rslora' = True"),
+        ({"use_rslora": True}, "use_rslora = True: not computed here"),
         ({"target_modules": ["query_key_valu"]}, "did you mean 'query_key_value'"),
         ({"target_modules": ["dense_h_to_4h"]}, "which cannot be a LoRA on the first and the last third"),
         ({"target_modules": ["query_key_value", "lm_head"]}, "rows, which cannot be"),

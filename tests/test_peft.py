@@ -9,7 +9,19 @@ import warnings
 import pytest
 import torch
 from conftest import write_checkpoint
-from families import TINY, batch, difference
+from families import batch, difference
+from peft_bases import (
+    ALL,
+    BLOCKS,
+    EMBED,
+    FAMILIES,
+    QV,
+    loaded_by_peft,
+    randomised,
+    run_theirs,
+    theirs_from,
+    tiny_bases,
+)
 from safetensors.torch import load_file, save_file
 
 from adapters import attach, load_adapter, save_adapter
@@ -20,68 +32,13 @@ from eval.generate import generate
 from model import UserError, load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LoRA tensor.*have invalid shape:UserWarning")  # PEFT, about its own biases of B
-FAMILIES = list(TINY)
 SEEN = [int(token) for token in batch("plain")[0][0, :4]]  # ids of the batch that is compared
-QV = {"llama": ["q_proj", "v_proj"], "bloom": ["query_key_value"], "opt": ["q_proj", "v_proj"], "gptj": ["q_proj", "v_proj"]}
-ALL = {
-    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "bloom": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
-    "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], "gptj": ["q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"],
-}
-BLOCKS = {"llama": "model.layers", "bloom": "transformer.h", "opt": "model.decoder.layers", "gptj": "transformer.h"}
-EMBED = {"llama": "embed_tokens", "bloom": "word_embeddings", "opt": "embed_tokens", "gptj": "wte"}
 FINAL = {"llama": "norm", "bloom": "ln_f", "opt": "decoder.final_layer_norm", "gptj": "ln_f"}
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """By family: the folder of a tiny checkpoint and the reference loaded from it, not to be changed."""
-    pytest.importorskip("peft", reason="peft is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    made = {}
-    for family in FAMILIES:
-        folder = write_checkpoint(tmp_path_factory.mktemp("peft") / f"tiny-{family}", family)
-        made[family] = folder, transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    return made
-
-
-def randomised(parameters) -> None:
-    """Every parameter away from its start, which often changes nothing."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in parameters:
-        parameter.data = parameter.data + 0.3 * torch.randn(parameter.shape, generator=generator)
-
-
-def theirs_from(base, config):
-    """A new PEFT adapter on a copy of the base, with random weights."""
-    import peft
-
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(copy.deepcopy(base), config).eval()
-    randomised(parameter for parameter in model.parameters() if parameter.requires_grad)
-    return model
-
-
-def loaded_by_peft(base, folder):
-    import peft
-
-    soft = json.loads((folder / CONFIG).read_text())["peft_type"] in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder, is_trainable=not soft).eval()
-    assert not [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
-    if soft:
-        model.prompt_encoder["default"].embedding.weight.requires_grad_()
-    return model
-
-
-def run_theirs(model, ids, mask, soft: bool):
-    if soft:  # positions are not theirs to choose; prompts come out as tokens in front
-        return model(ids, attention_mask=mask).logits[:, -ids.shape[1] :]
-    where = {} if model.config.model_type == "bloom" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    return model(ids, attention_mask=mask, **where).logits
+    return tiny_bases(tmp_path_factory.mktemp("peft"))
 
 
 def file_key(name: str) -> str:
@@ -443,21 +400,23 @@ def put(folder, fields: dict, tensors: dict[str, torch.Tensor]):
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 E = "base_model.model.model.embed_tokens"
+N = "base_model.model.model.norm"
 BROKEN = [  # changes to the fields, changes to the tensors (None takes one out), what the error says
     ({"peft_type": "LOHA"}, {}, "peft_type 'LOHA' is not known here; there is: LORA, ADALORA"),
     ({"task_type": "SEQ_CLS"}, {}, "task_type = 'SEQ_CLS' is not CAUSAL_LM"),
-    ({"use_qalora": True}, {}, "use_qalora = True is a setting of LORA adapters that is not known here"),
+    ({"use_qalora": True}, {}, "use_qalora = True: not computed here"),
     ({"use_bdlora": {"nblocks": 2}}, {}, "use_bdlora"),
     ({"layer_replication": [[0, 2]]}, {}, "layer_replication"),
     ({"target_parameters": ["a"]}, {}, "target_parameters"),
     ({"megatron_config": {"a": 1}}, {}, "megatron_config"),
-    ({"fan_in_fan_out": True}, {}, "fan_in_fan_out"),
     ({"kasa_config": {}, "velora_config": {"a": 1}}, {}, "velora_config"),
     ({"arrow_config": {"top_k": 3}}, {}, "arrow_config"),
     ({"alora_invocation_tokens": [1, 2]}, {}, "alora_invocation_tokens"),
     ({"enable_lora": [True, False, True]}, {}, "enable_lora"),
-    ({"invented_next_year": 0.5}, {}, "invented_next_year = 0.5 is a setting"),
-    ({"init_lora_weights": "pissa"}, {}, "init_lora_weights = 'pissa' altered the weights of the base"),
+    ({"invented_next_year": 0.5, "peft_version": "0.99.1"}, {},
+     "invented_next_year = 0.5: not known here"),
+    ({"init_lora_weights": "pissa"}, {},
+     "init_lora_weights = 'pissa': not computed here.* altered the weights of the base"),
     ({"init_lora_weights": "loftq"}, {}, "init_lora_weights"),
     ({"use_dora": True, "target_modules": ["embed_tokens"]}, {}, "use_dora = True with an embedding"),
     ({"target_modules": ["q_proj", "v_prj"]}, {}, "unknown target module of a llama model 'v_prj'; did you mean 'v_proj'"),
@@ -467,10 +426,12 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"target_modules": ["q_proj", "input_layernorm"]}, {}, "lora works on a Linear or an embedding, and attn_norm .* is a norm"),
     ({"target_modules": 5}, {}, "target_modules = 5 should be a list of module names or one expression"),
     ({"target_modules": ["q_proj", 5]}, {}, "should be a list of module names"),
-    ({"target_modules": None}, {}, "target_modules = None names no module"),
     ({"target_modules": []}, {}, "names no module"),
     ({"exclude_modules": ["q_proj", "v_proj"]}, {}, "leaves no module"),
-    ({"layers_to_transform": [7]}, {}, r"layers_to_transform = \[7\]: the model has layers 0 to 2"),
+    ({"layers_to_transform": [7]}, {},
+     "layers_to_transform names layer 7: the model has layers 0 to 2"),
+    ({"layers_to_transform": [0, 7]}, {},
+     "layers_to_transform names layer 7.* has no place without it"),
     ({"layers_to_transform": "x"}, {}, "layers_to_transform"),
     ({"layers_to_transform": [1], "layers_pattern": "(("}, {}, "layers_pattern = .* is not a regular expression"),
     ({"layers_to_transform": [1], "target_modules": ".*q_proj"}, {}, "does not go with a target_modules that is an expression"),
@@ -492,7 +453,8 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"alpha_pattern": {"q_proj": None}}, {}, "alpha_pattern = .* should be a number"),
     ({"bias": "some"}, {}, "bias = 'some' should be none, all or lora_only"),
     ({"bias": 3}, {}, "bias = 3 should be"),
-    ({"modules_to_save": ["lm_heat"]}, {}, "unknown module to save of a llama model 'lm_heat'; did you mean 'lm_head'"),
+    ({"modules_to_save": ["nrm"]}, {f"{N}.weight": torch.ones(32)},
+     "unknown module to save of a llama model 'nrm'; did you mean 'norm'"),
     ({"modules_to_save": "lm_head"}, {}, "modules_to_save = 'lm_head' should be a list of module names"),
     ({"modules_to_save": ["lm_head"]}, {}, "lm_head.weight' is missing"),
     ({"trainable_token_indices": [1, "2"]}, {}, "trainable_token_indices = .* should be a list of token ids"),
@@ -507,11 +469,14 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({}, {f"{Q0}.lora_B.weight": torch.full((32, 4), math.nan)}, "holds NaN or infinite values"),
     ({}, {f"{Q0}.lora_B.weight": torch.ones(32, 4, dtype=torch.int64)}, "not as floating point"),
     ({}, {f"{Q0}.lora_A.weight": torch.tensor(1.0)}, r"is \[\], the configuration asks for 4 rows"),
-    ({}, {"base_model.model.lm_head.weight": torch.ones(61, 32)}, "is a copy of the base's lm_head .* and not that of this model"),
+    ({}, {"base_model.model.lm_head.weight": torch.ones(62, 32)},
+     r"lm_head.weight' is a copy of the base's \[62, 32\], and this model's is \[61, 32\]"),
     ({}, {"base_model.model.model.embed_tokens.weight": torch.ones(70, 32)}, "its vocabulary was changed"),
-    ({"peft_type": "IA3", "feedforward_modules": 3}, {}, "feedforward_modules = 3|is a setting"),
-    ({"peft_type": "VERA", "r": 4, "save_projection": 1}, {}, "is a setting of VERA"),
-    ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}, {}, "is a setting of PREFIX_TUNING adapters"),
+    ({"peft_type": "IA3", "feedforward_modules": 3}, {},
+     "feedforward_modules = 3 should be a list"),
+    ({"peft_type": "VERA", "r": 4, "save_projection": 1}, {},
+     "save_projection = 1 should be true or false"),
+    ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}, {}, "'prompt_embeddings' is missing"),
 ]
 
 
@@ -637,21 +602,3 @@ def test_what_is_read_has_names_of_sites_where_it_can(tiny, folder, tmp_path, fi
     again = load_model(str(folder))
     load_adapter(again, tmp_path / "ours")
     assert adapters_named(again, "default").keys() == adapters_named(tiny, "default").keys()
-
-
-def test_an_embedding_whose_copy_is_another_one_is_refused(bases, tmp_path):
-    import peft
-
-    folder, base = bases["llama"]
-    theirs = theirs_from(base, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens", "lm_head"]))
-    theirs.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / WEIGHTS)
-    copies = [key for key in tensors if "base_layer" in key]
-    assert len(copies) == 2
-    ours = load_model(str(folder))
-    load_adapter(ours, tmp_path)
-    compare(ours, theirs)
-    for key in copies:
-        save_file(tensors | {key: tensors[key] + 1e-3}, str(tmp_path / WEIGHTS))
-        with pytest.raises(UserError, match="is a copy of the base's"):
-            load_adapter(load_model(str(folder)), tmp_path)

@@ -11,8 +11,9 @@ import run as command_line
 from data.prompts import template
 from data.sources import load_data
 from eval import score
+from eval.choices import choices, form_of, spelled_as_in
 from eval.look import chosen
-from eval.score import Score, choices, clean, form_of, mean_score, predict, read_predictions, scores, tables, verdict, write_predictions
+from eval.score import Score, clean, mean_score, predict, read_predictions, scores, tables, verdict, write_predictions
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -436,3 +437,44 @@ def test_a_full_disk_while_answering_is_one_line(pocket, problems):
         pytest.skip("no /dev/full here")
     with pytest.raises(UserError, match="cannot write /dev/full"), Journal(Path("/dev/full"), "x"):
         pass
+
+
+# ---------------------------------------------------------------- which options are weighed
+LISTED = "Which floats?\nA) iron B) cork C) lead"
+
+
+def weighed(tokenizer, kind: str, instruction: str, answer: str, form: str = "The answer is {}.") -> list[str]:
+    row = {"instruction": instruction, "answer": answer}
+    return list(choices(tokenizer, row, template("alpaca"), kind, form, "mine"))
+
+
+@pytest.mark.parametrize(("kind", "instruction", "answer", "options"), [
+    ("letters:A|B|C|D", "Which floats?", "B", ["A", "B", "C", "D"]),
+    ("letters:a|b|c", "Which floats?", "b", ["a", "b", "c"]),
+    ("letters:A|B|C|D|E", LISTED, "B", ["A", "B", "C"]),  # the row's own
+    ("letters:A|B|C|D|E", LISTED, "E", ["A", "B", "C", "D", "E"]),  # its label is not among them
+    ("letter", "Which? (A) 1 (B) 2 (C) 3 (D) 4", "D", ["A", "B", "C", "D"]),
+    ("letters:A|B|C|D|1|2|3|4", "Which floats?", "2", ["1", "2", "3", "4"]),
+    ("letters:A|B|C|D|1|2|3|4", "Which?\n1. iron\n2. cork\n3. lead", "2", ["1", "2", "3"]),
+    ("letters:A|B|C|D|1|2|3|4", "Which floats?", "C", ["A", "B", "C", "D"]),
+    ("letters:(A)|(B)|(C)", "Which?\n(A) iron (B) cork", "(B)", ["(A)", "(B)"]),
+    ("labels:no|yes", "Does cork float? Answer format: Yes/No", "Yes", ["Yes", "No"]),
+])  # fmt: skip
+def test_the_options_that_the_data_has_are_weighed(pocket, kind, instruction, answer, options):
+    assert weighed(pocket[1], kind, instruction, answer) == options
+
+
+def test_options_are_weighed_as_the_data_spells_them(pocket):
+    rows = [{"instruction": "Does cork float?", "output": "", "answer": label} for label in ("Yes", "No")]
+    assert spelled_as_in(rows, "labels:no|yes") == "labels:No|Yes"
+    assert spelled_as_in(rows[:1], "labels:no|yes") == "labels:No|Yes"  # as the others
+    assert spelled_as_in([{"answer": "YES"}], "labels:no|yes") == "labels:NO|YES"
+    assert spelled_as_in([{"answer": "yes"}], "labels:no|yes") == "labels:no|yes"
+    assert spelled_as_in(rows, "letters:A|B") == "letters:A|B"
+    model, tokenizer = pocket
+    found = predict(model, tokenizer, {"cork": rows}, template="alpaca", scoring="likelihood", reads={"cork": "labels:no|yes"})
+    assert [list(one["likelihoods"]) for one in found] == [["No", "Yes"]] * 2
+    letters = [{"instruction": "Which?", "output": "", "answer": label} for label in ("A", "D")]
+    found = predict(model, tokenizer, {"x": letters}, template="alpaca", scoring="likelihood", reads={"x": "letters:A|B|C|D"})
+    assert [list(one["likelihoods"]) for one in found] == [list("ABCD")] * 2
+    assert form_of(letters, "letters:A|B|C|D") == "The answer is {}."

@@ -100,7 +100,7 @@ def test_tests_by_name_and_by_file(tmp_path):
     assert {name: len(test) for name, test in data.tests.items()} == {"gsm8k": 2, "boolq": 4, "mine": 3}
     assert data.tests["gsm8k"] == split["gsm8k"][1]  # the held-out part, not the file, most of which is trained on
     assert data.train == split["union"]
-    assert data.reads == {"mine": "letter"}
+    assert data.reads == {"mine": "letters:A|B|C"}
     with pytest.raises(UserError, match="unknown test set 'gsm8'; did you mean 'gsm8k'"):
         load_data("math-v1", folder, tests=["gsm8"])
     with pytest.raises(UserError, match="unknown test set 'math_10k'"):  # made to train on
@@ -150,7 +150,7 @@ def test_columns_of_your_file(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "kind"),
     [
-        (["1", " 2.5", "-3", "1,000"], "number"), (["A", "E ", "C"], "letter"), (["A", "F"], "labels:a|f"), (["yes", "No", "yes"], "labels:no|yes"),
+        (["1", " 2.5", "-3", "1,000"], "number"), (["A", "E ", "C"], "letter"), (["A", "F"], "letters:A|B|C|D|E|F"), (["yes", "No", "yes"], "labels:no|yes"),
         (["true", "1"], "labels:1|true"), ([f"w{i}" for i in range(21)], "text"), (["two words", "a"], "text"), (["nan", "1"], "labels:1|nan"),
     ],
 )  # fmt: skip

@@ -13,13 +13,15 @@ from adapters.several import load_any
 from data.prompts import Template, stored_template, template
 from data.sources import load_data
 from eval.journal import remove_journals
+from eval.labels import check_labels, reading_lines
 from eval.room import room_lines
-from eval.score import check_labels, mark_leaks, predict, tables, write_predictions
+from eval.score import mark_leaks, predict, tables, write_predictions
 from model.errors import UserError
 from model.files import read_json
 from model.writing import held, write_text
 from train.base import check_base, load_base, load_words, toy_lines
 from train.experiment import first_items, fresh_folder
+from train.held_out import measure_loss, unseen_examples
 from train.history import history_lines, history_of, seen_in_training
 from train.options import MODEL_OPTIONS, given
 from train.parallel import ALONE, Processes
@@ -82,6 +84,7 @@ class Measured:
     template: Template
     preset: str
     said: list[str]
+    loss: dict  # {rows, loss}: nats per token on held-out rows, where the data has no answers
 
 
 def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool = False, form: str | None = None,
@@ -97,7 +100,7 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     data = load_data(made.data, made.data_dir, made.seed, tests=made.tests, columns=made.columns, test_share=made.test_share,
                      strict_rows=made.strict_rows)
     tests = first_items(data.tests, made.eval.items)
-    if not tests:
+    if not (tests or data.held_out or (data.is_text and made.test_share)):
         raise UserError(f"data {data.name} has no test set: choose some with --tests NAME,NAME")
     check_labels(tests, data.reads)
     model, tokenizer, prompt, runs = load_with_adapter(made, adapters, average, form=form, processes=processes, is_own=data.is_own)
@@ -105,6 +108,7 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     said = [] if stored in (None, prompt) else [f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"]
     for before in sorted({one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)} - {model.quantize}):
         said.append(f"the adapter was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}")
+    notes = [*data.notes, *reading_lines(tests, data.reads)]
     for run in runs:
         if len(history := history_of(run)) > 1:
             said.append(f"the adapter was trained on {len(history)} sets of data, one after the other: {'; '.join(history_lines(history))}")
@@ -119,17 +123,22 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
         write_text(folder / STARTED, json.dumps(start, indent=2) + "\n")
         write_text(folder / "evaluate.toml", to_toml(made))
     journal = folder / f"{PREDICTIONS}.part"
+    unseen = [] if tests else unseen_examples(tokenizer, data, prompt, made)
+    loss = {}
+    if unseen:
+        pad_id = tokenizer.pad_id or 0
+        loss = {"rows": len(unseen), "loss": measure_loss(model, unseen, made, pad_id, processes)}
     predictions = predict(model, tokenizer, tests, template=prompt, how=made.eval, reads=data.reads, journal=journal, processes=processes)
     for one in leaks:
         mark_leaks(predictions, one)
     facts = {"model": made.model, "quantize": model.quantize, "data": made.data, "decoding": made.eval.decoding, **start, "template": prompt.name,
-             "notes": [*data.notes, *said, *more, *too_long], "scores": tables(predictions)}
+             "notes": [*notes, *said, *more, *too_long], "scores": tables(predictions), "held_out_loss": loss}
     if processes.is_writer:
         write_predictions(folder / PREDICTIONS, predictions)
         write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
         remove_journals(journal)
     preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
-    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*data.notes, *said, *more])
+    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*notes, *said, *more], loss)
 
 
 def unfinished(folder: Path) -> tuple[Settings, list[Path], bool, str | None]:

@@ -18,9 +18,10 @@ from data.leakage import seen_sets
 from data.prompts import AUTO, NAMES
 from data.sources import Data
 from eval.journal import remove_journals
+from eval.labels import check_labels, reading_lines
 from eval.report import read_log, validation_text, write_report
 from eval.room import positions_of, room_lines
-from eval.score import check_labels, mark_leaks, predict, read_predictions, scores, tables, write_predictions
+from eval.score import mark_leaks, predict, read_predictions, scores, tables, write_predictions
 from model.errors import UserError, unknown
 from model.quantize import quantized_weights
 from model.writing import JsonLines, held, write_text
@@ -130,8 +131,9 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
     if processes.is_writer:
         write_text(folder / "run.toml", to_toml(s))
-    lines = [*kept, *encoded.lines, *held_out_lines(unseen), *validation_lines(len(held_out), twins, s), *leak_lines(leaks), *earlier_lines,
-             *room_lines(model, tokenizer, tests, form, s.eval)]
+    lines = [*kept, *reading_lines(tests, data.reads), *encoded.lines, *held_out_lines(unseen)]
+    lines += [*validation_lines(len(held_out), twins, s), *leak_lines(leaks), *earlier_lines]
+    lines += room_lines(model, tokenizer, tests, form, s.eval)
     say(model, config, trained, s, data, chosen_by, lines, start)
     tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
     if processes.is_writer:
@@ -161,7 +163,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     pad_id = tokenizer.pad_id or 0
     loss = {}
     if unseen:
-        loss = {"rows": len(unseen), "before": measure_loss(model, at_first, unseen, s, pad_id, processes)}
+        use(model, at_first)
+        loss = {"rows": len(unseen), "before": measure_loss(model, unseen, s, pad_id, processes)}
         print(f"before: loss per token {loss['before']:.4f} on {len(unseen):,} held-out rows")
     use(model, on, train=["default"])
 
@@ -187,8 +190,8 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     print(f"adapter saved in {folder / 'adapter'}{validation_text(outcome.adapter_step, outcome.validation)}")
     predictions = measure("with adapter", "predictions.jsonl", on) if tests else []
     if unseen:
-        loss["after"] = measure_loss(model, on, unseen, s, pad_id, processes)
-        model.eval()
+        use(model, on)
+        loss["after"] = measure_loss(model, unseen, s, pad_id, processes)
     facts = {
         "model": s.model, "quantize": model.quantize, "adapter": preset,
         "continued_from": s.continue_from, "history": start.history if start else [],
@@ -252,7 +255,8 @@ def say(
 ) -> None:
     """The lines that stand above the progress bars."""
     base = count_base(model)
-    print(f"model    {s.model}: {model.family}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
+    kind = model.config.model_type
+    print(f"model    {s.model}: {kind}, {base:,} parameters, frozen, {s.dtype}{f' and {model.quantize}' * bool(model.quantize)} on {s.device}")
     for line in toy_lines(s.model):
         print(f"         {line}")
     for stage in model.stages:

@@ -3,7 +3,6 @@ answers."""
 
 from torch import nn
 
-from adapters import use
 from data.batches import Example
 from data.prompts import Template
 from data.sources import Data
@@ -19,7 +18,8 @@ def held_out_examples(
 ) -> tuple[list[Example], list[Example]]:
     """(rows to train on, rows to measure the loss on) of data without answers.
 
-    The data's own held-out rows, or of plain text the share s.test_share of the packed rows.
+    The data's own held-out rows, or of plain text the share s.test_share of the packed rows, which
+    `examples` are.
     """
     if data.held_out:
         return examples, encode_rows(tokenizer, data.held_out, False, form, s).examples
@@ -30,6 +30,12 @@ def held_out_examples(
     return training, held_out
 
 
+def unseen_examples(tokenizer, data: Data, form: Template, s: Settings) -> list[Example]:
+    """The rows that a run with these settings holds out to measure the loss on."""
+    text = encode_rows(tokenizer, data.train, True, form, s).examples if data.is_text else []
+    return held_out_examples(tokenizer, data, form, s, text)[1]
+
+
 def held_out_lines(rows: list[Example]) -> list[str]:
     if not rows:
         return []
@@ -37,16 +43,18 @@ def held_out_lines(rows: list[Example]) -> list[str]:
 
 
 def measure_loss(
-    model: nn.Module, names: list, rows: list[Example], s: Settings, pad_id: int,
-    processes: Processes,
+    model: nn.Module, rows: list[Example], s: Settings, pad_id: int, processes: Processes
 ) -> float:
-    """Nats per token with a label of held-out rows, with the adapters `names` on. Raises UserError
-    where memory runs out."""
-    use(model, names)
+    """Nats per token with a label of held-out rows, with the adapters that are on.
+
+    Raises UserError where memory runs out.
+    """
     with short_of_memory(
         f"on {model.device} while measuring the loss: lower train.micro_batch_size"
     ):
-        return round(mean_loss(model, rows, s.train.micro_batch_size, pad_id, processes), 4)
+        loss = mean_loss(model, rows, s.train.micro_batch_size, pad_id, processes)
+    model.eval()
+    return round(loss, 4)
 
 
 def loss_text(loss: dict) -> str:

@@ -14,13 +14,29 @@ from model.parts import CHUNK
 from train.parallel import ALONE, Processes
 
 
-def summed_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
-    """Sum over tokens of weight x cross-entropy, float32 scalar; ids and weights [B, T], right-padded, weights[:, 0] unused.
+def summed_loss(
+    model: nn.Module, ids: Tensor, weights: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """Sum over tokens of weight x cross-entropy, float32 scalar.
 
-    A sum, not a mean: the caller divides by the weights of the whole step, so that neither accumulation nor padding
-    nor splitting changes the gradient. Logits are made in chunks, and made again in the backward pass where there are several.
+    ids and weights [B, T] are right-padded, weights[:, 0] is unused; lengths int64 [B] of the rows
+    (None: all are T). A sum, not a mean: the caller divides by the weights of the whole step, so
+    that neither accumulation nor padding nor splitting changes the gradient. Logits are made in
+    chunks, and made again in the backward pass where there are several.
     """
-    return loss_of(model, model.hidden(ids), ids, weights)
+    positions = positions_of(model, ids, lengths)
+    return loss_of(model, model.hidden(ids, positions=positions), ids, weights)
+
+
+def positions_of(model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """The positions [B, T] that right-padded rows need: None where counting them from 0 will do.
+
+    Rope type dynamic computes the angles of a whole row from its last position: a pad has that of
+    the last real token, so that no row depends on the longest of its micro-batch.
+    """
+    if lengths is None or not model.depends_on_length:
+        return None
+    return torch.arange(ids.shape[1], device=ids.device).minimum(lengths[:, None] - 1)
 
 
 def loss_of(model: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.batches import Example, collate, seed_from
 from model.parts import moved
-from train.loss import loss_of, summed_loss
+from train.loss import loss_of, positions_of, summed_loss
 
 
 class Work(NamedTuple):
@@ -94,6 +94,7 @@ class Passage:
 
     ids: Tensor
     weights: Tensor
+    lengths: Tensor
     prompt: int = 0  # virtual tokens in front
     step: object = None
     into: dict[int, Tensor] = field(default_factory=dict)
@@ -155,7 +156,8 @@ def pipelined(
         torch.manual_seed(seed_from(seeds[one.batch], one.stage))
         if one.stage == 0:
             watch.mark(one, stage.device)
-            tokens = model.tokens(passage.ids, None, None, None)
+            positions = positions_of(model, passage.ids, passage.lengths)
+            tokens = model.tokens(passage.ids, None, positions, None)
             passage.prompt = tokens.prompt
             x, passage.step = model.enter(model.embed(tokens), tokens, None)
         else:

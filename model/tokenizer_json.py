@@ -1,0 +1,129 @@
+"""`tokenizer.json`, run by the `tokenizers` library, and where we deviate from what it says."""
+
+import json
+from collections.abc import Callable
+from itertools import chain, islice
+from pathlib import Path
+from typing import TypeVar
+
+from model.errors import UserError
+from model.files import inside
+
+LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
+SPACE = "▁"  # sentencepiece's sign for a space
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+Result = TypeVar("Result")
+
+
+class FileTokenizer:
+    """A `tokenizer.json`.
+
+    bos=True puts in front of a text what the file's template has there. What the template has at
+    the end, mostly EOS, is left out: a prompt must not end in it, and training adds it itself.
+    """
+
+    def __init__(self, folder: Path, special: set[str], names: dict):
+        """special: the names of special tokens in tokenizer_config.json, which is `names`."""
+        from tokenizers import Tokenizer
+
+        path = inside(folder, "tokenizer.json")
+        self.inner = translate_errors(path, lambda: Tokenizer.from_file(str(path)))
+        if has_normalized_tokens_of_llama(self.inner, names):
+            legacy = names.get("legacy") is True and "CodeLlama" not in names["tokenizer_class"]
+            text = translate_errors(path, lambda: with_tokens_in_raw_text(path, legacy))
+            self.inner = translate_errors(path, lambda: Tokenizer.from_str(text))
+        self.inner.no_padding()
+        self.inner.no_truncation()
+        self.note_added_tokens(special)
+        self.size = 1 + max(self.inner.get_vocab().values(), default=-1)
+        plain = self.inner.get_vocab(with_added_tokens=False)
+        self.base_size = 1 + max(plain.values(), default=-1)
+        self.prefix = translate_errors(path, self.template_prefix)
+
+    def note_added_tokens(self, special: set[str]) -> None:
+        """Set `added`, text -> id of the tokens that are never split, and `special`, ids to hide.
+
+        Those that tokenizer_config.json names are among both, as in transformers.
+        """
+        from tokenizers import AddedToken
+
+        there = {token.content for token in self.inner.get_added_tokens_decoder().values()}
+        new = [text for text in sorted(special - there) if self.token_id(text) is not None]
+        self.inner.add_special_tokens([AddedToken(text, normalized=False) for text in new])
+        tokens = self.inner.get_added_tokens_decoder()
+        self.added = {token.content: number for number, token in tokens.items()}
+        self.special = {
+            number for number, token in tokens.items() if token.special or token.content in special
+        }
+
+    def template_prefix(self) -> list[int]:
+        """The ids that the file's template (its post-processor) puts in front of a text."""
+        for text in chain(("a",), islice(self.inner.get_vocab(), 1000)):
+            if self.inner.encode(text, add_special_tokens=False).ids:
+                encoding = self.inner.encode(text)
+                return encoding.ids[: encoding.special_tokens_mask.index(0)]
+        return []
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        ids = self.inner.encode(text, add_special_tokens=False).ids
+        return [*self.prefix, *ids] if bos else ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and the characters [start, end) that each stands for."""
+        encoding = self.inner.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        """Ids -> text; special=True: special tokens too."""
+        shown = ids if special else [number for number in ids if number not in self.special]
+        return self.inner.decode(shown, skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        return self.inner.token_to_id(token)
+
+
+def has_normalized_tokens_of_llama(inner, names: dict) -> bool:
+    """Whether LLaMA's special tokens are to be found in the normalized text (`normalized: true`).
+
+    Llama-2's files of 2023 say so. The normalizer makes "▁</s>" of "</s>", so that the token would
+    be found behind a space alone, and be cut into letters elsewhere.
+    """
+    kind = names.get("tokenizer_class")
+    if not isinstance(kind, str) or kind.removesuffix("Fast") not in LLAMA_CLASSES:
+        return False
+    if inner.normalizer is None or inner.pre_tokenizer is not None:
+        return False
+    state = json.loads(inner.normalizer.__getstate__())
+    steps = state.get("normalizers", [state])
+    tokens = inner.get_added_tokens_decoder().values()
+    return steps in ([PREPEND, REPLACE], [PREPEND]) and any(token.normalized for token in tokens)
+
+
+def with_tokens_in_raw_text(path: Path, legacy: bool) -> str:
+    """LLaMA's tokenizer.json with tokens found in the text as it stands, as in transformers 5.
+
+    legacy: each part between such tokens begins with a space of its own, else the first part only.
+    """
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    scheme = "always" if legacy else "first"
+    raw["normalizer"] = None
+    raw["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False
+    }  # fmt: skip
+    raw["added_tokens"] = [token | {"normalized": False} for token in raw["added_tokens"]]
+    return json.dumps(raw)
+
+
+def translate_errors(path: Path, read: Callable[[], Result]) -> Result:
+    """read(), with whatever a library raises for a malformed file as one UserError.
+
+    The panics of Rust's libraries are BaseExceptions.
+    """
+    try:
+        return read()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        message = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path} cannot be read: {message:.200}") from None

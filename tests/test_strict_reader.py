@@ -1,0 +1,409 @@
+"""The strict reader on texts of many kinds: what follows an answer, notations of numbers, options
+of own data, words; and that every reader takes time linear in the text."""
+
+import json
+import time
+
+import pytest
+
+import run as command_line
+from data.answer_kinds import kind_of_answers
+from data.numerals import label_number
+from data.sources import load_data
+from eval.answers import fits, is_right, reaches, read_answer
+from eval.labels import check_labels, reading_lines
+from eval.score import verdict
+from model import UserError
+
+NUMBERS = [  # text, the number it gives
+    ("#### 18\n\nQuestion: Tom has 5 pens and buys 3. How many?\n5 + 3 = 8\n#### 8", 18),
+    ("#### 18\n\nTom has 5 pens and buys 3. How many pens are there?\n#### 8", 18),
+    ("9 * 2 = 18\n#### 18\n#### 25\n#### 7", 18), ("#### 18 Question: 4 + 4?\nAnswer: 8", 18),
+    ("#### 18Question: 4 + 4?\n#### 8", 18), ("#### $1,250.50\n\nQ: next?\nA: 3", 1250.5),
+    ("#### 18 eggs\n\nLet me know if you have 2 more questions.", 18),
+    ("The answer is 18.\n\nQuestion: What is 3 + 4?\nAnswer: The answer is 7.", 18),
+    ("The answer is 18.\n\nProblem 2: 3 + 4?\nThe answer is 7.", 18),
+    ("The answer is 18.\nQ: 3 + 4?\nA: The answer is 7.", 18),
+    ("The answer is 18.\n\nAnna has 3 cats. She gets 4. How many cats does she have?\nThe "
+     "answer is 7.", 18),
+    ("The answer is 18.\n\nUser: and 3 + 4?\nAssistant: The answer is 7.", 18),
+    ("The answer is 18.<|im_end|>\n<|im_start|>user\n3 + 4? The answer is 7", 18),
+    ("The answer is 18.</s>The answer is 7.", 18), ("The answer is 3, since 3 * 4 = 12.", 3),
+    ("The answer is 3 because 12 / 4 = 3 and 3 * 5 = 15.", 3), ("The answer is 3 (3 * 4 = 12).", 3),
+    ("The answer is 3; 3 * 4 = 12.", 3), ("The answer is 3: 3 * 4 = 12.", 3),
+    ("The answer is 3 - check: 3 * 4 = 12.", 3), ("The answer is 3 — indeed 3 * 4 = 12.", 3),
+    ("The answer is 3 as 3 * 4 = 12.", 3), ("The answer is 12 eggs left over from 3 * 5 = 15.", 12),
+    ("The answer is 3.\nCheck: 3 * 4 = 12.", 3),
+    ("The answer is 3. Check: 3 * 4 = 12, so 12 / 4 = 3. Done in 2 steps.", 3),
+    ("The answer is 5.\n\nI hope this answer is clear. It took 3 steps.", 5),
+    ("The answer is 5. What would the answer be if she had 20?", 5),
+    ("<answer>18</answer> I checked it 3 times.", 18),
+    ("<think>The answer is 4? No, 5.</think><answer>18</answer> 3 checks", 18),
+    ("<think>Let me see. The answer is 4.</think>\n\n18", 18),
+    ("<answer>\n18\n</answer>\nConfidence: 95%", 18), ("<ANSWER>18</ANSWER> 3", 18),
+    ("18\nI checked it 3 times.", 18), ("18, since 3 * 6 = 18 and 4 * 5 = 20.", 18),
+    ("18 (I counted 3 times)", 18), ("18. I checked it 3 times.", 18),
+    ("1. Tom has 3 pens.\n2. He buys 4, so 7.", 7), ("3 + 4 = 7.\nCheck: 7 - 4 = 3.", 7),
+    ("3 + 4 = 7. Verification: 7 - 3 = 4", 7), ("\\boxed{18}. I used 3 steps.", 18),
+    ("**Answer:** 18\n\n**Explanation:** 3 * 6 = 18 and 2 more.", 18),
+    ("*Answer*: 18 (3 steps)", 18), ('{"answer": 18, "steps": 3}', 18),
+    ("Final answer: 18 in 3 steps", 18), ("The answer is 5 * 3, or 15.", 15),
+    ("The answer is 6 + 7 + 2, which is 15.", 15), ("The answer is 12 divided by 4 = 3.", 3),
+    ("The answer is 12 divided by 4, which is 3.", 3), ("The answer is $49 - $34 = $15.", 15),
+    ("The answer is 49 apples - 34 apples = 15 apples, since 60 = 4 * 15.", 15),
+    ("The answer is sqrt(16) = 4.", 4), ("The answer is 60 cm = 100 cm - 40 cm.", 60),
+    ("The answer is 2(3 + 4) = 14.", 14), ("The answer is two, because 3 * 4 = 12.", 2),
+    ("The answer is negative 5.", -5), ("The answer is minus 5.", -5),
+    ("The answer is negative twelve.", -12),
+    ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nIn all 48+24 = "
+     "<<48+24=72>>72.\n#### 72", 72),
+    ("#### 1,00,000", 100_000), ("The answer is 12,34,567.", 1_234_567),
+    ("The answer is Rs. 1,00,000.", 100_000), ("The answer is ₹2,50,000.75.", 250000.75),
+    ("The answer is 2 lakh.", 200_000), ("The answer is 1.5 crore.", 15000000.0),
+    ("The answer is 1’234’567.80.", 1234567.8), ("The answer is CHF 1'000.", 1000),
+    ("The answer is 1.234,5.", 1234.5), ("The answer is 1.234.567.", 1_234_567),
+    ("The answer is 1,5.", 1.5), ("The answer is 0,125.", 0.125),
+    ("Es sind 1 234,56 Euro.", 1234.56), ("The answer is €2,5 Mio.", 2500000.0),
+    ("The answer is 3,14159.", 3.14159), ("The answer is 1.234.", 1.234),
+    ("The answer is 1,234.", 1234), ("The answer is 12,5%.", 12.5), ("The point is (3,4)", 3),
+    ("The answer is $2.5 m.", 2500000.0), ("The answer is $3bn.", 3000000000.0),
+    ("The answer is $1.2 billion dollars.", 1200000000.0), ("The answer is $750K.", 750_000),
+    ("The answer is 7B.", 7000000000.0), ("The answer is 4.2M€.", 4200000.0),
+    ("The answer is £3m", 3000000.0), ("The answer is 5 m.", 5), ("The answer is 300 K.", 300),
+    ("The answer is USD 2.5M.", 2500000.0), ("The answer is 2.5M USD.", 2500000.0),
+    ("The answer is $4T.", 4000000000000.0), ("The answer is 10^17.", 1e+17),
+    ("The answer is 2 x 10^17.", 2e+17), ("The answer is 10 to the power of 17.", 1e+17),
+    ("The answer is 10 to the 6th.", 1000000.0), ("The answer is 10**12.", 1000000000000.0),
+    ("The answer is $2 \\times 10^{5}$.", 200000.0), ("The answer is 100000000000000000.", 1e+17),
+    ("The answer is 2^70.", 1.1805916207174113e+21), ("The answer is 1_000_000.", 1000000.0),
+    ("The answer is 5 and a half.", 5.5), ("The answer is 1\u202f234,5.", 1234.5),
+    ("The answer is １８.", 18), ("The answer is 3 or 4.", 3), ("I get 18 in the end, not 20.", 18),
+    ("The total cost is $25.", 25),
+    ("Answer: Tom has 5 pens. He buys 3 more.\n5 + 3 = 8\n#### 8", 8),
+    ("The answer is 7.\nWait, how many did he give away? 3. So the answer is 4.", 4),
+    ("She has $5.", 5), ("x = 3, y = 4", 4),
+]  # fmt: skip
+
+A_D, A_J, SMALL, MIXED = "A B C D", "A B C D E F G H I J", "a b c d", "A B C D 1 2 3 4"
+LETTERS = [  # labels of the data, text, the label it chooses
+    (A_D, "d", "D"), (A_D, "d.", "D"), (A_D, "b. 4", "B"), (A_D, "(b)", "B"), (A_D, "[B]", "B"),
+    (A_D, "[b]", "B"), (A_D, "Correct: C", "C"), (A_D, "correct: c", "C"),
+    (A_D, "<answer>B</answer>", "B"), (A_D, "<answer> (b) </answer>", "B"), (A_D, "**B**", "B"),
+    (A_D, "**B.** 4", "B"), (A_D, "\\boxed{B}", "B"), (A_D, "\\boxed{\\textbf{(B)}}", "B"),
+    (A_D, "$\\boxed{\\text{b}}$", "B"), (A_D, "$B$", "B"), (A_D, "`b`", "B"), (A_D, "__C__", "C"),
+    (A_D, "*C*", "C"), (A_D, "ANSWER: b", "B"), (A_D, "Ans: c", "C"),
+    (A_D, "The answer is b because a is too small.", "B"), (A_D, "The answer is b) 4", "B"),
+    (A_D, "I'd go with C.", "C"), (A_D, "I think it's B.", "B"),
+    (A_D, "So the answer must be d", "D"), (A_D, "My choice: D", "D"),
+    (A_D, "Option d is right.", "D"), (A_D, "option (a)", "A"), (A_D, "The best one is C.", "C"),
+    (A_D, "The correct letter is D.", "D"), (A_D, "A bird in the hand.", None),
+    (A_D, "The answer is a bird.", None), (A_D, "The answer is A Tale of Two Cities.", None),
+    (A_D, "A", "A"), (A_D, "a", "A"), (A_D, "a) 5", "A"), (A_D, "A. A bird", "A"),
+    (A_D, "The answer is vitamin C.", None), (A_D, "37 C", None), (A_D, "It is 37 C, so B.", "B"),
+    (A_D, "B. A is wrong since 3 < 4.", "B"), (A_D, "(B) 4. Option A is wrong.", "B"),
+    (A_D, "The answer is B. The other options, A and C, are wrong.", "B"),
+    (A_D, "C, because A and B are too small.", "C"), (A_D, "A and B are wrong, so C.", "C"),
+    (A_D, "(A) is wrong. (B) is wrong. (C) is right.", "C"),
+    (A_D, "A) 4\nB) 5\nC) 6\nD) 7\n\nThe answer is c", "C"), (A_D, "A) 4\nB) 5\nC) 6\nD) 7", None),
+    (A_D, "a) 4 b) 5 c) 6 d) 7\nSo d.", "D"),
+    (A_D, "The correct answer is (A) 5. (B) is too small. (C) is too big.", "A"),
+    (A_D, "The answer is B.\n\nQuestion: Which is red?\nAnswer: D", "B"),
+    (A_D, "#### B\n\nWhich is red?\n#### D", "B"),
+    (A_D, "<think>It could be A. The answer is A?</think>C", "C"),
+    (A_D, "The answer is C.<|eot_id|>The answer is D", "C"), (A_D, '{"answer": "c"}', "C"),
+    (A_D, "The answer is option [D].", "D"), (A_D, "【B】", "B"), (A_D, "（B）", "B"),
+    (A_D, "Answer：B", "B"), (A_J, "F. A bird in the hand", "F"),
+    (A_J, "I think the answer is G.", "G"), (A_J, "I think so.", None), (A_J, "I. A cat", "I"),
+    (A_J, "The answer is I.", "I"), (A_J, "The answer is (J).", "J"), (A_J, "h", "H"),
+    (A_J, "I have no idea.", None), (A_J, "I", "I"), (A_J, "\\boxed{J}", "J"),
+    (A_J, "The answer is I because A is wrong.", "I"), (A_J, "A person would pick H.", "H"),
+    (A_J, "I choose (I).", "I"), (A_J, "Answer: I think B", "B"),
+    (A_J, "The correct option is g, a gas.", "G"), (SMALL, "b) A car is faster.", "b"),
+    (SMALL, "b. a car", "b"), (SMALL, "A car", None), (SMALL, "a car", None),
+    (SMALL, "The answer is A.", "a"), (SMALL, "(d) none", "d"), (SMALL, "D", "d"),
+    (SMALL, "option a", "a"), (SMALL, "It takes a while, so c.", "c"), (SMALL, "c: 45", "c"),
+    (SMALL, "I need a car and a bus. c", None), (SMALL, "The answer is: a", "a"),
+    (SMALL, "a\n\nBecause a car is fast.", "a"), (SMALL, "a is correct", "a"),
+    (SMALL, "it must be (b).", "b"), (MIXED, "3", "3"), (MIXED, "(3) gravity", "3"),
+    (MIXED, "3. gravity", "3"), (MIXED, "The answer is 3.", "3"), (MIXED, "The answer is B.", "B"),
+    (MIXED, "Option 2", "2"), (MIXED, "B. It has 4 legs", "B"),
+    (MIXED, "It has 4 legs. The answer is (2).", "2"), (MIXED, "4) it has 3 legs", "4"),
+    (MIXED, "The answer is 3 because 1 and 2 are wrong.", "3"), (MIXED, "It has 3 legs", None),
+    (MIXED, "\\boxed{4}", "4"), (MIXED, "d", "D"), ("E F G H", "The answer is g", "G"),
+    ("A B C", "c", "C"), ("F G", "F", "F"), ("(A) (B) (C)", "The answer is B.", "(B)"),
+    ("A. B. C.", "b", "B."), ("T F", "T", "T"), ("Y N", "n", "N"),
+    ("a b c d e f g h i j", "The answer is i.", "i"),
+    ("a b c d e f g h i j", "i think it is e", "e"), ("a b c d e f g h i j", "j) a cat", "j"),
+    (A_D, "The answer is neither A nor B but C.", "C"), (A_D, "All of the above (D)", "D"),
+    (A_D, "D - all of the above", "D"), (A_D, "A or B? I'd say B.", "B"), (A_D, "Selected: B", "B"),
+    (A_D, "B:45", "B"), (A_D, "B)45", "B"), (A_D, "(B)45", "B"),
+    (A_D, "The answer is:\n\n**C) Paris**", "C"), (A_D, "The answer is **(C)**: Paris", "C"),
+    (A_D, "The answer is ‘c’", "C"), (A_D, "the answer is c ✅", "C"),
+    (A_D, "B\n\nI hope this helps! A is a close second.", "B"),
+    (A_J, "F\n\nI hope this helps!", "F"), (A_J, "The answer is (F).", "F"),
+    (A_J, "Answer: J", "J"), (A_J, "I believe the answer is I.", "I"), (A_J, "A", "A"),
+    (A_J, "A man is in a car, so it is D.", "D"), (A_J, "**G**. A bird", "G"),
+    (A_J, "g) I think", "G"), (A_J, "[H]", "H"), (A_J, "<answer>i</answer>", "I"), (A_J, "i", "I"),
+    (A_J, "The answer is i) a bird", "I"), (SMALL, "<answer>B</answer> because a car", "b"),
+    (SMALL, "[c]", "c"), (SMALL, "Correct: d", "d"), (SMALL, "**a**", "a"),
+    (SMALL, "\\boxed{c}", "c"), (SMALL, "The answer is (a), as a car is fast.", "a"),
+    (SMALL, "Answer: a car is fast, so b", "b"), (SMALL, "I would buy a car.", None),
+    (MIXED, "The answer is A. It has 4 legs and 3 arms.", "A"),
+    (MIXED, "2\n\nBecause 3 is too large", "2"), (MIXED, "[3]", "3"), (MIXED, "**2**", "2"),
+    (MIXED, "Correct: 1", "1"), (MIXED, "<answer>4</answer>", "4"),
+    (MIXED, "1. First we see 3 legs.\n2. So the answer is C.", "C"),
+    (A_D, "Answer: B\nExplanation: A is wrong because of C.", "B"),
+    (A_D, "The correct answer is option B: 4, not option C.", "B"),
+    (A_D, "Let's look at A: too big. B: fits. The answer: B", "B"),
+    (A_D, "Between B and C, I choose C.", "C"), (A_D, "Answer is C, D is wrong", "C"),
+    (A_D, "It can't be A. It can't be B. The right choice is D.", "D"),
+    (A_D, "B is the correct answer. A, C and D are wrong.", "B"),
+    (A_D, "(a) is wrong, (b) is right", "B"), (A_D, "The answer is B or C", "B"),
+    (A_D, "I'm going with B", "B"), (A_D, "Therefore, the correct choice is B) 4.", "B"),
+    (A_D, "Thus B.", "B"), (A_D, "Hence, option C", "C"), (A_D, "D) None of these", "D"),
+    (A_D, "d)", "D"), (A_D, "b:", "B"), (A_D, "Option: b", "B"), (A_D, "Ⓑ", None),
+    (A_D, "The answer is B\n\nQuestion: next?\nThe answer is D", "B"), (A_D, "C\nC\nC", "C"),
+    (A_D, "The answer is not A. It is B.", "B"),
+]  # fmt: skip
+
+WORDS = [  # labels of the data, text, the label it gives
+    ("flu flu-b", "flu-b", "flu-b"), ("flu flu-b", "The answer is flu.", "flu"),
+    ("flu flu-b", "It is flu b.", "flu-b"), ("flu flu-b", "flu-like illness", None),
+    ("flu flu-b", "flu because of fever", "flu"), ("flu cold", "non-flu", None),
+    ("positive negative", "It is not positive but negative.", "negative"),
+    ("positive negative", "Positive. Nothing negative is said.", "positive"),
+    ("yes no", "Yes, there is no doubt.", "yes"), ("yes no", "There is no doubt: yes.", "yes"),
+    ("yes no", "No, yes would be wrong.", "no"), ("yes no", "No doubt, yes.", "yes"),
+    ("yes no", "The answer is no.", "no"),
+    ("yes no", "The answer is no because they say yes.", "no"), ("yes no", "no", "no"),
+    ("yes no", "NO!", "no"), ("yes no", "No they can not.", "no"),
+    ("yes no", "Let me think. Yes, since no other fits.", "yes"), ("yes no", "So yes.", "yes"),
+    ("yes no", "**Yes**", "yes"), ("yes no", "<answer>No</answer> yes?", "no"),
+    ("yes no", "The answer is yes.\n\nQuestion: Is it red?\nAnswer: no", "yes"),
+    ("yes no", "#### yes\nIs it red?\n#### no", "yes"),
+    ("yes no", "The answer is no doubt yes.", "yes"), ("yes no", "I know nothing", None),
+    ("true false", "False, as it would be true only if pigs fly.", "false"),
+    ("true false", "The statement is true.", "true"),
+    ("true false", "True\n\nIt is false that it is not.", "true"),
+    ("café thé", "cafe\u0301", "café"), ("cafe\u0301 the\u0301", "Le café.", "cafe\u0301"),
+    ("हाँ नहीं", "उत्तर: हाँ", "हाँ"), ("ja nein", "Nein, das ist kein Ja.", "nein"),
+    ("level-1 level-2", "Level 2", "level-2"),
+    ("north_america asia", "North America", "north_america"),
+    ("entailment neutral contradiction", "This is neutral, no contradiction is there.", "neutral"),
+    ("a1 a10", "a10", "a10"), ("cat category", "The answer is category.", "category"),
+    ("Yes No Maybe", "Maybe. Yes and no.", "maybe"), ("over overt", "overt", "overt"),
+    ("0 many", "The answer is 0.", "0"), ("0 many", "0.5", None),
+]  # fmt: skip
+
+COLUMNS = [  # labels of a column, text, gold label, whether it is right
+    ("1,5 2,75 1.234", "The answer is 1.234.", "1.234", True),
+    ("1,5 2,75 1.234", "Es sind 1234 Euro.", "1.234", True),
+    ("1,5 2,75 1.234", "1,234", "1.234", False),
+    ("1,5 2,75", "Es sind 2,75 kg.", "2,75", True),
+    ("1,5 2,75", "Es sind 2.75 kg.", "2,75", True),
+    ("1.5 12,345", "12345", "12,345", True),
+    ("1.5 12,345", "12,345", "12,345", True),
+    ("1.5 12,345", "12.345", "12,345", False),
+    ("1.234,5 7", "The answer is 7.000.", "7", False),
+    ("1.234,5 7", "The answer is 7.000.", "7000", True),
+    ("$5 $7", "The answer is $5.00.", "$5", True),
+    ("15% 20%", "The answer is 15 percent.", "15%", True),
+    ("1/2 3", "The answer is 0.5.", "1/2", True),
+    ("1/2 3", "The answer is half of 1, 1/2.", "1/2", False),
+    ("1'000 7", "1000 in all", "1'000", True),
+    ("1,00,000 7", "100,000", "1,00,000", True),
+    ("$2.5M $3", "2,500,000 dollars", "$2.5M", True),
+    ("10^17 3", "100,000,000,000,000,000", "10^17", True),
+]
+
+LABEL_NUMBERS = {
+    "1/2": 0.5, "$5": 5, "15%": 15, "5 €": 5, "½": 0.5, "2 1/2": 2.5, "five": 5, "twenty-five": 25,
+    "10 cm^2": 10, "1,5": 1.5, "+5": 5, "~5": 5, "1.5e-3": 0.0015, r"$\frac{1}{2}$": 0.5, "5.": 5,
+    "$1,234.50": 1234.5, "50 cents": 50, "1'000": 1000, "-$20": -20, "$2.5M": 2_500_000,
+    "N/A": None, "nan": None, "inf": None, "": None, "1,2,3": None, "3:4": None, "5-6": None,
+    "12 apples and pears": None, "9" * 400: None, "3/0": None,
+}  # fmt: skip
+
+KINDS = [
+    (["1", "2.5", "1/2", "$5", "15%", "five"], "number"),
+    (["5 km", "12 km"], "number"), (["5 apples", "3 pears"], "text"), (["5 km", "3", "4"], "number"),
+    (["3"] * 11 + ["N/A"], "number"), (["3"] * 5 + ["N/A"] * 5, "text"),
+    (["1,5", "2,25", "1.234"], "number:comma"), (["1,234", "2,345"], "number"),
+    (list("ABCD"), "letters:A|B|C|D"), (list("abc"), "letters:a|b|c"), (list("ABCDE"), "letter"),
+    (list("AEC"), "letter"), (list("AH"), "letters:A|B|C|D|E|F|G|H"), (["A"], "letter"),
+    (list("ADH") * 50, "letters:A|D|H"), (list("YN"), "letters:N|Y"), (list("bAB"), "letters:A|B"),
+    (list("ABCD1234"), "letters:A|B|C|D|1|2|3|4"), (["(A)", "(B)"], "letters:(A)|(B)"),
+    (list("ABCD") * 5 + ["none"], "letters:A|B|C|D"), (list("1234"), "number"),
+    (list("12345") * 9 + ["A"], "number"), (["yes", "no"] * 10 + ["not sure"], "labels:no|yes"),
+    (["cafe\u0301", "the\u0301"], "labels:café|thé"), (["हाँ", "नहीं"], "labels:नहीं|हाँ"),
+    (["flu", "flu-b"], "labels:flu|flu-b"), ([f"w{i}" for i in range(30)], "text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "number"), NUMBERS)
+def test_numbers(text, number):
+    assert read_answer(text, "number") == pytest.approx(number, rel=1e-12)
+
+
+@pytest.mark.parametrize(("labels", "text", "expected"), LETTERS)
+def test_letters_of_own_data(labels, text, expected):
+    assert read_answer(text, kind_of_answers(labels.split())) == expected
+
+
+@pytest.mark.parametrize(("labels", "text", "expected"), WORDS)
+def test_words(labels, text, expected):
+    found = read_answer(text, kind_of_answers(labels.split() * 3))
+    assert found is None if expected is None else is_right(found, expected)
+
+
+@pytest.mark.parametrize(("labels", "text", "gold", "right"), COLUMNS)
+def test_a_column_decides_how_its_numbers_are_written(labels, text, gold, right):
+    assert is_right(read_answer(text, kind_of_answers(labels.split())), gold) is right
+
+
+@pytest.mark.parametrize(("label", "number"), LABEL_NUMBERS.items())
+def test_labels_as_numbers(label, number):
+    found = label_number(label)
+    assert found is None if number is None else found[0] == pytest.approx(number)
+
+
+@pytest.mark.parametrize(("labels", "kind"), KINDS)
+def test_kinds(labels, kind):
+    assert kind_of_answers(labels) == kind
+
+
+def test_composed_and_decomposed_letters_are_equal():
+    assert is_right("cafe\u0301", "CAF\u00c9")
+    assert is_right(read_answer("The answer is Cafe\u0301 noir.", "text"), "caf\u00e9 noir")
+    assert not is_right("cafe", "caf\u00e9")
+
+
+@pytest.mark.parametrize(("rationale", "gold", "there"), [
+    ("It is F. The answer is F.", "F", True), ("The answer is c.", "c", True),
+    ("The answer is c.", "d", False), ("The answer is 1/2.", "1/2", True), ("2 halves", "1/2", False),
+    ("Half: 0.5", "1/2", True), ("The answer is $5.", "$5", True),
+])  # fmt: skip
+def test_a_rationale_reaches_a_label_of_any_form(rationale, gold, there):
+    assert reaches(rationale, gold) is there
+
+
+def test_the_reader_of_the_paper_knows_the_new_kinds_in_its_own_way():
+    text = "An answer is d, Because E is out: G"
+    assert read_answer(text, "letters:A|B|C|D", "paper") == "A"
+    assert read_answer(text, "letters:F|G", "paper") == "G"
+    assert read_answer("1,5", "number:comma", "paper") == 15
+
+
+# ---------------------------------------------------------------- labels of another kind
+def test_a_label_of_another_kind_is_compared_as_a_text():
+    for kind, gold, output in (
+        ("number", "N/A", "The answer is N/A."), ("letters:A|B", "none", "None."),
+        ("labels:no|yes", "not sure", "The answer is not sure."), ("number:comma", "viele", "Viele"),
+    ):  # fmt: skip
+        assert not fits(kind, gold)
+        assert verdict({"output": output, "gold": gold}, kind)["right"]
+        assert not verdict({"output": "The answer is 3.", "gold": gold}, kind)["right"]
+    assert verdict({"output": "The answer is 3.", "gold": ""}, "number")["right"] is False
+    with pytest.raises(UserError, match="'N/A' is not a number"):
+        is_right(3.0, "N/A")
+    rows = [{"instruction": "?", "answer": "N/A"}]
+    check_labels({"mine": rows}, {"mine": "number"})
+    with pytest.raises(UserError, match="gsm8k, problem 1: the label 'N/A' is not a number"):
+        check_labels({"gsm8k": rows})
+
+
+def test_a_line_says_how_answers_are_read_and_which_labels_do_not_fit():
+    rows = [{"answer": label} for label in ["3", "1/2", "N/A", "", *["7"] * 40, *["?"] * 6]]
+    problems = {"mine": rows, "AQuA": [{"answer": "B"}], "x": [{"answer": "a"}]}
+    lines = reading_lines(problems, {"mine": "number", "x": "letters:a|b"})
+    assert lines == [
+        "answers are read as numbers (mine); as option letters A to E (AQuA); "
+        "as option letters a, b (x)",
+        "mine: 8 of 50 labels do not fit and are compared as texts: N/A (problem 3), "
+        "blank (problem 4), ? (problem 45), ? (problem 46), ? (problem 47), and 3 more",
+    ]
+    assert reading_lines({}, {}) == []
+    words = reading_lines({"a": [{"answer": "Yes"}], "b": [{"answer": "1,5"}], "c": [{"answer": "x y"}]},
+                          {"a": "labels:no|yes", "b": "number:comma", "c": "text"})  # fmt: skip
+    assert words == ["answers are read as one of the words no, yes (a); "
+                     "as numbers with a decimal comma (1.234,5) (b); as texts (c)"]  # fmt: skip
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A file with a label that is no number among twenty."""
+    rows = [{"instruction": f"Ann has {i} cups. How many?", "output": f"The answer is {i}.",
+             "answer": str(i) if i != 3 else "many"} for i in range(20)]  # fmt: skip
+    path = tmp_path / "cups.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_data_check_says_how_answers_are_read(mixed, capsys):
+    assert command_line.main(["data", "check", str(mixed)]) == 0
+    said = capsys.readouterr().out
+    assert "answers are read as numbers (cups)" in said
+    assert "cups: 1 of 20 labels do not fit and are compared as texts: many (problem 4)" in said
+
+
+def test_a_run_and_an_evaluation_say_how_answers_are_read(mixed, tmp_path, capsys):
+    few = ["--set", "eval.before=false", "--set", "eval.max_new_tokens=1", "--max-steps", "1"]
+    words = ["--data", mixed, "--set", "test_share=0.8", *few, "--out", tmp_path / "run"]
+    assert command_line.main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    assert "answers are read as numbers (cups)" in said
+    words = ["evaluate", "--model", "pocket-llama", "--tests", mixed, "--max-new-tokens", "1"]
+    assert command_line.main([str(word) for word in [*words, "--out", tmp_path / "out"]]) == 0
+    said = capsys.readouterr().out
+    assert "answers are read as numbers (cups)" in said
+    assert "1 of 20 labels do not fit and are compared as texts: many (problem 4)" in said
+
+
+def test_a_column_with_fractions_and_currency_is_right_whole(tmp_path):
+    labels = ["5", "1/2", "$7", "15%", "3", "1'000", "2 1/2", "-4", "1,00,000", "five"]
+    rows = [{"instruction": f"Problem {i}?", "output": f"It makes {label} pens.\n#### {label}",
+             "answer": label} for i, label in enumerate(labels)]  # fmt: skip
+    path = tmp_path / "mixed.json"
+    path.write_text(json.dumps(rows))
+    data = load_data(str(path), test_share=0.5)
+    assert data.reads == {"mixed": "number"}
+    for row in [*data.train, *data.tests["mixed"]]:
+        assert verdict({"output": row["output"], "gold": row["answer"]}, "number")["right"], row
+
+
+# ---------------------------------------------------------------- time
+UNITS = [
+    "_", "*", "`", "'", '"', "'a", "(", "((a", "[", "{", "\\boxed{", "\\boxed{{", "\\boxed{a{b}",
+    "\\frac{1}{", "\\text{", "#", "#### ", "#### a", "#### 1", "###", "1,1,", "1,11", "1.111,", "1'111",
+    "1_000", "111 ", "1 1/2 ", "1:1", "1^", "$1", "$", "-", "- 1", "−", "²", "½", "= ", "3 + 4 = ",
+    "1 and ", "1 a b c ", "the answer is ", "answer is answer is ", "answer to ", "answer (", "total is 1 ",
+    "if the answer would be ", "is correct ", "x is the answer ", "not ", "n't ", "Question: ", "Q:", "Q: 1\n",
+    "\nhow many ", "what is ", "\n1 ", "<answer>", "</answer>", "<think>", "</think>", "</s>", "<|im_end|>",
+    "twenty-one ", "one hundred and ", "a million ", "negative ", "10 to the power of ", "A) ", "A) B) C) ",
+    "a. ", "A\n", "so A ", "option ", "A and B ", "A is wrong ", "A, B, C are wrong", "I ", "no ", "yes no ",
+    "flu-", "flu-b", "not flu ", "e\u0301", "ा", "١", "\u00a0", "\n", ". ", "? ", "Check: ", "1\n2. ",
+]  # fmt: skip
+READERS = ("number", "letters:A|B|C|D|1|2|3", "labels:flu|flu-b|no|yes", "text")
+
+
+def seconds(unit: str, length: int, reader: str) -> float:
+    start = time.process_time()
+    read_answer(f"a{unit * (length // len(unit))}a:1", reader)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_is_linear_in_the_text(reader):
+    """A linear reader takes 0.03 s for 12,000 characters, and four times as long as for 3,000."""
+    for unit in UNITS:
+        if seconds(unit, 12_000, reader) > 0.15:  # the least of some times is the undisturbed one
+            short, long = (
+                min(seconds(unit, length, reader) for _ in range(3)) for length in (3_000, 12_000)
+            )
+            assert long < 8 * short, unit
+
+
+@pytest.mark.parametrize("unit", ["_", "111 ", "#### a", "((a", "1,1,", "answer is answer is "])
+def test_forty_thousand_characters_take_less_than_a_second(unit):
+    for reader in READERS:
+        assert min(seconds(unit, 40_000, reader) for _ in range(2)) < 1, reader
