@@ -154,7 +154,7 @@ def strict_text(text: str) -> str | None:
 def read_as_paper(text: str, kind: str, labels: str) -> float | str | None:
     if kind == "number":
         return paper_number(text)
-    if kind == "letter":
+    if kind == "letter" or (kind == "letters" and set(labels.split("|")) <= set(LETTERS)):
         return paper_letter(text)
     if kind in ("letters", "labels"):
         return paper_choice(text, labels)
