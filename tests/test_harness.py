@@ -108,6 +108,16 @@ def test_texts_end_where_a_turn_does(tmp_path):
     assert lm.generate_until(requests(("ask", {"max_gen_toks": 12}))) == ["red green . blue say"]
 
 
+def test_eos_that_is_spelled_ends_a_text_too(pocket, monkeypatch):
+    """HFLM has EOS's text among the strings that end one."""
+    model, tokenizer = pocket
+    spelled = [n for part in ("7 <", "eos", "> more") for n in tokenizer.encode(part, bos=False)]
+    assert tokenizer.eos_id not in spelled
+    monkeypatch.setattr(harness, "generate", lambda *args, **more: [spelled])
+    lm = harness_model(model, tokenizer)
+    assert lm.generate_until(requests(("Tom", {"max_gen_toks": 12}))) == ["7 "]
+
+
 @pytest.mark.parametrize("end", ["=", " =", "apple", "s.", "<eos>", "Tom has", "4 = 6", "T"])
 def test_ends_inside_of_tokens_and_over_several(pocket, end):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")

@@ -228,9 +228,11 @@ def test_files_whose_special_tokens_are_not_normalized_stay_as_they_are(tmp_path
         assert ours.encode(text) == file.encode(text).ids, text
 
 
-def test_a_named_token_is_special_though_the_file_does_not_say_so(tmp_path, llama_json):
+@pytest.mark.parametrize("there", [True, False])
+def test_a_named_token_is_special_though_the_file_does_not_say_so(tmp_path, llama_json, there):
     raw = json.loads(json.dumps(llama_json))
-    del raw["added_tokens"][2]
+    eos = raw["added_tokens"].pop(2)
+    raw["added_tokens"] += [eos | {"special": False}] if there else []
     write(tmp_path, tokenizer=raw, config={"model_type": "llama"})
     write(tmp_path, tokenizer_config={"eos_token": "</s>", "bos_token": "<s>"})
     ours, theirs = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(str(tmp_path))
@@ -282,9 +284,12 @@ QWEN_TEXTS = [
     "x=1;y_2+=z**2 # ok!!!\n\tdef f():", "١٢٣ ½ Ⅷ ²", "مرحبا بالعالم", "नमस्ते दुनिया", "", " ",
     "\n",
     "<|im_start|>user\nhi 42<|im_end|>\n", "a<|im_end|>b", "\u00a0\u3000\u200b", "A\u0301B C\u0327",
-    "<tool_call>\n{}</tool_call>",
+    "<tool_call>\n{}</tool_call>", "a<|box|>b",
 ]  # fmt: skip
-ADDED = {"<|endoftext|>": 50256, "<|im_start|>": 50257, "<|im_end|>": 50258, "<tool_call>": 50259}
+ADDED = {
+    "<|endoftext|>": 50256, "<|im_start|>": 50257, "<|im_end|>": 50258, "<tool_call>": 50259,
+    "<|box|>": 50260,
+}  # fmt: skip
 
 
 def merges_folder(folder: Path, gpt2_files, config: dict, names: dict, added: dict | None) -> str:
@@ -334,7 +339,7 @@ def test_qwen2_as_in_transformers(tmp_path, gpt2_files, where, model, kind):
         assert ours.encode(text) == ids, text
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == (None, 50258, 50256)
-    assert ours.size == 50260
+    assert ours.size == 50261
     gpt2 = transformers.GPT2Tokenizer.from_pretrained(folder)
     assert gpt2("a  b 1234 I'M")["input_ids"] != ours.encode("a  b 1234 I'M")  # the cut matters
 
