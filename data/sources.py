@@ -1,10 +1,8 @@
 """Data sets by name: where each comes from, what it should hold, and its rows to train on or to be tested on."""
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,15 +10,14 @@ from data import wordproblems
 from data.answer_kinds import kind_of_answers
 from data.fetch import File, cache_folder, fetch
 from data.hub import hub_tables, is_repository
-from data.rows import Table, read_rows, read_table, unusable
-from data.split import MATH_SETS, paper_rows, paper_split, random_split
+from data.own import NEED, TEST_SHARE, Data, Reader, own_data
+from data.rows import read_table
+from data.split import MATH_SETS, paper_rows, paper_split
 from data.tables import ENDINGS
 from model.errors import UserError, unknown
 
 REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
 ODC = "ODC-By 1.0"
-TEST_SHARE = 0.1  # of a user's rows, held out to measure on
-NEED = {"train": ("instruction", "output"), "test": ("instruction", "answer"), "validation": ("instruction", "answer")}  # of a user's files
 TRAIN_ROWS = 16000  # of wordproblems: more than a run needs, so that it sees each once
 SHARE_NEW = 3 / 7  # of them in the held-out manner; the rest repeat the trained ones, so that those are kept:
 REPEATED = {"addsub": 2, "singleeq": 2, "svamp": 6, "gsm8k": 3, "aqua": 1}  # most of the one that is forgotten first
@@ -100,26 +97,6 @@ SOURCES = {  # one row a data set
 }
 
 
-@dataclass(frozen=True)
-class Data:
-    """Rows {instruction, input, output, answer}; `tests` by set name, the first being the one to watch."""
-
-    name: str
-    train: list[dict]
-    tests: dict[str, list[dict]]
-    reads: dict[str, str] = field(default_factory=dict)  # set -> the kind of answer it has, where its name does not say it
-    from_forms: bool = False  # made from the same sentence forms: alike, but never the same
-    held_out: list[dict] = field(default_factory=list)  # rows without answers, to measure the loss on
-    is_own: bool = False  # a file of the user's or a data set of the hub
-    is_text: bool = False  # plain text: no prompt, loss on all of it
-    notes: list[str] = field(default_factory=list)  # how the files were read
-    left_out: list[str] = field(default_factory=list)  # rows that cannot be used, and why
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.train).encode()).hexdigest()[:16]
-
-
 # ---------------------------------------------------------------- rows
 def known_name(name: str) -> str:
     """The name as it is spelt here: case does not matter."""
@@ -140,7 +117,7 @@ def is_here(name: str, data_dir: str = "") -> bool:
     return Path(name).is_file()
 
 
-def source_rows(name: str, data_dir: str = "", reader: "Reader | None" = None) -> list[dict]:
+def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> list[dict]:
     """All rows of a data set of SOURCES, from data_dir or the cache, into which what is missing
     is fetched.
 
@@ -233,33 +210,6 @@ def load_data(
     return replace(data, notes=[*data.notes, *reader.notes], left_out=reader.left_out)
 
 
-@dataclass
-class Reader:
-    """Reads the files of one data set; keeps what is to be said of them and the rows left out."""
-
-    columns: dict[str, str]
-    strict: bool = False
-    notes: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def read(self, path: Path, need: Sequence[str]) -> Table:
-        """The rows of a file. Raises UserError, with `strict` also for a row left out."""
-        table = read_rows(path, self.columns, need)
-        if table.left_out and self.strict:
-            raise UserError(f"{unusable(path, table)} (--strict-rows)")
-        for note in table.notes:
-            if f"{path.name}: {note}" not in self.notes:
-                self.notes.append(f"{path.name}: {note}")
-        if table.left_out:
-            self.left_out += [f"{path.name}, {why}" for why in table.left_out]
-            more = "; ..." if len(table.left_out) > 3 else ""
-            self.notes.append(
-                f"{path.name}: {len(table.left_out):,} of {table.total:,} rows cannot be used and "
-                f"are left out: {'; '.join(table.left_out[:3])}{more}"
-            )
-        return table
-
-
 def source_data(name: str, data_dir: str, other_tests: bool, reader: Reader) -> Data:
     """A data set of SOURCES: one to train on with its tests, or a test set."""
     rows = source_rows(name, data_dir, reader)
@@ -267,62 +217,6 @@ def source_data(name: str, data_dir: str, other_tests: bool, reader: Reader) -> 
         return Data(name, [row for row in rows if row["output"].strip()], {name: rows})
     own = () if other_tests else SOURCES[name].tests
     return Data(name, rows, {test: source_rows(test, data_dir) for test in own})
-
-
-def own_data(
-    name: str, files: dict[str, list[Path]], seed: int, reader: Reader, share: float
-) -> Data:
-    """Data of a user's files.
-
-    What is measured: the test split where there is one, else a share of the training rows: their
-    answers where most rows have one that can be compared, else the loss on them.
-    """
-    title = Path(name).stem
-    table = read_split(files.get("train", []), reader, NEED["train"])
-    train, is_text = table.rows, table.is_text
-    if table.answer_is_output and kind_of_answers(row["answer"] for row in train) == "text":
-        train = [row | {"answer": ""} for row in train]  # too long to be compared word for word
-    test, held_out = [], []
-    for split in ("test", "validation"):
-        if files.get(split) and not (test or held_out):
-            try:
-                test = read_split(files[split], reader, NEED["test"]).rows
-            except UserError as no_answers:
-                if is_text or not train:
-                    raise
-                try:
-                    held_out = read_split(files[split], reader, NEED["train"]).rows
-                except UserError:
-                    raise no_answers from None
-    if not (test or held_out or is_text) and train and share > 0:
-        labelled = [row for row in train if row["answer"].strip()]
-        if len(labelled) * 2 >= len(train):
-            rest = [row for row in train if not row["answer"].strip()]
-            labelled, test = random_split(labelled, share, seed)
-            train = labelled + rest
-        else:
-            train, held_out = random_split(train, share, seed)
-        if not train:
-            raise UserError(f"test_share = {share} leaves no row of {name} to train on")
-    kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())
-    return Data(
-        name, train, {title: test} if test else {}, {title: kind} if test else {},
-        held_out=held_out, is_own=True, is_text=is_text,
-    )  # fmt: skip
-
-
-def read_split(files: list[Path], reader: Reader, need: Sequence[str]) -> Table:
-    """The files of one split as one table. Raises UserError."""
-    tables = [reader.read(path, need) for path in files]
-    kinds = {table.is_text for table in tables}
-    if len(kinds) > 1:
-        raise UserError(f"{files[0].parent} mixes plain text with rows that have a prompt")
-    return Table(
-        rows=[row for table in tables for row in table.rows],
-        left_out=[], notes=[], total=sum(table.total for table in tables),
-        is_text=kinds == {True},
-        answer_is_output=bool(tables) and all(table.answer_is_output for table in tables),
-    )  # fmt: skip
 
 
 def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader) -> dict:

@@ -259,6 +259,8 @@ def generate(options: argparse.Namespace) -> int:
         ids = tokenizer.encode(options.prompt)
     else:
         _, ids = encode_prompt(tokenizer, {"instruction": options.instruction}, template)
+        if template.chat and not (options.template or options.run or adapters):
+            print("prompt template: chat, the tokenizer's own; --template chooses another", file=sys.stderr)
     shown = ""
     new: list[int] = []
 

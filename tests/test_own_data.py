@@ -184,3 +184,16 @@ def test_the_loss_of_a_long_text_does_not_depend_on_micro_batches():
     losses = [mean_loss(model, rows, size, 0) for size in (1, 3)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert torch.tensor(losses).isfinite().all()
+
+
+def test_an_instruction_takes_the_chat_template(chat_model, capsys):
+    def answer(*more) -> tuple[str, str]:
+        asked = ["generate", "--model", str(chat_model), "--instruction", "Add 1 and 2."]
+        assert command_line.main([*asked, "--max-new-tokens", "8", *more]) == 0
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    text, note = answer()
+    assert note == "prompt template: chat, the tokenizer's own; --template chooses another\n"
+    assert answer("--template", "chat") == (text, "")
+    assert answer("--template", "alpaca")[0] != text
