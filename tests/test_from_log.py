@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.from_log import rows_from_log
-from data.tables import read_table
+from data.rows import read_table
 from model import UserError
 
 LOGS = Path(__file__).parent.parent.parent / "shared" / "data" / "zero_shot_cot_logs"
