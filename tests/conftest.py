@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only
 import pytest
 import torch
 from families import TINY, config_of
+from methods import VARIANTS
 from safetensors.torch import save_file
 
 from model import load_model
@@ -43,6 +44,19 @@ def write_sums(path: Path) -> Path:
          "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. The answer is {2 * n + 3}.", "answer": str(2 * n + 3)} for n in range(40)
     ]))
     return path
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Of a preset that differs by options alone (VARIANTS), one family is enough: LLaMA."""
+
+    def is_repeated(item) -> bool:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        return params.get("method") in VARIANTS and params.get("any_folder", "llama") != "llama"
+
+    repeated = [item for item in items if is_repeated(item)]
+    if repeated:
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if not is_repeated(item)]
 
 
 @pytest.hookimpl(tryfirst=True)

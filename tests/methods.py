@@ -22,6 +22,10 @@ MORE = {  # what no preset shows
 }
 ALONE = [name for name, preset in presets().items() if preset.get("kind") != "fusion"]
 ALL = [*ALONE, *MORE, "token rows", "fusion"]
+VARIANTS = {  # presets that differ from another one of their kind by options alone: tested in one family (conftest.py)
+    "series-pfeiffer", "scaled-parallel", "learned-parallel", "prefix-projection", "paper-lora", "paper-series-p", "rslora", "lora-bias",
+    "p-tuning-lstm", "sizes by layer",
+}
 MERGEABLE = [
     "lora", "paper-lora", "rslora", "lora-bias", "dora", "pissa", "adalora", "vera", "ia3", "ln-tuning", "lora everywhere", "lora on the embedding",
     "lora on the head", "full head", "full embedding and norm", "token rows",
