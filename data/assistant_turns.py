@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from data.chat_template import RefusedMessages
 
+MARKER = "\U000f0000"  # a character without a meaning, in place of a response
 TAGS = re.compile(r"(\s*[<\[]/?[^<>\[\]\s]{1,40}[>\]])+\s*")  # "<think>\n", "[THINK]"
 
 
@@ -62,9 +63,10 @@ def conversation(
     spans, end = [], 0
     for number in turns[:-1]:
         before, _ = render(plain[:number], True)
-        here = find_content(text, plain[number]["content"], max(end, len(before)))
-        if not text.startswith(before):
-            here = find_content(text, plain[number]["content"], end)
+        begin = len(before)
+        if not text.startswith(before):  # the prompt of this turn is not in the whole text
+            begin = max(end, place_of(render, plain, number, text))
+        here = find_content(text, plain[number]["content"], max(end, begin))
         if here is None or here[1] > len(prompt):
             raise RefusedMessages(
                 "an earlier assistant turn is not in what the chat template makes of the "
@@ -75,6 +77,15 @@ def conversation(
         if number in learned:
             spans.append((start, end))
     return Conversation(text, [*spans, (len(prompt), len(text))], opens)
+
+
+def place_of(render, messages: list[dict], number: int, text: str) -> int:
+    """Where the content of message `number` begins in the text of all messages: where the text
+    with another content there leaves it. 0 where that cannot be told."""
+    other = messages[number] | {"content": MARKER}
+    probe, _ = render([*messages[:number], other, *messages[number + 1 :]], False)
+    at = probe.find(MARKER)
+    return at if at > 0 and text.startswith(probe[:at]) else 0
 
 
 def with_opening(render, messages: list[dict], text: str, prompt: str) -> tuple[str, str]:

@@ -253,14 +253,13 @@ def generate(options: argparse.Namespace) -> int:
         print(",".join(map(str, found[0])))
         return 0
     model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template, is_own=True)
-    for line in toy_lines(made.model):
-        print(line, file=sys.stderr)
+    notes = toy_lines(made.model)
     if options.instruction is None:
         ids = tokenizer.encode(options.prompt)
     else:
         _, ids = encode_prompt(tokenizer, {"instruction": options.instruction}, template)
         if template.chat and not (options.template or options.run or adapters):
-            print("prompt template: chat, the tokenizer's own; --template chooses another", file=sys.stderr)
+            notes.append("prompt template: chat, the tokenizer's own; --template chooses another")
     shown = ""
     new: list[int] = []
 
@@ -283,6 +282,8 @@ def generate(options: argparse.Namespace) -> int:
         **drawn,
     )
     print(tokenizer.decode(found[0], after=ids)[len(shown) :])
+    for line in notes:
+        print(line, file=sys.stderr)
     return 0
 
 

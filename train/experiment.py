@@ -111,8 +111,9 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     config = start.config if start else attach(model, adapter_of(s))
     form = template_of(s, tokenizer, start, data.is_own)
     runs |= start.loaded if start else {}
-    earlier, earlier_lines = seen_in_training([*runs.values(), *(start.history if start else [])], tests, s.data_dir)
-    check_earlier(earlier, s.train_on_test)
+    history = start.history if start else []
+    earlier, earlier_lines = seen_in_training([*runs.values(), *history], tests, s.data_dir)
+    check_earlier(seen_in_training(history, tests, s.data_dir)[0], s.train_on_test)
     preset = start.preset if start else s.adapter.get("preset", "")
     on = in_order(model)  # what was loaded, in this order, and the new one; or a fusion in place of its members
     use(model, on, train=["default"])

@@ -43,11 +43,11 @@ def check_leakage(data: Data, tests: dict[str, list[dict]], allowed: bool) -> di
 
 
 def check_earlier(leaks: list[dict[str, Leak]], allowed: bool) -> None:
-    """Raise UserError when an adapter that the run begins with was trained on one of the test sets,
+    """Raise UserError when the adapter that is trained further was trained on one of the test sets,
     unless that is allowed."""
     seen = list(dict.fromkeys(name for one in leaks for name in seen_sets(one)))
     if seen and not allowed:
-        raise UserError(f"an adapter that this run begins with was trained on the test set {', '.join(seen)}: "
+        raise UserError(f"the adapter that this run begins with was trained on the test set {', '.join(seen)}: "
                         "accuracy on it would say nothing. Choose other --tests (or the --seed that held "
                         "the same rows out), or --train-on-test trains all the same and the result says so")
 
