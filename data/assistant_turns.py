@@ -65,9 +65,9 @@ def conversation(
         before, _ = render(plain[:number], True)
         begin = len(before)
         if not text.startswith(before):  # the prompt of this turn is not in the whole text
-            begin = max(end, place_of(render, plain, number, text))
+            begin = place_of(render, plain, number, text)
         here = find_content(text, plain[number]["content"], max(end, begin))
-        if here is None or here[1] > len(prompt):
+        if begin < 0 or here is None or here[1] > len(prompt):
             raise RefusedMessages(
                 "an earlier assistant turn is not in what the chat template makes of the "
                 "conversation: use another --template"
@@ -81,11 +81,11 @@ def conversation(
 
 def place_of(render, messages: list[dict], number: int, text: str) -> int:
     """Where the content of message `number` begins in the text of all messages: where the text
-    with another content there leaves it. 0 where that cannot be told."""
+    with another content there leaves it. -1 where that cannot be told."""
     other = messages[number] | {"content": MARKER}
     probe, _ = render([*messages[:number], other, *messages[number + 1 :]], False)
     at = probe.find(MARKER)
-    return at if at > 0 and text.startswith(probe[:at]) else 0
+    return at if text.startswith(probe[: max(at, 0)]) else -1
 
 
 def with_opening(render, messages: list[dict], text: str, prompt: str) -> tuple[str, str]:

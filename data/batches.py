@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.assistant_turns import Conversation
 from data.prompts import Template
+from data.stops import turn_end
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def encode_row(
     Raises RefusedMessages for a row that the template has no form for.
     """
     if template.chat:
-        ids, learned = encode_chat(tokenizer, template.conversation(row))
+        chat = template.conversation(row)
+        end = None if chat.marked else turn_end(tokenizer, template.text)
+        ids, learned = encode_chat(tokenizer, chat, end)
     else:
         ids, learned = encode_turns(tokenizer, template.turns(row))
     weights = [weight or prompt_weight for weight in learned]
@@ -74,9 +77,12 @@ def encode_turns(
     return ids, weights
 
 
-def encode_chat(tokenizer, chat: Conversation) -> tuple[list[int], list[float]]:
+def encode_chat(
+    tokenizer, chat: Conversation, turn_end: int | None = None
+) -> tuple[list[int], list[float]]:
     """A conversation -> (ids, weight 1 on every token that a span touches, else 0).
 
+    The token `turn_end` directly behind a span has the loss too, and nothing follows the last one.
     An EOS follows where the text ends without a special token, so that there is an end to learn.
     """
     ids, places = tokenizer.encode_with_offsets(chat.text)
@@ -88,6 +94,12 @@ def encode_chat(tokenizer, chat: Conversation) -> tuple[list[int], list[float]]:
         while number < len(ids) and places[number][0] < end:
             weights[number] = 1.0
             number += 1
+        if turn_end is not None and ids[number : number + 1] == [turn_end]:
+            weights[number] = 1.0
+            number += 1
+    if turn_end in ids:
+        last = len(ids) - ids[::-1].index(turn_end)
+        ids, weights = ids[:last], weights[:last]
     if tokenizer.eos_id is not None and not (ids and tokenizer.is_special(ids[-1])):
         ids, weights = [*ids, tokenizer.eos_id], [*weights, 1.0]
     return ids, weights

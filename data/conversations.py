@@ -94,6 +94,10 @@ def message_of(entry) -> dict:
         raise Unusable(f"has a message of role {role!r:.50}; known are {', '.join(ROLES)}")
     content = entry.get("content", entry.get("value"))
     message = {"role": ROLES[role.lower()], "content": text_of_parts(content)}
+    reasoning = entry.get("reasoning_content")
+    if isinstance(reasoning, str) and reasoning.strip() and message["role"] == "assistant":
+        answer = message["content"].lstrip("\n")
+        message["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{answer}"
     if message["role"] == "assistant" and any(entry.get(key) in (0, False) for key in UNLEARNED):
         message["weight"] = 0
     return message

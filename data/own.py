@@ -89,12 +89,19 @@ def own_data(
                     raise no_answers from None
     if not (test or held_out or is_text) and train and share > 0:
         labelled = [row for row in train if row["answer"].strip()]
-        if len(labelled) * 2 >= len(train):
+        total = len(train)
+        if len(labelled) * 2 >= total:
             rest = [row for row in train if not row["answer"].strip()]
             labelled, test = random_split(labelled, share, seed)
             train = labelled + rest
+            if rest:
+                reader.notes.append(f"{len(rest):,} of {total:,} rows have no answer and are only trained on")
         else:
             train, held_out = random_split(train, share, seed)
+            if labelled:
+                reader.notes.append(f"only {len(labelled):,} of {total:,} rows have an answer: the loss is measured, not answers")
+        if not (test or held_out):
+            reader.notes.append(f"too few rows to hold out {100 * share:g}%: nothing is measured")
         if not train:
             raise UserError(f"test_share = {share} leaves no row of {name} to train on")
     kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())

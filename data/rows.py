@@ -95,7 +95,12 @@ def read_rows(
     for where, row, faults in results:
         for field in needed if row else ():
             if field not in faults and not row[field].strip():
-                faults[field] = "is missing or empty"
+                if layout.form == "rows":
+                    faults[field] = "is missing or empty"
+                elif layout.form == "text":
+                    faults[""] = f"{layout.columns['text']} is missing or empty"
+                else:
+                    faults[""] = "the last assistant turn is empty"
         if faults:
             left_out.append(f"{where}: {fault_text(faults, layout.columns)}")
         else:

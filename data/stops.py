@@ -1,5 +1,6 @@
 """Where an answer ends: the token ids after which a model has nothing more to say."""
 
+from functools import lru_cache
 from pathlib import Path
 
 from data.chat_template import render_text
@@ -42,17 +43,20 @@ def configured_stop_ids(folder: Path) -> list[int]:
     return sorted(found)
 
 
-def turn_end(tokenizer: Tokenizer) -> int | None:
+@lru_cache(maxsize=8)  # asked for every row of a data set
+def turn_end(tokenizer: Tokenizer, template: str | None = None) -> int | None:
     """The id of the token that ends an assistant's turn in the chat template.
 
-    None without a template, for one that cannot be rendered, and where the turn ends in plain text.
+    template: the Jinja text, by default the tokenizer's own. None without a template, for one that
+    cannot be rendered, and where the turn ends in plain text.
     """
-    if not tokenizer.chat_template:
+    template = template or tokenizer.chat_template
+    if not template:
         return None
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
         text = render_text(
-            tokenizer.chat_template,
+            template,
             messages,
             add_generation_prompt=False,
             special=tokenizer.special_tokens,

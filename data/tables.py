@@ -50,7 +50,8 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        utf8 = "; save it as UTF-8" * isinstance(error, UnicodeDecodeError)
+        raise UserError(f"{path} cannot be read: {error}{utf8}") from None
 
 
 def parse_json(text: str):
@@ -89,10 +90,12 @@ def json_objects(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def json_list(path: Path, text: str, at: int) -> Iterator[tuple[str, object]]:
-    """The elements of a JSON list that begins at this character, each with its first line."""
+    """The elements of a JSON list that begins at this character, each with its first line, or
+    with its number where the list is on one line."""
     if text[at : at + 1] != "[":
         raise UserError(f"{path} is no JSON list of rows (for one object a line, call it .jsonl)")
-    at, line, counted = SPACE.match(text, at + 1).end(), 1, 0
+    several_on_one_line = "\n" not in text.strip() and text.count("}", at) > 1
+    at, line, counted, number = SPACE.match(text, at + 1).end(), 1, 0, 0
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
@@ -100,7 +103,8 @@ def json_list(path: Path, text: str, at: int) -> Iterator[tuple[str, object]]:
         except (ValueError, RecursionError) as error:
             reason = str(error)[:150]
             raise UserError(f"{path}, line {line}: cannot be read as JSON: {reason}") from None
-        yield f"line {line}", entry
+        number += 1
+        yield f"row {number}" if several_on_one_line else f"line {line}", entry
         at = SPACE.match(text, at).end()
         if text[at : at + 1] == ",":
             at = SPACE.match(text, at + 1).end()
@@ -124,7 +128,12 @@ def comma_separated(path: Path, text: str, delimiter: str) -> Iterator[tuple[str
 
     A row with too few or too many cells has the fault under the key None.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    options: dict = {"delimiter": delimiter, "strict": True}
+    header = text.lstrip("\r\n").partition("\n")[0]
+    options["skipinitialspace"] = f"{delimiter} " in header  # a, "b": else the quotes are text
+    if delimiter == "\t" and not is_quoted(text, options):
+        options["quoting"] = csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), **options)
     names: list[str] = []
     line = 1
     try:
@@ -142,6 +151,16 @@ def comma_separated(path: Path, text: str, delimiter: str) -> Iterator[tuple[str
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: cannot be read as CSV: {error}") from None
+
+
+def is_quoted(text: str, options: dict) -> bool:
+    """Whether quotation marks can be read as those around cells; in published TSV they are text."""
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), **options):
+            pass
+    except csv.Error:
+        return False
+    return True
 
 
 def parquet(path: Path) -> Iterator[tuple[str, object]]:

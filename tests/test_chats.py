@@ -157,6 +157,45 @@ def test_the_loss_is_on_every_assistant_turn(text, expected):
     assert whole.endswith(expected[-1])
 
 
+@pytest.mark.parametrize("text", [CHATML, TRIMMED, NO_SYSTEM, THINKS, EMPTY_THOUGHT])
+def test_an_answer_that_the_question_holds_too(text):
+    """The loss is on the answer, not on the same words in the question or the system message."""
+    messages = [
+        {"role": "system", "content": "Say blue or red."},
+        {"role": "user", "content": "Is it red or blue? Say red or blue."},
+        {"role": "assistant", "content": "blue"},
+        {"role": "user", "content": "Not red, blue?"},
+        {"role": "assistant", "content": "red"},
+    ]
+    chat = conversation(Template("chat", text, chat=True).render_spans, messages)
+    for (start, end), answer, other in zip(chat.spans, ("blue", "red"), ("red", "blue"), strict=True):
+        assert answer in chat.text[start:end]
+        assert other not in chat.text[start:end]
+    behind = chat.text[chat.spans[0][1] :]
+    assert "Not red, blue?" in behind
+    assert "Is it red" not in behind
+
+
+def test_an_end_of_turn_that_differs_at_the_end(words):
+    """Phi-3's and the first Llama-3's kind: the last turn is followed by more than others are."""
+    turn = "{% for m in messages %}{{ '[' + m.role + ']' + m.content + eos_token }}{% endfor %}"
+    for text in (turn + "{{ '[assistant]' }}", turn + "{% if not add_generation_prompt %}"
+                 "<pad>{% else %}{{ '[assistant]' }}{% endif %}"):  # fmt: skip
+        ours, _ = words(text)
+        example, _ = encode_row(ours, conversation_row(TWO_TURNS), template("chat", ours), 10_000)
+        runs = [run.replace(" ", "") for run in learned(ours, example)]
+        assert runs == ["3<eos>", "7<eos>"]
+        assert example.ids[-1] == ours.eos_id
+
+
+def test_reasoning_beside_the_content():
+    row = conversation_row([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "reasoning_content": "because\n", "content": "\nb"},
+    ])  # fmt: skip
+    assert row["output"] == "<think>\nbecause\n</think>\n\nb"
+
+
 def test_a_thought_that_the_prompt_opens():
     form = Template("chat", THINKS, chat=True)
     for output in ("So 3.</think>3", "<think>\nSo 3.</think>3"):  # with the tag or without

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,14 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path):
     rows = load_data(str(path), test_share=0.0).train
     encoded = encode_rows(tokenizer, rows, False, form, s)
     assert len(encoded.examples) == 5
-    assert encoded.lines[0].startswith("2 of 7 rows are left out, the template has no form for them: row 6: ")
+    assert encoded.lines[0].startswith("2 of 7 rows are left out, the template has no form for them: ")
+    assert encoded.lines[0].endswith("front of (2, the first with 'Hello.')")  # one reason, once
+    assert encoded.refused == 2
+    held_out = encode_rows(tokenizer, rows[5:], False, form, s, held_out=True)
+    assert (held_out.examples, held_out.refused) == ([], 2)
+    assert held_out.lines[0].startswith("2 of 2 held-out rows are left out")
+    with pytest.raises(UserError, match=r"\(--strict-rows\)"):
+        encode_rows(tokenizer, rows, False, form, replace(s, strict_rows=True))
     with pytest.raises(UserError, match="no place for an assistant turn"):
         encode_rows(tokenizer, rows[5:], False, form, s)
 

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import transformers
@@ -337,6 +338,8 @@ def test_a_chat_template_writes_its_own_bos_and_none_is_put_before_it():
 
         def is_special(self, token):
             return token == self.eos_id
+
+        special_tokens, inner = MappingProxyType({}), SimpleNamespace(added={})
 
     chat = Template("chat", "{{ bos_token }}{% for one in messages %}{{ one['content'] }}|{% endfor %}", chat=True, special=(("bos_token", "<"),))
     row = {"instruction": "a", "output": "b"}

@@ -144,7 +144,7 @@ def test_a_text_file_is_one_text(write):
     assert table.rows[0]["output"] == "One.\n\nTwo é.\n"
     with pytest.raises(UserError, match="holds plain text, without answers"):
         read_rows(write("a.txt", "One."), need=TEST)
-    with pytest.raises(UserError, match="output is missing or empty"):
+    with pytest.raises(UserError, match="text is missing or empty"):
         read_rows(write("a.txt", " \n"), need=TRAIN)
 
 
@@ -266,3 +266,25 @@ def test_rows_without_answers_are_held_out_for_the_loss(write):
     data = load_data(str(write("b.jsonl", half)))
     assert (len(data.tests["b"]), data.held_out) == (3, [])
     assert load_data(str(write("a.jsonl", rows)), test_share=0.0).held_out == []
+
+
+def test_rows_of_a_list_on_one_line_are_counted(write):
+    path = write("a.json", json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "c"}]))
+    assert read_rows(path, need=TRAIN).left_out == ["row 2: output is missing or empty"]
+
+
+def test_quotes_of_csv_with_blanks_and_of_tsv(write):
+    rows = read_table(write("a.csv", 'instruction, output\n"a, b", "c ""d"""\n'), need=TRAIN)
+    assert (rows[0]["instruction"], rows[0]["output"]) == ("a, b", 'c "d"')
+    rows = read_table(write("a.tsv", 'instruction\toutput\nsay "hi"\t"so" he said\n'), need=TRAIN)
+    assert (rows[0]["instruction"], rows[0]["output"]) == ('say "hi"', '"so" he said')
+    rows = read_table(write("a.tsv", 'instruction\toutput\na\t"b\tc"\n'), need=TRAIN)
+    assert rows[0]["output"] == "b\tc"
+
+
+def test_answers_that_are_not_measured_are_said(write):
+    rows = [{"instruction": f"a{n}", "output": "b", "answer": "7" if n % 4 else ""} for n in range(40)]
+    assert "10 of 40 rows have no answer" in " ".join(load_data(str(write("a.jsonl", rows))).notes)
+    few = [row | {"answer": "" if n % 4 else "7"} for n, row in enumerate(rows)]
+    assert "only 10 of 40 rows have an answer" in " ".join(load_data(str(write("b.jsonl", few))).notes)
+    assert "too few rows to hold out 10%" in " ".join(load_data(str(write("c.jsonl", rows[:3]))).notes)

@@ -28,7 +28,7 @@ from model.writing import JsonLines, held, write_text
 from train.base import check_base, choose_devices, load_base, toy_lines
 from train.checkpoint import checkpoints
 from train.continued import Start, load_start, template_of
-from train.held_out import held_out_examples, held_out_lines, measure_loss
+from train.held_out import hold_out_share, measure_loss
 from train.history import history_lines, seen_in_training, short
 from train.loop import train
 from train.parallel import ALONE, Processes
@@ -120,8 +120,9 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     trained = named_parameters(model)
     encoded = encode_rows(tokenizer, data.train, data.is_text, form, s)
     check_positions(model, encoded.examples)
-    examples, unseen = held_out_examples(tokenizer, data, form, s, encoded.examples)
-    examples, held_out, twins = hold_out(examples, s.train.validation_rows, s.seed)
+    share = hold_out_share(tokenizer, data, form, s, encoded.examples)
+    unseen = share.examples
+    examples, held_out, twins = hold_out(share.training, s.train.validation_rows, s.seed)
     here = ",".join(str(stage.device) for stage in model.stages) or str(model.device)
     chosen_by = "the tokenizer's own, as the data is yours" if s.template == AUTO and form.chat else ""
     s = replace(s, template=form.name, device=here if processes.world == 1 else model.device.type, dtype=str(model.dtype).removeprefix("torch."),
@@ -132,7 +133,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     processes.agree(prints | {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()})
     if processes.is_writer:
         write_text(folder / "run.toml", to_toml(s))
-    lines = [*kept, *reading_lines(tests, data.reads), *encoded.lines, *held_out_lines(unseen)]
+    lines = [*kept, *reading_lines(tests, data.reads), *encoded.lines, *share.lines]
     lines += [*validation_lines(len(held_out), twins, s), *leak_lines(leaks), *earlier_lines]
     lines += room_lines(model, tokenizer, tests, form, s.eval)
     say(model, config, trained, s, data, chosen_by, lines, start)
@@ -199,7 +200,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
         "data": s.data, "seed": s.seed, "processes": processes.world,
         "adapter_step": outcome.adapter_step, "validation": outcome.validation,
         "steps": outcome.step, "skipped_steps": outcome.skipped, "seconds": round(time.time() - began), "rows_cut_off": encoded.cut,
-        "rows_left_out": len(data.left_out), "held_out_loss": loss,
+        "rows_left_out": len(data.left_out) + encoded.refused + share.refused, "held_out_loss": loss,
         "trainable_parameters": count(trained), "parameters": count_base(model),
         "trained_on_test": list(dict.fromkeys(name for one in (leaks, *earlier) for name in seen_sets(one))),
         "decoding": s.eval.decoding, "before": tables(base_predictions), "after": tables(predictions),

@@ -64,47 +64,70 @@ def leak_lines(leaks: dict[str, Leak]) -> list[str]:
 class Encoded:
     """Rows as token ids.
 
-    cut: rows that were cut off at train.cutoff. lines: what is to be said of them.
+    cut: rows that were cut off at train.cutoff. refused: rows that the template has no form for,
+    which are left out. lines: what is to be said of both.
     """
 
     examples: list[Example]
     cut: int
+    refused: int
     lines: list[str]
 
 
-def encode_rows(tokenizer, rows: list[dict], is_text: bool, form: Template, s: Settings) -> Encoded:
-    """Training rows as Examples with a token to learn each.
+def encode_rows(
+    tokenizer, rows: list[dict], is_text: bool, form: Template, s: Settings, held_out: bool = False
+) -> Encoded:
+    """Training rows as Examples with a token to learn each, or rows held out to measure the loss.
 
     Plain text is packed to full rows. A row that the template has no form for is left out, and
-    so is one whose response begins behind train.cutoff. Raises UserError where no row is left.
+    so is one whose response begins behind train.cutoff. Raises UserError where no row to train on
+    is left, and with strict_rows for a row that is refused.
     """
     if is_text:
         return encode_text(tokenizer, rows, s)
     encoded, refused = [], []
-    for number, row in enumerate(rows, start=1):
+    for row in rows:
         try:
             encoded.append(encode_row(tokenizer, row, form, s.train.cutoff, s.train.prompt_weight))
         except RefusedMessages as error:
-            refused.append(f"row {number}: {error}")
-            if not encoded and len(refused) == MOST_REFUSED:
+            refused.append((row, str(error)))
+            if not (encoded or held_out) and len(refused) == MOST_REFUSED:
                 break  # it refuses them all
-    if not encoded:
-        raise UserError(refused[0].partition(": ")[2] + ": use another --template")
+    if not encoded and not held_out:
+        raise UserError(f"{refused[0][1]}: use another --template")
+    if refused and s.strict_rows:
+        raise UserError(f"{refused_line(refused, len(rows), held_out)} (--strict-rows)")
     examples = [example for example, _ in encoded if any(example.weights[1:])]
-    if not examples:
+    if not examples and not held_out:
         raise UserError(f"no row keeps a token to learn within train.cutoff = {s.train.cutoff} tokens: raise it")
     cut, empty = sum(cut for _, cut in encoded), len(encoded) - len(examples)
-    lines = []
-    if refused:
-        more = "; ..." if len(refused) > 3 else ""
-        lines.append(
-            f"{len(refused):,} of {len(rows):,} rows are left out, the template has no form for "
-            f"them: {'; '.join(refused[:3])}{more}"
-        )
+    lines = [refused_line(refused, len(rows), held_out)] if refused else []
     if cut:
         lost = f"; {empty} had no room for a response and were left out" if empty else ""
-        lines.append(f"{cut} of {len(rows):,} rows are longer than {s.train.cutoff} tokens and were cut off there (train.cutoff){lost}")
-    return Encoded(examples, cut, lines + chat_lines(rows, form, len(refused)))
+        which = "held-out rows" if held_out else "rows"
+        lines.append(
+            f"{cut} of {len(rows):,} {which} are longer than {s.train.cutoff} tokens and were cut "
+            f"off there (train.cutoff){lost}"
+        )
+    if not held_out:
+        lines += chat_lines(rows, form, len(refused))
+    return Encoded(examples, cut, len(refused), lines)
+
+
+def refused_line(refused: list[tuple[dict, str]], total: int, held_out: bool) -> str:
+    """The rows that a template has no form for, by reason, with the first of each."""
+    reasons: dict[str, list[dict]] = {}
+    for row, reason in refused:
+        reasons.setdefault(reason, []).append(row)
+    named = [
+        f"{reason} ({len(rows):,}, the first with {(rows[0]['instruction'] or rows[0]['output'])[:50]!r})"
+        for reason, rows in list(reasons.items())[:3]
+    ]
+    which = "held-out rows" if held_out else "rows"
+    return (
+        f"{len(refused):,} of {total:,} {which} are left out, the template has no form for them: "
+        f"{'; '.join(named)}"
+    )
 
 
 def chat_lines(rows: list[dict], form: Template, refused: int) -> list[str]:
@@ -140,7 +163,7 @@ def encode_text(tokenizer, rows: list[dict], s: Settings) -> Encoded:
         f"plain text: {len(rows):,} text{several}, {tokens:,} tokens, packed into "
         f"{len(examples):,} rows of {s.train.cutoff}; no prompt, loss on all tokens"
     )
-    return Encoded(examples, 0, [line])
+    return Encoded(examples, 0, 0, [line])
 
 
 def hold_out(examples: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example], int]:
