@@ -273,7 +273,8 @@ def say(
         for line in [*(f"trained before on {one}" for one in history_lines(start.history)), *start.lines]:
             print(f"         {line}")
     tests = ", ".join(f"{name} ({len(rows)})" for name, rows in data.tests.items())
-    print(f"data     {data.name}: {len(data.train):,} rows to train on, tests {tests or 'none'}")
+    rows = "plain text" if data.is_text else f"{len(data.train):,} row{'s' * (len(data.train) != 1)}"
+    print(f"data     {data.name}: {rows} to train on, tests {tests or 'none'}")
     if not data.is_text:
         print(f"prompt   {s.template}{f' ({chosen_by})' * bool(chosen_by)}; answers {s.eval.decoding}")
     for line in more:
