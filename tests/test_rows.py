@@ -266,3 +266,18 @@ def test_rows_without_answers_are_held_out_for_the_loss(write):
     data = load_data(str(write("b.jsonl", half)))
     assert (len(data.tests["b"]), data.held_out) == (3, [])
     assert load_data(str(write("a.jsonl", rows)), test_share=0.0).held_out == []
+
+
+def test_options_by_their_labels(write):
+    """{"A": text, "B": text}, as MedQA has them; Arrow fills up labels that a row lacks."""
+    rows = [{"question": "Which one melts?", "options": {"A": "ice", "B": "fire", "C": "air"},
+             "answer": "A"},
+            {"question": "Which one burns?", "options": {"A": "rock", "B": "wood", "C": None},
+             "answer": "B"}]  # fmt: skip
+    first, second = read_table(write("a.jsonl", rows), need=TEST)
+    assert first["instruction"] == "Which one melts?\nA) ice\nB) fire\nC) air"
+    assert second["instruction"] == "Which one burns?\nA) rock\nB) wood"
+    for options in ({}, {"A": 5}, {"the first of all": "x"}, {"A)": "x"}, {"A": None}):
+        bad = write("b.jsonl", [rows[0] | {"options": options}])
+        with pytest.raises(UserError, match="has options that are no list of texts"):
+            read_table(bad, need=TEST)
