@@ -64,8 +64,8 @@ the paper's code read it. Clean part: the problems of which training saw no twin
 <p><b>{esc(lead)}</b></p>{warned}{went_wrong(facts)}{continued(facts)}
 <p>{facts["trainable_parameters"]:,} trained parameters beside {facts["parameters"]:,} frozen ones
 ({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds since it was last started;
-{facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off, {facts["rows_left_out"]} rows left out that cannot be used
-{validation_text(facts["adapter_step"], facts["validation"])}.</p>
+{facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off,
+{facts["rows_left_out"]} rows left out that cannot be used{validation_text(facts["adapter_step"], facts["validation"])}.</p>
 {measured}
 <h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
 <h2>Where the adapter sits</h2>
