@@ -106,8 +106,8 @@ def check_saved(
             continue
         path, _, leaf = owner.removeprefix(f"full:{PREFIX}").rpartition(".")
         base = getattr(model.get_submodule(path), leaf)
-        if not base.is_floating_point() or tensors[key].shape == base.shape:
-            continue  # one that is quantized has no shape to compare with
+        if tensors[key].shape == base.shape:
+            continue
         raise UserError(
             f"{where}: tensor {key!r} (modules_to_save) is {list(tensors[key].shape)}, and this "
             f"model's is {list(base.shape)}: the adapter is of another base"
