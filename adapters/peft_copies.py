@@ -81,8 +81,37 @@ def check_shape(copy: Tensor, base: Tensor, key: str, where: str) -> None:
     if copy.shape != base.shape:
         raise UserError(
             f"{where}: {key!r} is a copy of the base's {list(copy.shape)}, and this model's is "
-            f"{list(base.shape)}: it is another base, or its vocabulary was changed. Then save the "
-            f"base with as many rows first: model.resize_token_embeddings({(*copy.shape, 0)[0]})"
+            f"{list(base.shape)}: it is another base, {resized(copy)}"
+        )
+
+
+def resized(tensor: Tensor) -> str:
+    """What to do where an embedding or a head has another number of rows than the model's."""
+    return (
+        "or its vocabulary was changed. Then save the base with as many rows first: "
+        f"model.resize_token_embeddings({(*tensor.shape, 0)[0]})"
+    )
+
+
+def check_saved(
+    model: nn.Module, tensors: dict[str, Tensor], owners: dict[str, str], where: str
+) -> None:
+    """Raises UserError where a module of modules_to_save has another shape than the model's.
+
+    `owners`: as for `base_copies`.
+    """
+    ends = (model.outer_sites["embed"], model.outer_sites["head"])
+    for key, owner in owners.items():
+        if not owner.startswith("full:"):
+            continue
+        path, _, leaf = owner.removeprefix(f"full:{PREFIX}").rpartition(".")
+        base = getattr(model.get_submodule(path), leaf)
+        if tensors[key].shape == base.shape:
+            continue
+        raise UserError(
+            f"{where}: tensor {key!r} (modules_to_save) is {list(tensors[key].shape)}, and this "
+            f"model's is {list(base.shape)}: the adapter is of another base"
+            + (f", {resized(tensors[key])}" if path in ends else "")
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapters.base import PREFIX
 from adapters.config import AdapterConfig, resolve
 from adapters.peft_beside import more_parts, read_tokens
-from adapters.peft_copies import base_copies
+from adapters.peft_copies import base_copies, check_saved
 from adapters.peft_defaults import default_feedforward, default_targets
 from adapters.peft_fields import FIELDS, LARGEST, MERGE, Fields
 from adapters.peft_places import (
@@ -57,6 +57,7 @@ def read(model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str) ->
     for key in owners:
         if key not in tensors:
             raise UserError(f"{where}: tensor {key!r} is missing, which modules_to_save, bias or trainable_token_indices ask for")
+    check_saved(model, tensors, owners, where)
     if not parts and not copies:
         return resolve(**table), tensors
     parts = {table["kind"]: table} | parts

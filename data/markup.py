@@ -12,7 +12,10 @@ MARKUP = [(re.compile(pattern), new) for pattern, new in (
     (r"\\[dt]?frac\s?(?:\{([^{}]*)\}\s?\{([^{}]*)\}|(\d)(\d))", r" \1\3/\2\4"),
     (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),
     (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),  # one in another
-    (r"\\(?:times|cdot)\b", "×"),
+    (r"\\(?:times|cdot)(?![A-Za-z])", "×"),
+    (r"\s?\^\s?(?:\{\s?\\(?:circ|degree)\s?\}|\{o\}|\\(?:circ|degree)(?![A-Za-z]))", "°"),
+    (r"° (?=[CF]\b)", "°"),
+    (r"(?<=\d)\s?\^\s?(?:\{\s?(?:\\rm\s?)?(st|nd|rd|th)\s?\}|(st|nd|rd|th)(?![A-Za-z]))", r"\1\2"),
     (r"\\(?:left|right)\b|\\[,;!()\[\]]|(?<=\d)\\ (?=\d)", ""),
     (r"\\([$%])", r"\1"),
     (r"\{,\}", ","),
@@ -21,7 +24,7 @@ MARKUP = [(re.compile(pattern), new) for pattern, new in (
     (r"(?<![\w*])\*([^\s*\d][^*\d\n]{0,60})\*(?![\w*])", r"\1"),  # italics
     (r"(?<!\w)['\"‘“]([^\s'\"]{1,40})['\"’”](?!\w)", r"\1"),  # quotes
     (r"\\f?boxed\s?\{((?:[^{}]|\{[^{}]*\})*+)\}", f"{FINAL} \\1\n"),
-    (r"(?<=\d)\$(?!\d)|\$(?=[A-Za-z]\$)|(?<=\$[A-Za-z])\$", ""),  # $42$, $B$
+    (r"(?<=\d)\$(?!\d)|\$(?=[A-Za-z](?!\w))|(?<=\$[A-Za-z])\$", ""),  # $42$, $B$, $B
     (r"\s?\^\s?", "^"),
     (r"\^[{(]\s?([-+\u2212]?\d{1,3})\s?[})]", r"^\1"),
     (r"(?<=\d) to the (?:power (?:of )?)?(\d{1,3})(?:(?:st|nd|rd|th)(?: power)?)?\b", r"^\1"),

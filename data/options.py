@@ -5,6 +5,7 @@ import re
 from data.conversations import Unusable
 
 OWN_LABEL = re.compile(r"\s*\(?(?:[A-Za-z]|\d{1,2})\s*[).:]")  # "A)21", "(b) x", "1. x"
+SHORT_LABEL = re.compile(r"\w{1,10}")
 
 
 def first_label(entries: list, columns: dict[str, str]) -> tuple[str, list[str]]:
@@ -41,13 +42,18 @@ def texts_of(value) -> list[str]:
 def options_of(value, label: str) -> list[str]:
     """The options of a row as lines.
 
-    value: a list of texts, or {"text": [...], "label": [...]} as ARC has it. label: of the first
-    option, where they have none of their own. Raises Unusable.
+    value: a list of texts, {"text": [...], "label": [...]} as ARC has it, or {"A": "x", "B": "y"}
+    as MedQA has it. label: of the first option, where they have none of their own. Raises Unusable.
     """
     if value is None:
         return []
     labels = None
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "text" not in value:
+        texts = {key: text for key, text in value.items() if text is not None}  # Arrow fills up
+        if not texts or not all(map(SHORT_LABEL.fullmatch, texts)):
+            raise Unusable('has options that are no list of texts, and not {"A": TEXT, ...}')
+        labels, value = list(texts), list(texts.values())
+    elif isinstance(value, dict):
         value, labels = value.get("text"), value.get("label")
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise Unusable("has options that are no list of texts")

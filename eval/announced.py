@@ -54,12 +54,12 @@ HASHES = re.compile(r"#{4,} ?([^\n#]{1,200})")
 def own_text(text: str, is_answer: Callable[[str], bool]) -> str:
     """A text in plain form, without what a model writes before and behind its own answer.
 
-    Dropped are: its thoughts up to </think>; everything behind a token that ends a turn, behind the
+    Dropped are: its thoughts up to </think>, or to the end where they do not end; everything behind a token that ends a turn, behind the
     first "#### ANSWER" (as GSM8K ends a solution), and, once an answer was announced, from another
     problem on. is_answer: whether a line behind #### is nothing but an answer.
     """
-    thought, _, said = text.rpartition("</think>")
-    text = plain(said if thought and said.strip() else text)
+    said = text.rpartition("</think>")[2]
+    text = plain(said.partition("<think>")[0] if said.strip() else text)
     for match in TURN_END.finditer(text):
         if text[: match.start()].strip():
             text = text[: match.start()]

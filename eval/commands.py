@@ -50,7 +50,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     from eval.teacher import teacher_lines
-    from eval.text import published_lines, score_lines
+    from eval.text import loss_text, published_lines, score_lines
     from train import evaluate as job
     from train.base import for_processes
 
@@ -81,11 +81,12 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     several = "average of adapters" if average else "adapters" if len(adapters) > 1 else "adapter"
     which = f"{several} {', '.join(map(str, adapters))}" if adapters else "no adapter"
     stored = f" in {made.quantize}" if made.quantize else ""
-    print(f"\nmodel {made.model}{stored}, {which}, data {made.data}, template {found.template.name}, answers {made.eval.decoding}")
+    asked = "plain text" if found.is_text else f"template {found.template.name}, answers {made.eval.decoding}"
+    print(f"\nmodel {made.model}{stored}, {which}, data {made.data}, {asked}")
     for line in found.said:
         print(line)
     if found.loss:
-        print(f"held-out loss per token: {found.loss['loss']:.4f} (rows: {found.loss['rows']:,})")
+        print(f"held-out loss per token: {loss_text(found.loss)}")
         return 0
     beside = published_lines(made.data, made.model, found.preset, found.predictions)
     print("\n" + "\n".join([*score_lines([], found.predictions, "with adapter" if adapters else "base"), *([""] if beside else []), *beside]))
@@ -143,12 +144,16 @@ def inspect(options: argparse.Namespace) -> int:
     import json
 
     from eval.answers import MODES
-    from eval.look import block, chosen, place, predictions_in, run_lines, summary
+    from eval.look import block, chosen, place, predictions_in, run_lines, summary, without_predictions
 
     if options.reader not in MODES:
         raise unknown("reader", options.reader, MODES)
     if options.limit < 0:
         raise UserError(f"--limit {options.limit} must not be negative")
+    picks = ("set", "wrong", "right", "beats", "readers_differ", "cut", "leaked", "json")
+    if without_predictions(Path(options.run)) and not any(getattr(options, name) for name in picks):
+        print("\n".join([f"{options.run} has no predictions: the data has no test set", *run_lines(Path(options.run))]))
+        return 0
     predictions = predictions_in(Path(options.run))
     beats = predictions_in(Path(options.beats)) if options.beats else None
     found = chosen(predictions, sets=options.set, right=True if options.right else False if options.wrong else None, mode=options.reader, beats=beats,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eval.score import Score, read_predictions
-from eval.text import history_text
+from eval.text import history_text, loss_text
 from model.errors import UserError, unknown
 from model.files import read_json
 
@@ -19,15 +19,24 @@ def predictions_in(path: Path) -> list[dict]:
     return read_predictions(file)
 
 
+def without_predictions(path: Path) -> bool:
+    """Whether this is the folder of a complete run or evaluation whose data has no test set."""
+    if not (path / "result.json").is_file():
+        return False
+    file = path / FILE
+    return not file.is_file() or not file.stat().st_size
+
+
 def run_lines(path: Path) -> list[str]:
-    """What a run's folder says of it beside its predictions: what went wrong, and what its adapter
-    was trained on before, where it was trained further."""
+    """What a run's folder says of it beside its predictions: its held-out loss, what went wrong,
+    and what its adapter was trained on before, where it was trained further."""
     try:
         facts = read_json(path / "result.json") if (path / "result.json").is_file() else {}
     except UserError:
         return []
     texts = {key: [one for one in listed(facts, key) if isinstance(one, str)] for key in ("problems", "notes")}
-    lines = [f"PROBLEM: {one}" for one in texts["problems"]] + [f"note: {one}" for one in texts["notes"]]
+    lines = [f"held-out loss per token: {text}"] if (text := loss_text(facts.get("held_out_loss"))) else []
+    lines += [f"PROBLEM: {one}" for one in texts["problems"]] + [f"note: {one}" for one in texts["notes"]]
     return lines + [f"trained before on {history_text(one)}" for one in listed(facts, "history") if isinstance(one, dict)]
 
 

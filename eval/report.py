@@ -14,7 +14,7 @@ from adapters.config import AdapterConfig
 from adapters.show import marked_sites
 from eval.look import place
 from eval.score import Score, clean, mean_score, scores
-from eval.text import history_text, published_lines
+from eval.text import history_text, loss_text, published_lines
 from model.writing import write_text
 
 STYLE = """
@@ -46,7 +46,7 @@ def write_report(
     first = next(iter(after), "")
     lead = f"{first}: {after[first]}" if first else "not measured: the data has no test set"
     if (loss := facts["held_out_loss"]) and not first:
-        lead = f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: {loss['rows']:,})"
+        lead = f"held-out loss per token: {loss_text(loss)}"
     begin = "before" if facts["continued_from"] else "base"
     if before:
         lead = f"{first}: {100 * before[first].accuracy:.1f} % before, {100 * after[first].accuracy:.1f} % after"
@@ -64,7 +64,8 @@ the paper's code read it. Clean part: the problems of which training saw no twin
 <p><b>{esc(lead)}</b></p>{warned}{went_wrong(facts)}{continued(facts)}
 <p>{facts["trainable_parameters"]:,} trained parameters beside {facts["parameters"]:,} frozen ones
 ({100 * facts["trainable_parameters"] / facts["parameters"]:.2f} %), {facts["steps"]:,} steps, {facts["seconds"]:,} seconds since it was last started;
-{facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off{validation_text(facts["adapter_step"], facts["validation"])}.</p>
+{facts["skipped_steps"]} steps skipped, {facts["rows_cut_off"]} training rows cut off,
+{facts["rows_left_out"]} rows left out that cannot be used{validation_text(facts["adapter_step"], facts["validation"])}.</p>
 {measured}
 <h2>Loss</h2><img alt="training loss by step" src="data:image/png;base64,{loss_curve(folder / "log.jsonl")}">
 <h2>Where the adapter sits</h2>

@@ -93,3 +93,13 @@ def history_text(entry: dict) -> str:
              f"template {form}" if isinstance(form, str) and form else "",
              "rows with right rationales only" if entry.get("only_right") is True else ""]
     return ", ".join(filter(None, [data, *parts]))
+
+
+def loss_text(loss: object) -> str:
+    """The held-out loss of a result.json in words, in nats per token: before and after of a run,
+    or what an evaluation measured; "" where it has none."""
+    figures = loss if isinstance(loss, dict) else {}
+    names = {"before": " before", "after": " after", "loss": ""}
+    found = [f"{figures[key]:.4f}{name}" for key, name in names.items() if isinstance(figures.get(key), float)]
+    rows = f" (rows: {figures['rows']:,})" if isinstance(figures.get("rows"), int) else ""
+    return ", ".join(found) + rows * bool(found)

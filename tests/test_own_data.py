@@ -85,8 +85,11 @@ def test_a_run_on_conversations_measures_the_loss_before_and_after(tmp_path, cha
 
 def test_without_a_chat_template_conversations_take_alpacas(tmp_path, capsys):
     data = write_chats(tmp_path / "chats.jsonl", 12)
+    data.write_text(data.read_text() + '\n{"messages": []}')
     assert run("--data", data, "--adapter", "lora", "--out", tmp_path / "out") == 0
     assert "prompt   alpaca; answers" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "0 training rows cut off,\n1 rows left out that cannot be used" in page
 
 
 def test_named_templates_and_the_papers_sets_are_left(tmp_path, chat_model):
@@ -120,6 +123,8 @@ def test_plain_text_is_packed_and_a_share_of_its_rows_held_out(tmp_path, capsys)
     assert command_line.main(["evaluate", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"held-out loss per token: {loss['after']:.4f} (rows: {loss['rows']})" in said
+    assert f"data {(tmp_path / 'book.txt').resolve()}, plain text\n" in said
+    assert "template" not in said
 
 
 def test_packing_loses_and_invents_no_token():

@@ -256,6 +256,30 @@ def test_a_base_with_more_tokens_is_asked_for(bases, tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_a_saved_module_of_a_base_with_more_tokens_asks_for_it(bases, tmp_path, name):
+    folder, base = bases["llama"]
+    other = copy.deepcopy(base)
+    other.resize_token_embeddings(75, mean_resizing=False)
+    saved_by_peft(other, tmp_path, *lora(modules_to_save=[name]), save_embedding_layers=False)
+    with pytest.raises(UserError, match=r"resize_token_embeddings\(75\)$") as error:
+        load_adapter(load_model(str(folder)), tmp_path)
+    path = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}[name]
+    assert f"tensor 'base_model.model.{path}.weight' (modules_to_save) is [75, " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_saved_module_of_another_shape_is_named_by_the_files_key(bases, tmp_path):
+    folder, base = bases["llama"]
+    saved_by_peft(base, tmp_path, *lora(modules_to_save=["norm"]))
+    key = "base_model.model.model.norm.weight"
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file(tensors | {key: torch.ones(5)}, tmp_path / WEIGHTS)
+    with pytest.raises(UserError, match=r"tensor 'base_model.*norm.weight' .* is \[5\]") as error:
+        load_adapter(load_model(str(folder)), tmp_path)
+    assert str(error.value).endswith(": the adapter is of another base")
+
+
 def test_what_starts_from_the_base_does_not_take_another_one(bases, tmp_path):
     folder, base = bases["llama"]
     other = copy.deepcopy(base)

@@ -288,3 +288,18 @@ def test_answers_that_are_not_measured_are_said(write):
     few = [row | {"answer": "" if n % 4 else "7"} for n, row in enumerate(rows)]
     assert "only 10 of 40 rows have an answer" in " ".join(load_data(str(write("b.jsonl", few))).notes)
     assert "too few rows to hold out 10%" in " ".join(load_data(str(write("c.jsonl", rows[:3]))).notes)
+
+
+def test_options_by_their_labels(write):
+    """{"A": text, "B": text}, as MedQA has them; Arrow fills up labels that a row lacks."""
+    rows = [{"question": "Which one melts?", "options": {"A": "ice", "B": "fire", "C": "air"},
+             "answer": "A"},
+            {"question": "Which one burns?", "options": {"A": "rock", "B": "wood", "C": None},
+             "answer": "B"}]  # fmt: skip
+    first, second = read_table(write("a.jsonl", rows), need=TEST)
+    assert first["instruction"] == "Which one melts?\nA) ice\nB) fire\nC) air"
+    assert second["instruction"] == "Which one burns?\nA) rock\nB) wood"
+    for options in ({}, {"A": 5}, {"the first of all": "x"}, {"A)": "x"}, {"A": None}):
+        bad = write("b.jsonl", [rows[0] | {"options": options}])
+        with pytest.raises(UserError, match="has options that are no list of texts"):
+            read_table(bad, need=TEST)

@@ -378,8 +378,45 @@ def test_a_column_with_fractions_and_currency_is_right_whole(tmp_path):
         assert verdict({"output": row["output"], "gold": row["answer"]}, "number")["right"], row
 
 
+MARKS = [  # text, the number it gives: LaTeX's signs beside a number
+    (r"\boxed{7\times10^4}", 70_000), (r"The answer is 6\times10^{-1}.", 0.6),
+    (r"The answer is 14\times3=42 in 5 rows.", 42), (r"#### 5\cdot10^3", 5000),
+    (r"The answer is 4\cdot 2 = 8 cm.", 8), (r"\boxed{60^\circ} by step 4", 60),
+    (r"\boxed{45^{\circ}} by step 4", 45), (r"\boxed{12.5^{\circ}\mathrm{C}} at 3 pm", 12.5),
+    (r"\boxed{20^\circ C}", 20), (r"The answer is $75^\circ$.", 75), (r"\boxed{30 ^ {\circ}}", 30),
+    (r"The answer is 15^\degree.", 15), (r"The answer is 80^{o}.", 80),
+    ("80^\\circ\n35^\\circ", 35), (r"The answer is 8^{th}.", 8), (r"\boxed{31^\text{st}} of 40", 31),
+    (r"\boxed{2^{\text{nd}}} of 9", 2), (r"The answer is 3^{\rm rd} of 7.", 3),
+    (r"The answer is 2^3.", 8), (r"\boxed{2^{10}}", 1024),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "number"), MARKS)
+def test_signs_of_latex_beside_a_number(text, number):
+    assert read_answer(text, "number") == pytest.approx(number)
+
+
+@pytest.mark.parametrize(("text", "letter"), [
+    ("Answer: $C", "C"), ("Answer: $D\n", "D"), ("The answer is $B.", "B"), ("Answer: $A$", "A"),
+    ("Answer: $LETTER", None), ("Answer: $Dog", None),
+])  # fmt: skip
+def test_a_letter_behind_a_dollar_sign(text, letter):
+    assert read_answer(text, "letters:A|B|C|D") == letter
+
+
+@pytest.mark.parametrize("kind", ["number", "letters:A|B|C|D", "labels:yes|no", "text"])
+def test_a_thought_that_does_not_end_gives_no_answer(kind):
+    answer = {"number": "6", "letters:A|B|C|D": "B", "labels:yes|no": "yes", "text": "blue"}[kind]
+    says = f"The answer is {answer}."
+    assert read_answer(f"<think>\nFirst, 2. {says} Wait", kind) is None
+    assert read_answer(f"<think> Hm. </think><think>{says} Wait", kind) is None
+    assert is_right(read_answer(f"<think> Hm, 4 or C. </think> {says}", kind), answer)
+    assert is_right(read_answer(f"{says}\n<think>Or no, 9, C", kind), answer)
+
+
 # ---------------------------------------------------------------- time
 UNITS = [
+    "^\\circ", "1^{\\circ}", "1^{th", "1 ^ { ", "1^\\text{th}", "° C", "\\times1", "\\cdot", "$B", "$A $",
     "_", "*", "`", "'", '"', "'a", "(", "((a", "[", "{", "\\boxed{", "\\boxed{{", "\\boxed{a{b}",
     "\\frac{1}{", "\\text{", "#", "#### ", "#### a", "#### 1", "###", "1,1,", "1,11", "1.111,", "1'111",
     "1_000", "111 ", "1 1/2 ", "1:1", "1^", "$1", "$", "-", "- 1", "−", "²", "½", "= ", "3 + 4 = ",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,66 @@ def test_the_paper_recipe_puts_the_adapters_where_the_papers_code_had_them():
     assert (train.epochs, train.batch_size, train.micro_batch_size, train.learning_rate, train.warmup_steps, train.schedule, train.cutoff) == (
         3, 16, 4, 3e-4, 100, "linear", 256)
     assert json.loads(json.dumps(made.eval.seeds)) == [0]
+
+
+# ---------------------------------------------------------------- data without answers
+@pytest.fixture(scope="module")
+def without_answers(tmp_path_factory):
+    """The folder of a grid of runs on rows that have no answers."""
+    folder = tmp_path_factory.mktemp("grid")
+    rows = [{"instruction": f"Name a thing of {n} parts.", "output": f"A {n}-gon."} for n in range(30)]
+    (folder / "things.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "grid.toml").write_text(f"""
+data = "{folder / "things.jsonl"}"
+models = ["pocket-llama"]
+adapters = ["lora"]
+seeds = [3, 4]
+[settings]
+dtype = "float32"
+train.max_steps = 2
+train.batch_size = 4
+train.warmup_steps = 0
+""")
+    assert main("table", folder / "grid.toml", "--out", folder / "out") == 0
+    return folder / "out"
+
+
+def test_a_table_without_test_sets_has_the_losses_and_no_average(without_answers):
+    assert sorted(path.name for path in without_answers.iterdir() if path.is_dir()) == [
+        "pocket-llama-base", "pocket-llama-lora-seed3", "pocket-llama-lora-seed4"]  # fmt: skip
+    losses = [json.loads((without_answers / f"pocket-llama-{name}" / "result.json").read_text())["held_out_loss"]
+              for name in ("base", "lora-seed3", "lora-seed4")]  # fmt: skip
+    heads, _, *lines = (without_answers / "table.md").read_text().splitlines()
+    assert heads == "| model | adapter | parameters | loss | held-out loss |  |"
+    assert len(lines) == 3
+    assert f"| {losses[0]['loss']:.4f} (rows: 3) | strict |" in lines[0]
+    for line, loss in zip(lines[1:], losses[1:], strict=True):
+        assert f"| {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3) | strict |" in line
+    rows = list(csv.DictReader((without_answers / "table.csv").open()))
+    assert [(row["set"], row["accuracy"], row["total"]) for row in rows] == [("", "", "")] * 3
+    assert [row["held-out loss, before"] for row in rows] == [str(losses[0]["loss"]), *(str(one["before"]) for one in losses[1:])]
+    assert [row["held-out loss, after"] for row in rows] == ["", *(str(one["after"]) for one in losses[1:])]
+    page = (without_answers / "table.html").read_text()
+    assert f"{losses[1]['after']:.4f} after" in page
+    assert "average" not in page
+
+
+def test_inspect_says_what_a_run_without_test_set_came_to(without_answers, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(without_answers / "pocket-llama-lora-seed3", run)
+    facts = json.loads((run / "result.json").read_text())
+    before = {"data": "verbs.jsonl", "steps": 9}
+    (run / "result.json").write_text(json.dumps(facts | {"problems": ["it is odd"], "notes": ["by hand"], "history": [before]}))
+    assert main("inspect", run) == 0
+    said = capsys.readouterr().out
+    loss = facts["held_out_loss"]
+    assert f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3)" in said
+    for line in ("PROBLEM: it is odd", "note: by hand", "trained before on verbs.jsonl, 9 steps"):
+        assert line in said.splitlines()
+    assert main("inspect", without_answers / "pocket-llama-base") == 0
+    assert "held-out loss per token: " in capsys.readouterr().out
+    assert main("inspect", run, "--wrong") == 1  # there is nothing to choose from
+    assert "holds no predictions.jsonl" in capsys.readouterr().err
+    (run / "result.json").unlink()
+    assert main("inspect", run) == 1
+    assert "holds no predictions.jsonl" in capsys.readouterr().err

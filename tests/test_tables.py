@@ -11,6 +11,7 @@ from data.rows import NAMED as SAID
 from data.rows import read_table
 from data.tables import ENDINGS
 from model import UserError
+from train.options import columns_of
 
 BOTH = ("instruction", "answer")
 ROW = {"instruction": "Add 1 and 2.", "input": "", "output": "", "answer": "3"}
@@ -92,6 +93,12 @@ def test_columns_of_another_name(read, said):
     assert "line 2: label is missing or empty" in said("a.csv", "question,label\na,\n", {"instruction": "question", "answer": "label"})
     with pytest.raises(UserError, match="field of --columns 'instructions'; did you mean 'instruction'"):
         read("a.csv", content, {"instructions": "question"})
+
+
+def test_a_field_of_columns_that_is_named_twice():
+    assert columns_of("instruction=q, input=q") == {"instruction": "q", "input": "q"}
+    with pytest.raises(UserError, match=r"names the field output twice: give it one column$"):
+        columns_of("output=a,instruction=q, output =b")
 
 
 def test_one_giant_line(read):

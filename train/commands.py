@@ -50,11 +50,10 @@ def train(options: argparse.Namespace) -> int:
 
 
 def train_in(processes: "Processes", options: argparse.Namespace) -> int:
-    from eval.text import published_lines, score_lines
+    from eval.text import loss_text, published_lines, score_lines
     from train.base import for_processes
     from train.continued import settings_to_continue
     from train.experiment import can_resume, fresh_folder, resume_settings, run
-    from train.held_out import loss_text
     from train.settings import settings
 
     chosen = given(options, (*MODEL_OPTIONS, "seed")) | data_settings(options)
@@ -107,7 +106,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     elif not result.loss:
         print("nothing was measured: the data has no test set; --tests NAME,NAME chooses some")
     if result.loss:
-        print(loss_text(result.loss))
+        print(f"held-out loss per token: {loss_text(result.loss)}")
     for line in result.verdict.lines:
         print(line)
     print(f"report: {folder / 'report.html'}")

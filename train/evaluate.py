@@ -85,6 +85,7 @@ class Measured:
     preset: str
     said: list[str]
     loss: dict  # {rows, loss}: nats per token on held-out rows, where the data has no answers
+    is_text: bool = False  # what was measured is plain text, without a prompt
 
 
 def evaluate(made: Settings, adapters: list[Path], folder: Path, average: bool = False, form: str | None = None,
@@ -138,7 +139,8 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
         write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
         remove_journals(journal)
     preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
-    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*notes, *said, *more], loss)
+    return Measured(predictions, prompt, preset if isinstance(preset, str) else "", [*notes, *said, *more], loss,
+                    data.is_text and not tests)
 
 
 def unfinished(folder: Path) -> tuple[Settings, list[Path], bool, str | None]:

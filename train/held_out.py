@@ -68,11 +68,3 @@ def measure_loss(
         loss = mean_loss(model, rows, s.train.micro_batch_size, pad_id, processes)
     model.eval()
     return round(loss, 4)
-
-
-def loss_text(loss: dict) -> str:
-    """The held-out loss of a run in words."""
-    return (
-        f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after "
-        f"(rows: {loss['rows']:,})"
-    )

@@ -74,7 +74,12 @@ def columns_of(text: str | None) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []
     if not all(field.strip() and name.strip() for field, _, name in pairs):
         raise UserError(f"--columns {text!r} should be FIELD=COLUMN,FIELD=COLUMN, such as instruction=question,answer=label")
-    return {field.strip(): name.strip() for field, _, name in pairs}
+    found: dict[str, str] = {}
+    for field, _, name in pairs:
+        if field.strip() in found:
+            raise UserError(f"--columns {text!r} names the field {field.strip()} twice: give it one column")
+        found[field.strip()] = name.strip()
+    return found
 
 
 def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
