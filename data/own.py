@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.answer_kinds import kind_of_answers
 from data.rows import Table, read_rows, unusable
-from data.split import random_split
+from data.split import random_split, without_same
 from model.errors import UserError
 
 TEST_SHARE = 0.1  # of a user's rows, held out to measure on
@@ -75,7 +75,7 @@ def own_data(
     train, is_text = table.rows, table.is_text
     if table.answer_is_output and kind_of_answers(row["answer"] for row in train) == "text":
         train = [row | {"answer": ""} for row in train]  # too long to be compared word for word
-    test, held_out = [], []
+    test, held_out, notes = [], [], []
     for split in ("test", "validation"):
         if files.get(split) and not (test or held_out):
             try:
@@ -92,15 +92,24 @@ def own_data(
         if len(labelled) * 2 >= len(train):
             rest = [row for row in train if not row["answer"].strip()]
             labelled, test = random_split(labelled, share, seed)
-            train = labelled + rest
+            fresh = without_same(rest, test)
+            train = labelled + fresh
+            if len(fresh) < len(rest):
+                notes.append(
+                    f"{len(rest) - len(fresh):,} rows without an answer ask what a held-out row "
+                    "asks and are left out"
+                )
         else:
             train, held_out = random_split(train, share, seed)
         if not train:
-            raise UserError(f"test_share = {share} leaves no row of {name} to train on")
+            raise UserError(
+                f"test_share = {share} leaves no row of {name} to train on (rows that ask the same, "
+                "whatever the system message, are held out together); test_share = 0 trains on all"
+            )
     kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())
     return Data(
         name, train, {title: test} if test else {}, {title: kind} if test else {},
-        held_out=held_out, is_own=True, is_text=is_text,
+        held_out=held_out, is_own=True, is_text=is_text, notes=notes,
     )  # fmt: skip
 
 

@@ -112,7 +112,12 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     form = template_of(s, tokenizer, start, data.is_own)
     runs |= start.loaded if start else {}
     history = start.history if start else []
-    earlier, earlier_lines = seen_in_training([*runs.values(), *history], tests, s.data_dir)
+    trained_on = [*runs.values(), *history]
+    earlier, earlier_lines = seen_in_training(trained_on, tests, s.data_dir)
+    if data.held_out:
+        unlabelled = {"held-out rows": data.held_out}
+        more = seen_in_training(trained_on, unlabelled, s.data_dir)[1]
+        earlier_lines = list(dict.fromkeys([*earlier_lines, *more]))
     check_earlier(seen_in_training(history, tests, s.data_dir)[0], s.train_on_test)
     preset = start.preset if start else s.adapter.get("preset", "")
     on = in_order(model)  # what was loaded, in this order, and the new one; or a fusion in place of its members

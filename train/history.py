@@ -77,7 +77,7 @@ def seen_in(
     said = []
     if run.get("data_fingerprint") not in (None, data.fingerprint):
         said.append(f"the training data {name} has changed since: what follows is about what it holds now")
-    leaks = leakage(data.train, tests, near=not data.from_forms)
+    leaks = leakage(data.train, tests, near=not data.from_forms, is_text=data.is_text)
     of = f" of {name}" if several else ""
     for one, leak in leaks.items():
         if leak.found:
