@@ -39,7 +39,7 @@ def leakage(
     is_text: the training rows are plain text, in which each problem is searched word for word; no
     near twins are looked for.
     """
-    problems = {words(row) for rows in tests.values() for row in rows} - {""}
+    problems = {words(row) for rows in tests.values() for row in rows}
     seen = in_texts(problems, train) if is_text else in_rows(problems, train)
     near = near and not is_text
     found: dict[tuple[str, int], tuple[str, int]] = {}
@@ -70,19 +70,19 @@ def in_rows(problems: set[str], train: list[dict]) -> dict[str, int]:
 def in_texts(problems: set[str], train: list[dict]) -> dict[str, int]:
     """Words of a problem of at least SEARCHED words -> the first plain text that holds them as a
     run of words."""
-    starts: dict[tuple[str, ...], dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    lengths: dict[tuple[str, ...], set[int]] = defaultdict(set)  # by how a problem begins
     for problem in problems:
         parts = problem.split()
         if len(parts) >= SEARCHED:
-            starts[tuple(parts[:SEARCHED])][len(parts)].add(problem)
+            lengths[tuple(parts[:SEARCHED])].add(len(parts))
     seen: dict[str, int] = {}
-    for number, row in enumerate(train if starts else []):
+    for number, row in enumerate(train if lengths else []):
         parts = words({"instruction": row["output"]}).split()
         heads = zip(*(parts[shift:] for shift in range(SEARCHED)), strict=False)
         for place, head in enumerate(heads):
-            for length, same_length in starts.get(head, {}).items():
+            for length in lengths.get(head, ()):
                 text = " ".join(parts[place : place + length])
-                if text in same_length:
+                if text in problems:
                     seen.setdefault(text, number)
     return seen
 

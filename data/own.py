@@ -103,8 +103,8 @@ def own_data(
             train, held_out = random_split(train, share, seed)
         if not train:
             raise UserError(
-                f"test_share = {share} leaves no row of {name} to train on (rows that ask the same, "
-                "whatever the system message, are held out together); test_share = 0 trains on all"
+                f"test_share = {share} leaves no row of {name} to train on (rows that ask the "
+                "same, whatever the system message, are held out together): 0 trains on all"
             )
     kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())
     return Data(

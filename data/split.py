@@ -79,7 +79,7 @@ def random_split(rows: list[dict], share: float, seed: int) -> tuple[list[dict],
 
 
 def same_questions(rows: list[dict]) -> list[int]:
-    """For each row the number of the first row that it asks the same as, directly or through others.
+    """For each row the number of the first row that it asks the same as, itself or through others.
 
     Two rows ask the same where they are twins (data/leakage.py), or where one is a question that
     the other answers in an earlier turn.

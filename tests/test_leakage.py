@@ -165,11 +165,13 @@ def chat(*turns: str, **more) -> dict:
     return {"instruction": turns[-2], "output": turns[-1], "history": messages[:-2], **more}
 
 
-@pytest.mark.parametrize("question", ["How tall is it?", "And how wide?", "which TOWER", "and it's age"])
+@pytest.mark.parametrize(
+    "question", ["How tall is it?", "And how wide?", "which TOWER", "and its age"]
+)
 def test_every_turn_of_a_chat_to_train_on_counts(question):
     turns = ["Which tower?", "Pisa.", "How tall is it?", "57 m.", "And how wide?", "15 m."]
-    train = [*rows("other"), chat(*turns), chat("Hi", "Hello", "And it's age?", "650", "Bye", "Bye")]
-    place = 1 + (question == "and it's age")
+    train = [*rows("other"), chat(*turns), chat("Hi", "Hello", "And its age?", "650", "Bye", "Bye")]
+    place = 1 + (question == "and its age")
     assert found(train, rows(question), near=False) == {0: ("twin", place)}
     assert found(train, rows("Pisa."), near=False) == {}  # an answer is no question
 
@@ -177,7 +179,9 @@ def test_every_turn_of_a_chat_to_train_on_counts(question):
 def test_a_turn_of_a_chat_counts_with_what_precedes_it():
     train = [chat("Which tower?", "Pisa.", "How tall is it?", "57 m.", "And how wide?", "15 m.")]
     asked = chat("Which tower?", "Pisa!", "how tall is it", "")
-    assert found(train, [asked, chat("Which tower?", "Paris.", "How tall is it?", "")], near=False) == {0: ("twin", 0)}
+    assert found(
+        train, [asked, chat("Which tower?", "Paris.", "How tall is it?", "")], near=False
+    ) == {0: ("twin", 0)}
 
 
 def test_a_near_twin_of_one_turn():
@@ -189,7 +193,9 @@ def test_a_near_twin_of_one_turn():
 def test_system_messages_and_earlier_turns_of_a_test_row_stay_as_they_are():
     system = {"role": "system", "content": "Speak French."}
     assert found([chat("a", "b", "c d e", "f")], [chat("x", "y", "c d e", "f")], near=False) == {}
-    assert found([{"instruction": "Who?", "history": [system]}], rows("who"), near=False) == {0: ("twin", 0)}
+    assert found([{"instruction": "Who?", "history": [system]}], rows("who"), near=False) == {
+        0: ("twin", 0)
+    }
 
 
 def test_signs_alone_are_no_twins_of_other_signs():
@@ -202,14 +208,28 @@ def texts(*each: str) -> list[dict]:
 
 
 def test_problems_are_searched_in_plain_text():
-    train = texts("Chapter one.", "Q: How many legs do 3 cats have?\nA: 12. Q: 3 - 4 = ? A: -1", "x")
-    asked = rows("how many LEGS do 3 cats have", "many legs do 4 cats have", "3 + 4 =", "3 - 4 = ?", "Q: how", "cats have 12 Q 3 - 4 = A", "")
+    train = texts(
+        "Chapter one.", "Q: How many legs do 3 cats have?\nA: 12. Q: 3 - 4 = ? A: -1", "x"
+    )
+    asked = rows(
+        "how many LEGS do 3 cats have",
+        "many legs do 4 cats have",
+        "3 + 4 =",
+        "3 - 4 = ?",
+        "Q: how",
+        "cats have 12 Q 3 - 4 = A",
+        "",
+    )
     assert found(train, asked, is_text=True) == {0: ("twin", 1), 3: ("twin", 1)}
 
 
 def test_a_text_that_holds_a_test_set_is_refused(tmp_path):
-    (tmp_path / "book.txt").write_text("A book.\n\n" + "\n".join(f"Q: Is {n} odd or even? A: odd" for n in range(9)))
-    (tmp_path / "odd.json").write_text(json.dumps([{"instruction": f"Is {n} odd or even?", "answer": "odd"} for n in range(12)]))
+    (tmp_path / "book.txt").write_text(
+        "A book.\n\n" + "\n".join(f"Q: Is {n} odd or even? A: odd" for n in range(9))
+    )
+    (tmp_path / "odd.json").write_text(
+        json.dumps([{"instruction": f"Is {n} odd or even?", "answer": "odd"} for n in range(12)])
+    )
     data = load_data(str(tmp_path / "book.txt"), tests=[str(tmp_path / "odd.json")])
     with pytest.raises(UserError, match=r"hold the test set odd \(9 of 12 problems\)"):
         check_leakage(data, data.tests, allowed=False)
@@ -237,8 +257,13 @@ def old_split(many: list[dict], share: float, seed: int) -> tuple[list[dict], li
 def test_a_split_without_twins_is_as_it_was(seed):
     plain = rows(*(f"How much is {n} and {n}?" for n in range(30)))
     signs = rows("?", "!", "?!", "...", "(", ")")
-    systems = [{"instruction": "", "history": [{"role": "system", "content": f"s{n}"}]} for n in range(5)]
-    talks = [chat("Hello", f"Hi {n}", f"Is it {n}?", "Yes", *(["Sure?", "Yes"] * (n % 2))) for n in range(20)]
+    systems = [
+        {"instruction": "", "history": [{"role": "system", "content": f"s{n}"}]} for n in range(5)
+    ]
+    talks = [
+        chat("Hello", f"Hi {n}", f"Is it {n}?", "Yes", *(["Sure?", "Yes"] * (n % 2)))
+        for n in range(20)
+    ]
     many = [*plain, *signs, *systems, *talks]
     assert random_split(many, 0.3, seed) == old_split(many, 0.3, seed)
 
@@ -249,8 +274,11 @@ def test_twins_stay_on_one_side(seed):
     for n in range(30):
         one = f"Does box no. {n} hold eggs, or well-known pens?"
         system = {"role": "system", "content": "Be brief."}
-        many += [*rows(one, one.upper(), one.replace(",", " -")), {"instruction": one, "history": [system]},
-                 {"instruction": "Does box no.", "input": one.partition("no. ")[2]}]
+        many += [
+            *rows(one, one.upper(), one.replace(",", " -")),
+            {"instruction": one, "history": [system]},
+            {"instruction": "Does box no.", "input": one.partition("no. ")[2]},
+        ]
     random.Random(seed).shuffle(many)
     assert len(sides(many, 0.2, seed)[1]) == 30
 
@@ -258,7 +286,10 @@ def test_twins_stay_on_one_side(seed):
 @pytest.mark.parametrize("first", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_conversation_saved_at_several_turns_stays_on_one_side(seed, first):
-    turns = [[text for turn in range(4) for text in (f"Talk {n}, turn {turn}?", f"Reply {turn}")] for n in range(25)]
+    turns = [
+        [text for turn in range(4) for text in (f"Talk {n}, turn {turn}?", f"Reply {turn}")]
+        for n in range(25)
+    ]
     many = [chat(*talk[: 2 * length]) for talk in turns for length in range(first, 5)]
     train, test = sides(many, 0.2, seed)
     assert len(test) == len(many) // 5
@@ -268,8 +299,14 @@ def test_one_conversation_saved_at_several_turns_stays_on_one_side(seed, first):
 
 
 def test_a_question_and_the_chat_that_answers_it_stay_on_one_side():
-    many = [row for n in range(20) for row in (
-        *rows(f"What is {n} times {n}?"), chat("Hello", "Hi", f"what is {n} times {n}", "x", "Thanks", "Bye"))]
+    many = [
+        row
+        for n in range(20)
+        for row in (
+            *rows(f"What is {n} times {n}?"),
+            chat("Hello", "Hi", f"what is {n} times {n}", "x", "Thanks", "Bye"),
+        )
+    ]
     for seed in range(3):
         assert len(sides(many, 0.1, seed)[1]) == 4
     assert same_questions(many[:4]) == [0, 0, 2, 2]
@@ -282,7 +319,9 @@ def test_what_most_rows_ask_is_not_held_out():
 
 
 def test_rows_without_an_answer_do_not_bring_held_out_questions_back(tmp_path):
-    labelled = [{"instruction": f"Is {n} odd?", "output": "x", "answer": "yn"[n % 2]} for n in range(40)]
+    labelled = [
+        {"instruction": f"Is {n} odd?", "output": "x", "answer": "yn"[n % 2]} for n in range(40)
+    ]
     blank = [{"instruction": f"is {n} ODD", "output": "maybe"} for n in range(25)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, [*labelled, *blank])))
     data = load_data(str(tmp_path / "mine.jsonl"), test_share=0.25)
@@ -290,6 +329,8 @@ def test_rows_without_an_answer_do_not_bring_held_out_questions_back(tmp_path):
     assert found(data.train, data.tests["mine"], near=False) == {}
     lost = 65 - 10 - len(data.train)
     assert lost == sum(int(row["instruction"].split()[1]) < 25 for row in data.tests["mine"]) > 0
-    assert f"{lost} rows without an answer ask what a held-out row asks and are left out" in data.notes
+    assert (
+        f"{lost} rows without an answer ask what a held-out row asks and are left out" in data.notes
+    )
     alone = load_data(str(tmp_path / "mine.jsonl"), test_share=0.0)
     assert (len(alone.train), alone.notes) == (65, [])

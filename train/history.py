@@ -58,6 +58,12 @@ def seen_in_training(
     return found, said
 
 
+def held_out_seen(runs: list[dict], held_out: list[dict], data_dir: str) -> list[str]:
+    """What is to be said of rows without answers that the loss is measured on: how many of them
+    these runs trained on."""
+    return seen_in_training(runs, {"held-out rows": held_out}, data_dir)[1] if held_out else []
+
+
 def seen_in(
     run: dict, tests: dict[str, list[dict]], data_dir: str, several: bool
 ) -> tuple[list[dict[str, Leak]], list[str]]:
