@@ -70,20 +70,23 @@ def in_rows(problems: set[str], train: list[dict]) -> dict[str, int]:
 def in_texts(problems: set[str], train: list[dict]) -> dict[str, int]:
     """Words of a problem of at least SEARCHED words -> the first plain text that holds them as a
     run of words."""
-    lengths: dict[tuple[str, ...], set[int]] = defaultdict(set)  # by how a problem begins
+    tree: dict = {}  # word -> what follows it; "" -> the problem that ends there
     for problem in problems:
         parts = problem.split()
-        if len(parts) >= SEARCHED:
-            lengths[tuple(parts[:SEARCHED])].add(len(parts))
+        node = tree
+        for part in parts if len(parts) >= SEARCHED else ():
+            node = node.setdefault(part, {})
+        if node is not tree:
+            node[""] = problem
     seen: dict[str, int] = {}
-    for number, row in enumerate(train if lengths else []):
+    for number, row in enumerate(train if tree else []):
         parts = words({"instruction": row["output"]}).split()
-        heads = zip(*(parts[shift:] for shift in range(SEARCHED)), strict=False)
-        for place, head in enumerate(heads):
-            for length in lengths.get(head, ()):
-                text = " ".join(parts[place : place + length])
-                if text in problems:
-                    seen.setdefault(text, number)
+        for start in range(len(parts)):
+            node, end = tree, start
+            while end < len(parts) and (node := node.get(parts[end])):
+                end += 1
+                if "" in node:
+                    seen.setdefault(node[""], number)
     return seen
 
 
