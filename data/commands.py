@@ -165,7 +165,10 @@ def check(options: argparse.Namespace) -> int:
             right = sum(reaches(row["output"], row["answer"]) for row in found.train)
             if any(row["answer"].strip() for row in found.train):
                 print(f"  rationales {right:,} of {len(found.train):,} reach the right answer (--only-right trains on these alone)")
-            for test, leak in leakage(found.train, found.tests, near=not found.from_forms).items():
+            leaks = leakage(
+                found.train, found.tests, near=not found.from_forms, is_text=found.is_text
+            )
+            for test, leak in leaks.items():
                 print(f"  leakage    {test}: {leak.count('twin')} of {leak.total} test problems are in the training rows word for word, "
                       f"{leak.count('near')} nearly so")
     if bad:

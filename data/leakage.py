@@ -11,6 +11,7 @@ from dataclasses import dataclass
 WORD = re.compile(r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)")  # "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
 NEAR = 0.6
 COMMON = 0.02  # runs that more than this share of the test problems have ("choose the correct answer") say nothing
+SEARCHED = 3  # words that a problem needs to be searched in plain text: fewer are there by chance
 SEEN = 0.5  # a test set with more than this share of twins in training is training data
 
 
@@ -29,11 +30,18 @@ class Leak:
         return {"total": self.total, "twins": self.count("twin"), "near": self.count("near"), "found": found}
 
 
-def leakage(train: list[dict], tests: dict[str, list[dict]], near: bool = True) -> dict[str, Leak]:
-    """The Leak of each test set; near=False looks for twins alone (for problems that are all made from the same forms)."""
-    seen: dict[str, int] = {}
-    for row, one in enumerate(train):
-        seen.setdefault(words(one), row)
+def leakage(
+    train: list[dict], tests: dict[str, list[dict]], near: bool = True, is_text: bool = False
+) -> dict[str, Leak]:
+    """The Leak of each test set.
+
+    near: False looks for twins alone (for problems that are all made from the same forms).
+    is_text: the training rows are plain text, in which each problem is searched word for word; no
+    near twins are looked for.
+    """
+    problems = {words(row) for rows in tests.values() for row in rows}
+    seen = in_texts(problems, train) if is_text else in_rows(problems, train)
+    near = near and not is_text
     found: dict[tuple[str, int], tuple[str, int]] = {}
     open_: list[tuple[str, int, list[str]]] = []
     for name, rows in tests.items():
@@ -49,6 +57,39 @@ def leakage(train: list[dict], tests: dict[str, list[dict]], near: bool = True) 
     return {name: Leak(len(rows), {number: what for (one, number), what in found.items() if one == name}) for name, rows in tests.items()}
 
 
+def in_rows(problems: set[str], train: list[dict]) -> dict[str, int]:
+    """Words of a problem -> the first training row that asks it."""
+    seen: dict[str, int] = {}
+    for number, row in enumerate(train):
+        for text in questions(row):
+            if text in problems:
+                seen.setdefault(text, number)
+    return seen
+
+
+def in_texts(problems: set[str], train: list[dict]) -> dict[str, int]:
+    """Words of a problem of at least SEARCHED words -> the first plain text that holds them as a
+    run of words."""
+    tree: dict = {}  # word -> what follows it; "" -> the problem that ends there
+    for problem in problems:
+        parts = problem.split()
+        node = tree
+        for part in parts if len(parts) >= SEARCHED else ():
+            node = node.setdefault(part, {})
+        if node is not tree:
+            node[""] = problem
+    seen: dict[str, int] = {}
+    for number, row in enumerate(train if tree else []):
+        parts = words({"instruction": row["output"]}).split()
+        for start in range(len(parts)):
+            node, end = tree, start
+            while end < len(parts) and (node := node.get(parts[end])):
+                end += 1
+                if "" in node:
+                    seen.setdefault(node[""], number)
+    return seen
+
+
 def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
     """Number of a problem -> the training row most like it, where that is at least NEAR."""
     often = Counter(run for grams in problems for run in set(grams))
@@ -60,19 +101,36 @@ def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
             holders[run].append(place)
     best: dict[int, tuple[float, int]] = {}
     for row, one in enumerate(train if problems else []):
-        grams = set(runs(words(one))) - common
-        shared = Counter(place for run in grams for place in holders.get(run, ()))
-        for place, count in shared.items():
-            alike = count / (len(grams) + len(own[place]) - count)
-            if alike >= NEAR and alike > best.get(place, (0.0, 0))[0]:
-                best[place] = (alike, row)
+        for text in questions(one):
+            grams = set(runs(text)) - common
+            shared = Counter(place for run in grams for place in holders.get(run, ()))
+            for place, count in shared.items():
+                alike = count / (len(grams) + len(own[place]) - count)
+                if alike >= NEAR and alike > best.get(place, (0.0, 0))[0]:
+                    best[place] = (alike, row)
     return {place: row for place, (_, row) in best.items()}
 
 
 def words(row: dict) -> str:
-    """Instruction and input of a row, and what a chat has in front of them: words and signs of arithmetic alone."""
+    """Instruction and input of a row, and what a chat has in front of them but system messages:
+    words and signs of arithmetic alone; where there is none of these, all signs."""
     earlier = " ".join(message["content"] for message in row.get("history", ()) if message["role"] != "system")
-    return " ".join(WORD.findall(f"{earlier} {row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")))
+    text = f"{earlier} {row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")
+    return " ".join(WORD.findall(text) or text.split())
+
+
+def questions(row: dict) -> list[str]:
+    """The words of everything that a row to train on answers: of the row, and in a chat of each
+    user turn, alone and with what precedes it."""
+    history = row.get("history", ())
+    texts = [words(row)]
+    for place, message in enumerate(history):
+        if message["role"] == "user":
+            turn = {"instruction": message["content"]}
+            texts += [words(turn), words(turn | {"history": history[:place]})]
+    if history:
+        texts.append(words({"instruction": row["instruction"], "input": row.get("input")}))
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 def runs(text: str) -> list[str]:

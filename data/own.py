@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.answer_kinds import kind_of_answers
 from data.rows import Table, read_rows, unusable
-from data.split import random_split
+from data.split import random_split, without_same
 from model.errors import UserError
 
 TEST_SHARE = 0.1  # of a user's rows, held out to measure on
@@ -93,9 +93,17 @@ def own_data(
         if len(labelled) * 2 >= total:
             rest = [row for row in train if not row["answer"].strip()]
             labelled, test = random_split(labelled, share, seed)
-            train = labelled + rest
+            fresh = without_same(rest, test)
+            train = labelled + fresh
             if rest:
-                reader.notes.append(f"{len(rest):,} of {total:,} rows have no answer and are only trained on")
+                reader.notes.append(
+                    f"{len(rest):,} of {total:,} rows have no answer and are only trained on"
+                )
+            if len(fresh) < len(rest):
+                reader.notes.append(
+                    f"{len(rest) - len(fresh):,} of these ask what a held-out row asks and are "
+                    "left out"
+                )
         else:
             train, held_out = random_split(train, share, seed)
             if labelled:
@@ -103,7 +111,10 @@ def own_data(
         if not (test or held_out):
             reader.notes.append(f"too few rows to hold out {100 * share:g}%: nothing is measured")
         if not train:
-            raise UserError(f"test_share = {share} leaves no row of {name} to train on")
+            raise UserError(
+                f"test_share = {share} leaves no row of {name} to train on (rows that ask the "
+                "same, whatever the system message, are held out together): 0 trains on all"
+            )
     kind = kind_of_answers(row["answer"] for row in [*train, *test] if row["answer"].strip())
     return Data(
         name, train, {title: test} if test else {}, {title: kind} if test else {},

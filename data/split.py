@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+from data.leakage import questions, words
 from model.errors import UserError
 
 # data set -> its file under dataset/, in the order the paper's script went through them
@@ -58,18 +59,61 @@ def paper_rows(folder: str | Path, name: str) -> list[dict]:
 
 
 def random_split(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
-    """(train, test) rows: `share` of them test, drawn by the seed; equal instructions stay on one side, so that none is in both."""
-    together: dict[tuple[str, ...], list[dict]] = {}
-    for row in rows:
-        asked = (row["instruction"].strip(), (row.get("input") or "").strip())
-        earlier = [message["content"] for message in row.get("history", ())]
-        together.setdefault((*asked, *earlier), []).append(row)
+    """(train, test) rows: `share` of them test, drawn by the seed.
+
+    Rows that ask the same stay on one side (`same_questions`), so that no question is in both. Of
+    these, more than the share stay in training where there are fewer of another question.
+    """
+    together: dict[int, list[dict]] = {}
+    for row, first in zip(rows, same_questions(rows), strict=True):
+        together.setdefault(first, []).append(row)
     keys = list(together)
     random.Random(f"split {seed}").shuffle(keys)
+    wanted = round(share * len(rows))
+    largest = max(wanted, min(map(len, together.values()), default=0))
     train, test = [], []
     for key in keys:
-        (test if len(test) < round(share * len(rows)) else train).extend(together[key])
+        is_test = len(test) < wanted and len(together[key]) <= largest
+        (test if is_test else train).extend(together[key])
     return train, test
+
+
+def same_questions(rows: list[dict]) -> list[int]:
+    """For each row the number of the first row that it asks the same as, itself or through others.
+
+    Two rows ask the same where they are twins (data/leakage.py), or where one is a question that
+    the other answers in an earlier turn.
+    """
+    first = list(range(len(rows)))
+
+    def root(number: int) -> int:
+        while first[number] != number:
+            first[number] = first[first[number]]
+            number = first[number]
+        return number
+
+    def join(one: int, other: int) -> None:
+        low, high = sorted((root(one), root(other)))
+        first[high] = low
+
+    holders: dict[str | tuple[str, ...], int] = {}
+    for number, row in enumerate(rows):
+        nothing = tuple(message["content"] for message in row.get("history", ()))
+        join(number, holders.setdefault(words(row) or nothing, number))
+    for number, row in enumerate(rows):
+        for question in questions(row) if row.get("history") else ():
+            if question in holders:
+                join(number, holders[question])
+    return [root(number) for number in range(len(rows))]
+
+
+def without_same(rows: list[dict], others: list[dict]) -> list[dict]:
+    """The rows that ask the same as none of the others, as `same_questions` says."""
+    asked = {words(row) for row in others}
+    answered = {question for row in others for question in questions(row)}
+    return [
+        row for row in rows if words(row) not in answered and asked.isdisjoint(questions(row))
+    ]
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -13,6 +13,7 @@ import run as command_line
 from adapters import attach, load_adapter, named_parameters, save_adapter, save_adapters
 from adapters.attach import setup
 from adapters.peft_fields import base_name
+from data.sources import load_data
 from eval.report import read_log
 from model import load_model
 from train.continued import load_start, settings_to_continue
@@ -226,6 +227,34 @@ def test_a_test_set_that_an_earlier_run_trained_on_is_refused(first, tmp_path, c
     assert "was trained on the test set sums" in error[0]
     out = go_on(first, tmp_path / "out", "--seed", "1", *STILL, "--train-on-test")
     assert json.loads((out / "result.json").read_text())["trained_on_test"] == ["sums"]
+
+
+def test_held_out_rows_that_were_trained_on_before_are_counted(tmp_path, capsys):
+    """Rows without answers: another seed holds out others, and the run says how many it had."""
+    rows = [
+        {"instruction": f"Describe mountain {n}.", "output": f"It is {n} m high."}
+        for n in range(40)
+    ]
+    (tmp_path / "hills.json").write_text(json.dumps(rows))
+    data = ("--data", tmp_path / "hills.json", "--template", "plain")
+    assert (
+        main("--adapter", "lora", *data, "--max-steps", "1", *FAST, "--out", tmp_path / "one") == 0
+    )
+    go_on(tmp_path / "one", tmp_path / "same", *STILL)
+    assert "held-out rows: " not in capsys.readouterr().out
+    held_out = [
+        {row["instruction"] for row in load_data(str(data[1]), seed=seed).held_out}
+        for seed in (0, 1)
+    ]
+    again = len(held_out[1] - held_out[0])
+    assert 0 < again <= 4
+    go_on(tmp_path / "one", tmp_path / "other", *STILL, "--seed", "1")
+    said = capsys.readouterr().out
+    line = f"held-out rows: the adapter was trained on {again} of these 4 problems word for word"
+    assert line in said
+    other_seed = ("--set", "seed=1", "--out", tmp_path / "measured")
+    assert main("evaluate", tmp_path / "one", *other_seed) == 0
+    assert line in capsys.readouterr().out
 
 
 def test_before_is_what_the_adapter_did_before(first, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What of the tests is in the training rows: twins, near twins, and what only looks alike."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,9 @@ import pytest
 
 from data.leakage import NEAR, Leak, leakage, seen_sets
 from data.sources import load_data
+from data.split import random_split, same_questions
+from model import UserError
+from train.rows import check_leakage
 
 PAPER = Path(__file__).parent.parent.parent / "shared" / "data" / "LLM-Adapters"
 
@@ -149,3 +153,184 @@ def test_the_papers_split():
     for leak in leaks.values():
         assert len(leak.found) == leak.count("twin") + leak.count("near")
         assert all(0 <= number < leak.total for number in leak.found)
+
+
+# ---------------------------------------------------------------- chats and plain text
+def chat(*turns: str, **more) -> dict:
+    """A row of user and assistant turns in alternation, the last being the output."""
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": turn}
+        for place, turn in enumerate(turns)
+    ]
+    return {"instruction": turns[-2], "output": turns[-1], "history": messages[:-2], **more}
+
+
+@pytest.mark.parametrize(
+    "question", ["How tall is it?", "And how wide?", "which TOWER", "and its age"]
+)
+def test_every_turn_of_a_chat_to_train_on_counts(question):
+    turns = ["Which tower?", "Pisa.", "How tall is it?", "57 m.", "And how wide?", "15 m."]
+    train = [*rows("other"), chat(*turns), chat("Hi", "Hello", "And its age?", "650", "Bye", "Bye")]
+    place = 1 + (question == "and its age")
+    assert found(train, rows(question), near=False) == {0: ("twin", place)}
+    assert found(train, rows("Pisa."), near=False) == {}  # an answer is no question
+
+
+def test_a_turn_of_a_chat_counts_with_what_precedes_it():
+    train = [chat("Which tower?", "Pisa.", "How tall is it?", "57 m.", "And how wide?", "15 m.")]
+    asked = chat("Which tower?", "Pisa!", "how tall is it", "")
+    assert found(
+        train, [asked, chat("Which tower?", "Paris.", "How tall is it?", "")], near=False
+    ) == {0: ("twin", 0)}
+
+
+def test_a_near_twin_of_one_turn():
+    same = numbered(0, 20)
+    train = [chat(numbered(100, 40), "yes", f"{same} a", "no", numbered(200, 40), "no")]
+    assert found(train, rows(same)) == {0: ("near", 0)}
+
+
+def test_system_messages_and_earlier_turns_of_a_test_row_stay_as_they_are():
+    system = {"role": "system", "content": "Speak French."}
+    assert found([chat("a", "b", "c d e", "f")], [chat("x", "y", "c d e", "f")], near=False) == {}
+    assert found([{"instruction": "Who?", "history": [system]}], rows("who"), near=False) == {
+        0: ("twin", 0)
+    }
+
+
+def test_signs_alone_are_no_twins_of_other_signs():
+    assert found(rows("???", "..."), rows("!!!", "..."), near=False) == {1: ("twin", 1)}
+    assert found([{"instruction": "", "output": "a"}], rows("")) == {}
+
+
+def texts(*each: str) -> list[dict]:
+    return [{"instruction": "", "input": "", "output": text} for text in each]
+
+
+def test_problems_are_searched_in_plain_text():
+    train = texts(
+        "Chapter one.", "Q: How many legs do 3 cats have?\nA: 12. Q: 3 - 4 = ? A: -1", "x"
+    )
+    asked = rows(
+        "how many LEGS do 3 cats have",
+        "many legs do 4 cats have",
+        "3 + 4 =",
+        "3 - 4 = ?",
+        "Q: how",
+        "cats have 12 Q 3 - 4 = A",
+        "",
+    )
+    assert found(train, asked, is_text=True) == {0: ("twin", 1), 3: ("twin", 1)}
+
+
+def test_a_text_that_holds_a_test_set_is_refused(tmp_path):
+    (tmp_path / "book.txt").write_text(
+        "A book.\n\n" + "\n".join(f"Q: Is {n} odd or even? A: odd" for n in range(9))
+    )
+    (tmp_path / "odd.json").write_text(
+        json.dumps([{"instruction": f"Is {n} odd or even?", "answer": "odd"} for n in range(12)])
+    )
+    data = load_data(str(tmp_path / "book.txt"), tests=[str(tmp_path / "odd.json")])
+    with pytest.raises(UserError, match=r"hold the test set odd \(9 of 12 problems\)"):
+        check_leakage(data, data.tests, allowed=False)
+
+
+# ---------------------------------------------------------------- rows that a split keeps together
+def sides(many: list[dict], share: float = 0.2, seed: int = 0) -> tuple[list[dict], list[dict]]:
+    """The two sides of a split, of which no row may be a twin of a row of the other."""
+    train, test = random_split(many, share, seed)
+    assert len(train) + len(test) == len(many)
+    assert found(train, test, near=False) == {}
+    assert found(test, train, near=False) == {}
+    return train, test
+
+
+def old_split(many: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
+    """As splits of rows that are all different have always been drawn."""
+    order = list(range(len(many)))
+    random.Random(f"split {seed}").shuffle(order)
+    cut = round(share * len(many))
+    return [many[place] for place in order[cut:]], [many[place] for place in order[:cut]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_split_without_twins_is_as_it_was(seed):
+    plain = rows(*(f"How much is {n} and {n}?" for n in range(30)))
+    signs = rows("?", "!", "?!", "...", "(", ")")
+    systems = [
+        {"instruction": "", "history": [{"role": "system", "content": f"s{n}"}]} for n in range(5)
+    ]
+    talks = [
+        chat("Hello", f"Hi {n}", f"Is it {n}?", "Yes", *(["Sure?", "Yes"] * (n % 2)))
+        for n in range(20)
+    ]
+    many = [*plain, *signs, *systems, *talks]
+    assert random_split(many, 0.3, seed) == old_split(many, 0.3, seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_twins_stay_on_one_side(seed):
+    many = []
+    for n in range(30):
+        one = f"Does box no. {n} hold eggs, or well-known pens?"
+        system = {"role": "system", "content": "Be brief."}
+        many += [
+            *rows(one, one.upper(), one.replace(",", " -")),
+            {"instruction": one, "history": [system]},
+            {"instruction": "Does box no.", "input": one.partition("no. ")[2]},
+        ]
+    random.Random(seed).shuffle(many)
+    assert len(sides(many, 0.2, seed)[1]) == 30
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_conversation_saved_at_several_turns_stays_on_one_side(seed, first):
+    turns = [
+        [text for turn in range(4) for text in (f"Talk {n}, turn {turn}?", f"Reply {turn}")]
+        for n in range(25)
+    ]
+    many = [chat(*talk[: 2 * length]) for talk in turns for length in range(first, 5)]
+    train, test = sides(many, 0.2, seed)
+    assert len(test) == len(many) // 5
+    assert not {row["history"][0]["content"] for row in train if row["history"]} & {
+        row["history"][0]["content"] for row in test if row["history"]
+    }
+
+
+def test_a_question_and_the_chat_that_answers_it_stay_on_one_side():
+    many = [
+        row
+        for n in range(20)
+        for row in (
+            *rows(f"What is {n} times {n}?"),
+            chat("Hello", "Hi", f"what is {n} times {n}", "x", "Thanks", "Bye"),
+        )
+    ]
+    for seed in range(3):
+        assert len(sides(many, 0.1, seed)[1]) == 4
+    assert same_questions(many[:4]) == [0, 0, 2, 2]
+
+
+def test_what_most_rows_ask_is_not_held_out():
+    many = [*rows(*["Go on."] * 80), *rows(*(f"Is {n} odd?" for n in range(20)))]
+    for seed in range(6):
+        assert len(sides(many, 0.1, seed)[1]) == 10
+
+
+def test_rows_without_an_answer_do_not_bring_held_out_questions_back(tmp_path):
+    labelled = [
+        {"instruction": f"Is {n} odd?", "output": "x", "answer": "yn"[n % 2]} for n in range(40)
+    ]
+    blank = [{"instruction": f"is {n} ODD", "output": "maybe"} for n in range(25)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, [*labelled, *blank])))
+    data = load_data(str(tmp_path / "mine.jsonl"), test_share=0.25)
+    assert len(data.tests["mine"]) == 10
+    assert found(data.train, data.tests["mine"], near=False) == {}
+    lost = 65 - 10 - len(data.train)
+    assert lost == sum(int(row["instruction"].split()[1]) < 25 for row in data.tests["mine"]) > 0
+    assert (
+        f"{lost} of these ask what a held-out row asks and are left out" in data.notes
+    )
+    alone = load_data(str(tmp_path / "mine.jsonl"), test_share=0.0)
+    assert (len(alone.train), alone.notes) == (65, [])

@@ -22,7 +22,7 @@ from model.writing import held, write_text
 from train.base import check_base, load_base, load_words, toy_lines
 from train.experiment import first_items, fresh_folder
 from train.held_out import measure_loss, unseen_examples
-from train.history import history_lines, history_of, seen_in_training
+from train.history import held_out_seen, history_lines, history_of, seen_in_training
 from train.options import MODEL_OPTIONS, given
 from train.parallel import ALONE, Processes
 from train.settings import Settings, settings, to_toml
@@ -117,6 +117,7 @@ def evaluate_in(made: Settings, adapters: list[Path], folder: Path, average: boo
     for line in [*toy_lines(made.model), *too_long]:
         print(line)
     leaks, more = seen_in_training(runs, tests, made.data_dir)
+    more = list(dict.fromkeys([*more, *held_out_seen(runs, data.held_out, made.data_dir)]))
     start = {"adapters": [str(adapter.resolve()) for adapter in adapters], "averaged": average, "template": form}
     same = {"base model": model.fingerprint, "settings": to_toml(replace(made, device="")), "tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()}
     processes.agree(same, {"adapters": {name: one for name, one in model.named_parameters() if ".adapters." in name}})

@@ -29,7 +29,7 @@ from train.base import check_base, choose_devices, load_base, toy_lines
 from train.checkpoint import checkpoints
 from train.continued import Start, load_start, template_of
 from train.held_out import hold_out_share, measure_loss
-from train.history import history_lines, seen_in_training, short
+from train.history import held_out_seen, history_lines, seen_in_training, short
 from train.loop import train
 from train.parallel import ALONE, Processes
 from train.rows import check_earlier, check_leakage, encode_rows, hold_out, leak_lines, load_rows, validation_lines
@@ -112,7 +112,10 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     form = template_of(s, tokenizer, start, data.is_own)
     runs |= start.loaded if start else {}
     history = start.history if start else []
-    earlier, earlier_lines = seen_in_training([*runs.values(), *history], tests, s.data_dir)
+    trained_on = [*runs.values(), *history]
+    earlier, earlier_lines = seen_in_training(trained_on, tests, s.data_dir)
+    more = held_out_seen(trained_on, data.held_out, s.data_dir)
+    earlier_lines = list(dict.fromkeys([*earlier_lines, *more]))
     check_earlier(seen_in_training(history, tests, s.data_dir)[0], s.train_on_test)
     preset = start.preset if start else s.adapter.get("preset", "")
     on = in_order(model)  # what was loaded, in this order, and the new one; or a fusion in place of its members

@@ -58,6 +58,12 @@ def seen_in_training(
     return found, said
 
 
+def held_out_seen(runs: list[dict], held_out: list[dict], data_dir: str) -> list[str]:
+    """What is to be said of rows without answers that the loss is measured on: how many of them
+    these runs trained on."""
+    return seen_in_training(runs, {"held-out rows": held_out}, data_dir)[1] if held_out else []
+
+
 def seen_in(
     run: dict, tests: dict[str, list[dict]], data_dir: str, several: bool
 ) -> tuple[list[dict[str, Leak]], list[str]]:
@@ -77,7 +83,7 @@ def seen_in(
     said = []
     if run.get("data_fingerprint") not in (None, data.fingerprint):
         said.append(f"the training data {name} has changed since: what follows is about what it holds now")
-    leaks = leakage(data.train, tests, near=not data.from_forms)
+    leaks = leakage(data.train, tests, near=not data.from_forms, is_text=data.is_text)
     of = f" of {name}" if several else ""
     for one, leak in leaks.items():
         if leak.found:

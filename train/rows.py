@@ -33,7 +33,7 @@ def only_right(data: Data) -> Data:
 
 def check_leakage(data: Data, tests: dict[str, list[dict]], allowed: bool) -> dict[str, Leak]:
     """What of the tests is in the training rows. Raises UserError when a test set as such is, unless that is allowed."""
-    leaks = leakage(data.train, tests, near=not data.from_forms)
+    leaks = leakage(data.train, tests, near=not data.from_forms, is_text=data.is_text)
     seen = seen_sets(leaks)
     if seen and not allowed:
         told = ", ".join(f"{name} ({leaks[name].count('twin')} of {leaks[name].total} problems)" for name in seen)
