@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(config, items) -> None:
 
     def is_repeated(item) -> bool:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        return params.get("method") in VARIANTS and params.get("any_folder", "llama") != "llama"
+        family = params.get("any_folder") or params.get("family", "llama")
+        return params.get("method") in VARIANTS and family != "llama"
 
     repeated = [item for item in items if is_repeated(item)]
     if repeated:

@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 from conftest import write_checkpoint
+from families import TINY
 from methods import ALL, IDS, attach_small, randomise
 
 from adapters import attach, named_parameters, parameters, remove, use
@@ -79,12 +80,13 @@ def test_training_lowers_the_loss_and_leaves_every_base_weight_as_it_was(any_tin
     assert before.keys() <= frozen.keys()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("family", "dtype"), [*((family, torch.bfloat16) for family in TINY), ("llama", torch.float16)])
 @pytest.mark.parametrize("method", ALL)
-def test_half_precision(any_folder, method, dtype):
+def test_half_precision(tmp_path, family, method, dtype):
     """Float32 masters, finite gradients, and logits that differ from float32 no more than the base's own do."""
     errors = []
-    models = [load_model(str(any_folder), dtype=one) for one in (torch.float32, dtype)]
+    folder = write_checkpoint(tmp_path / "any", family)
+    models = [load_model(str(folder), dtype=one) for one in (torch.float32, dtype)]
     for with_adapter in (False, True):
         if with_adapter:
             for model in models:

@@ -106,7 +106,7 @@ def test_what_is_trained_is_float32_whatever_the_base_is(first):
     assert start.preset == "lora"
 
 
-@pytest.mark.parametrize("preset", ["adalora", "prefix", "p-tuning", "vera", "pissa", "lora+bitfit"])
+@pytest.mark.parametrize("preset", ["adalora", "p-tuning", "vera", "lora+bitfit"])
 def test_every_kind_of_file_of_ours_goes_on(tmp_path, preset, capsys):
     model = load_model("pocket-llama", dtype=torch.float32)
     attach(model, preset)

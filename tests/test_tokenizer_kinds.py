@@ -181,8 +181,13 @@ def llama_2(folder: Path, raw: dict, normalized: bool, more: dict, **names) -> s
     return write(folder, config={"model_type": "llama"})
 
 
-@pytest.mark.parametrize("kind", ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer"])
-@pytest.mark.parametrize("legacy", [{}, {"legacy": False}, {"legacy": True}])
+@pytest.mark.parametrize(
+    ("kind", "legacy"),
+    [
+        ("LlamaTokenizer", {}), ("LlamaTokenizer", {"legacy": False}),
+        ("LlamaTokenizerFast", {"legacy": True}), ("CodeLlamaTokenizer", {"legacy": True}),
+    ],
+)  # fmt: skip
 def test_normalized_special_tokens_of_llama(tmp_path, llama_json, kind, legacy):
     folder = llama_2(tmp_path, llama_json, True, {}, tokenizer_class=kind, **legacy)
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
@@ -305,9 +310,13 @@ QWEN_NAMES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_toke
               "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}  # fmt: skip
 
 
-@pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder"])
-@pytest.mark.parametrize("model", ["qwen2", "qwen3"])
-@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "Qwen2TokenizerFast", None])
+@pytest.mark.parametrize(
+    ("where", "model", "kind"),
+    [
+        ("added_tokens.json", "qwen2", "Qwen2Tokenizer"), ("added_tokens.json", "qwen3", None),
+        ("added_tokens_decoder", "qwen2", None), ("added_tokens_decoder", "qwen3", "Qwen2TokenizerFast"),
+    ],
+)  # fmt: skip
 def test_qwen2_as_in_transformers(tmp_path, gpt2_files, where, model, kind):
     names = QWEN_NAMES | ({"tokenizer_class": kind} if kind else {})
     config = {"model_type": model, "bos_token_id": 50256, "eos_token_id": 50258}
