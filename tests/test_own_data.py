@@ -83,6 +83,18 @@ def test_a_run_on_conversations_measures_the_loss_before_and_after(tmp_path, cha
     assert CHATML in str(json.loads((out / "adapter" / "adapter_config.json").read_text()))
 
 
+def test_before_is_the_base_also_where_training_starts_elsewhere(tmp_path):
+    """The paper's own parallel adapter does not start at the base."""
+    data, out = write_chats(tmp_path / "chats.jsonl"), tmp_path / "out"
+    assert run("--data", data, "--adapter", "paper-parallel", "--out", out) in (0, 1)
+    tokenizer, s = load_tokenizer("pocket-llama"), settings(config=str(out / "run.toml"))
+    rows = load_data(str(data)).held_out
+    examples = encode_rows(tokenizer, rows, False, template("alpaca"), s).examples
+    base = mean_loss(load_model("pocket-llama", torch.float32), examples, 2, 0)
+    result = json.loads((out / "result.json").read_text())
+    assert result["held_out_loss"]["before"] == pytest.approx(base, abs=6e-5)
+
+
 def test_without_a_chat_template_conversations_take_alpacas(tmp_path, capsys):
     data = write_chats(tmp_path / "chats.jsonl", 12)
     data.write_text(data.read_text() + '\n{"messages": []}')
