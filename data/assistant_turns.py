@@ -96,9 +96,8 @@ def with_opening(render, messages: list[dict], text: str, prompt: str) -> tuple[
     """
     output = messages[-1]["content"].strip()
     before, _ = render(messages[:-1], False)
-    marker = "response"
-    probe, _ = render([*messages[:-1], messages[-1] | {"content": marker}], False)
-    at = probe.find(marker, len(before))
+    probe, _ = render([*messages[:-1], messages[-1] | {"content": MARKER}], False)
+    at = probe.find(MARKER, len(before))
     opens = prompt[at:]
     if at < 0 or not prompt.startswith(probe[:at]) or not TAGS.fullmatch(opens):
         raise RefusedMessages(
@@ -107,7 +106,7 @@ def with_opening(render, messages: list[dict], text: str, prompt: str) -> tuple[
         )
     if output.startswith(opens.strip()):  # the data has the tag as well
         output = output.removeprefix(opens.strip()).lstrip()
-    return prompt + output + probe[at + len(marker) :], opens
+    return prompt + output + probe[at + len(MARKER) :], opens
 
 
 def find_content(text: str, content: str, start: int) -> tuple[int, int] | None:

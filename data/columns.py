@@ -103,11 +103,7 @@ def complete_rows(path: Path, names: Sequence[str], columns: dict, need: Sequenc
         columns["answer"] = columns["output"]
     for field in need:
         if field not in columns:
-            there = ", ".join(map(repr, list(names)[:12])) or "none"
-            raise UserError(
-                f"{path} has no column {field!r}, it has {there}: "
-                f"name it with --columns {field}=COLUMN"
-            )
+            present(path, field, field, names)
 
 
 def find(field: str, names: Sequence[str], taken) -> str | None:
@@ -117,7 +113,7 @@ def find(field: str, names: Sequence[str], taken) -> str | None:
 
 
 def present(path: Path, field: str, name: str, names: Sequence[str]) -> str:
-    """The column that the user named. Raises UserError where it is missing."""
+    """The name of a column that must be there. Raises UserError where it is missing."""
     if name in names:
         return name
     there = ", ".join(map(repr, list(names)[:12])) or "none"
