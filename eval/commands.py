@@ -258,7 +258,7 @@ def generate(options: argparse.Namespace) -> int:
         print(",".join(map(str, found[0])))
         return 0
     model, tokenizer, template, _ = load_with_adapter(made, adapters, form=options.template, is_own=True)
-    notes = [] if adapters else toy_lines(made.model)
+    notes = toy_lines(made.model)
     if options.instruction is None:
         ids = tokenizer.encode(options.prompt)
     else:
