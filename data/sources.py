@@ -1,4 +1,4 @@
-"""Data sets by name: where each comes from, what it should hold, and its rows to train on or to be tested on."""
+"""Data sets by name (sources.toml): training rows and test rows of each."""
 
 import random
 import tomllib
@@ -19,16 +19,9 @@ from files.errors import UserError, unknown
 
 REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
 TRAIN_ROWS = 16000  # of wordproblems: more than a run needs, so that it sees each once
-SHARE_NEW = (
-    3 / 7
-)  # of them in the held-out manner; the rest repeat the trained ones, so that those are kept:
-REPEATED = {
-    "addsub": 2,
-    "singleeq": 2,
-    "svamp": 6,
-    "gsm8k": 3,
-    "aqua": 1,
-}  # most of the one that is forgotten first
+SHARE_NEW = 3 / 7  # of them of the held-out kind; the rest repeat the trained kinds (rehearsal),
+# most often the kind that is forgotten first
+REPEATED = {"addsub": 2, "singleeq": 2, "svamp": 6, "gsm8k": 3, "aqua": 1}
 
 
 @dataclass(frozen=True)
@@ -96,9 +89,7 @@ def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> 
     reader: leaves out the rows of a training set that cannot be used. Raises UserError.
     """
     source, folder = SOURCES[name], Path(data_dir) if data_dir else cache_folder()
-    later = (
-        folder / "dataset" / name / "test.json"
-    )  # the six math sets in the paper's later versions
+    later = folder / "dataset" / name / "test.json"  # math sets of the paper's later versions
     first_form = name in MATH_SETS and (folder / "dataset" / MATH_SETS[name]).is_file()
     if name in MATH_SETS and (first_form or not data_dir or not later.is_file()):
         if not data_dir:
@@ -108,7 +99,8 @@ def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> 
     if not path.is_file():
         if data_dir:
             raise UserError(
-                f"{path} is missing: --data-dir should name the folder that holds dataset/, as the paper's repository does"
+                f"{path} is missing: --data-dir should name the folder that holds dataset/, "
+                "as the paper's repository does"
             )
         fetch(files_of(name))
     if source.trains:
@@ -117,10 +109,10 @@ def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> 
 
 
 def word_problems(data_dir: str, seed: int) -> Data:
-    """The held-out manner mixed with the trained ones; the test problems are the same for every seed."""
+    """The held-out kind mixed with the trained ones. The tests do not depend on the seed."""
     if data_dir:
         raise UserError(
-            "data set wordproblems is made here and takes no --data-dir; did you mean --data math-v1?"
+            "--data wordproblems is generated and takes no --data-dir; did you mean --data math-v1?"
         )
     rng = random.Random(f"wordproblems {seed}")
     streams = {
@@ -152,7 +144,7 @@ def math_v1(data_dir: str, seed: int) -> Data:
             fetch(files_of("math-v1"))
         except UserError as error:
             raise UserError(
-                f"{error} (a copy of a pocket model wants --data wordproblems, and training --recipe pocket-tune)"
+                f"{error} (for a copy of a pocket model: --data wordproblems --recipe pocket-tune)"
             ) from None
     split = paper_split(data_dir or cache_folder())
     return Data("math-v1", split["union"], {name: split[name][1] for name in MATH_SETS})
@@ -203,7 +195,7 @@ def load_data(
     elif is_repository(name):
         data = own_data(name, hub_tables(name), seed, reader, 0.0 if tests else test_share)
     else:
-        others = f"a file that ends in {', '.join(ENDINGS)} or a data set of the hub (owner/name) will do as well"
+        others = f"a file ({', '.join(ENDINGS)}) or a data set of the hub (owner/name) works too"
         raise unknown("data set", name, [*EXPERIMENTS, *SOURCES], others)
     if tests:
         data = replace(data, **chosen_tests(data, tests, data_dir, reader))
@@ -230,7 +222,8 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader
             one.lower() for one in tests
         ):
             raise UserError(
-                f"two test sets are called {Path(name).stem}: name each once, and give a file another name"
+                f"two test sets are called {Path(name).stem}: "
+                "name each once, and give a file another name"
             )
         known = next((own for own in data.tests if own.lower() == name.lower()), known_name(name))
         if known in data.tests:
@@ -247,7 +240,7 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader
                 "test set",
                 name,
                 dict.fromkeys([*data.tests, *sets]),
-                f"a file that ends in {', '.join(ENDINGS)} will do as well",
+                f"a file ({', '.join(ENDINGS)}) works too",
             )
     return {
         "tests": tests,
