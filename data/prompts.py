@@ -99,8 +99,8 @@ class Template:
 
     def unasked(self) -> RefusedMessages:
         return RefusedMessages(
-            f"the template {self.name} has no place for an assistant turn that no user turn stands "
-            "before"
+            f"the template {self.name} has no place for an assistant turn without a user turn "
+            "before it"
         )
 
     def fill(self, instruction: str, given: str, later: bool = False) -> str:

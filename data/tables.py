@@ -112,7 +112,7 @@ def json_list(path: Path, text: str, at: int) -> Iterator[tuple[str, object]]:
             at = SPACE.match(text, at + 1).end()
         elif text[at : at + 1] != "]":
             raise UserError(
-                f"{path}, line {line}: after this row a comma or the list's closing ] is missing"
+                f"{path}, line {line}: the list is not closed after this row, or a comma is missing"
             )
     if text[at + 1 :].strip():
         raise UserError(f"{path} has text after the end of its list")
