@@ -1,4 +1,4 @@
-"""Every field of Settings, Train and Eval is obeyed: a row sets it and compares with what it must give.
+"""Every field of Settings, Train and Eval is obeyed: a row sets it and compares what it gives.
 
 A field without a row fails. Most rows train or measure for a fraction of a second and compare with
 the same computation written out by hand: plain AdamW, or `generate` on one prompt after another.
@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from in_command import command
-from obeyed import Here, Rows, lines_of, rows_of, watched
+from obeyed import Here, Rows, lines_of, losses, rows_of, watched
 from test_training import S, examples, model_with, run, same, state
 
 from adapters import attach, load_adapter, named_parameters
