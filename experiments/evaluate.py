@@ -10,8 +10,9 @@ from pathlib import Path
 from data.prompts import Template, stored_template
 from data.sources import load_data
 from eval.journal import remove_journals
+from eval.predict import predict
 from eval.room import room_lines
-from eval.score import mark_leaks, predict, tables, write_predictions
+from eval.score import mark_leaks, tables, write_predictions
 from experiments.folders import fresh_folder
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
@@ -132,7 +133,7 @@ def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
         tokenizer,
         tests,
         template=prompt,
-        how=s.eval,
+        decoding=s.eval,
         reads=data.reads,
         journal=journal,
         processes=processes,

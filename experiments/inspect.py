@@ -136,4 +136,5 @@ def summary(found: list[dict], predictions: list[dict], sets: list[str] = ()) ->
         for one in predictions
         if not sets or one["set"].lower() in [name.lower() for name in sets]
     ]
-    return f"{len(found)} of {len(predictions)} predictions ({str(Score(len(found), len(predictions))).partition(' of ')[0].strip()})"
+    share = str(Score(len(found), len(predictions)).cell()).partition(" of ")[0]
+    return f"{len(found)} of {len(predictions)} predictions ({share})"

@@ -13,7 +13,8 @@ from adapters.compose import Rows
 from data.prompts import template
 from data.wordproblems import problems
 from eval.generate import Sampling, draw, generate
-from eval.score import Score, left_pad, predict, scores
+from eval.predict import left_pad, predict
+from eval.score import Score, scores
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -94,7 +95,7 @@ def test_accuracy_does_not_depend_on_batch_size_and_predictions_are_kept_whole()
             tokenizer,
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=size, max_new_tokens=48),
+            decoding=Eval(batch_size=size, max_new_tokens=48),
         )
         for size in (3, 16)
     )
@@ -166,7 +167,7 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
             load_tokenizer(name),
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=4, max_new_tokens=40),
+            decoding=Eval(batch_size=4, max_new_tokens=40),
         )
         for name in ("pocket-gptj", str(folder))
     ]

@@ -10,7 +10,7 @@ from families import ALL, CONFIGS, SIDES, batch, config_of, difference
 from safetensors.torch import load_file
 
 from eval.generate import generate
-from eval.score import left_pad
+from eval.predict import left_pad
 from model import UserError, load_model
 from model.config import MODEL_TYPES
 

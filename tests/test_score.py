@@ -12,15 +12,14 @@ from data.prompts import template
 from data.sources import load_data
 from eval import score
 from eval.choices import choices, form_of, spelled_as_in
+from eval.predict import judge, predict
 from eval.score import (
     Score,
     clean,
     mean_score,
-    predict,
     read_predictions,
     scores,
     tables,
-    verdict,
     write_predictions,
 )
 from experiments.inspect import chosen
@@ -52,7 +51,7 @@ def problems():
 
 
 def answers(pocket, problems, how, **more):
-    return predict(*pocket, problems, template=template("alpaca"), how=how, **more)
+    return predict(*pocket, problems, template=template("alpaca"), decoding=how, **more)
 
 
 WAYS = {
@@ -289,13 +288,13 @@ def test_each_reader_gives_its_own_verdict():
     runaway = (
         "The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4."
     )
-    found = verdict({"output": runaway, "gold": "5"}, "gsm8k")
+    found = judge({"output": runaway, "gold": "5"}, "gsm8k")
     assert (found["answer"], found["right"]) == (5.0, True)
     assert (found["paper_answer"], found["paper_right"]) == (
         2.0,
         False,
     )  # its code read up to the second "### Response:"
-    found = verdict({"output": "Answer: B", "gold": "B"}, "AQuA")
+    found = judge({"output": "Answer: B", "gold": "B"}, "AQuA")
     assert (found["right"], found["paper_answer"], found["paper_right"]) == (True, "A", False)
 
 
