@@ -5,9 +5,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.options import add_model_options
+from cli.options import add_model_options, print_files, settings_of, source_settings
 from files.errors import UserError
-from model.show import size_text
 
 
 def add_show(parser: argparse.ArgumentParser):
@@ -37,11 +36,10 @@ def add_show(parser: argparse.ArgumentParser):
 def show(options: argparse.Namespace) -> int:
     from adapters.show import draw, trained
     from experiments.layout import with_adapter
-    from experiments.plan import run_of
     from model.show import count, show_text
 
     model = (
-        with_adapter(run_of(options), "cpu")
+        with_adapter(settings_of(options), "cpu")
         if options.adapter or options.config or options.set
         else None
     )
@@ -176,9 +174,9 @@ def add_combine(parser: argparse.ArgumentParser):
 def combine(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.combine import combine as weighted_sum
+    from cli.options import MODEL_OPTIONS, given
     from data.prompts import stored_template
-    from experiments.options import MODEL_OPTIONS, given
-    from experiments.run import fresh_folder
+    from experiments.folders import fresh_folder
     from train.base import check_model, load_base
     from train.settings import settings
 
@@ -229,11 +227,10 @@ def folder_and_weight(text: str) -> tuple[Path, float]:
 
 def source(options: argparse.Namespace):
     """(settings, folders of adapters, folder for the result) of the options. Raises UserError where there is no adapter, or the result has no room."""
-    from experiments.evaluate import run_settings
-    from experiments.run import fresh_folder
+    from experiments.folders import fresh_folder
     from train.base import check_model
 
-    made, adapters = run_settings(options, {})
+    made, adapters = source_settings(options)
     if not adapters:
         raise UserError(
             "there is no adapter: give the folder of a run, or --model with --adapter FOLDER"
@@ -307,14 +304,6 @@ def describe(model) -> str:
 
 def dtype_name(dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def print_files(folder: Path, files: list[Path]) -> None:
-    names = [f"{path.name} ({size_text(path.stat().st_size)})" for path in files]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    print(
-        f"written   {folder}: {', '.join(names[:12])}{more}, {size_text(sum(path.stat().st_size for path in files))} in all"
-    )
 
 
 COMMANDS = {"show": add_show, "merge": add_merge, "export": add_export, "combine": add_combine}

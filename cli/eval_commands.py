@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.options import (
+from cli.options import (
     add_data_options,
     add_model_options,
     data_settings,
     given,
-    seeds_of,
-    whole_paths,
+    parse_seeds,
+    source_settings,
 )
 from files.errors import UserError, unknown
 
@@ -190,15 +190,15 @@ def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
 def chosen_settings(options: argparse.Namespace):
     """(settings, folders of adapters, name of the template or None) of an evaluation's options. Raises UserError."""
     from data.wordproblems import MANNERS
-    from experiments.evaluate import run_settings
+    from experiments.folders import absolute_paths
     from files.toml import parse_set
 
     measured = given(options, EVAL_OPTIONS)
     if options.seeds is not None:
-        measured["seeds"] = seeds_of(options.seeds)
+        measured["seeds"] = parse_seeds(options.seeds)
     more = data_settings(options)
     form = more.pop("template", None)
-    made, adapters = run_settings(options, more | {"eval": measured})
+    made, adapters = source_settings(options, more | {"eval": measured})
     if options.max_new_tokens is not None and made.eval.scoring == "likelihood":
         raise UserError("--max-new-tokens is for answers that are generated; likelihoods take none")
     if options.seeds is not None and not made.eval.temperature:
@@ -214,7 +214,7 @@ def chosen_settings(options: argparse.Namespace):
     )
     if made.tests and not asked and not own:
         made = replace(made, data="none")  # the sets that were named, whole, and nothing else
-    return whole_paths(made), adapters, form
+    return absolute_paths(made), adapters, form
 
 
 def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...]) -> None:
@@ -350,12 +350,12 @@ def harness(options: argparse.Namespace) -> int:
     import json
 
     from eval.harness import run_tasks
-    from experiments.evaluate import load_with_adapter, run_settings
+    from experiments.evaluate import load_with_adapter
     from files.writing import make_folder, write_text
 
     if options.out and Path(options.out).exists():
         raise UserError(f"{options.out} exists: give another --out")
-    made, adapters = run_settings(options, {})
+    made, adapters = source_settings(options)
     model, tokenizer, *_ = load_with_adapter(made, adapters, options.average)
     found = run_tasks(
         model,
@@ -426,10 +426,10 @@ def generate(options: argparse.Namespace) -> int:
     from data.stops import configured_stop_ids, stop_ids
     from eval.generate import Sampling
     from eval.generate import generate as continue_text
-    from experiments.evaluate import load_with_adapter, run_settings
+    from experiments.evaluate import load_with_adapter
     from train.base import toy_lines
 
-    made, adapters = run_settings(options, {})
+    made, adapters = source_settings(options)
     if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):
         raise UserError(
             "--top-k, --top-p and --seed are for drawn texts: set --temperature above 0"
@@ -551,31 +551,38 @@ def add_table(parser: argparse.ArgumentParser):
 
 
 def table(options: argparse.Namespace) -> int:
-    from experiments.grid import grid_from, jobs_of
+    from experiments.grid import make_grid, run_grid
     from experiments.published import table_for
-    from experiments.table import entry, markdown, run_jobs, write_table
+    from experiments.table import markdown
 
-    if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs} must be at least 1")
-    grid = grid_from(options)
+    def names(text: str | None) -> list[str] | None:
+        return None if text is None else [name for name in text.split(",") if name]
+
+    grid = make_grid(
+        options.grid,
+        pocket=options.pocket,
+        models=names(options.models),
+        adapters=names(options.adapters),
+        seeds=None if options.seeds is None else parse_seeds(options.seeds),
+        data=options.data,
+        data_dir=options.data_dir,
+        recipe=options.recipe,
+        sets=options.set,
+    )
     folder = Path(options.out or "runs/table")
-    jobs = jobs_of(grid, folder)
-    print(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
-    failed = run_jobs(jobs, options.jobs)
-    entries = [entry(job) for job in jobs if job not in failed]
+    entries, failed = run_grid(grid, folder, options.jobs)
     if entries:
-        write_table(folder, entries, table_for(grid.data))
-        print(
-            f"\n{markdown(entries, table_for(grid.data))}\ntable: {folder / 'table.md'}, {folder / 'table.csv'}, {folder / 'table.html'}"
-        )
-    worse = [one for one in entries if one.wrong]
+        print(f"\n{markdown(entries, table_for(grid.data))}")
+        print(f"table: {folder / 'table.md'}, {folder / 'table.csv'}, {folder / 'table.html'}")
+    worse = [entry for entry in entries if entry.wrong]
+    total = len(entries) + len(failed)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.folder.name for job in failed)}; the same command tries them again"
+            f"{len(failed)} of {total} runs failed: {', '.join(job.folder.name for job in failed)}; the same command tries them again"
         )
     if worse:
         told = "; ".join(f"{one.model} {one.adapter}, {' and '.join(one.wrong)}" for one in worse)
-        raise UserError(f"{len(worse)} of {len(jobs)} runs have nothing to show: {told}")
+        raise UserError(f"{len(worse)} of {total} runs have nothing to show: {told}")
     return 0
 
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.options import (
+from cli.options import (
     MODEL_OPTIONS,
     add_data_options,
     add_model_options,
     data_settings,
     given,
-    loads_of,
-    whole_paths,
+    parse_loads,
+    print_files,
+    settings_of,
 )
 from files.errors import UserError, unknown
 
@@ -102,7 +103,8 @@ def train(options: argparse.Namespace) -> int:
 
 def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.continued import settings_to_continue
-    from experiments.run import can_resume, fresh_folder, resume_settings, run
+    from experiments.folders import absolute_paths, fresh_folder
+    from experiments.run import can_resume, resume_settings, run
     from experiments.text import loss_text, published_lines, score_lines
     from train.base import for_processes
     from train.settings import settings
@@ -111,7 +113,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     if options.adapter is not None:
         chosen["adapter"] = {"preset": options.adapter}
     if options.load:
-        chosen["load"] = loads_of(options.load)
+        chosen["load"] = parse_loads(options.load)
     if of_training := given(options, ("max_steps", "keep")):
         chosen["train"] = of_training
     if options.items is not None:
@@ -141,7 +143,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
                 options.continue_from, options.config, options.recipe, chosen, options.set
             )
             made = made if "device" in chosen else for_processes(made, processes)
-        made = whole_paths(made)
+        made = absolute_paths(made)
         adapter = (
             "continued"
             if made.continue_from
@@ -211,8 +213,8 @@ def add_pretrain(parser: argparse.ArgumentParser):
 
 
 def pretrain(options: argparse.Namespace) -> int:
+    from experiments.folders import fresh_folder
     from experiments.pretrain import pretrain as train_from_scratch
-    from experiments.run import fresh_folder
 
     return train_from_scratch(
         options.recipe,
@@ -290,10 +292,20 @@ def add_plan(parser: argparse.ArgumentParser):
 def plan(options: argparse.Namespace) -> int:
     import json
 
-    from experiments.plan import plan as plan_run
+    from experiments.plan import plan_run
     from experiments.plan_text import plan_text
+    from train.plan.advice import parse_memory, parse_rate
 
-    facts = plan_run(options)
+    facts = plan_run(
+        settings_of(options),
+        memory=parse_memory(options.memory) if options.memory else None,
+        processes=options.processes,
+        length=options.length,
+        labelled=options.labelled,
+        rows=options.rows,
+        flops_per_second=parse_rate(options.flops) if options.flops else None,
+        measure=options.measure,
+    )
     print(json.dumps(facts) if options.json else plan_text(facts))
     return 0 if facts.get("fits", True) else 1
 
@@ -332,9 +344,34 @@ def add_quantize(parser: argparse.ArgumentParser):
 
 
 def quantize(options: argparse.Namespace) -> int:
-    from experiments.quantize import quantize as write_quantized
+    from experiments.quantize import quantize_model
+    from model.show import size_text
 
-    return write_quantized(options)
+    quantized = quantize_model(
+        options.model,
+        options.to,
+        Path(options.out),
+        revision=options.revision,
+        device=options.device or "auto",
+        dtype=options.dtype,
+        text=Path(options.text) if options.text else None,
+        tokens=options.tokens,
+        shard_bytes=int(options.shard_size * 1e9),
+    )
+    print(
+        f"quantised {options.model} to {options.to}: {quantized.parameters:,} parameters, "
+        f"{size_text(quantized.bytes_before)} before, {size_text(quantized.bytes_after)} now"
+    )
+    if fidelity := quantized.fidelity:
+        print(
+            f"measured  perplexity {fidelity.reference:.4f} before, {fidelity.other:.4f} now, "
+            f"mean KL divergence {fidelity.divergence:.2g} nats a token, on {fidelity.tokens:,} "
+            f"tokens of {options.text or 'solutions of word problems'}, computed in "
+            f"{str(quantized.dtype).removeprefix('torch.')}"
+        )
+    print_files(Path(options.out), quantized.files)
+    print(f"use it    as --model {options.out} of any command")
+    return 0
 
 
 def add_benchmark(parser: argparse.ArgumentParser):

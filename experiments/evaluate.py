@@ -1,8 +1,8 @@
 """A model measured: with adapters or without, on any sets, in a folder of its own, to be continued when it was interrupted."""
 
-import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from data.sources import load_data
 from eval.journal import remove_journals
 from eval.room import room_lines
 from eval.score import mark_leaks, predict, tables, write_predictions
+from experiments.folders import fresh_folder
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
 from experiments.labels import check_labels, reading_lines
-from experiments.options import MODEL_OPTIONS, given
-from experiments.run import first_items, fresh_folder
+from experiments.run import first_items
 from files.errors import UserError
 from files.reading import read_json
 from files.toml import parse_set
@@ -43,17 +43,28 @@ NOT_TO_MEASURE = {
 }  # what a run was trained with and measuring it has no use for
 
 
-def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, list[Path]]:
-    """(settings, folders of adapters) from a run's folder and the options given beside it. Raises UserError."""
-    chosen = given(options, MODEL_OPTIONS) | more
-    adapters = [Path(folder) for folder in options.adapter or []]
+def run_settings(
+    run: str | Path | None,
+    adapters: Sequence[Path] = (),
+    *,
+    options: dict | None = None,
+    config: str | None = None,
+    recipe: str | None = None,
+    sets: Sequence[str] = (),
+) -> tuple[Settings, list[Path]]:
+    """(settings, folders of adapters) for using what a run has trained, or a model without a run.
+
+    run: folder of a finished run; its settings and its adapter are the defaults.
+    options: settings laid over them, such as {"device": "cuda"}; sets: texts "KEY=VALUE".
+    config, recipe: as in train.settings.settings, without a run. Raises UserError.
+    """
+    adapters = list(adapters)
     for adapter in adapters:
         if (adapter / "adapter").is_dir():
             raise UserError(
                 f"--adapter {adapter} is the folder of a run; its adapter is {adapter / 'adapter'}"
             )
-    config, recipe, sets = (getattr(options, key, None) for key in ("config", "recipe", "set"))
-    for text in sets or []:
+    for text in sets:
         ((key, value),) = parse_set(text).items()
         if key in NOT_OF_MEASURING or (
             key == "eval" and isinstance(value, dict) and "before" in value
@@ -63,21 +74,23 @@ def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, lis
             raise UserError(
                 f"--set {text}: use --template, which counts beside what the adapter was trained with, too"
             )
-    if not options.run:
-        return settings(config, recipe, chosen, sets or []), adapters
+    if not run:
+        return settings(config, recipe, options, sets), adapters
+    folder = Path(run)
     if config or recipe:
         raise UserError(
             f"the folder of a run has its own settings: give either it or --{'config' if config else 'recipe'}"
         )
-    if not (Path(options.run) / "run.toml").is_file():
-        raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
-    if not adapters and not (Path(options.run) / "adapter").is_dir():
+    if not (folder / "run.toml").is_file():
+        raise UserError(f"{run} holds no run.toml: it is not the folder of a run")
+    if not adapters and not (folder / "adapter").is_dir():
         raise UserError(
-            f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}"
+            f"the run in {run} is not finished, it has no adapter yet: "
+            f"continue it with --resume {run}"
         )
     return settings(
-        str(Path(options.run) / "run.toml"), None, NOT_TO_MEASURE | chosen, sets or []
-    ), adapters or [Path(options.run) / "adapter"]
+        str(folder / "run.toml"), None, NOT_TO_MEASURE | (options or {}), sets
+    ), adapters or [folder / "adapter"]
 
 
 def load_with_adapter(

@@ -1,15 +1,15 @@
 """A grid of runs, from the options or a TOML file: models x adapters x seeds, and each model once without an adapter."""
 
-import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from adapters.config import overlay, presets
 from data.prompts import AUTO
 from data.sources import load_data
-from experiments.options import seeds_of, whole_paths
+from experiments.folders import absolute_paths
 from experiments.published import table_for
-from experiments.table import Job
+from experiments.table import Entry, Job, entry, run_jobs, write_table
 from files.errors import UserError
 from files.toml import parse_set, read_toml
 from files.writing import make_folder, write_text
@@ -36,42 +36,52 @@ class Grid:
 OWN = ("model", "seed", "data", "data_dir")  # what a grid says itself
 
 
-def grid_from(options: argparse.Namespace) -> Grid:
-    """The grid of a TOML file with the options laid over it; what neither says is that of the published table. Raises UserError."""
-    grid = build(
-        Grid, read_toml(Path(options.grid)) if options.grid else {}, options.grid or "options"
-    )
-    said = {
-        key: getattr(options, key)
-        for key in ("data", "data_dir", "recipe")
-        if getattr(options, key) is not None
+def make_grid(
+    file: str | Path | None = None,
+    *,
+    pocket: bool = False,
+    models: list[str] | None = None,
+    adapters: list[str] | None = None,
+    seeds: list[int] | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    recipe: str | None = None,
+    sets: Sequence[str] = (),
+) -> Grid:
+    """The grid of a TOML file with the arguments laid over it; the rest is the published table's.
+
+    pocket: the defaults are the pocket models and every preset instead. The data is fetched here,
+    once, before the runs. Raises UserError.
+    """
+    grid = build(Grid, read_toml(Path(file)) if file else {}, str(file or "options"))
+    given = {
+        "models": models,
+        "adapters": adapters,
+        "seeds": seeds,
+        "data": data,
+        "data_dir": data_dir,
+        "recipe": recipe,
     }
-    said |= {
-        key: [part for part in getattr(options, key).split(",") if part]
-        for key in ("models", "adapters")
-        if getattr(options, key) is not None
-    }
-    if options.seeds is not None:
-        said["seeds"] = seeds_of(options.seeds)
-    grid = replace(grid, **said, set=[*grid.set, *options.set])
-    if options.pocket:
+    said = {key: value for key, value in given.items() if value is not None}
+    grid = replace(grid, **said, set=[*grid.set, *sets])
+    if pocket:
         alone = [
             name for name, preset in presets().items() if preset.get("kind") != "fusion"
         ]  # a fusion needs adapters to be trained before
         grid = replace(
             grid, data=grid.data or "wordproblems", base=False
         )  # its runs measure the base themselves
-        models, adapters = pocket_names(), alone
+        default_models, default_adapters = pocket_names(), alone
     else:
         grid = replace(grid, data=grid.data or "math-v1")
         published = table_for(grid.data)
-        models, adapters = (
+        default_models, default_adapters = (
             (list(published.models), list(published.adapters)) if published else ([], [])
         )
     grid = replace(
         grid,
-        models=grid.models if grid.models or "models" in said else models,
-        adapters=grid.adapters if grid.adapters or "adapters" in said else adapters,
+        models=grid.models if grid.models or "models" in said else default_models,
+        adapters=grid.adapters if grid.adapters or "adapters" in said else default_adapters,
     )
     check(grid)
     load_data(
@@ -158,7 +168,7 @@ def made_for(grid: Grid, model: str, adapter: str, seed: int) -> Settings:
     else:  # measured alone: what is said of the adapters does not count
         table.pop("adapter", None)
         sets = [text for text in sets if "adapter" not in parse_set(text)]
-    return whole_paths(settings(None, grid.recipe or None, table, sets))
+    return absolute_paths(settings(None, grid.recipe or None, table, sets))
 
 
 def check_same(folder: Path, made: Settings, adapter: str) -> None:
@@ -183,3 +193,22 @@ def check_same(folder: Path, made: Settings, adapter: str) -> None:
             raise UserError(
                 f"{folder} was made with other settings ({'.'.join([key, *inner[:1]])}): give another --out, or remove it"
             )
+
+
+def run_grid(
+    grid: Grid, folder: Path, at_once: int = 1, say: Callable[[str], object] = print
+) -> tuple[list[Entry], list[Job]]:
+    """Train and measure a grid in `folder`: (an entry for each complete job, the jobs that failed).
+
+    Jobs that are complete there are not run again; `at_once` run at the same time. table.md,
+    table.csv and table.html are written. Raises UserError.
+    """
+    if at_once < 1:
+        raise UserError(f"--jobs {at_once} must be at least 1")
+    jobs = jobs_of(grid, folder)
+    say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
+    failed = run_jobs(jobs, at_once, say)
+    entries = [entry(job) for job in jobs if job not in failed]
+    if entries:
+        write_table(folder, entries, table_for(grid.data))
+    return entries, failed
