@@ -294,16 +294,15 @@ def plan(options: argparse.Namespace) -> int:
 
     from experiments.plan import plan_run
     from experiments.plan_text import plan_text
-    from train.plan.advice import parse_memory, parse_rate
 
     facts = plan_run(
         settings_of(options),
-        memory=parse_memory(options.memory) if options.memory else None,
+        memory=options.memory,
         processes=options.processes,
         length=options.length,
         labelled=options.labelled,
         rows=options.rows,
-        flops_per_second=parse_rate(options.flops) if options.flops else None,
+        flops=options.flops,
         measure=options.measure,
     )
     print(json.dumps(facts) if options.json else plan_text(facts))
