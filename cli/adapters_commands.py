@@ -5,8 +5,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from cli.options import add_model_options, print_files, settings_of, source_settings
+from cli.options import add_model_options, measure_settings
 from files.errors import UserError
+from model.show import size_text
 
 
 def add_show(parser: argparse.ArgumentParser):
@@ -35,11 +36,12 @@ def add_show(parser: argparse.ArgumentParser):
 
 def show(options: argparse.Namespace) -> int:
     from adapters.show import draw, trained
+    from cli.options import run_settings
     from experiments.layout import with_adapter
     from model.show import count, show_text
 
     model = (
-        with_adapter(settings_of(options), "cpu")
+        with_adapter(run_settings(options), "cpu")
         if options.adapter or options.config or options.set
         else None
     )
@@ -230,7 +232,7 @@ def source(options: argparse.Namespace):
     from experiments.folders import fresh_folder
     from train.base import check_model
 
-    made, adapters = source_settings(options)
+    made, adapters = measure_settings(options)
     if not adapters:
         raise UserError(
             "there is no adapter: give the folder of a run, or --model with --adapter FOLDER"
@@ -246,7 +248,7 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
     """
     import torch
 
-    from experiments.evaluate import load_with_adapter
+    from experiments.loading import load_with_adapter
     from files.reading import tensors
     from model.registry import resolve
     from train.base import choose_devices
@@ -259,7 +261,7 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
         )  # no scale of a quantised one
         half = first.dtype == torch.float16 and choose_devices(made)[0].type == "cpu"
         made = replace(made, dtype="float16" if half else "auto")
-    model, _, template, _ = load_with_adapter(made, adapters, options.average, words=False)
+    model, _, template, _ = load_with_adapter(made, adapters, options.average, with_tokenizer=False)
     if model.dtype == torch.float16 and model.input_embedding.weight.device.type == "cpu":
         model.dtype = torch.float32
     return model, template
@@ -304,6 +306,14 @@ def describe(model) -> str:
 
 def dtype_name(dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def print_files(folder: Path, files: list[Path]) -> None:
+    names = [f"{path.name} ({size_text(path.stat().st_size)})" for path in files]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    print(
+        f"written   {folder}: {', '.join(names[:12])}{more}, {size_text(sum(path.stat().st_size for path in files))} in all"
+    )
 
 
 COMMANDS = {"show": add_show, "merge": add_merge, "export": add_export, "combine": add_combine}

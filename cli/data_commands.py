@@ -161,9 +161,9 @@ def fetch_all(options: argparse.Namespace) -> int:
 
 
 def load(options: argparse.Namespace, name: str, test_share: float = 0.0) -> Data:
-    from cli.options import parse_columns
+    from cli.options import columns_of
 
-    columns = parse_columns(options.columns)
+    columns = columns_of(options.columns)
     return load_data(
         name,
         options.data_dir,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from files.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the options are there before torch is loaded
     from train.settings import Settings
 
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "quantize", "shard")
@@ -79,11 +79,11 @@ def data_settings(options: argparse.Namespace) -> dict:
         if not found["tests"]:
             raise UserError(f"--tests {options.tests!r} names no set")
     if options.columns is not None:
-        found["columns"] = parse_columns(options.columns)
+        found["columns"] = columns_of(options.columns)
     return found
 
 
-def parse_loads(texts: list[str]) -> dict[str, str]:
+def loads_of(texts: list[str]) -> dict[str, str]:
     """["math=runs/a/adapter"] -> its names and folders. Raises UserError."""
     found: dict[str, str] = {}
     for text in texts:
@@ -96,7 +96,7 @@ def parse_loads(texts: list[str]) -> dict[str, str]:
     return found
 
 
-def parse_seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
     """ "0,1,2" -> its numbers. Raises UserError."""
     try:
         return [int(seed) for seed in text.split(",")]
@@ -104,7 +104,7 @@ def parse_seeds(text: str) -> list[int]:
         raise UserError(f"--seeds {text!r} should be whole numbers, such as 0,1,2") from None
 
 
-def parse_columns(text: str | None) -> dict[str, str]:
+def columns_of(text: str | None) -> dict[str, str]:
     """ "instruction=question,answer=label" -> its pairs. Raises UserError."""
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []
     if not all(field.strip() and name.strip() for field, _, name in pairs):
@@ -127,46 +127,36 @@ def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
     return found | ({"quantize": ""} if found.get("quantize") == "none" else {})
 
 
-def settings_of(options: argparse.Namespace) -> "Settings":
-    """The settings that the options of plan or show stand for. Raises UserError."""
+def measure_settings(
+    options: argparse.Namespace, more: dict | None = None
+) -> "tuple[Settings, list[Path]]":
+    """(settings, folders of adapters) of the commands that use a trained model. Raises UserError."""
+    from experiments.loading import settings_to_measure
+
+    return settings_to_measure(
+        options.run,
+        options.adapter or [],
+        config=getattr(options, "config", None),
+        recipe=getattr(options, "recipe", None),
+        options=given(options, MODEL_OPTIONS) | (more or {}),
+        sets=getattr(options, "set", None) or [],
+    )
+
+
+def run_settings(options: argparse.Namespace) -> "Settings":
+    """The settings that the options of `plan` or `show` stand for. Raises UserError."""
     from experiments.continued import settings_to_continue
     from train.settings import settings
 
     chosen = given(options, tuple(key for key in MODEL_OPTIONS if hasattr(options, key)))
     source = getattr(options, "continue_from", None)
+    recipe = getattr(options, "recipe", None)
     if not options.config and source is None:
         chosen.setdefault("model", "llama-7b")
     if options.adapter:
         chosen["adapter"] = {"preset": options.adapter}
     if getattr(options, "load", None):
-        chosen["load"] = parse_loads(options.load)
-    recipe = getattr(options, "recipe", None)
+        chosen["load"] = loads_of(options.load)
     if source is not None:
         return settings_to_continue(source, options.config, recipe, chosen, options.set)
     return settings(options.config, recipe, chosen, options.set)
-
-
-def source_settings(options: argparse.Namespace, more: dict | None = None):
-    """(settings, folders of adapters) of a command that uses a run or --adapter. Raises UserError."""
-    from experiments.evaluate import run_settings
-
-    return run_settings(
-        options.run,
-        [Path(folder) for folder in options.adapter or []],
-        options=given(options, MODEL_OPTIONS) | (more or {}),
-        config=getattr(options, "config", None),
-        recipe=getattr(options, "recipe", None),
-        sets=getattr(options, "set", None) or [],
-    )
-
-
-def print_files(folder: Path, files: list[Path]) -> None:
-    """One line on the files that a command has written, with their sizes."""
-    from model.show import size_text
-
-    names = [f"{path.name} ({size_text(path.stat().st_size)})" for path in files]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    print(
-        f"written   {folder}: {', '.join(names[:12])}{more}, "
-        f"{size_text(sum(path.stat().st_size for path in files))} in all"
-    )

@@ -12,9 +12,7 @@ from cli.options import (
     add_model_options,
     data_settings,
     given,
-    parse_loads,
-    print_files,
-    settings_of,
+    loads_of,
 )
 from files.errors import UserError, unknown
 
@@ -113,7 +111,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     if options.adapter is not None:
         chosen["adapter"] = {"preset": options.adapter}
     if options.load:
-        chosen["load"] = parse_loads(options.load)
+        chosen["load"] = loads_of(options.load)
     if of_training := given(options, ("max_steps", "keep")):
         chosen["train"] = of_training
     if options.items is not None:
@@ -216,13 +214,14 @@ def pretrain(options: argparse.Namespace) -> int:
     from experiments.folders import fresh_folder
     from experiments.pretrain import pretrain as train_from_scratch
 
-    return train_from_scratch(
+    signal = train_from_scratch(
         options.recipe,
         options.family,
         fresh_folder(Path(options.out), numbered=False),
         options.seed,
         options.max_steps,
     )
+    return 128 + signal if signal else 0
 
 
 def add_plan(parser: argparse.ArgumentParser):
@@ -292,11 +291,12 @@ def add_plan(parser: argparse.ArgumentParser):
 def plan(options: argparse.Namespace) -> int:
     import json
 
+    from cli.options import run_settings
     from experiments.plan import plan_run
     from experiments.plan_text import plan_text
 
     facts = plan_run(
-        settings_of(options),
+        run_settings(options),
         memory=options.memory,
         processes=options.processes,
         length=options.length,
@@ -344,32 +344,19 @@ def add_quantize(parser: argparse.ArgumentParser):
 
 def quantize(options: argparse.Namespace) -> int:
     from experiments.quantize import quantize_model
-    from model.show import size_text
 
-    quantized = quantize_model(
+    result = quantize_model(
         options.model,
-        options.to,
         Path(options.out),
+        options.to,
         revision=options.revision,
         device=options.device or "auto",
         dtype=options.dtype,
-        text=Path(options.text) if options.text else None,
+        text=options.text,
         tokens=options.tokens,
-        shard_bytes=int(options.shard_size * 1e9),
+        shard_size=options.shard_size,
     )
-    print(
-        f"quantised {options.model} to {options.to}: {quantized.parameters:,} parameters, "
-        f"{size_text(quantized.bytes_before)} before, {size_text(quantized.bytes_after)} now"
-    )
-    if fidelity := quantized.fidelity:
-        print(
-            f"measured  perplexity {fidelity.reference:.4f} before, {fidelity.other:.4f} now, "
-            f"mean KL divergence {fidelity.divergence:.2g} nats a token, on {fidelity.tokens:,} "
-            f"tokens of {options.text or 'solutions of word problems'}, computed in "
-            f"{str(quantized.dtype).removeprefix('torch.')}"
-        )
-    print_files(Path(options.out), quantized.files)
-    print(f"use it    as --model {options.out} of any command")
+    print("\n".join(result.lines()))
     return 0
 
 

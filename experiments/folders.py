@@ -1,7 +1,4 @@
-"""Folders of runs and evaluations, and settings whose paths do not depend on where we stand.
-
-Importing this module does not import torch.
-"""
+"""Folders of results, and settings whose paths hold from any working directory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,31 +6,30 @@ from typing import TYPE_CHECKING
 
 from files.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line needs this file before torch is loaded
     from train.settings import Settings
 
 
 def fresh_folder(path: Path, numbered: bool) -> Path:
-    """A folder for new results that is empty or does not exist; it is not created here.
+    """A folder for new results: `path`, or `path`-2, -3 ... where `numbered`. It is not created.
 
-    numbered: where `path` is taken, try path-2, path-3 and so on; else raise UserError.
+    A folder that holds files is never chosen. Raises UserError where `path` itself is taken and
+    `numbered` is False.
     """
     candidate, number = path, 1
     while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
         if not numbered:
             unfinished = (path / "run.toml").is_file() and not (path / "result.json").is_file()
-            hint = f", or continue the run in it with: python run.py --resume {path}"
-            raise UserError(
-                f"{path} exists and is not {'empty' if path.is_dir() else 'a folder'}: "
-                f"give another --out{hint if unfinished else ''}"
-            )
+            hint = f", or resume its run with: python run.py --resume {path}" * unfinished
+            state = "not empty" if path.is_dir() else "not a folder"
+            raise UserError(f"{path} exists and is {state}: give another --out{hint}")
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
 
 
 def absolute_paths(settings: "Settings") -> "Settings":
-    """The settings with absolute paths, so that the run can be resumed from any folder."""
+    """The settings with absolute paths, so that the run can be resumed from any directory."""
 
     def folder(name: str) -> str:
         return str(Path(name).resolve()) if name and Path(name).is_dir() else name
@@ -48,5 +44,5 @@ def absolute_paths(settings: "Settings") -> "Settings":
         data_dir=folder(settings.data_dir),
         tests=[file(name) for name in settings.tests],
         continue_from=folder(settings.continue_from),
-        load={name: folder(path) for name, path in settings.load.items()},
+        load={name: folder(where) for name, where in settings.load.items()},
     )

@@ -1,11 +1,11 @@
-"""A model written in 8 or 4 bits and measured beside the original."""
+"""Write a model with its weights in 8 or 4 bits, and measure what that costs."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from data.batches import encode_row
+from data.batches import Example, encode_row
 from data.prompts import template
 from data.wordproblems import TRAINED, problems
 from eval.fidelity import Fidelity, compare, predictions, windows
@@ -13,88 +13,117 @@ from experiments.folders import fresh_folder
 from files.errors import UserError, unknown
 from model import load_model, load_tokenizer
 from model.quantize import STORED_AS, save_quantized
-from model.show import count
+from model.show import count, size_text
 from train.base import DTYPES, check_model, choose_devices
 from train.settings import Settings
 
+MEASURED_ON = "solutions of word problems"
+
 
 @dataclass(frozen=True)
-class QuantizedModel:
-    """What `quantize_model` wrote, and how far it is from the original."""
+class Quantized:
+    """The result of `quantize_model`; sizes are bytes of all parameters and buffers."""
 
+    model: str
+    to: str
+    folder: Path
     files: list[Path]
     parameters: int
-    bytes_before: int  # in memory
+    bytes_before: int
     bytes_after: int
-    dtype: torch.dtype  # of the computation
+    dtype: str  # of the computation
     fidelity: Fidelity | None  # None: not measured
+    text: str  # what was measured on
+
+    def lines(self) -> list[str]:
+        lines = [
+            f"quantised {self.model} to {self.to}: {self.parameters:,} parameters, "
+            f"{size_text(self.bytes_before)} before, {size_text(self.bytes_after)} now"
+        ]
+        if found := self.fidelity:
+            lines.append(
+                f"measured  perplexity {found.reference:.4f} before, {found.other:.4f} now, mean KL "
+                f"divergence {found.divergence:.2g} nats a token, on {found.tokens:,} tokens of "
+                f"{self.text}, computed in {self.dtype}"
+            )
+        names = ", ".join(path.name for path in self.files[:12])
+        total = size_text(sum(path.stat().st_size for path in self.files))
+        lines.append(f"written   {self.folder}: {names}, {total} in all")
+        return [*lines, f"use it    as --model {self.folder} of any command"]
 
 
 def quantize_model(
-    name: str,
-    to: str,
+    model: str,
     folder: Path,
+    to: str,
     *,
     revision: str | None = None,
     device: str = "auto",
     dtype: str | None = None,
-    text: Path | None = None,
+    text: str | None = None,
     tokens: int = 1024,
-    shard_bytes: int = 5 * 10**9,
-) -> QuantizedModel:
-    """Write a model with the weights of its blocks quantised to `to` (int8, llm-int8 or nf4).
+    shard_size: float = 5.0,
+) -> Quantized:
+    """Write the model to `folder` with the weights of its blocks stored as `to`.
 
-    Both forms predict the first `tokens` tokens of `text` (None: solutions of word problems) and
-    are compared; tokens=0 compares nothing. They are never in memory together. dtype: of the other
-    weights and the computation (None: the checkpoint's). Raises UserError.
+    model: a known name, a hub repository or a folder. to: int8, llm-int8 or nf4. dtype: of the
+    other weights and the computation (None: the checkpoint's own). Perplexity and KL divergence are
+    measured on the first `tokens` tokens of the file `text`, or of word problems' solutions; 0: not
+    at all. shard_size: largest file, in GB. The two models are never in memory together.
+    Raises UserError.
     """
     if to not in STORED_AS:
         raise unknown("quantization", to, STORED_AS)
-    if tokens < 0 or tokens == 1 or not 0 < shard_bytes < 10**15:
+    if tokens < 0 or tokens == 1 or not 0 < shard_size < 1e6:
         raise UserError("--tokens should be 0, or 2 and more, and --shard-size a number of GB")
     if dtype not in (None, *DTYPES):
         raise unknown("dtype", dtype, DTYPES)
     folder = fresh_folder(folder, numbered=False)
-    check_model(name)
-    rows = measured_rows(name, revision, text, tokens) if tokens else []
+    check_model(model)
+    rows = rows_to_measure(model, revision, text, tokens) if tokens else []
+    devices = choose_devices(replace(Settings(), device=device))
 
     def load(quantize: str):
-        """float16 on a CPU is stored so and computed in float32, which is faster there."""
-        devices = choose_devices(replace(Settings(), device=device))
-        model = load_model(
-            name, dtype=DTYPES.get(dtype), devices=devices, quantize=quantize, revision=revision
+        """float16 on a CPU is stored so and computed in float32, as its arithmetic is slow there."""
+        loaded = load_model(
+            model, dtype=DTYPES.get(dtype), devices=devices, quantize=quantize, revision=revision
         )
-        if model.dtype == torch.float16 and devices[0].type == "cpu":
-            model.dtype = torch.float32
-        return model
+        if loaded.dtype == torch.float16 and devices[0].type == "cpu":
+            loaded.dtype = torch.float32
+        return loaded
 
-    model = load("")
-    if model.quantize:
+    net = load("")
+    if net.quantize:
         raise UserError(
-            f"{name} is stored as {model.quantize} already: give the model it was made from"
+            f"{model} is stored as {net.quantize} already: give the model it was made from"
         )
-    bytes_before = size(model)
-    reference = list(predictions(model, rows))
-    del model
-    model = load(to)
-    fidelity = compare(reference, predictions(model, rows)) if rows else None
-    files = save_quantized(model, folder, shard_bytes)
-    return QuantizedModel(files, count(model), bytes_before, size(model), model.dtype, fidelity)
+    bytes_before = size(net)
+    reference = list(predictions(net, rows))
+    del net
+    net = load(to)
+    fidelity = compare(reference, predictions(net, rows)) if rows else None
+    files = save_quantized(net, folder, int(shard_size * 1e9))
+    dtype = str(net.dtype).removeprefix("torch.")
+    return Quantized(
+        model, to, folder, files, count(net), bytes_before, size(net), dtype, fidelity,
+        text or MEASURED_ON,
+    )  # fmt: skip
 
 
-def measured_rows(name: str, revision: str | None, text: Path | None, tokens: int) -> list:
-    """Rows of `tokens` tokens of the text file; without one, word problems with so many tokens in
-    their solutions, which alone are weighted. Raises UserError."""
-    tokenizer, rows = load_tokenizer(name, revision), []
-    if text is None:
+def rows_to_measure(
+    model: str, revision: str | None, text: str | None, tokens: int
+) -> list[Example]:
+    """The first tokens of a text; or word problems, of which the solutions count. Raises UserError."""
+    tokenizer, rows = load_tokenizer(model, revision), []
+    if not text:
+        manners = [problems(manner, "test", 0) for manner in TRAINED]
         alpaca = template("alpaca", tokenizer)
-        styles = [problems(style, "test", 0) for style in TRAINED]
         while sum(sum(row.weights) for row in rows) < tokens:
-            problem = next(styles[len(rows) % len(styles)])
+            problem = next(manners[len(rows) % len(manners)])
             rows.append(encode_row(tokenizer, problem, alpaca, cutoff=512)[0])
         return rows
     try:
-        ids = tokenizer.encode(text.read_text(encoding="utf-8"), bos=True)[:tokens]
+        ids = tokenizer.encode(Path(text).read_text(encoding="utf-8"), bos=True)[:tokens]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--text {text} cannot be read: {error}") from None
     if len(ids) < 2:
@@ -103,5 +132,5 @@ def measured_rows(name: str, revision: str | None, text: Path | None, tokens: in
 
 
 def size(model) -> int:
-    """Bytes of all that the model holds."""
+    """Bytes of all parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

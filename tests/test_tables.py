@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cli.options import parse_columns
+from cli.options import columns_of
 from data.rows import NAMED as SAID
 from data.rows import read_table
 from data.tables import ENDINGS
@@ -132,9 +132,9 @@ def test_columns_of_another_name(read, said):
 
 
 def test_a_field_of_columns_that_is_named_twice():
-    assert parse_columns("instruction=q, input=q") == {"instruction": "q", "input": "q"}
+    assert columns_of("instruction=q, input=q") == {"instruction": "q", "input": "q"}
     with pytest.raises(UserError, match=r"names the field output twice: give it one column$"):
-        parse_columns("output=a,instruction=q, output =b")
+        columns_of("output=a,instruction=q, output =b")
 
 
 def test_one_giant_line(read):
