@@ -18,7 +18,7 @@ from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
 from experiments.labels import check_labels, reading_lines
 from experiments.loading import load_with_adapter
-from experiments.run import first_items
+from experiments.prepare import first_items
 from files.errors import UserError
 from files.reading import read_json
 from files.writing import held, write_text

@@ -10,7 +10,7 @@ from data.sources import load_data
 from experiments.folders import absolute_paths
 from experiments.jobs import Job, run_jobs
 from experiments.published import table_for
-from experiments.table import Entry, entry, markdown, write_table
+from experiments.table import Entry, entry, summary, write_table
 from files.errors import UserError
 from files.toml import parse_set, read_toml
 from files.writing import make_folder, write_text
@@ -106,7 +106,7 @@ def run_grid(
         table = table_for(grid.data)
         write_table(folder, entries, table)
         files = ", ".join(str(folder / f"table.{kind}") for kind in ("md", "csv", "html"))
-        say(f"\n{markdown(entries, table)}\ntable: {files}")
+        say(f"\n{summary(entries, table).to_markdown()}\ntable: {files}")
     if failed:
         names = ", ".join(job.folder.name for job in failed)
         raise UserError(

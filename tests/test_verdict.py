@@ -244,7 +244,7 @@ def test_a_wrong_model_is_said_before_any_data_is_fetched(tmp_path, monkeypatch,
 
     monkeypatch.setattr("experiments.rows.load_data", fetched)
     monkeypatch.setattr("experiments.evaluate.load_data", fetched)
-    monkeypatch.setattr("experiments.run.load_base", fetched)
+    monkeypatch.setattr("experiments.prepare.load_base", fetched)
     folders = {name: tmp_path / name for name in ("no-words", "no-weights", "small")}
     for folder in folders.values():
         shutil.copytree(POCKET / "llama", folder)
