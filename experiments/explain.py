@@ -1,7 +1,5 @@
 """What each test set tests, in a line: for report.html."""
 
-from data.wordproblems import MANNERS
-
 ABOUT = {
     "multiarith": "arithmetic word problems of two or more steps (Roy & Roth 2015)",
     "addsub": "addition and subtraction in short stories (Hosseini et al. 2014)",
@@ -27,6 +25,6 @@ def explanation(name: str, data: str) -> str:
     text = ABOUT.get(name.lower().removesuffix("-unseen"))
     if text is None:
         return f"rows held out of {data}" if name in data else "rows of your file"
-    if name in MANNERS or unseen:  # spelled in small letters: generated, not the published set
+    if unseen or data == "wordproblems":
         text = text.replace(" (", "; generated, modelled on ")[:-1]
     return text + "; in sentence forms that training did not have" * unseen

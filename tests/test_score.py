@@ -10,18 +10,10 @@ from test_data import write_paper_folder
 import run as command_line
 from data.prompts import template
 from data.sources import load_data
-from eval import score
+from eval import predict as predicting
 from eval.choices import choices, form_of, spelled_as_in
 from eval.predict import judge, predict
-from eval.score import (
-    Score,
-    clean,
-    mean_score,
-    read_predictions,
-    scores,
-    tables,
-    write_predictions,
-)
+from eval.score import Score, clean, mean_score, read_predictions, scores, tables, write_predictions
 from experiments.inspect import chosen
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
@@ -124,8 +116,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return respond(*arguments)
 
-    respond = score.respond
-    monkeypatch.setattr(score, "respond", two_batches_then_stop)
+    respond = predicting.generated
+    monkeypatch.setattr(predicting, "generated", two_batches_then_stop)
     with pytest.raises(KeyboardInterrupt):
         answers(pocket, problems, HOW, journal=journal)
     text = journal.read_text()
@@ -133,8 +125,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     journal.write_text(text[:-7])  # a kill in the middle of a line
     calls.clear()
     monkeypatch.setattr(
-        score,
-        "respond",
+        predicting,
+        "generated",
         lambda *arguments: (calls.append(len(arguments[2])), respond(*arguments))[1],
     )
     assert (
@@ -171,6 +163,28 @@ def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path
     ):
         with pytest.raises(UserError, match="made in another way"):
             answers(pocket, tests, how, journal=journal)
+    few = {"addsub": problems["addsub"][:1]}
+    drawn = replace(HOW, temperature=1.0, top_k=5, top_p=0.9)
+    answers(pocket, few, drawn, journal=tmp_path / "drawn.part")
+    for change in ({"top_k": 6}, {"top_p": 0.8}, {"temperature": 0.9}):
+        with pytest.raises(UserError, match="made in another way"):
+            answers(pocket, few, replace(drawn, **change), journal=tmp_path / "drawn.part")
+
+
+def test_a_draw_from_the_likeliest_token_alone_is_greedy(pocket, problems):
+    """eval.top_k and eval.top_p reach the sampling: without them a high temperature changes answers."""
+    few = {"addsub": problems["addsub"]}
+    greedy, free, first, least = (
+        [one["output"] for one in answers(pocket, few, replace(HOW, **more))]
+        for more in (
+            {},
+            {"temperature": 5.0},
+            {"temperature": 5.0, "top_k": 1},
+            {"temperature": 5.0, "top_p": 1e-6},
+        )
+    )
+    assert free != greedy
+    assert first == least == greedy
 
 
 def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
@@ -440,10 +454,10 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
         "4",
     )
     assert main(*words, "--out", tmp_path / "whole") == 0
-    respond, calls = score.respond, []
+    respond, calls = predicting.generated, []
     monkeypatch.setattr(
-        score,
-        "respond",
+        predicting,
+        "generated",
         lambda *a: (
             (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1]
         ),
@@ -451,7 +465,7 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
     with pytest.raises(stopped):
         main(*words, "--out", out)
     assert f"evaluate --resume {out}" in capsys.readouterr().out
-    monkeypatch.setattr(score, "respond", respond)
+    monkeypatch.setattr(predicting, "generated", respond)
     assert main(*words, "--out", out) == 1
     assert "continue it with" in capsys.readouterr().err
     assert main("evaluate", "--resume", out) == 0
@@ -461,14 +475,14 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
 
 
 def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, capsys, monkeypatch):
-    respond, others = score.respond, []
+    respond, others = predicting.generated, []
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(score, "respond", respond)
+        monkeypatch.setattr(predicting, "generated", respond)
         others.append(main("evaluate", "--resume", tmp_path / "out"))
         return respond(*arguments)
 
-    monkeypatch.setattr(score, "respond", meanwhile)
+    monkeypatch.setattr(predicting, "generated", meanwhile)
     words = (
         "evaluate",
         "--model",
