@@ -101,10 +101,10 @@ def train(options: argparse.Namespace) -> int:
 
 
 def train_in(processes: "Processes", options: argparse.Namespace) -> int:
+    from experiments.base import for_processes
     from experiments.continued import settings_to_continue
     from experiments.run import can_resume, fresh_folder, resume_settings, run
     from experiments.text import loss_text, published_lines, score_lines
-    from train.base import for_processes
     from train.settings import settings
 
     chosen = given(options, (*MODEL_OPTIONS, "seed")) | data_settings(options)

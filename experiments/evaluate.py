@@ -15,6 +15,7 @@ from data.sources import load_data
 from eval.journal import remove_journals
 from eval.room import room_lines
 from eval.score import mark_leaks, predict, tables, write_predictions
+from experiments.base import check_base, load_base, load_tokenizer_of, toy_lines
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
 from experiments.labels import check_labels, reading_lines
@@ -24,8 +25,7 @@ from files.errors import UserError
 from files.reading import read_json
 from files.toml import parse_set
 from files.writing import held, write_text
-from train.base import check_base, load_base, load_words, toy_lines
-from train.parallel import ALONE, Processes
+from train.parallel import SINGLE, Processes
 from train.settings import Settings, settings, to_toml
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
@@ -86,14 +86,14 @@ def load_with_adapter(
     average: bool = False,
     words: bool = True,
     form: str | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
     is_own: bool = False,
 ):
     """(model, tokenizer or None, prompt template, what the adapters' files say of their runs): the base of the settings with the adapters of these
     folders, stacked or averaged. The template is the one they were trained with, or that of the name `form`; `is_own`: it is for data or an instruction of
     the user's. Raises UserError."""
     model = load_base(made, processes)
-    tokenizer = load_words(made, model) if words else None
+    tokenizer = load_tokenizer_of(made, model) if words else None
     names = (
         ["default"]
         if len(adapters) == 1
@@ -132,7 +132,7 @@ def evaluate(
     folder: Path,
     average: bool = False,
     form: str | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> Measured:
     """Measure in `folder`, going on with what is there, which no other process can do at the same time; of several `processes` rank 0 writes.
     Raises UserError."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from adapters.config import overlay, presets
 from data.prompts import AUTO
 from data.sources import load_data
+from experiments.base import check_model
 from experiments.options import seeds_of, whole_paths
 from experiments.published import table_for
 from experiments.table import Job
@@ -14,7 +15,6 @@ from files.errors import UserError
 from files.toml import parse_set, read_toml
 from files.writing import make_folder, write_text
 from model.registry import pocket_names
-from train.base import check_model
 from train.settings import Settings, build, settings, to_toml
 
 
