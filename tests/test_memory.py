@@ -91,7 +91,7 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        "train.base.load_model", lambda *_, **__: pytest.fail("the model was loaded")
+        "experiments.base.load_model", lambda *_, **__: pytest.fail("the model was loaded")
     )
     for words, said in (
         (["--set", "train.offload=true"], "this run is on the CPU"),

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
-from model.devices import place_of
 from train.loss import CHUNK, summed_loss
 from train.plan.footprint import Footprint, kernels_of, watch
 from train.settings import Eval, Train
@@ -101,7 +100,7 @@ def sizes(model: nn.Module, tensors: dict[str, Tensor], device: str) -> list[int
     """The bytes of these tensors by place; a storage with two names counts once."""
     footprint = Footprint(round_to=ROUNDING[device])
     for name, tensor in tensors.items():
-        footprint.see(tensor, 1 + place_of(model, name))
+        footprint.see(tensor, 1 + model.place_of(name))
     return footprint.live(len(model.blocks) + 2)
 
 
@@ -110,7 +109,7 @@ def counting(model: nn.Module, device: str, share: float = 1.0) -> Iterator[Foot
     """A footprint that has counted the model's tensors already."""
     footprint = Footprint(share, ROUNDING[device])
     for name, tensor in all_tensors(model).items():
-        footprint.see(tensor, 1 + place_of(model, name))
+        footprint.see(tensor, 1 + model.place_of(name))
     with kernels_of(device), watch(model, footprint), footprint:
         yield footprint
     footprint.alive.clear()  # do not record what is freed later
@@ -150,7 +149,7 @@ def training_step(
     places = len(model.blocks) + 2
     by_place: dict[int, list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        by_place.setdefault(1 + place_of(model, name), []).append(parameter)
+        by_place.setdefault(1 + model.place_of(name), []).append(parameter)
     optimizers = {
         place: torch.optim.AdamW(parameters, foreach=device == "cuda")
         for place, parameters in by_place.items()
@@ -174,7 +173,7 @@ def training_step(
         moments = minus(footprint.live(places), static)
         for name, parameter in trained.items():
             if parameter.grad is not None:
-                footprint.see(parameter.grad, 1 + place_of(model, name))
+                footprint.see(parameter.grad, 1 + model.place_of(name))
         begin, first = footprint.live(places), len(footprint.events)
         ids = torch.zeros(rows, length, dtype=torch.long, device=at)
         weights = torch.ones(rows, length, device=at)
