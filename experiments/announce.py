@@ -3,11 +3,11 @@
 from torch import nn
 
 from data.prompts import AUTO
+from experiments.base import toy_lines
 from experiments.history import history_lines
 from experiments.prepare import Prepared
 from model.language import LanguageModel
 from model.quantize import quantized_weights
-from train.base import toy_lines
 
 
 def announce(run: Prepared, template_setting: str) -> None:

@@ -15,6 +15,7 @@ from data.leakage import Leak
 from data.prompts import AUTO, NAMES, Template
 from data.sources import Data
 from eval.room import positions_of, room_lines
+from experiments.base import check_base, choose_devices, load_base
 from experiments.continued import Start, load_start, template_of
 from experiments.held_out import HeldOut, hold_out_share
 from experiments.history import held_out_seen, seen_in_training
@@ -33,7 +34,6 @@ from experiments.tracker import check_tracker
 from files.errors import UserError, unknown
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
-from train.base import check_base, choose_devices, load_base
 from train.parallel import Processes
 from train.settings import Settings, to_toml
 

@@ -24,7 +24,7 @@ from files.errors import UserError
 from files.writing import JsonLines, held, write_text
 from train.checkpoint import checkpoints
 from train.loop import Outcome, train
-from train.parallel import ALONE, Processes
+from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
 
@@ -54,7 +54,7 @@ class Result:
 
 
 def run(
-    settings: Settings, folder: Path, resume: bool = False, processes: Processes = ALONE
+    settings: Settings, folder: Path, resume: bool = False, processes: Processes = SINGLE
 ) -> Result:
     """Measure, train and measure again, in `folder`, which no other process can use meanwhile.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from eval.score import Score, mean_score
 from eval.table import Cell, Table
-from experiments.jobs import Job
 from experiments.curves import read_log
+from experiments.jobs import Job
 from experiments.page import page, paragraph
 from experiments.published import SPELLED, Figures, Published, percents
 from experiments.text import loss_text
