@@ -256,10 +256,10 @@ def inspect(options: argparse.Namespace) -> int:
     from eval.answers import MODES
     from experiments.inspect import (
         block,
-        chosen,
         place,
         predictions_in,
         run_lines,
+        select,
         summary,
         without_predictions,
     )
@@ -281,7 +281,7 @@ def inspect(options: argparse.Namespace) -> int:
         return 0
     predictions = predictions_in(Path(options.run))
     beats = predictions_in(Path(options.beats)) if options.beats else None
-    found = chosen(
+    found = select(
         predictions,
         sets=options.set,
         right=True if options.right else False if options.wrong else None,

@@ -52,11 +52,12 @@ HASHES = re.compile(r"#{4,} ?([^\n#]{1,200})")
 
 
 def own_text(text: str, is_answer: Callable[[str], bool]) -> str:
-    """A text in plain form, without what a model writes before and behind its own answer.
+    """A text in plain form, without what a model writes before and after its own answer.
 
-    Dropped are: its thoughts up to </think>, or to the end where they do not end; everything behind a token that ends a turn, behind the
-    first "#### ANSWER" (as GSM8K ends a solution), and, once an answer was announced, from another
-    problem on. is_answer: whether a line behind #### is nothing but an answer.
+    Dropped are: its thoughts up to </think>, or to the end where they do not end; everything after
+    a token that ends a turn and after the first "#### ANSWER" (as GSM8K ends a solution); and, once
+    an answer was announced, everything from another problem on. is_answer: whether a line after
+    #### is an answer and nothing else.
     """
     said = text.rpartition("</think>")[2]
     text = plain(said.partition("<think>")[0] if said.strip() else text)

@@ -1,4 +1,4 @@
-"""Answers of a model to problems: generate or compare likelihoods, read, and keep every prediction."""
+"""Answers of a model to problems: generated or the likeliest option, read by both readers."""
 
 import hashlib
 import sys
@@ -31,7 +31,7 @@ Pairs = dict[str, tuple[list[int], list[int]]]  # option -> (ids of its context,
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded; the Eval of train/settings.py has the same fields, described there."""
+    """How answers are decoded; train/settings.py describes the same fields of its Eval."""
 
     batch_size: int = 16
     max_new_tokens: int = 256

@@ -1,4 +1,4 @@
-"""Prompts that a model has no positions for: found before time is spent on others, named, and counted as wrong.
+"""Prompts that a model has no positions for: named before anything is answered, counted as wrong.
 
 OPT and GPT-J have a table of positions that ends; LLaMA's rotary angles and BLOOM's ALiBi go on.
 """

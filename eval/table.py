@@ -55,10 +55,10 @@ class Table:
             f"<th{kind}>{html.escape(head)}</th>"
             for kind, head in zip(kinds, self.heads, strict=True)
         )
-        rows = "".join(
-            f"<tr>{''.join(f'<td{k}>{cell_html(c)}</td>' for k, c in zip(kinds, r, strict=True))}</tr>"
-            for r in self.rows
-        )
+        rows = ""
+        for row in self.rows:
+            cells = (f"<td{kind}>{cell_html(c)}</td>" for kind, c in zip(kinds, row, strict=True))
+            rows += f"<tr>{''.join(cells)}</tr>"
         return f'<div class="scroll"><table><tr>{heads}</tr>\n{rows}</table></div>'
 
     def to_csv(self) -> str:

@@ -21,8 +21,8 @@ def announce(run: Prepared, template_setting: str) -> None:
         *indented(toy_lines(s.model)),
         *indented(f"layers {x.first} to {x.end - 1} on {x.device}" for x in model.stages),
         *(f"loaded   {name}, frozen, from {folder}" for name, folder in s.load.items()),
-        f"adapter  {run.preset or run.config.kind} at {run.config.place()}: {trained:,} parameters, "
-        f"{100 * trained / base:.2f}% of the model",
+        f"adapter  {run.preset or run.config.kind} at {run.config.place()}: {trained:,} "
+        f"parameters, {100 * trained / base:.2f}% of the model",
     ]
     if start:
         before = [f"trained before on {line}" for line in history_lines(start.history)]

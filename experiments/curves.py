@@ -71,12 +71,14 @@ def loss_chart(entries: Sequence[dict]) -> str:
     rates = [(e["step"], e["learning_rate"]) for e in used]
     most = max(rate for _, rate in rates) or 1.0
     rate = path(rates, x, lambda value: 100 - 100 * value / most)
-    drawing = 'preserveAspectRatio="none" role="img"'
+    svg = '<svg preserveAspectRatio="none" role="img"'
+    whole = f'viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="training loss by step"'
+    below = f'viewBox="0 0 {WIDTH} 100" class="rate" aria-label="learning rate by step"'
     return f"""<div class="key">{key}</div>
 <div class="chart"><div class="axis">{labels}</div>
-<svg viewBox="0 0 {WIDTH} {HEIGHT}" {drawing} aria-label="training loss by step">{grid}{drawn}{dots}</svg>
+{svg} {whole}>{grid}{drawn}{dots}</svg>
 <div class="steps"><span>step {first:,}</span><span>{last:,}</span></div>
-<svg class="rate" viewBox="0 0 {WIDTH} 100" {drawing} aria-label="learning rate by step"><path d="{rate}"/></svg>
+{svg} {below}><path d="{rate}"/></svg>
 <div class="steps"><span>learning rate, highest {most:.2g}</span></div></div>"""
 
 

@@ -91,7 +91,7 @@ def make_grid(
 def run_grid(
     grid: Grid, folder: Path, at_once: int = 1, say: Callable[[str], None] = print
 ) -> list[Entry]:
-    """Run what is missing of the grid, `at_once` runs at a time, and write table.md, .html and .csv.
+    """Run what is missing of the grid, `at_once` runs at a time, and write table.md, .html, .csv.
 
     Returns the entries of the table. Raises UserError where runs failed, or have nothing to show,
     after the table of the others is written.
@@ -163,7 +163,7 @@ def check_settings(where: str, table: dict) -> None:
 
 
 def jobs_of(grid: Grid, folder: Path) -> list[Job]:
-    """The jobs of a grid, each in a folder of its own, with its complete settings in a file beside it.
+    """The jobs of a grid, each in a folder of its own, with its complete settings beside it.
 
     Raises UserError for settings that do not fit an adapter, and for a folder with results of other
     settings.

@@ -70,7 +70,8 @@ summary { cursor: pointer; font-weight: 600 }
 .answer p { white-space: pre-wrap; margin: .3rem 0 }
 @media (max-width: 600px) { dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
   td, th { padding: .45rem .4rem } td:first-child, th { white-space: normal }
-  td.n small { display: block; margin: 0; font-size: .75em } td small span { display: block } .tile:first-child { grid-column: 1 / -1 }
+  td.n small { display: block; margin: 0; font-size: .75em } td small span { display: block }
+  .tile:first-child { grid-column: 1 / -1 }
   .chart svg { height: 12rem }
   .chart { grid-template-columns: 2.6rem 1fr } }
 """

@@ -131,8 +131,8 @@ def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> 
     )
     notes = [
         f"Answers: {facts['decoding']}. In brackets the 95% interval (Wilson) and the number of "
-        "answers. Read strictly: the answer that a text states; paper's reader: the same answers as "
-        "the paper's code read them."
+        "answers. Read strictly: the answer that a text states; paper's reader: the same answers "
+        "as the paper's code read them."
     ]
     if len(clean(after)) < len(after):
         notes.append(
@@ -150,7 +150,8 @@ def published(facts: dict, after: list[dict]) -> str:
     table, notes = beside_published(facts["data"], facts["model"], facts["adapter"], after)
     if table is None:
         return ""
-    return f"<h2>Beside the published figures</h2>{table.to_html()}{paragraph(' '.join(notes), small=True)}"
+    note = paragraph(" ".join(notes), small=True)
+    return f"<h2>Beside the published figures</h2>{table.to_html()}{note}"
 
 
 def block(model: LanguageModel, config: AdapterConfig) -> str:
@@ -192,8 +193,9 @@ def answer(title: str, prediction: dict) -> str:
     read = prediction["answer"]
     read = "no answer" if read is None else f"{read:g}" if isinstance(read, float) else read
     return (
-        f'<div class="answer {word}"><small>{esc(title)}</small><p>{esc(prediction["output"].strip())}'
-        f'</p><small>read: {esc(read)}, <span class="{word}">{word}</span></small></div>'
+        f'<div class="answer {word}"><small>{esc(title)}</small>'
+        f"<p>{esc(prediction['output'].strip())}</p>"
+        f'<small>read: {esc(read)}, <span class="{word}">{word}</span></small></div>'
     )
 
 
@@ -202,7 +204,8 @@ def made_by(folder: Path, toml: str) -> str:
     rows = [[Cell(key), Cell(value)] for key, value in environment().items()]
     again = f"python run.py --config {shlex.quote(str(folder / 'run.toml'))}"
     return f"""<h2>How it was made</h2>
-<p>Started by <code>{esc(shlex.join(sys.argv))}</code>; <code>{esc(again)}</code> repeats the run.</p>
+<p>Started by <code>{esc(shlex.join(sys.argv))}</code>;
+<code>{esc(again)}</code> repeats the run.</p>
 <details><summary>Environment</summary>{Table(("", ""), rows, names=2).to_html()}</details>
 <details><summary>Settings (run.toml)</summary><pre>{esc(toml)}</pre></details>"""
 
@@ -217,6 +220,7 @@ def environment() -> dict[str, str]:
         "PyTorch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
         "GPUs": ", ".join(cards) or "none",
-        "CPU": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+        "CPU": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
         "system": platform.platform(),
     }

@@ -14,7 +14,7 @@ from eval import predict as predicting
 from eval.choices import choices, form_of, spelled_as_in
 from eval.predict import judge, predict
 from eval.score import Score, clean, mean_score, read_predictions, scores, tables, write_predictions
-from experiments.inspect import chosen
+from experiments.inspect import select
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -283,19 +283,19 @@ def test_both_readers_and_what_training_saw(pocket):
     ) == (1.0, 0.5, 1)
     assert (table["AQuA"]["cut_off"], table["SVAMP"]["cut_off"]) == (1, 0)
     assert [one["instruction"] for one in clean(found)] == ["a"]
-    assert [one["instruction"] for one in chosen(found, right=False)] == ["c"]
-    assert [one["instruction"] for one in chosen(found, right=False, mode="paper")] == ["a", "c"]
-    assert [one["instruction"] for one in chosen(found, sets=["aqua"], readers_differ=True)] == [
+    assert [one["instruction"] for one in select(found, right=False)] == ["c"]
+    assert [one["instruction"] for one in select(found, right=False, mode="paper")] == ["a", "c"]
+    assert [one["instruction"] for one in select(found, sets=["aqua"], readers_differ=True)] == [
         "a"
     ]
-    assert [one["instruction"] for one in chosen(found, leaked=True)] == ["b", "c"]
+    assert [one["instruction"] for one in select(found, leaked=True)] == ["b", "c"]
     other = [{**one, "right": not one["right"]} for one in found]
-    assert [one["instruction"] for one in chosen(found, beats=other)] == ["a", "b"]
-    assert chosen(found, beats=found) == []  # right in both
+    assert [one["instruction"] for one in select(found, beats=other)] == ["a", "b"]
+    assert select(found, beats=found) == []  # right in both
     with pytest.raises(UserError, match="another problem"):
-        chosen(found, beats=[{**found[0], "instruction": "x"}])
+        select(found, beats=[{**found[0], "instruction": "x"}])
     with pytest.raises(UserError, match="did you mean 'AQuA'"):
-        chosen(found, sets=["AQUAA"])
+        select(found, sets=["AQUAA"])
 
 
 def test_each_reader_gives_its_own_verdict():
@@ -692,7 +692,7 @@ def test_predictions_with_any_text_are_read_back_and_malformed_ones_are_named(tm
     ):
         one = {key: value for key, value in (good | change).items() if value is not ...}
         path.write_text(json.dumps(good) + "\n" + json.dumps(one) + "\n")
-        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is no prediction"):
+        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is not a prediction"):
             read_predictions(path)
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="cannot be read as predictions"):
