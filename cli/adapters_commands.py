@@ -98,7 +98,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 def merge(options: argparse.Namespace) -> int:
     from adapters.formats.merged_model import export_model
     from adapters.merge import merge_and_compare
-    from experiments.run import count_base
+    from experiments.announce import count_base
 
     made, adapters, folder = source(options)
     if not 0 < options.shard_size < 1e6:

@@ -156,6 +156,30 @@ def strict_text(text: str) -> str | None:
     return (statements(text) or [text])[0].strip().rstrip(" .\n") or None
 
 
+def judge(prediction: dict, read_as: str) -> dict:
+    """The answer of a prediction by both readers, and whether each is right.
+
+    read_as: a data set, or a kind of answers; with a kind, a label of another one is compared as a
+    text.
+    """
+    if prediction.get("too_long"):
+        return {"answer": None, "right": False, "paper_answer": None, "paper_right": False}
+    output, gold = prediction["output"], prediction["gold"]
+    if "likelihoods" in prediction:
+        answer = paper = output
+    else:
+        if read_as == kind_of(read_as) and not fits(read_as, gold):
+            read_as = "text"
+        answer = read_answer(output, read_as)
+        paper = read_answer(response_of(output), read_as, "paper")
+    return {
+        "answer": answer,
+        "right": is_right(answer, gold),
+        "paper_answer": paper,
+        "paper_right": is_right(paper, gold),
+    }
+
+
 # ---------------------------------------------------------------- paper
 def read_as_paper(text: str, kind: str, labels: str) -> float | str | None:
     if kind == "number":

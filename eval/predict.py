@@ -15,7 +15,7 @@ from data.batches import encode_prompt
 from data.prompts import Template
 from data.prompts import template as template_named
 from data.stops import stop_ids
-from eval.answers import fits, is_right, kind_of, read_answer, response_of
+from eval.answers import judge, kind_of
 from eval.choices import choices, form_of, spelled_as_in
 from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
@@ -244,27 +244,3 @@ def likeliest(model: LanguageModel, pairs: list[Pairs], batch_size: int) -> list
         likelihoods = {label: round(next(figures)[0], 5) for label in options}
         found.append({"output": max(likelihoods, key=likelihoods.get), "likelihoods": likelihoods})
     return found
-
-
-def judge(prediction: dict, read_as: str) -> dict:
-    """The answer of a prediction by both readers, and whether each is right.
-
-    read_as: a data set, or a kind of answers; with a kind, a label of another one is compared as a
-    text.
-    """
-    if prediction.get("too_long"):
-        return {"answer": None, "right": False, "paper_answer": None, "paper_right": False}
-    output, gold = prediction["output"], prediction["gold"]
-    if "likelihoods" in prediction:
-        answer = paper = output
-    else:
-        if read_as == kind_of(read_as) and not fits(read_as, gold):
-            read_as = "text"
-        answer = read_answer(output, read_as)
-        paper = read_answer(response_of(output), read_as, "paper")
-    return {
-        "answer": answer,
-        "right": is_right(answer, gold),
-        "paper_answer": paper,
-        "paper_right": is_right(paper, gold),
-    }

@@ -17,6 +17,7 @@ from torch import nn
 from data import pretraining_text, wordproblems
 from data.batches import Example
 from data.prompts import PREAMBLE, RESPONSE, prompt
+from experiments.folders import write_json
 from files.errors import UserError, unknown
 from files.typed import Range, from_table
 from files.writing import make_folder, write_atomically, write_text
@@ -126,7 +127,7 @@ def pretrain(
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     special = {"eos_token": EOS, "pad_token": PAD}
     for name, table in (("tokenizer_config.json", special), ("config.json", raw)):
-        write_text(folder / name, json.dumps(table, indent=2) + "\n")
+        write_json(folder / name, table)
     print(f"saved in {folder}; try: python run.py --model {folder} --recipe pocket-tune")
     return 0
 

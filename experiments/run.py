@@ -1,6 +1,5 @@
 """The main job: measure the base, train an adapter on it, measure again, write everything down."""
 
-import json
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -14,9 +13,10 @@ from eval.predict import predict
 from eval.score import mark_leaks, read_predictions, scores, tables, write_predictions
 from experiments.announce import announce, count, count_base
 from experiments.curves import read_log
+from experiments.folders import write_json
 from experiments.held_out import measure_loss
 from experiments.history import short
-from experiments.prepare import Prepared, fingerprint, prepare
+from experiments.prepare import Prepared, prepare
 from experiments.report import validation_text, write_report
 from experiments.tracker import TRACKERS
 from experiments.verdict import NO_VERDICT, Verdict, verdict
@@ -28,7 +28,6 @@ from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
 
-__all__ = ["Result", "can_resume", "count_base", "fingerprint", "resume_settings", "run"]
 FREE = (  # what may change when a run is resumed: the result does by rounding and dropout only
     "train.micro_batch_size",
     "train.checkpointing",
@@ -230,10 +229,6 @@ def facts_of(job: Prepared, outcome: Outcome, result: Result, world: int, second
         "notes": result.verdict.notes,
         "status": result.verdict.status,
     }
-
-
-def write_json(path: Path, table: dict) -> None:
-    write_text(path, json.dumps(table, indent=2) + "\n")
 
 
 def resume_settings(folder: Path, options: dict | None = None, sets: list[str] = ()) -> Settings:

@@ -243,7 +243,6 @@ def test_a_wrong_model_is_said_before_any_data_is_fetched(tmp_path, monkeypatch,
         raise AssertionError("data was fetched")
 
     monkeypatch.setattr("experiments.rows.load_data", fetched)
-    monkeypatch.setattr("experiments.evaluate.load_data", fetched)
     monkeypatch.setattr("experiments.prepare.load_base", fetched)
     folders = {name: tmp_path / name for name in ("no-words", "no-weights", "small")}
     for folder in folders.values():
