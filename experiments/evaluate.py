@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.prompts import Template, stored_template
@@ -22,6 +22,7 @@ from experiments.prepare import first_items
 from experiments.rows import data_of
 from files.errors import UserError
 from files.reading import read_json
+from files.typed import from_table
 from files.writing import held, write_text
 from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
@@ -40,6 +41,15 @@ class Evaluation:
     notes: list[str]
     loss: dict  # {rows, loss}: nats per token on held-out rows, where the data has no answers
     is_text: bool = False  # plain text was measured, without a prompt
+
+
+@dataclass(frozen=True)
+class Started:
+    """evaluation.json."""
+
+    adapters: list[str]
+    averaged: bool = False
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,8 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
     leak_notes += held_out_seen(runs, data.held_out, s.data_dir)
     notes = [*data.notes, *reading_lines(tests, data.reads), *differences]
     notes += dict.fromkeys(leak_notes)
-    start = {
-        "adapters": [str(adapter.resolve()) for adapter in job.adapters],
-        "averaged": job.average,
-        "template": job.template_name,
-    }
+    adapters = [str(adapter.resolve()) for adapter in job.adapters]
+    start = asdict(Started(adapters, job.average, job.template_name))
     same = {
         "base model": model.fingerprint,
         "settings": to_toml(replace(s, device="")),
@@ -190,16 +197,9 @@ def unfinished(folder: Path) -> Arguments:
         raise UserError(f"{folder} is complete; see {folder / PREDICTIONS}")
     if not (folder / STARTED).is_file():
         raise UserError(f"{folder} holds no {STARTED}: there is no evaluation to continue")
-    start = read_json(folder / STARTED)
-    adapters, name = start.get("adapters"), start.get("template")
-    if (
-        not isinstance(adapters, list)
-        or not all(isinstance(path, str) for path in adapters)
-        or not isinstance(name, str | None)
-    ):
-        raise UserError(f"{folder / STARTED} is malformed")
+    start = from_table(Started, read_json(folder / STARTED), str(folder / STARTED), "key")
     settings = make_settings(config=str(folder / "evaluate.toml"))
-    return Arguments(settings, list(map(Path, adapters)), start.get("averaged") is True, name)
+    return Arguments(settings, list(map(Path, start.adapters)), start.averaged, start.template)
 
 
 def new_folder(path: Path, numbered: bool) -> Path:

@@ -82,7 +82,8 @@ def beside_published(
                 rows[f"published, {other} {word}"] = values
     if not row:
         rows[f"published, {table.teacher[0]}"] = table.figures(table.teacher[1])
-    notes = f"The published figures are {table.about}."
+    about = table.about.partition("; ")[0]  # the rest is about the teacher's row
+    notes = f"The published figures are {about if row else table.about}."
     if not row:
         which = f"with {adapter}" if adapter else "without an adapter"
         notes += f" They have no row for {name} {which}."

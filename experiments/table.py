@@ -228,7 +228,7 @@ def html_page(wide: Table, lines: Sequence[Line], table: Published | None) -> st
     there = {"mean of seeds" if line.seeds > 1 else line.reader for line in lines} | set(wide.heads)
     there |= {line.reader for line in lines}
     notes = [f"{name}: {text}" for name, text in ABOUT.items() if name in there]
-    published = f"Published: {table.title}, {table.about}." if table else ""
+    published = f"Published: {table.title}, {table.about.partition('; ')[0]}." if table else ""
     body = paragraph(published) + wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
     title = "Accuracy in percent" if len(wide.heads) > wide.names else "Held-out loss"
     return page(title, body, wide=True)
