@@ -105,7 +105,7 @@ def reaches(rationale: str, gold: str) -> bool:
     """Whether a training rationale arrives at its answer: its last number is the gold one, or it
     states the gold letter or word.
 
-    This is the reading behind the data's own `pred` column: 2,499 of the 3,260 rationales of
+    The data's own `pred` column is read in this way: 2,499 of the 3,260 rationales of
     math-v1. A label that is no plain number, such as 1/2, is looked for by the strict reader.
     """
     gold = gold.strip()

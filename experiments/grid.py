@@ -140,9 +140,7 @@ def check(grid: Grid) -> None:
         names = [Path(value).name if key == "models" else value for value in values]
         twice = [name for name in names if names.count(name) > 1]
         if twice and key != "set":
-            raise UserError(
-                f"{key} has {twice[0]!r} twice: each has a folder of its own, by that name"
-            )
+            raise UserError(f"{key} has {twice[0]!r} twice: each has a folder with its name")
     check_settings("[settings]", grid.settings)
     for text in grid.set:
         check_settings(f"--set {text}", parse_set(text))
@@ -215,6 +213,6 @@ def check_same(folder: Path, settings: Settings, adapter: str) -> None:
             if isinstance(now[key], dict) and isinstance(before[key], dict):
                 inner = [name for name in now[key] if before[key].get(name) != now[key][name]]
             raise UserError(
-                f"{folder} was made with other settings ({'.'.join([key, *inner[:1]])}): give "
+                f"{folder} holds results of other settings ({'.'.join([key, *inner[:1]])}): give "
                 "another --out, or remove it"
             )

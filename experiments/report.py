@@ -174,10 +174,10 @@ def answers(before: list[dict], after: list[dict], first: str) -> str:
     name, was = after[0]["set"], {place(prediction): prediction for prediction in before}
     parts = []
     for right, title in ((False, "wrong"), (True, "right")):
-        found = [p for p in after if p["set"] == name and p["right"] is right]
-        shown = random.Random(0).sample(found, min(SHOWN, len(found)))
+        chosen = [p for p in after if p["set"] == name and p["right"] is right]
+        shown = random.Random(0).sample(chosen, min(SHOWN, len(chosen)))
         problems = "".join(problem(p, was.get(place(p)), first) for p in shown)
-        parts.append(f"<h3>{len(shown)} of {len(found)} {title} answers</h3>{problems}")
+        parts.append(f"<h3>{len(shown)} of {len(chosen)} {title} answers</h3>{problems}")
     return f"<h2>Answers on {esc(name)}</h2>{''.join(parts)}"
 
 

@@ -174,7 +174,7 @@ def chat_lines(rows: list[dict], template: Template, refused: int) -> list[str]:
             continue
         if chat.opens:
             return [
-                f"the chat template opens {chat.opens.strip()} in the prompt alone: "
+                f"the chat template opens {chat.opens.strip()} only in the prompt: "
                 "the trained response starts after it"
             ]
         rest = chat.text[chat.spans[-1][1] :].strip() if chat.marked else ""

@@ -195,7 +195,7 @@ def test_chat_lines_say_what_a_template_does(tmp_path, chat_model):
         return encode_rows(tokenizer, rows, False, template("chat", tokenizer), settings()).lines
 
     thinks = CHATML.replace("'[assistant]'", "'[assistant]<think>\\n'")
-    assert "opens <think> in the prompt alone" in lines(thinks)[0]
+    assert "opens <think> only in the prompt" in lines(thinks)[0]
     unended = (
         "{% for m in messages %}{{ '[' + m.role + ']' }}"
         "{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}"

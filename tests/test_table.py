@@ -142,7 +142,7 @@ def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, caps
         ("--set", "adapter.r=4", "--set", "train.learning_rate=1e-4"),
     ):
         assert main(*words, *more) == 1
-        assert "was made with other settings (" in (error := capsys.readouterr().err)
+        assert "holds results of other settings (" in (error := capsys.readouterr().err)
         assert error.count("\n") == 1
     assert (
         main(*words, "--set", "adapter.r=4", "--set", "eval.batch_size=7") == 0
