@@ -81,7 +81,7 @@ def print_teacher(options: argparse.Namespace) -> int:
 
 def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments import evaluate as evaluation
-    from train.base import for_processes
+    from experiments.base import for_processes
 
     if options.resume:
         folder, job = Path(options.resume), resumed(options)

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.formats.folders import FORMATS
     from adapters.several import SETUP
-    from train.base import load_base
+    from experiments.base import load_base
 
     if options.format not in FORMATS:
         raise unknown("--format", options.format, FORMATS)

@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from eval.generate import Sampling, generate_text
+    from experiments.base import toy_lines
     from experiments.loading import load_with_adapter
-    from train.base import toy_lines
 
     settings, adapters = measuring_settings(options)
     if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):

@@ -66,10 +66,10 @@ def load_stored(
     unless --dtype is given. float16 on a CPU is computed in float32, which is faster there."""
     import torch
 
+    from experiments.base import choose_devices
     from experiments.loading import load_with_adapter
     from files.reading import tensors
     from model.registry import resolve
-    from train.base import choose_devices
 
     if options.dtype is None:
         folder = resolve(settings.model, settings.revision or None)

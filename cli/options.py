@@ -158,8 +158,8 @@ def measuring_settings(
 
 def adapters_to_write(options: argparse.Namespace) -> "tuple[Settings, list[Path], Path]":
     """(settings, folders of adapters, folder of the result) of merge and export."""
+    from experiments.base import check_model
     from experiments.folders import fresh_folder
-    from train.base import check_model
 
     settings, adapters = measuring_settings(options)
     if not adapters:

@@ -134,8 +134,8 @@ def train(processes: "Processes", options: argparse.Namespace) -> int:
 
 def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
     """(settings, folder) of --resume. Raises UserError."""
+    from experiments.base import for_processes
     from experiments.run import resume_settings
-    from train.base import for_processes
 
     allowed = ("resume", "device", "set", "debug")
     if any(value not in (None, []) for name, value in vars(options).items() if name not in allowed):
@@ -150,8 +150,8 @@ def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Setti
 
 def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
     """(settings, folder) of a new run. Raises UserError."""
+    from experiments.base import for_processes
     from experiments.folders import absolute_paths
-    from train.base import for_processes
 
     table = given(options, ("seed",)) | data_settings(options)
     if train_table := given(options, ("max_steps", "keep")):
