@@ -249,8 +249,8 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
     import torch
 
     from experiments.loading import load_with_adapter
-    from files.reading import tensors
     from model.registry import resolve
+    from model.weights import tensors
     from train.base import choose_devices
 
     if options.dtype is None:

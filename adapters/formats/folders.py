@@ -20,8 +20,9 @@ from adapters.formats import peft_write as peft
 from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
 from files.errors import UserError, unknown
-from files.reading import inside, read_json, safetensors, torch_tensors
+from files.reading import inside, read_json
 from files.writing import make_folder, write_atomically, write_text
+from model.weights import safetensors, torch_tensors
 
 WEIGHTS, OLD_WEIGHTS, CONFIG = (
     "adapter_model.safetensors",
