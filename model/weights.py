@@ -30,8 +30,8 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of one safetensors file, in the order of its bytes.
 
-    The library maps the file; each tensor is copied and its pages are dropped, so that they do not
-    count as a second model. Raises UserError for a malformed file.
+    The library maps the file. Each tensor is copied part by part and the mapped pages are dropped,
+    or they would count as a second model. Raises UserError for a malformed file.
     """
     try:
         with open(path, "rb") as file:
@@ -46,9 +46,11 @@ def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                     raise UserError(f"{path}: tensor {name!r:.200}: {error}") from None
                 if tensor.dtype not in DTYPES:
                     raise UserError(f"{path}: tensor {name!r:.200} is stored as {tensor.dtype}")
-                copy = tensor.clone()
-                drop_mapped_pages(tensor)
-                del tensor
+                copy = torch.empty_like(tensor)
+                for new, old in zip(parts_of(copy), parts_of(tensor), strict=True):
+                    new.copy_(old)
+                    drop_mapped_pages(tensor)
+                del new, old, tensor
                 yield name, copy
                 del copy  # before there is memory for the next
     except (OSError, SafetensorError) as error:
@@ -96,6 +98,11 @@ def torch_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         if mapped:
             drop_mapped_pages(tensor)
         yield name, copy
+
+
+def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A contiguous tensor in parts of at most a million elements."""
+    return tensor.flatten().split(2**20)
 
 
 def drop_mapped_pages(tensor: Tensor) -> None:
