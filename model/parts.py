@@ -6,6 +6,7 @@ K key/value heads (K <= H), D head size, V vocabulary.
 
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +26,7 @@ ACTIVATIONS = {  # by the names of config.json
 
 
 CHUNK = 256  # positions whose logits exist at the same time
-META_AS = "cpu"  # the device whose kernels a tensor without memory ("meta") stands for: train/plan/footprint.py says
+META_DEVICE = ContextVar("META_DEVICE", default="cpu")  # the device that "meta" tensors stand for
 
 
 def rotary_angles(
@@ -60,7 +61,7 @@ def attention(
     from the product on (the fused kernels always do that; half-precision scores may overflow).
     """
     B, H, T, D = q.shape
-    device = META_AS if q.is_meta else q.device.type
+    device = META_DEVICE.get() if q.is_meta else q.device.type
     if T == 1 or (device == "cpu" and q.dtype != torch.float32):
         out = attention_plain(q, k, v, mask, float32)
     else:

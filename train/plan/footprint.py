@@ -7,16 +7,16 @@ for tensors; what a kernel takes for itself while it runs (oneDNN's and cuBLAS' 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from model import parts
+from model.parts import META_DEVICE
 from train.offload import SMALL
 
 aten = torch.ops.aten
@@ -162,32 +162,32 @@ def watch(model: nn.Module, footprint: Footprint) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def kernels_of(device: str) -> Iterator[None]:
-    """Within this block, tensors without memory are treated as the kernels of `device` (cpu or cuda) treat theirs: what is kept for the backward pass
-    depends on them. Torch's "meta" device writes out what they fuse."""
-    fused = (
-        {"scaled_dot_product_attention": sdpa_cpu}
-        if device == "cpu"
-        else {
-            "scaled_dot_product_attention": sdpa_cuda,
-            "rms_norm": rms_norm_cuda,
-            "dropout": dropout_cuda,
-        }
-    )
+class KernelsOf(TorchFunctionMode):
+    """Within this block, tensors on "meta" are computed by the kernels of `device` (cpu or cuda).
 
-    def where_meta(stand_in: Callable, real: Callable) -> Callable:
-        return lambda x, *args, **kwargs: (stand_in if x.is_meta else real)(x, *args, **kwargs)
+    What is kept for the backward pass depends on them; "meta" itself writes out what they fuse.
+    """
 
-    before = parts.META_AS
-    parts.META_AS = device
-    try:
-        with patch.multiple(
-            F, **{name: where_meta(stand_in, getattr(F, name)) for name, stand_in in fused.items()}
-        ):
-            yield
-    finally:
-        parts.META_AS = before
+    def __init__(self, device: str):
+        super().__init__()
+        self.device = device
+        attention = sdpa_cpu if device == "cpu" else sdpa_cuda
+        self.fused: dict[Callable, Callable] = {F.scaled_dot_product_attention: attention}
+        if device == "cuda":
+            self.fused |= {F.rms_norm: rms_norm_cuda, F.dropout: dropout_cuda}
+
+    def __enter__(self):
+        self.token = META_DEVICE.set(self.device)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        META_DEVICE.reset(self.token)
+        return super().__exit__(*exception)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.fused and args[0].is_meta:
+            function = self.fused[function]
+        return function(*args, **(kwargs or {}))
 
 
 def sdpa_cpu(
