@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import Adapter, Dropout, Size
 from adapters.methods.lora import sum_of_updates
 from files.errors import UserError
 from files.typed import Range
+from model.parts import dropout
 
 Smoothing = Annotated[float, Range(0, 0.999999, open=True)]
 
@@ -72,7 +72,7 @@ class AdaLoRA(Adapter):
         )
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        x = F.dropout(x, self.options.dropout, self.training)
+        x = dropout(x, self.options.dropout, self.training)
         return y + self.scale * self.linear(self.linear(x, self.lora_A * self.lora_E), self.lora_B)
 
     def factors(self) -> tuple[Tensor, Tensor]:

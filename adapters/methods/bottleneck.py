@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from adapters.base import Adapter, Dropout, Size
 from files.errors import UserError
 from files.typed import Range
+from model.parts import dropout
 from model.sites import Linear
 
 ACTIVATIONS = {
@@ -87,7 +88,7 @@ class Bottleneck(Adapter):
         )
         if self.adapter_gate is not None:
             scale = scale * torch.sigmoid(self.linear(h, self.adapter_gate))
-        h = F.dropout(h, self.options.dropout, self.training)
+        h = dropout(h, self.options.dropout, self.training)
         return scale * self.linear(self.act(self.linear(h, self.adapter_down)), self.adapter_up)
 
     def before(self, x: Tensor) -> Tensor:

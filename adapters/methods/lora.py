@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adapters.base import Adapter, Dropout, Size
 from files.errors import UserError
 from files.typed import Range
+from model.parts import dropout
 from model.sites import Embedding
 
 
@@ -60,7 +61,7 @@ class LoRA(Adapter):
 
     def delta(self, x: Tensor) -> Tensor:
         """s · B A dropout(x)."""
-        dropped = F.dropout(x, self.options.dropout, self.training)
+        dropped = dropout(x, self.options.dropout, self.training)
         delta = self.scale * self.linear(
             self.linear(dropped, self.lora_A), self.lora_B, self.lora_B_bias
         )

@@ -8,12 +8,12 @@ subtracted beside it, so that the adapter can be switched off. Written for PEFT,
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.methods.lora import LoRA
 from files.errors import UserError
 from model.fsdp import whole
+from model.parts import dropout
 
 
 class PiSSA(LoRA):
@@ -38,7 +38,7 @@ class PiSSA(LoRA):
         self.register_buffer("lora_B_start", self.lora_B.detach().clone())
 
     def delta(self, x: Tensor) -> Tensor:
-        dropped = F.dropout(x, self.options.dropout, self.training)
+        dropped = dropout(x, self.options.dropout, self.training)
         trained = self.linear(self.linear(dropped, self.lora_A), self.lora_B, self.lora_B_bias)
         delta = self.scale * (
             trained - self.linear(self.linear(dropped, self.lora_A_start), self.lora_B_start)

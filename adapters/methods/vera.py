@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import PREFIX, Adapter, Dropout, Size
 from adapters.methods.lora import sum_of_updates
 from files.errors import UserError
+from model.parts import dropout
 
 A_KEY, B_KEY = "base_model.vera_A", "base_model.vera_B"
 
@@ -61,7 +61,7 @@ class VeRA(Adapter):
         self.vera_lambda_b = nn.Parameter(torch.zeros(site.out_features))
 
     def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        x = F.dropout(x, self.options.dropout, self.training)
+        x = dropout(x, self.options.dropout, self.training)
         inner = self.vera_lambda_d.to(x.dtype) * self.linear(x, self.shared.A[:, : self.fan_in])
         return y + self.vera_lambda_b.to(x.dtype) * self.linear(
             inner, self.shared.B[: self.fan_out]

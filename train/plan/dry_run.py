@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
 from train.loss import CHUNK, summed_loss
-from train.plan.footprint import Footprint, KernelsOf, watch
+from train.plan.footprint import Footprint, kernels_of, watch
 from train.settings import Eval, Train
 
 WHOLE = 3  # blocks that a sharded process has whole: computing, gathered ahead, being copied
@@ -110,7 +110,7 @@ def counting(model: nn.Module, device: str, share: float = 1.0) -> Iterator[Foot
     footprint = Footprint(share, ROUNDING[device])
     for name, tensor in all_tensors(model).items():
         footprint.see(tensor, 1 + model.place_of(name))
-    with KernelsOf(device), watch(model, footprint), footprint:
+    with kernels_of(device), watch(model, footprint), footprint:
         yield footprint
     footprint.alive.clear()  # do not record what is freed later
 

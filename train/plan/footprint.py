@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from model.parts import META_DEVICE
+from model.parts import META_KERNELS, Kernels
 from train.offload import SMALL
 
 aten = torch.ops.aten
@@ -162,32 +160,18 @@ def watch(model: nn.Module, footprint: Footprint) -> Iterator[None]:
             handle.remove()
 
 
-class KernelsOf(TorchFunctionMode):
+@contextmanager
+def kernels_of(device: str) -> Iterator[None]:
     """Within this block, tensors on "meta" are computed by the kernels of `device` (cpu or cuda).
 
     What is kept for the backward pass depends on them; "meta" itself writes out what they fuse.
     """
-
-    def __init__(self, device: str):
-        super().__init__()
-        self.device = device
-        attention = sdpa_cpu if device == "cpu" else sdpa_cuda
-        self.fused: dict[Callable, Callable] = {F.scaled_dot_product_attention: attention}
-        if device == "cuda":
-            self.fused |= {F.rms_norm: rms_norm_cuda, F.dropout: dropout_cuda}
-
-    def __enter__(self):
-        self.token = META_DEVICE.set(self.device)
-        return super().__enter__()
-
-    def __exit__(self, *exception):
-        META_DEVICE.reset(self.token)
-        return super().__exit__(*exception)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in self.fused and args[0].is_meta:
-            function = self.fused[function]
-        return function(*args, **(kwargs or {}))
+    cuda = Kernels("cuda", sdpa_cuda, rms_norm_cuda, dropout_cuda)
+    token = META_KERNELS.set(cuda if device == "cuda" else Kernels("cpu", sdpa_cpu))
+    try:
+        yield
+    finally:
+        META_KERNELS.reset(token)
 
 
 def sdpa_cpu(
