@@ -100,7 +100,7 @@ class Adapter(nn.Module):
     def to_file(cls, adapters: dict[str, "Adapter"]) -> dict[str, Tensor]:
         """What a file holds of the adapters at these module paths, by key (PEFT's names)."""
         return {
-            f"{PREFIX}{path}.{cls.keys.get(leaf, f'{leaf}.weight')}": tensor
+            f"{PREFIX}{path}.{adapter.keys.get(leaf, f'{leaf}.weight')}": tensor
             for path, adapter in adapters.items()
             for leaf, tensor in adapter.state_dict(keep_vars=True).items()
         }
@@ -150,17 +150,17 @@ class Scheduled(Adapter):
 
 @dataclass(frozen=True)
 class Folded:
-    """What a site computes with the adapters folded so far: y = weight (scale · x) + bias.
+    """What a site computes with the adapters folded so far: y = weight (scales · x) + bias.
 
-    weight [out, in], bias [out] and scale [in] are float32, or None if there is none. `scale`
-    stands apart because adapters that read x (LoRA) get it scaled, too.
+    weight [out, in], bias [out] and each of scales [in] are float32; weight and bias may be None.
+    `scales` stand apart because adapters that read x (LoRA) get it scaled, too.
     """
 
     site: Site
     base: tuple[Tensor | None, Tensor | None]  # weight and bias before any adapter
     weight: Tensor | None
     bias: Tensor | None
-    scale: Tensor | None = None
+    scales: tuple[Tensor, ...] = ()
 
     def check_base(self, adapter: Adapter, *leaves: str) -> None:
         """Raises UserError if one of "weight" and "bias" is no longer the base's."""

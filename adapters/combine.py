@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from adapters.attach import adapters_named, attach, parts_of, remove, setup, switch
+from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
 from adapters.base import Adapter
 from adapters.compose import Group
 from adapters.config import AdapterConfig, Part
@@ -42,16 +42,11 @@ def combine(
         raise UserError("combine needs an adapter or more, with a weight each")
     loaded = {adapter: adapters_named(model, adapter) for adapter in weights}
     config, tensors = (add_outputs if how == "outputs" else add_weights)(model, loaded, weights)
-    before = setup(model)
-    attach(model, config, name)
-    try:
+    with unchanged_on_error(model):
+        attach(model, config, name)
         for path, adapter in adapters_named(model, name).items():
             for leaf, value in tensors[path].items():
                 adapter.state_dict(keep_vars=True)[leaf].copy_(value)
-    except BaseException:
-        remove(model, name)
-        switch(model, *before)
-        raise
     return config
 
 

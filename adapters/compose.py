@@ -97,7 +97,9 @@ class Average(Composition):
                 f"Average takes different names and as many weights, not {list(names)} and "
                 f"{self.weights}"
             )
-        if not all(type(weight) in (int, float) and math.isfinite(weight) for weight in self.weights):
+        if not all(
+            type(weight) in (int, float) and math.isfinite(weight) for weight in self.weights
+        ):
             raise UserError(
                 f"the weights of an Average should be finite numbers, not {self.weights}"
             )
@@ -137,19 +139,18 @@ class Average(Composition):
         return self.sum(y, lambda member: member.after(y, x, f))
 
     def fold(self, f: Folded) -> Folded:
-        weight, bias, scale = f.weight, f.bias, None
+        weight, bias, scales = f.weight, f.bias, []
         for member, share in zip(self.members, self.shares, strict=True):
-            one = member.fold(replace(f, scale=None))
+            one = member.fold(replace(f, scales=()))
             if one.weight is not f.weight:
                 weight = weight + share * (one.weight - f.weight)
             if one.bias is not f.bias:
                 change = share * (one.bias if f.bias is None else one.bias - f.bias)
                 bias = change if bias is None else bias + change
-            if one.scale is not None:
-                scale = (0 if scale is None else scale) + share * (one.scale - 1)
-        if scale is not None:
-            scale = (1 + scale) if f.scale is None else f.scale * (1 + scale)
-        return replace(f, weight=weight, bias=bias, scale=f.scale if scale is None else scale)
+            if one.scales:
+                scales.append(share * (math.prod(one.scales) - 1))
+        scales = (*f.scales, 1 + sum(scales)) if scales else f.scales
+        return replace(f, weight=weight, bias=bias, scales=scales)
 
 
 class Rows(Composition):
@@ -230,20 +231,6 @@ class Rows(Composition):
 def members_of(entry: "Adapter | Composition") -> list[Adapter]:
     """The adapters of an entry of a site's active tuple."""
     return entry.members if isinstance(entry, Composition) else [entry]
-
-
-def from_table(entry) -> "str | Composition":
-    """A name, or what `table` of a composition gave, back again. Raises UserError."""
-    if isinstance(entry, str):
-        return entry
-    keys = set(entry) if isinstance(entry, dict) else set()
-    if keys not in ({"average", "weights"}, {"rows"}) or not all(
-        isinstance(value, list) for value in entry.values()
-    ):
-        raise UserError(f"{entry!r:.100} is neither an adapter's name nor a composition")
-    if "rows" in entry:
-        return Rows(*entry["rows"])
-    return Average(*entry["average"], weights=entry["weights"])
 
 
 def by_row(model: LanguageModel) -> bool:

@@ -143,7 +143,9 @@ def folded(site: Site) -> tuple[Tensor | None, Tensor | None]:
     f = Folded(site, base, *base)
     for entry in site.active:
         f = entry.fold(f)
-    weight = f.weight if f.scale is None else f.weight * f.scale
+    weight = f.weight
+    for scale in f.scales:
+        weight = weight * scale
     return tuple(
         old if value is start else value.to(own[0].dtype)
         for old, value, start in zip(own, (weight, f.bias), base, strict=True)

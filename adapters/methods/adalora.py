@@ -32,6 +32,11 @@ class AdaLoRA(LowRank, Scheduled):
 
     works_on = ("Linear",)
     keys = {leaf: leaf for leaf in ("lora_A", "lora_E", "lora_B")}
+    peft = {  # option -> field of PEFT's adapter_config.json
+        "init_r": "init_r", "target_r": "target_r", "alpha": "lora_alpha",
+        "dropout": "lora_dropout", "every": "deltaT", "beta1": "beta1", "beta2": "beta2",
+        "orthogonality": "orth_reg_weight",
+    }  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:

@@ -1,4 +1,4 @@
-"""DoRA (Liu et al. 2024, eq. 5): LoRA turns the rows of the weight, a trained magnitude scales them.
+"""DoRA (Liu et al. 2024, eq. 5): LoRA turns the weight's rows, a trained magnitude scales them.
 
     x ──── m · V / ‖V‖ ──── y             y = (m / ‖V‖) · V x + b,   V = W + s · B A
 
