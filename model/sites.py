@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from model.parts import kernels
 
 
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model without its adapters', by name; shared ones once."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".adapters." not in name
+    }
+
+
 class Site(nn.Module):
     """A place around a computation y = f(x) where adapters may sit; empty, it costs nothing and changes nothing.
 
