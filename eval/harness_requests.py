@@ -7,9 +7,8 @@ from collections.abc import Callable
 from data.batches import encode_prompt
 from data.prompts import Template
 from data.stops import stop_ids
-from eval.generate import Sampling, generate
+from eval.generate import Sampling, generate, left_pad
 from eval.likelihood import log_likelihoods
-from eval.predict import left_pad
 from files.errors import UserError, short_of_memory, unknown
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from data.batches import encode_prompt
@@ -17,7 +16,7 @@ from data.prompts import template as template_named
 from data.stops import stop_ids
 from eval.answers import judge, kind_of
 from eval.choices import choices, form_of, spelled_as_in
-from eval.generate import Sampling, generate
+from eval.generate import Sampling, generate, left_pad
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
 from eval.room import positions_of, room_for
@@ -200,14 +199,6 @@ def batches_of(waiting: list[int], rooms: list[int], size: int) -> Iterator[list
     for _, same in groupby(waiting, key=rooms.__getitem__):
         numbers = list(same)
         yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
-
-
-def left_pad(prompts: list[list[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids -> ids and mask int64 [B, T], padded on the left."""
-    T = max(map(len, prompts))
-    ids = [[pad_id] * (T - len(row)) + row for row in prompts]
-    mask = [[0] * (T - len(row)) + [1] * len(row) for row in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def generated(

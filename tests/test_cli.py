@@ -1,5 +1,7 @@
 """The command line as a user meets it, in processes of its own: what it writes, and what it says when something is wrong."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -18,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["--max-steps", "3", "--items", "4"]
 
 
-def run(*arguments, cwd=None, **more):
+def in_process(*arguments, cwd=None):
+    """`python run.py` as a user starts it."""
     environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *map(str, arguments)],
@@ -27,15 +30,26 @@ def run(*arguments, cwd=None, **more):
         capture_output=True,
         text=True,
         timeout=900,
-        **more,
     )
+
+
+def run(*arguments, cwd=None):
+    """The same in this process, which has torch already."""
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd or ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        status = command_line.main([str(one) for one in arguments])
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """One complete short run in a folder of its own."""
     cwd = tmp_path_factory.mktemp("work")
-    done = run(*QUICK, "--seed", "3", cwd=cwd)
+    done = in_process(*QUICK, "--seed", "3", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "report:" in done.stdout
     return cwd / "runs" / "pocket-llama-parallel-wordproblems"
@@ -197,12 +211,9 @@ def checked(capfd):
         (["--set", 'adapter.preset=["lora"]'], "lora"),
         (["--set", "train.cutoff=3"], "raise it"),
         (["--resume", "/nowhere"], "no run.toml"),
-        (["--sed", "4"], "unknown option of train '--sed'; did you mean '--seed'"),
-        (["--items", "1", "evaluate", "runs/x"], "the command comes first: python run.py evaluate"),
         (["--config", "/"], "is a folder"),
         (["--recipe", "pocket"], "from scratch"),
         (["--model", "/"], "config.json is missing"),
-        (["evaluate", "--max-steps", "4"], "unknown option of evaluate '--max-steps'"),
         (["evaluate", "/nowhere"], "no run.toml"),
         (["evaluate", "--adapter", "/nowhere"], "no adapter folder"),
         (["generate", "--prompt-ids", "5,x"], "5,6,7"),
@@ -213,6 +224,23 @@ def test_mistakes_end_in_one_line(checked, arguments, said, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     out = [] if arguments[0] in ("generate", "--resume") else ["--out", str(tmp_path / "out")]
     checked(*arguments, *out, said=said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sed", "4"], "unknown option of train '--sed'; did you mean '--seed'"),
+        (["--items", "1", "evaluate", "runs/x"], "the command comes first: python run.py evaluate"),
+        (["evaluate", "--max-steps", "4"], "unknown option of evaluate '--max-steps'"),
+        (["--max-steps", "x"], "--max-steps: 'x' is not a whole number; see: python run.py --help"),
+        (["merge", "runs/x"], "required: --out; see: python run.py merge --help"),
+        (["generate", "--prompt", "a", "--instruction", "b"], "not allowed with argument --prompt"),
+        (["trian"], "did you mean 'train'"),
+        (["help", "trian"], "did you mean 'train'"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_status_2(checked, arguments, said):
+    checked(*arguments, said=said, status=2)
 
 
 def test_another_adapter_over_a_saved_configuration_is_that_adapter(finished, tmp_path):
@@ -254,10 +282,6 @@ def test_pretrain_refuses_what_it_cannot_use(tmp_path, checked):
     checked("pretrain", "--max-steps", "0", *out, said="at least 1")
     checked("pretrain", "--recipe", "pocket-tune", *out, said="is not one for pretrain")
     assert not (tmp_path / "new").exists()
-
-
-def test_an_unknown_command(checked):
-    checked("trian", said="did you mean 'train'", status=2)
 
 
 def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(checked, tmp_path):
@@ -308,21 +332,21 @@ def test_a_tokenizer_larger_than_the_embedding(checked, tmp_path):
 
 
 def test_a_mistake_in_a_process_of_its_own():
-    done = run("--model", "pocket-lama")
+    done = in_process("--model", "pocket-lama")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
 
 
 def test_debug_shows_the_traceback():
-    done = run("--adapter", "nothing", "--debug")
+    done = in_process("--adapter", "nothing", "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "UserError: unknown adapter 'nothing'" in done.stderr
 
 
 def test_help_names_every_command():
-    done = run("--help")
+    done = in_process("--help")
     assert done.returncode == 0
     for word in ("evaluate", "generate", "pretrain", "--resume", "--set"):
         assert word in done.stdout
