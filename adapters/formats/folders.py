@@ -23,9 +23,10 @@ from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown
-from files.reading import inside, read_json, safetensors, torch_tensors
+from files.reading import inside, read_json
 from files.writing import make_folder, write_atomically, write_text
 from model.language import LanguageModel
+from model.weights import safetensors, torch_tensors
 
 WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 CONFIG = "adapter_config.json"

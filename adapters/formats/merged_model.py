@@ -12,13 +12,14 @@ from pathlib import Path
 
 from adapters.places import all_sites
 from files.errors import UserError
-from files.reading import DTYPES, inside, read_json
+from files.reading import inside, read_json
 from files.writing import make_folder, write_atomically, write_text
 from model.config import read_config, skeleton
 from model.language import LanguageModel
 from model.load import is_finite
 from model.shards import check_empty, check_room, compare, copy_words, write_shards
 from model.sites import base_parameters
+from model.weights import DTYPES
 
 CLASSES = {  # model_type -> the class of transformers
     "llama": "LlamaForCausalLM",
@@ -59,7 +60,7 @@ def export_model(
     tensors = base_parameters(model)  # a tied head is not among them
     changed = changes(model, set(tensors))
     for name, parameter in tensors.items():
-        if parameter.dtype not in DTYPES.values() or not is_finite(parameter):
+        if parameter.dtype not in DTYPES or not is_finite(parameter):
             raise UserError(
                 f"{name} holds NaN or infinite values, or is {parameter.dtype}: nothing was written"
             )

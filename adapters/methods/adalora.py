@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import Dropout, Folded, Scheduled, Size, training
 from adapters.methods.lora import LowRank
 from files.errors import UserError
 from files.typed import Range
+from model.parts import dropout
 from model.sites import Site
 
 Smoothing = Annotated[float, Range(0, 0.999999, open=True)]
@@ -77,7 +77,7 @@ class AdaLoRA(LowRank, Scheduled):
         self.register_buffer("kept", torch.ones(r, 1, dtype=torch.bool), persistent=False)
 
     def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
-        x = F.dropout(x, self.options.dropout, self.training)
+        x = dropout(x, self.options.dropout, self.training)
         return y + self.scale * self.linear(self.linear(x, self.lora_A * self.lora_E), self.lora_B)
 
     def penalty(self) -> Tensor:

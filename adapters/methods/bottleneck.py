@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from adapters.base import Adapter, Dropout, Size, training
 from files.errors import UserError
 from files.typed import Range
+from model.parts import dropout
 from model.sites import Linear, Site
 
 ACTIVATIONS = {
@@ -90,7 +91,7 @@ class Bottleneck(Adapter):
         scale = self.options.scale if learned is None else learned.to(h.dtype)
         if self.adapter_gate is not None:
             scale = scale * torch.sigmoid(self.linear(h, self.adapter_gate))
-        h = F.dropout(h, self.options.dropout, self.training)
+        h = dropout(h, self.options.dropout, self.training)
         return scale * self.linear(self.act(self.linear(h, self.adapter_down)), self.adapter_up)
 
     def before(self, x: Tensor) -> Tensor:

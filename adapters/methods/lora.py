@@ -21,6 +21,7 @@ from adapters.base import Adapter, Dropout, Folded, Size, training
 from files.errors import UserError
 from files.typed import Range
 from model.language import LanguageModel
+from model.parts import dropout
 from model.sites import Embedding, Site
 
 
@@ -97,7 +98,7 @@ class LoRA(LowRank):
 
     def delta(self, x: Tensor) -> Tensor:
         """s · B A dropout(x), behind the gate if there is one."""
-        delta = self.update(F.dropout(x, self.options.dropout, self.training))
+        delta = self.update(dropout(x, self.options.dropout, self.training))
         if self.lora_gate is None:
             return delta
         return torch.sigmoid(self.linear(x, self.lora_gate)) * delta

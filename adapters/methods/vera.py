@@ -12,13 +12,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import PREFIX, Adapter, Dropout, Size, training
 from adapters.methods.lora import LowRank
 from files.errors import UserError
 from model.language import LanguageModel
+from model.parts import dropout
 from model.sites import Site
 
 A_KEY, B_KEY = "base_model.vera_A", "base_model.vera_B"
@@ -61,7 +61,7 @@ class VeRA(LowRank):
         self.vera_lambda_b = nn.Parameter(torch.zeros(site.out_features))
 
     def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
-        x = F.dropout(x, self.options.dropout, self.training)
+        x = dropout(x, self.options.dropout, self.training)
         A, B = self.shared.A[:, : self.fan_in], self.shared.B[: self.fan_out]
         inner = self.vera_lambda_d.to(x.dtype) * self.linear(x, A)
         return y + self.vera_lambda_b.to(x.dtype) * self.linear(inner, B)
