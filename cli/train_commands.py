@@ -1,11 +1,11 @@
 """train, pretrain, plan, quantize and benchmark on the command line."""
 
 import argparse
-import importlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import BENCHMARKS
 from cli.options import (
     MODEL_OPTIONS,
     add_data_options,
@@ -145,7 +145,8 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
         adapter = (
             "continued"
             if made.continue_from
-            else made.adapter.get("preset") or made.adapter.get("kind") or "+".join(made.adapter)
+            else made.adapter.preset
+            or "+".join(name or part.kind for name, part in made.adapter.parts.items())
         )
         name = f"{Path(made.model).name}-{adapter}-{Path(made.data).stem}"
         folder = processes.from_writer(
@@ -362,7 +363,7 @@ def quantize(options: argparse.Namespace) -> int:
 
 def add_benchmark(parser: argparse.ArgumentParser):
     parser.description = "Measure this machine. The cases: " + "; ".join(
-        f"{name}: {case.said}" for name, case in BENCHMARKS.items()
+        f"{name}: {case.measures}" for name, case in BENCHMARKS.items()
     )
     parser.add_argument("--case", default="load", help=", ".join(BENCHMARKS))
     defaults = {
@@ -407,79 +408,13 @@ def add_benchmark(parser: argparse.ArgumentParser):
     return benchmark
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A function of a module that yields lines of text, the options it takes with their defaults, and what it measures."""
-
-    module: str
-    function: str
-    defaults: dict
-    said: str
-
-
-BENCHMARKS = {
-    "load": Benchmark(
-        "benchmarks.loading",
-        "load_lines",
-        {"model": "smollm2-135m", "repeats": 3},
-        "seconds and memory from the files (a folder's, or random ones) to a model that is ready",
-    ),
-    "quantize": Benchmark(
-        "benchmarks.loading",
-        "quantize_lines",
-        {"model": "smollm2-135m", "repeats": 3},
-        "a model's quantised forms beside the plain one",
-    ),
-    "step": Benchmark(
-        "benchmarks.step",
-        "speed_lines",
-        {
-            "model": "smollm2-135m",
-            "quantize": "none",
-            "adapter": "lora",
-            "tokens": 256,
-            "rows": 4,
-            "checkpointing": "none",
-            "device": "cpu",
-            "dtype": "bfloat16",
-            "repeats": 3,
-        },
-        "seconds and memory of a training step",
-    ),
-    "plan": Benchmark(
-        "benchmarks.plan_check",
-        "plan_lines",
-        {"model": "smollm2-135m", "tokens": 128, "processes": 1},
-        "what run.py plan says of a training step and of answers, against measured peaks of memory",
-    ),
-    "llama-7b-fits": Benchmark(
-        "benchmarks.fits",
-        "fits_lines",
-        {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256},
-        "random 7B weights from the disk through load, attach, a training step and save, within 16 GB",
-    ),
-}
-
-
 def benchmark(options: argparse.Namespace) -> int:
     if options.case not in BENCHMARKS:
         raise unknown("benchmark case", options.case, BENCHMARKS)
-    case = BENCHMARKS[options.case]
-    chosen = {
-        name: value
-        for name, value in vars(options).items()
-        if value is not None and name not in ("case", "debug")
-    }
-    for name, value in chosen.items():
-        if name not in case.defaults:
-            raise UserError(
-                f"--{name} has no meaning for --case {options.case}, which takes {', '.join(f'--{other}' for other in case.defaults)}"
-            )
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"--{name} {value} must be at least 1")
-    for line in getattr(importlib.import_module(case.module), case.function)(
-        *(case.defaults | chosen).values()
-    ):
+    names = {name for case in BENCHMARKS.values() for name in case.defaults}
+    chosen = {name: getattr(options, name) for name in names}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    for line in BENCHMARKS[options.case].lines(**chosen):
         print(line, flush=True)
     return 0
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from adapters import attach, use
 from adapters.attach import in_order
-from adapters.config import resolve
 from adapters.formats.folders import read_adapter
 from experiments.base import DTYPES, dtype_named
 from experiments.continued import shape_of_start
@@ -96,10 +95,7 @@ def with_adapter(s: Settings, kind: str) -> nn.Module:
     if s.continue_from:
         shape_of_start(model, Path(s.continue_from))
     else:
-        attach(
-            model,
-            resolve(None, **{key: value for key, value in s.adapter.items() if key != "preset"}),
-        )
+        attach(model, s.adapter)
     use(model, in_order(model), train=["default"])
     return model
 

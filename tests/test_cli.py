@@ -220,7 +220,7 @@ def test_another_adapter_over_a_saved_configuration_is_that_adapter(finished, tm
 
     made = settings(str(finished / "run.toml"), options={"adapter": {"preset": "series"}})
     assert made.adapter == settings(options={"adapter": {"preset": "series"}}).adapter
-    assert made.adapter["reads"] == "output"
+    assert made.adapter.only.options.reads == "output"
     assert (
         settings(str(finished / "run.toml"), sets=["adapter.size=9"]).adapter
         == settings(sets=["adapter.size=9"]).adapter
@@ -232,11 +232,9 @@ def test_recipes_are_read_whole(tmp_path, checked):
 
     path = tmp_path / "mine.toml"
     path.write_text('[adapter]\npreset = "lora"\nr = 4\n[adapters.series]\nsize = 6\n')
-    assert settings(recipe_name=str(path)).adapter["r"] == 4
-    assert (
-        settings(recipe_name=str(path), options={"adapter": {"preset": "series"}}).adapter["size"]
-        == 6
-    )
+    assert settings(recipe_name=str(path)).adapter.only.options.r == 4
+    made = settings(recipe_name=str(path), options={"adapter": {"preset": "series"}})
+    assert made.adapter.only.options.size == 6
     for text, said in (
         ("[adapters.paralel]", "did you mean 'parallel'"),
         ("adapters = 3", "should hold tables"),
