@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
 
 from adapters import attach, named_parameters
 from benchmarks.process import memory_of_process, run_python
@@ -19,6 +18,7 @@ from eval.generate import generate
 from files.errors import UserError
 from model.config import describe
 from model.fsdp import first_pass, shard
+from model.language import LanguageModel
 from model.load import put
 from model.show import parameters, size_text
 from train.loop import train
@@ -58,7 +58,7 @@ class Case:
             cutoff=self.tokens,
         )
 
-    def skeleton(self) -> nn.Module:
+    def skeleton(self) -> LanguageModel:
         """Its model on the meta device."""
         return shaped(self.model, getattr(torch, self.dtype), layers=self.layers)
 

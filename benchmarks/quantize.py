@@ -9,6 +9,7 @@ from torch import nn
 
 from adapters import attach, use
 from eval.generate import generate
+from model.language import LanguageModel
 from model.load import load_model
 from model.quantize import STORED_AS
 
@@ -19,7 +20,7 @@ def quantize_lines(model: str, repeats: int) -> Iterator[str]:
     All forms are measured in turn in one process; the least of `repeats` counts. Raises UserError.
     """
     ids = torch.randint(5, 500, (4, 128), generator=torch.Generator().manual_seed(0))
-    models: dict[str, nn.Module] = {}
+    models: dict[str, LanguageModel] = {}
     for how in ("", *STORED_AS):
         models[how] = load_model(model, quantize=how)
         attach(models[how], "lora")

@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches import Example
 from files.errors import UserError
 from files.writing import make_folder, write_text
 from model.config import describe, skeleton, with_layers
+from model.language import LanguageModel
 from model.load import load_weights
 from model.quantize import quantize_skeleton, quantized
 from model.shards import size, write_shards
@@ -24,14 +25,14 @@ def noise(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=device).normal_(std=0.02)
 
 
-def random_row(model: nn.Module, tokens: int, seed: int = 0) -> Example:
+def random_row(model: LanguageModel, tokens: int, seed: int = 0) -> Example:
     """A row of random token ids, all labelled."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, model.config.vocab_size, (tokens,), generator=generator)
     return Example(ids.tolist(), [1.0] * tokens)
 
 
-def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -> nn.Module:
+def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -> LanguageModel:
     """The model of a known name or a folder on the meta device.
 
     quantize: how its Linears are stored; layers: how many of its blocks (0: all). Raises UserError.
@@ -48,7 +49,7 @@ def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -
 
 def random_model(
     name: str, dtype: torch.dtype, quantize: str = "", device: torch.device | str = "cpu"
-) -> nn.Module:
+) -> LanguageModel:
     """The same with weights, which are made and quantised on the device one at a time."""
     shapes = dict(shaped(name, dtype).named_parameters())
     model = shaped(name, dtype, quantize)

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
 
 from adapters import attach, named_parameters
 from benchmarks.process import memory_of_process
@@ -16,6 +15,7 @@ from experiments.base import DTYPES
 from files.errors import UserError, short_of_memory
 from files.typed import from_table
 from model.devices import device_named
+from model.language import LanguageModel
 from model.show import size_text
 from train.loop import train
 from train.plan.advice import measured_rate
@@ -82,7 +82,7 @@ def step_lines(
     )
 
 
-def timed_steps(model: nn.Module, s: Train, tokens: int) -> list[float]:
+def timed_steps(model: LanguageModel, s: Train, tokens: int) -> list[float]:
     """Seconds of each step of the training loop after the first few."""
     ends: list[float] = []
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from adapters import attach, use
 from adapters.attach import in_order
@@ -17,6 +16,7 @@ from files.errors import UserError
 from files.reading import read_json
 from model.config import describe, skeleton
 from model.devices import balance
+from model.language import LanguageModel
 from model.quantize import how_stored, quantization_of, quantize_skeleton
 from model.registry import find
 from model.show import size_text
@@ -48,7 +48,7 @@ class Target:
 class Planned:
     """A run, counted."""
 
-    model: nn.Module
+    model: LanguageModel
     step: Step
     blocks: list[int]  # on each device
     stage: list[int]  # the device of each place: the embedding, every block, the head
@@ -69,7 +69,7 @@ class Planned:
         return total
 
 
-def with_adapter(s: Settings, kind: str) -> nn.Module:
+def with_adapter(s: Settings, kind: str) -> LanguageModel:
     """The model of the settings with its adapter on the meta device, as for a device of this kind.
 
     Raises UserError.
