@@ -53,20 +53,20 @@ def step_lines(
         "save_every": WARM + repeats,
     }
     s = from_table(Train, table, "the command line")
-    how = "" if quantize == "none" else quantize
-    dry = shaped(model, DTYPES[dtype], how)
+    stored = "" if quantize == "none" else quantize
+    dry = shaped(model, DTYPES[dtype], stored)
     attach(dry, adapter)
     step = training_step(dry, s, tokens, device=here.type)
     planned, flops = step.phase.peak([0] * len(step.weights))[0], step.phase.flops
     rate = measured_rate(here, DTYPES[dtype])
     yield (
-        f"{model}, random weights, {f'{dtype} and {how}' if how else dtype}, {adapter}, "
+        f"{model}, random weights, {f'{dtype} and {stored}' if stored else dtype}, {adapter}, "
         f"{rows} x {tokens} tokens, checkpointing {checkpointing}, on {here}"
     )
     with short_of_memory(
         f"on {here}: lower --rows or --tokens, or give --checkpointing block or --quantize nf4"
     ):
-        real = random_model(model, DTYPES[dtype], how, here)
+        real = random_model(model, DTYPES[dtype], stored, here)
         attach(real, adapter)
         seconds = min(timed_steps(real, s, tokens))
     if here.type == "cuda":

@@ -83,13 +83,13 @@ def with_adapter(s: Settings, kind: str) -> LanguageModel:
         dtype = torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
     model.to(dtype)
     model.dtype = dtype
-    if how := how_stored(s.quantize, quantization_of(raw, where)[0], where):
+    if stored := how_stored(s.quantize, quantization_of(raw, where)[0], where):
         if s.shard:
             raise UserError(
-                f"{s.model} is stored in {how}, and --shard lays whole weights over processes: "
+                f"{s.model} is stored in {stored}, and --shard lays whole weights over processes: "
                 "give a model that is not quantised"
             )
-        quantize_skeleton(model, how)
+        quantize_skeleton(model, stored)
     for name, folder in s.load.items():
         attach(model, read_adapter(model, Path(folder))[0], name)
     if s.continue_from:
@@ -202,14 +202,14 @@ def advice(s: Settings, plan: Planned, target: Target) -> str | None:
     _, _, path = describe(s.model, s.revision or None)
     is_quantized = quantization_of(raw_config(s, path), path)[0]
     for where, base, more in targets_to_try(s, plan, target):
-        for how in [base.quantize] if base.shard or is_quantized else fewer_bits(base):
-            stored = replace(base, quantize=how)
+        for quantize in [base.quantize] if base.shard or is_quantized else fewer_bits(base):
+            stored = replace(base, quantize=quantize)
             tensors = all_tensors(with_adapter(stored, target.kind)).values()
             static = sum(tensor.nbytes for tensor in tensors) + sum(plan.step.optimizer)
             if not base.shard and static > sum(map(usable, where.memory)):
                 continue  # too much even without activations
-            if found := first_that_fits(stored, where):
-                return " ".join([*options_for(s, found), *more])
+            if changed := first_that_fits(stored, where):
+                return " ".join([*options_for(s, changed), *more])
     return None
 
 

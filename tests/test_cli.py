@@ -183,7 +183,7 @@ def checked(capfd):
         (["--recipe", "pocket-tun"], "did you mean 'pocket-tune'"),
         (["--set", "train.learning_rat=1"], "did you mean 'learning_rate'"),
         (["--set", "adapter.sise=1"], "did you mean 'size'"),
-        (["--set", "train.batch_size=0"], "at least 1"),
+        (["--set", "train.batch_size=0"], "batch_size = 0 should be a whole number from 1"),
         (["--set", "nothing"], "KEY=VALUE"),
         (["--dtype", "float8"], "float8"),
         (["--device", "cuda:99"], "cuda:99"),
@@ -191,7 +191,7 @@ def checked(capfd):
         (["--data-dir", "/nowhere"], "takes no --data-dir"),
         (["--seed", "99999999999999999999999"], "seed"),
         (["--set", "threads=-1"], "threads"),
-        (["--set", "train.clip=inf"], "finite"),
+        (["--set", "train.clip=inf"], "clip = inf should be a number above 0"),
         (["--set", "train.betas=[1.5, 0.9]"], "between 0 and 1"),
         (["--set", "adapter.layers=2"], "layers = 2"),
         (["--set", 'adapter.preset=["lora"]'], "lora"),
@@ -248,8 +248,12 @@ def test_recipes_are_read_whole(tmp_path, checked):
 
 def test_pretrain_refuses_what_it_cannot_use(tmp_path, checked):
     out = ["--out", tmp_path / "new"]
-    checked("pretrain", "--max-steps", "-1", *out, said="at least 1")
-    checked("pretrain", "--max-steps", "0", *out, said="at least 1")
+    checked(
+        "pretrain", "--max-steps", "-1", *out, said="batch_size = 0 should be a whole number from 1"
+    )
+    checked(
+        "pretrain", "--max-steps", "0", *out, said="batch_size = 0 should be a whole number from 1"
+    )
     checked("pretrain", "--recipe", "pocket-tune", *out, said="is not one for pretrain")
     assert not (tmp_path / "new").exists()
 

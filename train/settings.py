@@ -197,21 +197,21 @@ def settings(
         # another method starts anew
         adapter = change if change.keys() & {"preset", "kind"} else overlay(adapter, change)
         adapter_from = where if change else adapter_from
-    made = from_table(Settings, whole, "settings")
-    made.train.check_together()
-    made.eval.check_together()
-    if not made.continue_from:
+    complete = from_table(Settings, whole, "settings")
+    complete.train.check_together()
+    complete.eval.check_together()
+    if not complete.continue_from:
         parts = [part for part in adapter.values() if isinstance(part, dict)]
         if not any(table.keys() & {"preset", "kind"} for table in (adapter, *parts)):
             adapter = {"preset": "parallel"} | adapter
-        return replace(made, adapter=resolve(adapter, below=presets))
+        return replace(complete, adapter=resolve(adapter, below=presets))
     if adapter:
         where = "--adapter" if adapter_from == "the command line" else adapter_from
         raise UserError(
             f"{where} says what the adapter is, and one that is trained further "
             "(--continue) keeps the configuration of its file: give either"
         )
-    return made
+    return complete
 
 
 def keys(table: dict) -> set[tuple[str, ...]]:
