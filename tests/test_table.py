@@ -109,7 +109,7 @@ beams = 2
         (("table", "--pocket", "--models", "pocket-llama,pocket-llama"), "'pocket-llama' twice"),
         (("table", "--pocket", "--seeds", "1,1"), "twice"),
         (("table", "--pocket", "--set", "seed=3"), "use its own seeds"),
-        (("table", "--pocket", "--seeds", "-1"), "between 0"),
+        (("table", "--pocket", "--seeds", "-1"), "from 0"),
         (
             ("table", "--pocket", "--adapters", "lora", "--set", "adapter.size=8"),
             "unknown option of lora adapters 'size'",
