@@ -7,17 +7,15 @@ torch allocates for tensors is counted; workspaces of kernels (oneDNN, cuBLAS) a
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from model import parts
 from model.language import LanguageModel
+from model.parts import META_KERNELS, Kernels
 from train.offload import SMALL
 
 aten = torch.ops.aten
@@ -164,36 +162,22 @@ def watch(model: LanguageModel, footprint: Footprint) -> Iterator[None]:
 
 @contextmanager
 def kernels_of(device: str) -> Iterator[None]:
-    """Within this block, tensors without memory are treated as the kernels of `device` (cpu or cuda) treat theirs: what is kept for the backward pass
-    depends on them. Torch's "meta" device writes out what they fuse."""
-    fused = (
-        {"scaled_dot_product_attention": sdpa_cpu}
-        if device == "cpu"
-        else {
-            "scaled_dot_product_attention": sdpa_cuda,
-            "rms_norm": rms_norm_cuda,
-            "dropout": dropout_cuda,
-        }
-    )
+    """Within this block, tensors on "meta" are computed by the kernels of `device` (cpu or cuda).
 
-    def where_meta(stand_in: Callable, real: Callable) -> Callable:
-        return lambda x, *args, **kwargs: (stand_in if x.is_meta else real)(x, *args, **kwargs)
-
-    before = parts.META_AS
-    parts.META_AS = device
+    What is kept for the backward pass depends on them; "meta" itself writes out what they fuse.
+    """
+    cuda = Kernels("cuda", sdpa_cuda, rms_norm_cuda, dropout_cuda)
+    token = META_KERNELS.set(cuda if device == "cuda" else Kernels("cpu", sdpa_cpu))
     try:
-        with patch.multiple(
-            F, **{name: where_meta(stand_in, getattr(F, name)) for name, stand_in in fused.items()}
-        ):
-            yield
+        yield
     finally:
-        parts.META_AS = before
+        META_KERNELS.reset(token)
 
 
 def sdpa_cpu(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
 ) -> Tensor:
-    """The fused kernel keeps its inputs, its output and a float32 number for each query and head."""
+    """The fused kernel keeps its inputs, its output and a float32 number per query and head."""
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask.logical_not(), 0.0)
     return aten._scaled_dot_product_flash_attention_for_cpu(
@@ -204,8 +188,11 @@ def sdpa_cpu(
 def sdpa_cuda(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
 ) -> Tensor:
-    """As torch chooses on a card: flash attention in 16 bits without a mask; else the memory-efficient kernel, which knows no grouped heads; else
-    written out."""
+    """The kernel that torch chooses on a card.
+
+    Flash attention in 16 bits without a mask; else memory-efficient attention, which has no grouped
+    heads; else the product written out.
+    """
     if mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0:
         return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
     if enable_gqa:
