@@ -20,26 +20,13 @@ from eval.generate import Sampling, generate, left_pad
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
 from eval.room import positions_of, room_for
+from eval.settings import Eval
 from files.errors import short_of_memory
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 
 TOO_LONG = {"output": "", "cut": False, "too_long": True}  # a prompt the model has no positions for
 Pairs = dict[str, tuple[list[int], list[int]]]  # option -> (ids of its context, ids of its own)
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are decoded; train/settings.py describes the same fields of its Eval."""
-
-    batch_size: int = 16
-    max_new_tokens: int = 256
-    scoring: str = "generate"
-    beams: int = 1
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seeds: Sequence[int] = (0,)
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,7 @@ def predict(
     problems: dict[str, list[dict]],
     *,
     template: Template | str,
-    decoding: Decoding | None = None,
+    decoding: Eval | None = None,
     title: str = "",
     reads: dict[str, str] | None = None,
     journal: Path | None = None,
@@ -71,12 +58,12 @@ def predict(
     the model has no positions for its prompt, which counts as wrong. Drawn answers have a seed (a
     problem's seeds follow each other), compared ones the likelihoods of their options.
 
-    template: a Template or its name. decoding: a Decoding, or its fields as keywords. reads: data
+    template: a Template or its name. decoding: an Eval, or its fields as keywords. reads: data
     set -> kind of its answers, where its name does not say it. journal: a file that keeps the
     answers until all are there. processes: train.parallel.Processes; each answers its share, with a
     journal of its own, and all return all answers. Raises UserError.
     """
-    decoding = decoding or Decoding(**options)
+    decoding = decoding or Eval(**options)
     template = template_named(template, tokenizer) if isinstance(template, str) else template
     read_as = {name: (reads or {}).get(name, name) for name in problems}
     kinds = {name: kind_of(kind) for name, kind in read_as.items()}
@@ -143,7 +130,7 @@ def predict(
 
 
 def jobs_of(
-    tokenizer: Tokenizer, problems: dict[str, list[dict]], template: Template, decoding: Decoding
+    tokenizer: Tokenizer, problems: dict[str, list[dict]], template: Template, decoding: Eval
 ) -> list[Job]:
     jobs = []
     for name, rows in problems.items():
@@ -205,7 +192,7 @@ def generated(
     model: LanguageModel,
     tokenizer: Tokenizer,
     jobs: list[Job],
-    decoding: Decoding,
+    decoding: Eval,
     stop_ids: Sequence[int],
 ) -> list[dict]:
     """{output, cut} for each job."""

@@ -5,6 +5,7 @@ OPT and GPT-J have a table of positions that ends; LLaMA's rotary angles and BLO
 
 from data.batches import encode_prompt
 from data.prompts import Template
+from eval.settings import Eval
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 
@@ -34,10 +35,10 @@ def room_lines(
     tokenizer: Tokenizer,
     tests: dict[str, list[dict]],
     template: Template,
-    decoding,
+    decoding: Eval,
 ) -> list[str]:
     """Notes on test prompts that do not fit the model's positions, or leave less than
-    eval.max_new_tokens for the answer. decoding: a Decoding or Eval."""
+    eval.max_new_tokens for the answer."""
     positions = positions_of(model)
     if positions is None:
         return []

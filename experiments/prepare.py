@@ -9,7 +9,7 @@ from torch import nn
 
 from adapters import attach, load_adapter, named_parameters, use
 from adapters.attach import adapter_names, adapters_named, in_order
-from adapters.config import AdapterConfig, resolve
+from adapters.config import AdapterConfig
 from data.batches import Example
 from data.leakage import Leak
 from data.prompts import AUTO, NAMES, Template
@@ -90,7 +90,7 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     loaded = adapters_fingerprint(model, list(s.load))
     torch.manual_seed(s.seed)
     start = load_start(model, s, tokenizer) if s.continue_from else None
-    config = start.config if start else attach(model, adapter_of(s))
+    config = start.config if start else attach(model, s.adapter)
     template = template_of(s, tokenizer, start, data.is_own)
     runs |= start.loaded if start else {}
     history = start.history if start else []
@@ -136,7 +136,7 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
         tests=tests,
         model=model,
         config=config,
-        preset=start.preset if start else s.adapter.get("preset", ""),
+        preset=start.preset if start else s.adapter.preset,
         start=start,
         loaded=runs,
         active=active,
@@ -150,10 +150,6 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
         fingerprints=fingerprints,
         lines=lines,
     )
-
-
-def adapter_of(s: Settings) -> AdapterConfig:
-    return resolve(None, **{key: value for key, value in s.adapter.items() if key != "preset"})
 
 
 def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict]]:

@@ -23,7 +23,7 @@ from files.typed import Range, from_table
 from files.writing import make_folder, write_atomically, write_text
 from model.config import family_and_config
 from train.loop import train
-from train.settings import Train, build, recipe
+from train.settings import Train, recipe
 
 EOS, PAD = "<eos>", "<pad>"
 Line = list[tuple[str, float]]  # segments of text, each with its loss weight
@@ -75,7 +75,7 @@ def pretrain(
     seed = r.seed if seed is None else seed
     if not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed} should be between 0 and 2^63 - 1")
-    s = build(Train, r.train | own.train, f"{where} [train]")
+    s = from_table(Train, r.train | own.train, f"{where} [train]")
     s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
     if s.max_steps < 1:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters import save_adapter, save_adapters, use
@@ -73,7 +73,7 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
     if processes.is_writer:
         write_text(folder / "run.toml", to_toml(s))
     announce(job, settings.template)
-    tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
+    tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, s.to_dict())
     if processes.is_writer:
         write_json(folder / "leakage.json", {n: leak.table() for n, leak in job.leaks.items()})
 
