@@ -40,6 +40,7 @@ from experiments.verdict import NO_VERDICT, Verdict, verdict
 from files.errors import UserError, unknown
 from files.writing import JsonLines, held, write_text
 from model.quantize import quantized_weights
+from model.sites import base_parameters
 from train.checkpoint import checkpoints
 from train.loop import train
 from train.parallel import SINGLE, Processes
@@ -337,11 +338,7 @@ def count(named: dict[str, nn.Parameter]) -> int:
 
 def count_base(model: nn.Module) -> int:
     """Parameters of the model without its adapters."""
-    return sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if ".adapters." not in name
-    ) + quantized_weights(model)
+    return count(base_parameters(model)) + quantized_weights(model)
 
 
 def check_positions(model: nn.Module, examples: list[Example]) -> None:
