@@ -215,7 +215,7 @@ def test_settings_are_the_runs_but_for_what_is_given(first, tmp_path):
         theirs.data,
         theirs.model,
     )
-    assert (made.adapter, made.continue_from) == ({}, str(first / "adapter"))
+    assert (made.adapter, made.continue_from) == (None, str(first / "adapter"))
     toml = tmp_path / "run" / "run.toml"
     shutil.copytree(first, tmp_path / "run")
     toml.write_text(
