@@ -8,6 +8,7 @@ from experiments.history import history_lines
 from experiments.prepare import Prepared
 from model.language import LanguageModel
 from model.quantize import quantized_weights
+from model.sites import base_parameters
 
 
 def announce(run: Prepared, template_setting: str) -> None:
@@ -49,5 +50,4 @@ def count(parameters: dict[str, nn.Parameter]) -> int:
 
 def count_base(model: LanguageModel) -> int:
     """Parameters of the model without its adapters."""
-    plain = {name: p for name, p in model.named_parameters() if ".adapters." not in name}
-    return count(plain) + quantized_weights(model)
+    return count(base_parameters(model)) + quantized_weights(model)

@@ -277,7 +277,8 @@ def test_a_rationale_reaches_its_answer(rationale, gold, there):
 
 
 KINDS = (
-    "number", "number:comma", "letter", "letters:a|b|c|1|2", "labels:true|false", "labels:option1|option2",
+    "number", "number:comma", "letter", "letters:a|b|c|1|2", "labels:true|false",
+    "labels:option1|option2",
     "text",
 )  # fmt: skip
 PIECES = [

@@ -1,4 +1,6 @@
-"""The command line as a user meets it, in processes of its own: what it writes, and what it says when something is wrong."""
+"""The command line as a user meets it, in processes of its own: what it writes, and what it says
+when something is wrong.
+"""
 
 import contextlib
 import io
@@ -134,7 +136,9 @@ def test_generate(finished, folder):
 
 
 def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
-    """Ctrl-C after the first steps, then --resume: the same adapter as the undisturbed run, to the bit."""
+    """Ctrl-C after the first steps, then --resume: the same adapter as the undisturbed run, to
+    the bit.
+    """
     out = tmp_path / "out"
     whole = run(
         "--config",
@@ -170,7 +174,9 @@ def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
 
 @pytest.fixture
 def checked(capfd):
-    """Call the command line in this process (importing torch anew takes seconds) and expect one line on stderr."""
+    """Call the command line in this process (importing torch anew takes seconds) and expect one
+    line on stderr.
+    """
 
     def check(*arguments, said: str, status: int = 1):
         assert command_line.main([str(argument) for argument in arguments]) == status
@@ -368,7 +374,10 @@ def test_pretrain_makes_a_model_that_trains(tmp_path):
 @pytest.mark.parametrize("command", ["models", "train", "data"])
 def test_a_missing_package_is_one_line(command):
     words = ["run.py", command] + (["list"] if command == "data" else [])
-    code = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {words!r}; runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')"
+    code = (
+        f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {words!r}; "
+        f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900
     )

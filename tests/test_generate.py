@@ -1,4 +1,6 @@
-"""Decoding, greedy, by beams and sampled: what it returns, and that nothing about the batch changes it."""
+"""Decoding, greedy, by beams and sampled: what it returns, and that nothing about the batch
+changes it.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -179,7 +181,9 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
 def by_transformers(
     reference, rows: list[list[int]], stop_ids: Sequence[int], **settings
 ) -> list[list[int]]:
-    """The new tokens of transformers' generate on a left-padded batch, cut in front of the stop token."""
+    """The new tokens of transformers' generate on a left-padded batch, cut in front of the stop
+    token.
+    """
     ids, mask = left_pad(rows, 0, "cpu")
     found = reference.generate(
         ids,
@@ -224,7 +228,9 @@ def test_beams_find_what_transformers_finds(tmp_path, family):
 
 
 def as_transformers_model(model):
-    """Our model, adapters and all, under transformers' generate; without a cache, so that reordering one is no part of it."""
+    """Our model, adapters and all, under transformers' generate; without a cache, so that
+    reordering one is no part of it.
+    """
     transformers = pytest.importorskip("transformers")
 
     class Wrapped(transformers.PreTrainedModel, transformers.GenerationMixin):
@@ -270,7 +276,9 @@ def test_beams_with_adapters_on(tmp_path, family, preset):
 
 
 def test_a_beam_goes_on_however_many_stop_tokens_are_likelier(tiny, monkeypatch):
-    """Behind 5 the stop tokens 10, 11, 12 and a dead end, 20, come before 30; but what follows 30 is certain."""
+    """Behind 5 the stop tokens 10, 11, 12 and a dead end, 20, come before 30; but what follows 30
+    is certain.
+    """
     table = torch.full((61, 61), -50.0)  # logits of the next token by the last one
     table[5, [10, 20, 11, 12, 30]] = torch.tensor([0.4, 0.2, 0.15, 0.14, 0.11]).log()
     table[20] = 0.0

@@ -1,4 +1,6 @@
-"""Runs on a user's own data: conversations, plain text, what is held out, which template is taken."""
+"""Runs on a user's own data: conversations, plain text, what is held out, which template is
+taken.
+"""
 
 import json
 import shutil
@@ -48,16 +50,9 @@ def chat_model(tmp_path) -> Path:
 
 
 def run(*arguments) -> int:
-    few = [
-        "--dtype",
-        "float32",
-        "--max-steps",
-        "2",
-        "--set",
-        "train.warmup_steps=0",
-        "--set",
-        "train.batch_size=4",
-    ]
+    few = (
+        "--dtype float32 --max-steps 2 --set train.warmup_steps=0 --set train.batch_size=4"
+    ).split()
     return command_line.main([*map(str, arguments), *few])
 
 

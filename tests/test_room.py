@@ -1,4 +1,6 @@
-"""Test prompts that a model has no positions for: named before training, counted as wrong, and the others answered."""
+"""Test prompts that a model has no positions for: named before training, counted as wrong, and
+the others answered.
+"""
 
 import json
 from dataclasses import replace
@@ -175,21 +177,11 @@ def test_a_run_names_them_before_it_trains_and_measures_the_rest(tmp_path, capsy
     (tmp_path / "train.json").write_text(json.dumps(rows[:3]))
     (tmp_path / "mine.json").write_text(json.dumps(rows[:1] + rows[3:]))
     words = (
-        "--model",
-        "pocket-opt",
-        "--adapter",
-        "lora",
-        "--template",
-        "plain",
-        "--data",
+        *"--model pocket-opt --adapter lora --template plain --data".split(),
         tmp_path / "train.json",
         "--tests",
         tmp_path / "mine.json",
-        "--train-on-test",
-        "--max-steps",
-        "1",
-        "--set",
-        "eval.max_new_tokens=3",
+        *"--train-on-test --max-steps 1 --set eval.max_new_tokens=3".split(),
     )
     assert main(*words, "--out", tmp_path / "out") == 0
     said = capsys.readouterr().out
@@ -211,18 +203,9 @@ def test_a_row_to_train_on_that_does_not_fit_is_said_before_the_first_step(tmp_p
         json.dumps([row | {"output": "7", "answer": ""} for row in rows])
     )
     words = (
-        "--model",
-        "pocket-gptj",
-        "--adapter",
-        "lora",
-        "--template",
-        "plain",
-        "--data",
+        *"--model pocket-gptj --adapter lora --template plain --data".split(),
         tmp_path / "long.json",
-        "--set",
-        "train.cutoff=400",
-        "--max-steps",
-        "1",
+        *"--set train.cutoff=400 --max-steps 1".split(),
     )
     assert main(*words, "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Answers, verdicts and scores: the same at any batch size and order, continued where they stopped, read by both readers."""
+"""Answers, verdicts and scores: the same at any batch size and order, continued where they
+stopped, read by both readers.
+"""
 
 import json
 from dataclasses import replace
@@ -22,7 +24,10 @@ HOW = Eval(batch_size=8, max_new_tokens=20)
 OPTIONS = ("solution1", "solution2")
 PIQA = [
     {
-        "instruction": f"Please choose: which is {n}?\n\nSolution1: {n}\n\nSolution2: {n + 1}\n\nAnswer format: solution1/solution2",
+        "instruction": (
+            f"Please choose: which is {n}?\n\nSolution1: {n}\n\nSolution2: "
+            f"{n + 1}\n\nAnswer format: solution1/solution2"
+        ),
         "input": "",
         "output": f"the correct answer is {OPTIONS[n % 2]}",
         "answer": OPTIONS[n % 2],
@@ -333,12 +338,7 @@ def paper(tmp_path_factory):
 def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
     out = tmp_path / "out"
     words = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--data",
-        "math-v1",
-        "--data-dir",
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
         paper,
         "--max-new-tokens",
         "5",
@@ -371,17 +371,9 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
         (("evaluate", "--resume", out, "--items", "2"), 1, "give no other option"),
         (
             (
-                "evaluate",
-                "--model",
-                "pocket-llama",
-                "--tests",
-                "gsm8k",
-                "--data-dir",
+                *"evaluate --model pocket-llama --tests gsm8k --data-dir".split(),
                 paper,
-                "--data",
-                "math-v1",
-                "--scoring",
-                "likelihood",
+                *"--data math-v1 --scoring likelihood".split(),
             ),
             1,
             "no options",
@@ -409,15 +401,10 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
         (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "more than 1,000"),
         (
             (
-                "evaluate",
-                "--model",
-                "pocket-llama",
-                "--scoring",
-                "likelihood",
-                "--tests",
-                "aqua",
-                "--max-new-tokens",
-                "9",
+                *(
+                    "evaluate --model pocket-llama --scoring likelihood --tests aqua "
+                    "--max-new-tokens 9"
+                ).split(),
             ),
             1,
             "likelihoods take none",
@@ -441,17 +428,9 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
 ):
     out = tmp_path / "out"
     words = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--data",
-        "math-v1",
-        "--data-dir",
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
         paper,
-        "--max-new-tokens",
-        "5",
-        "--batch-size",
-        "4",
+        *"--max-new-tokens 5 --batch-size 4".split(),
     )
     assert main(*words, "--out", tmp_path / "whole") == 0
     respond, calls = predicting.generated, []
@@ -484,12 +463,7 @@ def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, caps
 
     monkeypatch.setattr(predicting, "generated", meanwhile)
     words = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--data",
-        "math-v1",
-        "--data-dir",
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
         paper,
         "--max-new-tokens",
         "5",
@@ -499,12 +473,7 @@ def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, caps
     assert f"another process is running in {tmp_path / 'out'}" in capsys.readouterr().err
     assert (
         main(
-            "evaluate",
-            "--model",
-            "pocket-lama",
-            "--data",
-            "math-v1",
-            "--data-dir",
+            *"evaluate --model pocket-lama --data math-v1 --data-dir".split(),
             paper,
             "--out",
             tmp_path / "no",
@@ -520,14 +489,7 @@ def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper,
         "SVAMP",
         "--data-dir",
         paper,
-        "--max-steps",
-        "1",
-        "--items",
-        "3",
-        "--set",
-        "eval.before=false",
-        "--set",
-        "eval.max_new_tokens=4",
+        *("--max-steps 1 --items 3 --set eval.before=false --set eval.max_new_tokens=4").split(),
     )
     assert main(*words, "--out", tmp_path / "no") == 1
     assert "hold the test set SVAMP (3 of 3 problems)" in capsys.readouterr().err
@@ -540,20 +502,13 @@ def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper,
     assert "Trained on the test set" in (tmp_path / "yes" / "report.html").read_text()
     assert (
         main(
-            "evaluate",
-            "--model",
-            "pocket-llama",
-            "--adapter",
+            *"evaluate --model pocket-llama --adapter".split(),
             tmp_path / "yes" / "adapter",
             "--data",
             "math-v1",
             "--data-dir",
             paper,
-            "--tests",
-            "SVAMP",
-            "--max-new-tokens",
-            "4",
-            "--out",
+            *"--tests SVAMP --max-new-tokens 4 --out".split(),
             tmp_path / "later",
         )
         == 0
@@ -576,17 +531,11 @@ def test_a_run_on_ones_own_file(tmp_path, capsys):
     words = (
         "--data",
         tmp_path / "mine.jsonl",
-        "--columns",
-        "instruction=question,output=why,answer=label",
-        "--only-right",
-        "--max-steps",
-        "2",
-        "--set",
-        "test_share=0.2",
-        "--set",
-        "eval.before=false",
-        "--template",
-        "plain",
+        *(
+            "--columns instruction=question,output=why,answer=label --only-right "
+            "--max-steps 2 --set test_share=0.2 --set eval.before=false --template "
+            "plain"
+        ).split(),
     )
     assert main(*words, "--out", tmp_path / "run") == 0
     said = capsys.readouterr().out
@@ -632,16 +581,7 @@ def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch
     from data import prompts
 
     assert (
-        main(
-            "--max-steps",
-            "1",
-            "--items",
-            "2",
-            "--set",
-            "eval.before=false",
-            "--out",
-            tmp_path / "run",
-        )
+        main(*"--max-steps 1 --items 2 --set eval.before=false --out".split(), tmp_path / "run")
         == 0
     )
     changed = replace(prompts.TEMPLATES["alpaca"], text="Changed: {instruction}\n")
@@ -654,11 +594,7 @@ def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch
         main(
             "evaluate",
             tmp_path / "run",
-            "--items",
-            "1",
-            "--template",
-            "plain",
-            "--out",
+            *"--items 1 --template plain --out".split(),
             tmp_path / "other",
         )
         == 0
@@ -733,10 +669,7 @@ def test_what_an_adapter_was_trained_on_is_told_rightly(tmp_path, capsys):
         main("--data", mine, "--tests", other, *quick, "--out", tmp_path / "run") == 0
     )  # all 30 rows are trained on, none is held out
     measure = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--adapter",
+        *"evaluate --model pocket-llama --adapter".split(),
         tmp_path / "run" / "adapter",
         "--tests",
         mine,

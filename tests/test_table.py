@@ -24,12 +24,7 @@ def main(*words) -> int:
 
 def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, capsys):
     words = (
-        "table",
-        "--pocket",
-        "--models",
-        "pocket-opt",
-        "--adapters",
-        "lora,prefix",
+        *"table --pocket --models pocket-opt --adapters lora,prefix".split(),
         *QUICK,
         "--set",
         "quantize=int8",
@@ -125,12 +120,7 @@ def test_mistakes_are_said_before_anything_runs(words, said, tmp_path, capsys):
 
 def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, capsys):
     words = (
-        "table",
-        "--pocket",
-        "--models",
-        "pocket-llama",
-        "--adapters",
-        "lora",
+        *"table --pocket --models pocket-llama --adapters lora".split(),
         *QUICK,
         "--out",
         tmp_path,
@@ -284,7 +274,8 @@ train.warmup_steps = 0
 def test_a_table_without_test_sets_has_the_losses_and_no_average(without_answers):
     assert sorted(path.name for path in without_answers.iterdir() if path.is_dir()) == [
         "pocket-llama-base", "pocket-llama-lora-seed3", "pocket-llama-lora-seed4"]  # fmt: skip
-    losses = [json.loads((without_answers / f"pocket-llama-{name}" / "result.json").read_text())["held_out_loss"]
+    losses = [json.loads((without_answers / f"pocket-llama-{name}" / "result.json").read_text())[
+        "held_out_loss"]
               for name in ("base", "lora-seed3", "lora-seed4")]  # fmt: skip
     heads, _, *lines = (without_answers / "table.md").read_text().splitlines()
     assert heads == "| model | adapter | parameters | loss | held-out loss |  |"

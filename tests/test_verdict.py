@@ -1,4 +1,6 @@
-"""A run that went wrong says so: at its end, in result.json, in the report, and by its exit status."""
+"""A run that went wrong says so: at its end, in result.json, in the report, and by its exit
+status.
+"""
 
 import json
 import random
@@ -151,14 +153,10 @@ def test_a_run_that_blew_up_says_so_everywhere_and_ends_with_status_1(tmp_path, 
         "lora",
         "--data",
         data,
-        "--set",
-        "train.learning_rate=3.0",
-        "--set",
-        "train.warmup_steps=0",
-        "--max-steps",
-        "12",
-        "--set",
-        "eval.before=false",
+        *(
+            "--set train.learning_rate=3.0 --set train.warmup_steps=0 --max-steps "
+            "12 --set eval.before=false"
+        ).split(),
         *FAST,
     )
     assert main(*words, "--out", out) == 1
@@ -177,21 +175,9 @@ def test_a_run_that_blew_up_says_so_everywhere_and_ends_with_status_1(tmp_path, 
 
 def test_a_grid_takes_a_run_that_went_wrong_as_complete_and_ends_with_status_1(tmp_path, capsys):
     words = (
-        "table",
-        "--pocket",
-        "--models",
-        "pocket-llama",
-        "--adapters",
-        "lora",
-        "--data",
+        *"table --pocket --models pocket-llama --adapters lora --data".split(),
         write_sums(tmp_path / "sums.json"),
-        "--set",
-        "train.max_steps=3",
-        "--set",
-        "train.learning_rate=9.0",
-        "--set",
-        "eval.items=1",
-        "--out",
+        *("--set train.max_steps=3 --set train.learning_rate=9.0 --set eval.items=1 --out").split(),
         tmp_path / "grid",
     )
     for complete in (0, 1):
@@ -200,9 +186,9 @@ def test_a_grid_takes_a_run_that_went_wrong_as_complete_and_ends_with_status_1(t
         assert f"{complete} of them complete" in captured.out
         assert "failed" not in captured.out
         assert (
-            "1 of 1 runs have nothing to show: pocket-llama lora, the loss ended above where it began"
-            in captured.err
-        )
+            "1 of 1 runs have nothing to show: pocket-llama lora, the loss "
+            "ended above where it began"
+        ) in captured.err
         assert (tmp_path / "grid" / "table.md").is_file()
 
 
