@@ -136,8 +136,8 @@ def test_every_refusal_is_one_line(hub):
         "load_data('someone/empty')": "someone/empty holds no train or test file that is read here (.json, .jsonl, .csv, .tsv, .parquet); its files: none",
         "load_data('someone/broken')": "line 1: cannot be read",
         "load_data('someone/other')": "has no column 'instruction', it has 'premise', 'hypothesis': name it with --columns instruction=COLUMN",
-        "load_data('some one/data')": "no hub repository name",
-        "load_data('someone/')": "no hub repository name",
+        "load_data('some one/data')": "not a repository name of the hub",
+        "load_data('someone/')": "not a repository name of the hub",
     }
     for found, said in zip(hub.do(*cases), cases.values(), strict=True):
         assert said in found
