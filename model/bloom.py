@@ -74,8 +74,8 @@ class Config:
         check_sizes(self, "hidden_size", "n_head")
         if self.slow_but_exact and self.pretraining_tp > 1:
             raise UserError(
-                "config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is not "
-                "supported; set it to false"
+                "config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is "
+                "not supported; set it to false"
             )
 
 
@@ -95,8 +95,8 @@ def alibi_slopes(heads: int) -> Tensor:
 def alibi(config: Config, positions: Tensor, looks: Tensor) -> Tensor:
     """What is added to the scores [B, H, T, S]: -slope x distance, and -inf where `looks` is False.
 
-    positions [B, S], looks bool [B, 1, T, S]. Distance is counted from the query, which softmax does
-    not notice: small distances stay exact in bfloat16.
+    positions [B, S], looks bool [B, 1, T, S]. Distance is counted from the query, which does not
+    change the softmax: small distances stay exact in bfloat16.
     """
     T, slopes = looks.shape[2], alibi_slopes(config.n_head).to(positions.device)
     distance = positions[:, None, None, :] - positions[:, None, -T:, None]
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding and its norm, blocks, last norm: everything the checkpoints may call `transformer.`"""
+    """Embedding and its norm, blocks, last norm: what the checkpoints may call `transformer.`"""
 
     def __init__(self, config: Config):
         super().__init__()

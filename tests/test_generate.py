@@ -1,4 +1,6 @@
-"""Decoding, greedy, by beams and sampled: what it returns, and that nothing about the batch changes it."""
+"""Decoding, greedy, by beams and sampled: what it returns, and that nothing about the batch
+changes it.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -10,10 +12,13 @@ from families import TINY
 
 from adapters import attach, parameters, use
 from adapters.compose import Rows
+from data import stops
+from data.batches import encode_prompt
 from data.prompts import template
 from data.wordproblems import problems
-from eval.generate import Sampling, draw, generate
-from eval.score import Score, left_pad, predict, scores
+from eval.generate import Sampling, draw, generate, generate_text, left_pad
+from eval.predict import predict
+from eval.score import Score, scores
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -94,7 +99,7 @@ def test_accuracy_does_not_depend_on_batch_size_and_predictions_are_kept_whole()
             tokenizer,
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=size, max_new_tokens=48),
+            decoding=Eval(batch_size=size, max_new_tokens=48),
         )
         for size in (3, 16)
     )
@@ -166,7 +171,7 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
             load_tokenizer(name),
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=4, max_new_tokens=40),
+            decoding=Eval(batch_size=4, max_new_tokens=40),
         )
         for name in ("pocket-gptj", str(folder))
     ]
@@ -176,7 +181,9 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
 def by_transformers(
     reference, rows: list[list[int]], stop_ids: Sequence[int], **settings
 ) -> list[list[int]]:
-    """The new tokens of transformers' generate on a left-padded batch, cut in front of the stop token."""
+    """The new tokens of transformers' generate on a left-padded batch, cut in front of the stop
+    token.
+    """
     ids, mask = left_pad(rows, 0, "cpu")
     found = reference.generate(
         ids,
@@ -221,7 +228,9 @@ def test_beams_find_what_transformers_finds(tmp_path, family):
 
 
 def as_transformers_model(model):
-    """Our model, adapters and all, under transformers' generate; without a cache, so that reordering one is no part of it."""
+    """Our model, adapters and all, under transformers' generate; without a cache, so that
+    reordering one is no part of it.
+    """
     transformers = pytest.importorskip("transformers")
 
     class Wrapped(transformers.PreTrainedModel, transformers.GenerationMixin):
@@ -267,7 +276,9 @@ def test_beams_with_adapters_on(tmp_path, family, preset):
 
 
 def test_a_beam_goes_on_however_many_stop_tokens_are_likelier(tiny, monkeypatch):
-    """Behind 5 the stop tokens 10, 11, 12 and a dead end, 20, come before 30; but what follows 30 is certain."""
+    """Behind 5 the stop tokens 10, 11, 12 and a dead end, 20, come before 30; but what follows 30
+    is certain.
+    """
     table = torch.full((61, 61), -50.0)  # logits of the next token by the last one
     table[5, [10, 20, 11, 12, 30]] = torch.tensor([0.4, 0.2, 0.15, 0.14, 0.11]).log()
     table[20] = 0.0
@@ -406,3 +417,101 @@ def test_a_row_ends_when_its_own_condition_is_met(tiny):
         for n in range(1, length + 1)
     )
     assert sum(map(len, streamed)) == sum(lengths)
+
+
+# ---------------------------------------------------------------- texts
+TEXTS = [
+    "Tom has 3 pens.",
+    "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are there?",
+    "Amy",
+]
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    model, tokenizer = (
+        load_model("pocket-llama", dtype=torch.float32),
+        load_tokenizer("pocket-llama"),
+    )
+    torch.manual_seed(0)
+    attach(model, "parallel", size=4, init="bert")
+    return model, tokenizer
+
+
+def text_alone(model, tokenizer, text: str, form: str | None, **decoding) -> str:
+    """What the tokens of one text continue to, without generate_text."""
+    ids = tokenizer.encode(text)
+    if form:
+        _, ids = encode_prompt(tokenizer, {"instruction": text}, template(form, tokenizer))
+    (new,) = generate(
+        model,
+        torch.tensor([ids]),
+        stop_ids=stops.stop_ids(tokenizer),
+        vocab_size=tokenizer.size,
+        **decoding,
+    )
+    return tokenizer.decode(new, after=ids)
+
+
+@pytest.mark.parametrize("form", [None, "alpaca"])
+@pytest.mark.parametrize("kind", ["greedy", "beams", "sampled"])
+def test_texts_together_are_what_each_is_alone(pocket, form, kind):
+    decoding = {"max_new_tokens": 12, "beams": 3 if kind == "beams" else 1}
+    seeds = [[7], [8], [9]]
+    sampled = {"sampling": Sampling(1.5, 20)} if kind == "sampled" else {}
+    alone = [
+        text_alone(*pocket, text, form, **decoding, **sampled, **({"seeds": s} if sampled else {}))
+        for text, s in zip(TEXTS, seeds, strict=True)
+    ]
+    if sampled:
+        sampled["seeds"] = [7, 8, 9]
+    assert generate_text(*pocket, TEXTS, template=form, **decoding, **sampled) == alone
+    assert len(set(alone)) == 3
+
+
+def test_streamed_pieces_are_the_text_of_their_row(pocket):
+    pieces: dict[int, list[str]] = {}
+    texts = generate_text(
+        *pocket,
+        TEXTS,
+        template="alpaca",
+        max_new_tokens=16,
+        stream=lambda row, piece: pieces.setdefault(row, []).append(piece),
+    )
+    assert ["".join(pieces[row]) for row in range(3)] == texts
+    assert all(len(pieces[row]) > 3 for row in range(3))
+    with pytest.raises(UserError, match="need beams=1"):
+        generate_text(*pocket, TEXTS, beams=2, stream=print)
+
+
+def test_texts_by_default_have_seeds_of_their_own(pocket):
+    model, tokenizer = pocket
+    options = {"max_new_tokens": 8, "sampling": Sampling(2.0)}
+    texts = generate_text(model, tokenizer, ["Tom"] * 3, **options)
+    assert len(set(texts)) == 3
+    assert texts == generate_text(model, tokenizer, ["Tom"] * 3, seeds=[0, 1, 2], **options)
+
+
+def test_the_adapter_in_use_writes_the_text(pocket):
+    model, tokenizer = pocket
+    adapted = generate_text(model, tokenizer, TEXTS, template="alpaca", max_new_tokens=8)
+    use(model, [])
+    base = generate_text(model, tokenizer, TEXTS, template="alpaca", max_new_tokens=8)
+    use(model, ["default"])
+    assert (
+        adapted
+        != base
+        == generate_text(
+            load_model("pocket-llama", dtype=torch.float32),
+            tokenizer,
+            TEXTS,
+            template=template("alpaca"),
+            max_new_tokens=8,
+        )
+    )
+
+
+def test_texts_that_cannot_be_continued(pocket):
+    assert generate_text(*pocket, []) == []
+    with pytest.raises(UserError, match="did you mean 'alpaca'"):
+        generate_text(*pocket, TEXTS, template="alpacca")

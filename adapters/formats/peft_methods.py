@@ -8,8 +8,8 @@ from torch.nn.functional import pad
 
 from adapters.base import PREFIX
 from adapters.config import METHODS
+from adapters.formats.base_model import base_name
 from adapters.formats.peft_beside import HEAD_BIAS, KEEPS, Adapters, Written
-from adapters.formats.peft_fields import base_name
 from adapters.formats.peft_places import as_targets, leaves
 from adapters.methods.adalora import AdaLoRA
 from adapters.methods.lora import EmbeddingLoRA, LowRank
@@ -70,8 +70,8 @@ def lora_fields(model: LanguageModel, ranks: dict[str, int], alphas: dict[str, f
             "bias": "none",
             "fan_in_fan_out": False,
             "init_lora_weights": True,
-            "rank_pattern": {path: one for path, one in ranks.items() if one != r},
-            "alpha_pattern": {path: whole(one) for path, one in alphas.items() if one != alpha},
+            "rank_pattern": {path: rank for path, rank in ranks.items() if rank != r},
+            "alpha_pattern": {path: whole(a) for path, a in alphas.items() if a != alpha},
         }
     )
 
