@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from cli.options import MODEL_OPTIONS, PROGRAM, add_model_options, given, print_files
+from cli.options import MODEL, MODEL_OPTIONS, PROGRAM, REQUIRED, add, given, print_files
 from files.errors import UserError
 
 
@@ -19,14 +19,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "parts", nargs="+", metavar="FOLDER=WEIGHT", help="a saved adapter, and its weight"
     )
-    add_model_options(parser)
-    parser.add_argument(
-        "--how",
-        default="outputs",
-        help="outputs (default): the exact sum of what they add; weights: the sum of their "
-        "parameters, which must have the same shapes",
-    )
-    parser.add_argument("--out", required=True, help="new folder of the adapter")
+    add(parser, "model", MODEL)
+    table = {
+        "--how NAME": (
+            str,
+            "outputs (default): the exact sum of what they add; weights: the sum of their "
+            "parameters, of the same shapes",
+            "outputs",
+        ),
+        "--out FOLDER": (str, "new folder of the adapter", REQUIRED),
+    }
+    add(parser, "sum", table)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import FLAG, PROGRAM, add, parse_columns
+from cli.options import DATA, PROGRAM, add, parse_columns, pick
 from files.errors import UserError, unknown
 
 if TYPE_CHECKING:  # importing it imports torch
@@ -35,12 +35,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", help="data sets, files, or data sets of the hub; from-log: log files"
     )
-    add(parser, "--data-dir", "--columns", "--strict-rows")
-    parser.add_argument("--rows", type=int, help="show: how many rows (2)")
-    parser.add_argument(
-        "--keep-wrong", help="from-log: also rationales that reach a wrong answer", **FLAG
-    )
-    parser.add_argument("--out", help="from-log: the JSON file to write")
+    table = pick(DATA, "--data-dir", "--columns", "--strict-rows")
+    table |= {
+        "--rows N": (int, "show: how many rows (2)"),
+        "--keep-wrong": (bool, "from-log: also rationales that reach a wrong answer"),
+        "--out FILE": "from-log: the JSON file to write",
+    }
+    add(parser, "", table)
 
 
 def run(options: argparse.Namespace) -> int:

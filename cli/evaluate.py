@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from cli.options import (
     DATA,
-    FLAG,
+    SETTINGS,
+    TESTS,
     add,
     add_trained_model,
     command_line,
@@ -19,46 +20,33 @@ from cli.options import (
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
-    from experiments.evaluate import Evaluation, Unfinished
+    from experiments.evaluate import Arguments, Evaluation
     from train.parallel import Processes
 
-EVAL_OPTIONS = {  # options that are settings of [eval]
-    "--items": (int, "only the first N problems of each test set; 0: all"),
-    "--batch-size": (int, "problems answered at once; changes speed and memory only"),
-    "--max-new-tokens": (int, "maximum length of an answer"),
-    "--scoring": (
-        str,
-        "generate (default), or likelihood: the likeliest option of a multiple-choice problem",
-    ),
-    "--beams": (int, "1: greedy (default); the paper uses 4"),
-    "--temperature": (float, "above 0: answers are sampled"),
-    "--top-k": (int, "sample from the k likeliest tokens"),
-    "--top-p": (float, "sample from the likeliest tokens with this total probability"),
+DECODING = {  # settings of [eval], with TESTS' --items
+    "--batch-size N": (int, "problems answered at once; changes speed and memory only"),
+    "--max-new-tokens N": (int, "maximum length of an answer"),
+    "--scoring NAME": "generate (default), or likelihood: of a problem's options the likeliest",
+    "--beams N": (int, "1: greedy (default); the paper uses 4"),
+    "--temperature T": (float, "above 0: answers are sampled"),
+    "--top-k K": (int, "sample from the k likeliest tokens"),
+    "--top-p P": (float, "sample from the likeliest tokens with this total probability"),
 }
+EVAL_OPTIONS = ("items", *(key.split()[0][2:].replace("-", "_") for key in DECODING))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_trained_model(parser, average=True)
-    add(parser.add_argument_group("data"), *DATA, "--tests")
-    answers = parser.add_argument_group("answers")
-    for flag, (kind, text) in EVAL_OPTIONS.items():
-        answers.add_argument(flag, type=kind, help=text)
-    answers.add_argument("--seeds", help="of sampled answers, 0,1,2: one answer with each")
-    add(parser.add_argument_group("settings"), "--recipe", "--config", "--set")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        help="folder of the results (RUN/evaluate or runs/evaluate-MODEL-DATA, numbered where it "
-        "exists)",
-    )
-    output.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        help="continue the interrupted evaluation in this folder, with its own settings",
-    )
-    output.add_argument(
-        "--teacher", help="measure the rationales of the six math sets instead of a model", **FLAG
-    )
+    add(parser, "data", DATA | TESTS)
+    seeds = {"--seeds N,N": "of sampled answers, 0,1,2: one answer with each"}
+    add(parser, "answers", DECODING | seeds)
+    add(parser, "settings", SETTINGS)
+    output = {
+        "--out FOLDER": "of the results (RUN/evaluate or runs/evaluate-MODEL-DATA, numbered)",
+        "--resume FOLDER": "continue the interrupted evaluation here, with its own settings",
+        "--teacher": (bool, "measure the rationales of the six math sets instead of a model"),
+    }
+    add(parser, "output", output)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -111,7 +99,7 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     return 0
 
 
-def resumed(options: argparse.Namespace) -> "Unfinished":
+def resumed(options: argparse.Namespace) -> "Arguments":
     """The evaluation of --resume. Raises UserError."""
     from experiments.evaluate import unfinished
 
@@ -138,14 +126,14 @@ def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...
             raise UserError(f"{why}; {option} has no effect with it: give no other option")
 
 
-def new(options: argparse.Namespace) -> "Unfinished":
+def new(options: argparse.Namespace) -> "Arguments":
     """A new evaluation. Raises UserError."""
     from data.wordproblems import MANNERS
-    from experiments.evaluate import Unfinished
+    from experiments.evaluate import Arguments
     from experiments.folders import absolute_paths
     from files.toml import parse_set
 
-    answers = given(options, tuple(flag[2:].replace("-", "_") for flag in EVAL_OPTIONS))
+    answers = given(options, EVAL_OPTIONS)
     if options.seeds is not None:
         answers["seeds"] = parse_numbers("--seeds", options.seeds, "0,1,2")
     table = data_settings(options)
@@ -166,10 +154,10 @@ def new(options: argparse.Namespace) -> "Unfinished":
     )
     if settings.tests and not data_given and not of_wordproblems:
         settings = replace(settings, data="none")  # measure the named sets and nothing else
-    return Unfinished(absolute_paths(settings), adapters, options.average, template_name)
+    return Arguments(absolute_paths(settings), adapters, options.average, template_name)
 
 
-def default_folder(options: argparse.Namespace, job: "Unfinished") -> Path:
+def default_folder(options: argparse.Namespace, job: "Arguments") -> Path:
     if options.run:
         return Path(options.run) / "evaluate"
     s = job.settings
@@ -178,7 +166,7 @@ def default_folder(options: argparse.Namespace, job: "Unfinished") -> Path:
     return Path("runs") / f"evaluate-{Path(s.model).name}-{sets}"
 
 
-def print_result(result: "Evaluation", job: "Unfinished") -> None:
+def print_result(result: "Evaluation", job: "Arguments") -> None:
     """What was measured, notes, and the scores beside the published figures."""
     from experiments.text import loss_text, published_lines, score_lines
 

@@ -2,24 +2,25 @@
 
 import argparse
 
-from cli.options import FLAG, adapters_to_write, add_trained_model, describe_adapters, print_files
+from cli.options import (
+    REQUIRED,
+    adapters_to_write,
+    add,
+    add_trained_model,
+    describe_adapters,
+    print_files,
+)
 from files.errors import UserError, unknown
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_trained_model(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--format",
-        default="peft",
-        help="peft (default), paper (the paper's code) or native (this project)",
-    )
-    output.add_argument(
-        "--plain",
-        help="peft: write variants of LoRA as a LoRA with alpha = r, for vLLM and llama.cpp",
-        **FLAG,
-    )
-    output.add_argument("--out", required=True, help="new folder of the adapter")
+    output = {
+        "--format NAME": (str, "peft (default), paper (the paper's code) or native", "peft"),
+        "--plain": (bool, "peft: variants of LoRA as LoRA with alpha = r, for vLLM and llama.cpp"),
+        "--out FOLDER": (str, "new folder of the adapter", REQUIRED),
+    }
+    add(parser, "output", output)
 
 
 def run(options: argparse.Namespace) -> int:

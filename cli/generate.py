@@ -3,36 +3,29 @@
 import argparse
 import sys
 
-from cli.options import SHARED, add_trained_model, measuring_settings, parse_numbers
+from cli.options import add, add_trained_model, measuring_settings, parse_numbers
 from files.errors import UserError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_trained_model(parser)
     prompt = parser.add_argument_group("prompt").add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", help="text to continue as it stands")
-    prompt.add_argument("--instruction", help="text to put into the prompt template first")
-    prompt.add_argument("--prompt-ids", help="token ids to continue, 5,6,7; needs no tokenizer")
-    template = SHARED["--template"]["help"].partition(";")[0]
-    decoding = parser.add_argument_group("decoding")
-    decoding.add_argument(
-        "--template", help=f"{template}, of --instruction; default: the adapter's own"
-    )
-    decoding.add_argument("--beams", type=int, default=1, help="1: greedy (default)")
-    decoding.add_argument("--temperature", type=float, default=0.0, help="above 0: sample")
-    decoding.add_argument(
-        "--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0: from all"
-    )
-    decoding.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="sample from the likeliest tokens with this total probability",
-    )
-    decoding.add_argument("--seed", type=int, default=0, help="of a sampled text (0)")
-    decoding.add_argument(
-        "--max-new-tokens", type=int, default=64, help="maximum length of the new text (64)"
-    )
+    prompts = {
+        "--prompt TEXT": "text to continue as it stands",
+        "--instruction TEXT": "text to put into the prompt template first",
+        "--prompt-ids N,N": "token ids to continue, 5,6,7; needs no tokenizer",
+    }
+    add(prompt, "", prompts)
+    decoding = {
+        "--template NAME": "of --instruction: alpaca, paper-v1, plain or chat (the adapter's own)",
+        "--beams N": (int, "1: greedy (default)", 1),
+        "--temperature T": (float, "above 0: sample", 0.0),
+        "--top-k K": (int, "sample from the k likeliest tokens; 0: from all", 0),
+        "--top-p P": (float, "sample from the likeliest tokens with this probability", 1.0),
+        "--seed N": (int, "of a sampled text (0)", 0),
+        "--max-new-tokens N": (int, "maximum length of the new text (64)", 64),
+    }
+    add(parser, "decoding", decoding)
 
 
 def run(options: argparse.Namespace) -> int:

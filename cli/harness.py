@@ -3,30 +3,27 @@
 import argparse
 from pathlib import Path
 
-from cli.options import add_trained_model, measuring_settings, split_names
+from cli.options import REQUIRED, add, add_trained_model, measuring_settings, split_names
 from files.errors import UserError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_trained_model(parser, average=True)
-    tasks = parser.add_argument_group("tasks")
-    tasks.add_argument("--tasks", required=True, help="names of the harness, NAME,NAME")
-    tasks.add_argument("--include-path", help="folder with task files (YAML) of your own")
-    tasks.add_argument("--items", type=int, help="only the first N problems of each task")
-    tasks.add_argument(
-        "--num-fewshot", type=int, help="worked examples in the prompt (the task's own number)"
-    )
-    tasks.add_argument(
-        "--template", help="put every context into this prompt template (none: as it stands)"
-    )
-    tasks.add_argument("--batch-size", type=int, default=16, help="texts at once (16)")
-    tasks.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=256,
-        help="maximum length of an answer where the task states none (256)",
-    )
-    tasks.add_argument("--out", help="JSON file for the harness's whole result")
+    tasks = {
+        "--tasks NAME,NAME": (str, "names of lm-evaluation-harness", REQUIRED),
+        "--include-path FOLDER": "task files (YAML) of your own",
+        "--items N": (int, "only the first N problems of each task"),
+        "--num-fewshot N": (int, "worked examples in the prompt (the task's own number)"),
+        "--template NAME": "put every context into this prompt template (none: as it stands)",
+        "--batch-size N": (int, "texts at once (16)", 16),
+        "--max-new-tokens N": (
+            int,
+            "maximum length of an answer where the task states none (256)",
+            256,
+        ),
+        "--out FILE": "JSON file for the harness's whole result",
+    }
+    add(parser, "tasks", tasks)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,31 +3,27 @@
 import argparse
 from pathlib import Path
 
-from cli.options import FLAG, add
+from cli.options import add
 from files.errors import UserError, unknown
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a run or an evaluation, or a predictions.jsonl")
-    group = parser.add_argument_group("which answers")
-    group.add_argument(
-        "--set", action="append", default=[], help="of this test set only; may be repeated"
-    )
-    verdict = group.add_mutually_exclusive_group()
-    verdict.add_argument("--wrong", help="wrong answers only", **FLAG)
-    verdict.add_argument("--right", help="right answers only", **FLAG)
-    group.add_argument("--beats", metavar="RUN", help="right here and wrong in that run")
-    group.add_argument(
-        "--reader",
-        default="strict",
-        help="strict (default) or paper: which reader's verdict counts",
-    )
-    group.add_argument("--readers-differ", help="that the two readers read differently", **FLAG)
-    group.add_argument("--cut", help="that ran out of tokens", **FLAG)
-    group.add_argument("--leaked", help="of problems in the training data", **FLAG)
-    output = parser.add_argument_group("output")
-    output.add_argument("--limit", type=int, default=10, help="print the first N (10); 0: all")
-    add(output, "--json", json="one JSON object a line, for programs")
+    which = {
+        "--set NAME": (list, "of this test set only; may be repeated"),
+        "--beats RUN": "right here and wrong in that run",
+        "--reader NAME": (str, "whose verdict counts: strict (default) or paper", "strict"),
+        "--readers-differ": (bool, "that the two readers read differently"),
+        "--cut": (bool, "that ran out of tokens"),
+        "--leaked": (bool, "of problems in the training data"),
+    }
+    verdict = add(parser, "which answers", which).add_mutually_exclusive_group()
+    add(verdict, "", {"--wrong": (bool, "wrong ones only"), "--right": (bool, "right ones only")})
+    output = {
+        "--limit N": (int, "print the first N (10); 0: all", 10),
+        "--json": (bool, "one JSON object a line, for programs"),
+    }
+    add(parser, "output", output)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     from eval.answers import MODES
     from experiments.inspect import (
         block,
-        chosen,
         place,
         predictions_in,
         run_lines,
+        select,
         summary,
         without_predictions,
     )
@@ -56,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     predictions = predictions_in(folder)
     beaten = predictions_in(Path(options.beats)) if options.beats else None
-    selected = chosen(
+    selected = select(
         predictions,
         sets=options.set,
         right=True if options.right else False if options.wrong else None,

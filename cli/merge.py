@@ -5,7 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import adapters_to_write, add, add_trained_model, describe_adapters, print_files
+from cli.options import (
+    REQUIRED,
+    SHARD_SIZE,
+    adapters_to_write,
+    add,
+    add_trained_model,
+    describe_adapters,
+    print_files,
+)
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
@@ -24,15 +32,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "float32 and rounded once."
     )
     add_trained_model(parser, average=True)
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", required=True, help="new folder of the merged model")
-    add(output, "--shard-size")
+    out = {"--out FOLDER": (str, "new folder of the merged model", REQUIRED)}
+    add(parser, "output", out | SHARD_SIZE)
 
 
 def run(options: argparse.Namespace) -> int:
     from adapters.formats.merged_model import export_model
     from adapters.merge import merge_and_compare
-    from experiments.run import count_base
+    from experiments.announce import count_base
 
     settings, adapters, folder = adapters_to_write(options)
     if not 0 < options.shard_size < 1e6:

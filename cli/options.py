@@ -15,93 +15,87 @@ if TYPE_CHECKING:  # importing them imports torch
 INSTALLED = Path(sys.argv[0]).stem == "llm-adapters"
 PROGRAM = "llm-adapters" if INSTALLED else "python run.py"  # what the user types
 NAME = "llm-adapters" if INSTALLED else "run.py"  # in front of error messages
-ADAPTER = "a preset of adapters/presets.toml, or several: lora+prefix"
-SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
-FLAG = {"action": "store_true"}
-YES = {"action": "store_true", "default": None}  # None: not given, so that the setting stays
-
-SHARED = {
-    "--model": {"help": "a name of `models`, a hub repository or a folder (pocket-llama)"},
-    "--revision": {"help": "branch, tag or commit of a hub repository"},
-    "--dtype": {"help": "float32, bfloat16 or float16 of the base and the computation"},
-    "--quantize": {
-        "help": "int8, llm-int8 or nf4: the base's Linears in 8 or 4 bits; none: as stored"
-    },
-    "--shard": {"help": "under torchrun: each process holds a part of every block", **YES},
-    "--adapter": {"help": ADAPTER},
-    "--load": {
-        "help": "a saved adapter to build on, frozen; may be repeated",
-        **(SET | {"metavar": "NAME=FOLDER"}),
-    },
-    "--continue": {
-        "help": "train a saved adapter further: that of a run, with the run's settings below the "
-        "options given, or one in a folder (native, PEFT or the paper's)",
-        "dest": "continue_from",
-        "metavar": "RUN_OR_FOLDER",
-    },
-    "--data": {
-        "help": "a name of `data list`, a .json, .jsonl, .csv, .tsv, .parquet or .txt file, or a "
-        "data set of the hub, OWNER/NAME (pocket models: wordproblems, others: math-v1)"
-    },
-    "--data-dir": {"help": "folder that holds the paper's dataset/ (default: fetch the data)"},
-    "--columns": {
-        "help": "names of your file's columns, such as instruction=question,answer=label"
-    },
-    "--strict-rows": {"help": "refuse a file with rows that cannot be used", **YES},
-    "--template": {
-        "help": "prompt template: alpaca, paper-v1, plain, or chat (the tokenizer's own); default: "
-        "chat for your own data where the tokenizer has one, else alpaca"
-    },
-    "--tests": {"help": "test sets or files, NAME,NAME, in place of those of the data"},
-    "--recipe": {"help": "a recipe of train/recipes, such as paper, or a TOML file"},
-    "--config": {"help": "a TOML file of settings, such as the run.toml of a run"},
-    "--set": {"help": "change one setting; may be repeated", **SET},
-    "--average": {"help": "average what the adapters add instead of stacking them", **FLAG},
-    "--shard-size": {
-        "help": "largest size of a file of weights, in GB (5)",
-        "type": float,
-        "default": 5.0,
-    },
-    "--json": {"help": "JSON, for programs", **FLAG},
-}
+REQUIRED = object()  # in place of a default
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "quantize", "shard")
-DATA = ("--data", "--data-dir", "--columns", "--strict-rows", "--template")
+ADAPTER = "a preset of adapters/presets.toml, or several: lora+prefix"
 
-
-def add(group, *flags: str, **changed: str) -> None:
-    """Add options of SHARED to a parser or a group; changed: another help text, by name."""
-    for flag in flags:
-        text = changed.get(flag[2:].replace("-", "_"))
-        group.add_argument(flag, **SHARED[flag] | ({"help": text} if text else {}))
-
-
-def add_device(group) -> None:
-    group.add_argument(
-        "--device", "--devices", help="cpu, cuda, cuda:1 ...; cuda:0,cuda:1 splits the layers"
+# An option: "--flag METAVAR" -> help, (type, help) or (type, help, default). bool is a switch,
+# list may be repeated. The default of a switch is None where the setting stays if it is not given.
+MODEL = {
+    "--model NAME": "a name of `models`, a hub repository or a folder (pocket-llama)",
+    "--revision NAME": "branch, tag or commit of a hub repository",
+    "--device --devices NAME": "cpu, cuda, cuda:1 ...; cuda:0,cuda:1 splits the layers",
+    "--dtype TYPE": "float32, bfloat16 or float16 of the base and the computation",
+    "--quantize TO": "int8, llm-int8 or nf4: the base in 8 or 4 bits; none: as it is stored",
+    "--shard": (bool, "under torchrun: each process holds a part of every block", None),
+}
+TRAINED = {
+    "--adapter NAME": f"{ADAPTER} (parallel)",
+    "--load NAME=FOLDER": (list, "a saved adapter to build on, frozen; may be repeated"),
+    "--continue FOLDER": "train a saved adapter further: that of a run, with the run's settings "
+    "below the options given, or one in a folder (native, PEFT or the paper's)",
+}
+SAVED = {
+    "--adapter FOLDER": (
+        list,
+        "a saved adapter, in place of the run's; several are stacked in this order",
     )
+}
+AVERAGE = {"--average": (bool, "average what the adapters add instead of stacking them")}
+DATA = {
+    "--data NAME": "a name of `data list`, a .json, .jsonl, .csv, .tsv, .parquet or .txt file, or "
+    "a data set of the hub, OWNER/NAME (pocket models: wordproblems, others: math-v1)",
+    "--data-dir FOLDER": "folder that holds the paper's dataset/ (default: fetch the data)",
+    "--columns NAMES": "of your file's columns, such as instruction=question,answer=label",
+    "--strict-rows": (bool, "refuse a file with rows that cannot be used", None),
+    "--template NAME": "prompt template: alpaca, paper-v1, plain, or chat (the tokenizer's own); "
+    "default: chat for your own data where the tokenizer has one, else alpaca",
+}
+TESTS = {
+    "--tests NAME,NAME": "test sets or files, in place of those of the data",
+    "--items N": (int, "only the first N problems of each test set; 0: all"),
+}
+SETTINGS = {
+    "--recipe NAME": "a recipe of train/recipes, such as paper, or a TOML file",
+    "--config FILE": "a TOML file of settings, such as the run.toml of a run",
+    "--set KEY=VALUE": (list, "change one setting; may be repeated"),
+}
+SHARD_SIZE = {"--shard-size GB": (float, "largest size of a file of weights, in GB (5)", 5.0)}
 
 
-def add_model_options(parser: argparse.ArgumentParser, default: str = "pocket-llama") -> None:
-    """A group with the options of MODEL_OPTIONS."""
-    group = parser.add_argument_group("model")
-    model = SHARED["--model"]["help"].replace("pocket-llama", default)
-    add(group, "--model", "--revision", model=model)
-    add_device(group)
-    add(group, "--dtype", "--quantize", "--shard")
+def add(parser: argparse.ArgumentParser, title: str, table: dict, **changed: str):
+    """Add options to a parser, in a group of this title if it has one. Returns the group.
+
+    changed: another help for an option, by its name."""
+    group = parser.add_argument_group(title) if title else parser
+    for key, spec in table.items():
+        flags = [word for word in key.split() if word.startswith("-")]
+        metavar = "".join(word for word in key.split() if not word.startswith("-"))
+        kind, text, default = (*((str, spec) if isinstance(spec, str) else spec), None)[:3]
+        name = flags[0].lstrip("-").replace("-", "_")
+        more: dict = {"help": changed.get(name, text), "default": default}
+        if kind is bool:
+            more |= {"action": "store_true", "default": False if len(spec) == 2 else default}
+        elif kind is list:
+            more |= {"action": "append", "default": [], "metavar": metavar}
+        else:
+            more |= {"type": kind, "metavar": metavar}
+        if default is REQUIRED:
+            more |= {"required": True, "default": None}
+        group.add_argument(*flags, dest="continue_from" if name == "continue" else name, **more)
+    return group
+
+
+def pick(table: dict, *names: str) -> dict:
+    """The options of these names: pick(MODEL, "--model", "--dtype")."""
+    return {key: spec for key, spec in table.items() if key.split()[0] in names}
 
 
 def add_trained_model(parser: argparse.ArgumentParser, average: bool = False) -> None:
     """What a command works on: a run, or a model with saved adapters."""
     parser.add_argument("run", nargs="?", help="folder of a run: its model, adapter and template")
-    add_model_options(parser)
-    group = parser.add_argument_group("adapter")
-    group.add_argument(
-        "--adapter",
-        action="append",
-        help="folder of a saved adapter, in place of the run's; several are stacked in this order",
-    )
-    if average:
-        add(group, "--average")
+    add(parser, "model", MODEL)
+    add(parser, "adapter", SAVED | (AVERAGE if average else {}))
 
 
 def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
@@ -148,7 +142,7 @@ def measuring_settings(
 
     return settings_to_measure(
         options.run,
-        options.adapter or [],
+        options.adapter,
         config=getattr(options, "config", None),
         recipe=getattr(options, "recipe", None),
         options=given(options, MODEL_OPTIONS) | (table or {}),

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cli.options import FLAG, add, add_model_options, training_settings
+from cli.options import MODEL, SETTINGS, TRAINED, add, training_settings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -11,30 +11,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "it does not fit into --memory. Nothing is downloaded but the config.json of a model that\n"
         "`models` does not list."
     )
-    add_model_options(parser, default="llama-7b")
-    add(parser.add_argument_group("adapter"), "--adapter", "--load", "--continue")
-    add(parser.add_argument_group("settings"), "--recipe", "--config", "--set")
-    group = parser.add_argument_group("plan")
-    group.add_argument(
-        "--memory", help="of each card, 24GB or 24GB,24GB: does it fit, and what to change if not"
-    )
-    group.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        help="that torchrun starts, each with its own device (1)",
-    )
-    group.add_argument(
-        "--length", type=int, help="tokens of a row and of a prompt (train.cutoff, the maximum)"
-    )
-    group.add_argument(
-        "--labelled", type=float, default=1.0, help="share of a row's tokens with a label (1.0)"
-    )
-    group.add_argument("--rows", type=int, help="rows to train on, for the time of the whole run")
-    rate = group.add_mutually_exclusive_group()
-    rate.add_argument("--flops", help="per second that the device reaches, 150T, for a time")
-    rate.add_argument("--measure", help="measure those of a matrix product on this device", **FLAG)
-    add(group, "--json")
+    model = "a name of `models`, a hub repository or a folder (llama-7b)"
+    add(parser, "model", MODEL, model=model)
+    add(parser, "adapter", TRAINED)
+    add(parser, "settings", SETTINGS)
+    table = {
+        "--memory SIZE": "of each card, 24GB or 24GB,24GB: does it fit, and what to change if not",
+        "--processes N": (int, "that torchrun starts, each with its own device (1)", 1),
+        "--length N": (int, "tokens of a row and of a prompt (train.cutoff, the maximum)"),
+        "--labelled SHARE": (float, "share of a row's tokens with a label (1.0)", 1.0),
+        "--rows N": (int, "rows to train on, for the time of the whole run"),
+        "--json": (bool, "for programs"),
+    }
+    rate = add(parser, "plan", table).add_mutually_exclusive_group()
+    rates = {
+        "--flops RATE": "per second that the device reaches, 150T, for a time",
+        "--measure": (bool, "measure those of a matrix product on this device"),
+    }
+    add(rate, "", rates)
 
 
 def run(options: argparse.Namespace) -> int:

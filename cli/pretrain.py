@@ -3,17 +3,18 @@
 import argparse
 from pathlib import Path
 
-from cli.options import add
+from cli.options import REQUIRED, add
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--recipe", recipe="a recipe of train/recipes, or a TOML file (pocket)")
-    parser.add_argument("--family", default="llama", help="llama (default), bloom, opt or gptj")
-    parser.add_argument("--seed", type=int, help="of weights and text (the recipe's)")
-    parser.add_argument(
-        "--max-steps", type=int, help="steps, which decide the length of the text (the recipe's)"
-    )
-    parser.add_argument("--out", required=True, help="folder of the new model")
+    table = {
+        "--recipe NAME": "a recipe of train/recipes, or a TOML file (pocket)",
+        "--family NAME": (str, "llama (default), bloom, opt or gptj", "llama"),
+        "--seed N": (int, "of weights and text (the recipe's)"),
+        "--max-steps N": (int, "steps, which decide the length of the text (the recipe's)"),
+        "--out FOLDER": (str, "of the new model", REQUIRED),
+    }
+    add(parser, "", table)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cli.options import add, add_device
+from cli.options import MODEL, REQUIRED, SHARD_SIZE, add, pick
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -11,18 +11,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Write the model with the weights of its blocks in 8 or 4 bits, and measure it beside the\n"
         "original. The two are never in memory together."
     )
-    add(parser, "--model", "--revision")
-    add_device(parser)
-    add(parser, "--dtype", dtype="of the other weights and the computation (the checkpoint's)")
-    parser.add_argument(
-        "--to", required=True, help="int8, llm-int8 (activations are rounded too) or nf4"
-    )
-    parser.add_argument("--out", required=True, help="new folder of the quantised model")
-    parser.add_argument("--text", help="text file to measure on (solutions of word problems)")
-    parser.add_argument(
-        "--tokens", type=int, default=1024, help="measure on the first N (1024); 0: do not measure"
-    )
-    add(parser, "--shard-size")
+    table = pick(MODEL, "--model", "--revision", "--device", "--dtype")
+    table |= {
+        "--to FORM": (str, "int8, llm-int8 (activations are rounded too) or nf4", REQUIRED),
+        "--out FOLDER": (str, "new folder of the quantised model", REQUIRED),
+        "--text FILE": "to measure on (solutions of word problems)",
+        "--tokens N": (int, "measure on the first N (1024); 0: do not measure", 1024),
+    }
+    dtype = "of the other weights and the computation (the checkpoint's)"
+    add(parser, "", table | SHARD_SIZE, dtype=dtype)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,11 +2,12 @@
 
 import argparse
 
-from cli.options import add, training_settings
+from cli.options import ADAPTER, MODEL, SETTINGS, TRAINED, add, pick, training_settings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--model", "--revision", "--adapter", "--config", "--set")
+    table = pick(MODEL, "--model", "--revision") | pick(TRAINED, "--adapter")
+    add(parser, "", table | pick(SETTINGS, "--config", "--set"), adapter=ADAPTER)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cli.options import FLAG, add, parse_numbers, split_names
+from cli.options import DATA, SETTINGS, add, parse_numbers, pick, split_names
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,18 +16,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="a TOML file: data, models, adapters, seeds, recipe, base, [settings] of every run",
     )
-    parser.add_argument(
-        "--pocket", help="the pocket models and every preset; needs no network", **FLAG
-    )
-    parser.add_argument("--models", help="names or folders, NAME,NAME")
-    parser.add_argument("--adapters", help="presets, NAME,NAME")
-    parser.add_argument("--seeds", help="0,1,2: every run once with each")
-    parser.add_argument("--data", help="training data (math-v1; --pocket: wordproblems)")
-    add(parser, "--data-dir", "--recipe", "--set", set="a setting of every run; may be repeated")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (1)")
-    parser.add_argument(
-        "--out", help="folder of the runs and the table (runs/table); complete runs there are kept"
-    )
+    table = {
+        "--pocket": (bool, "the pocket models and every preset; needs no network"),
+        "--models NAME,NAME": "names or folders",
+        "--adapters NAME,NAME": "presets",
+        "--seeds N,N": "0,1,2: every run once with each",
+        "--data NAME": "training data (math-v1; --pocket: wordproblems)",
+        "--jobs N": (int, "runs at the same time (1)", 1),
+        "--out FOLDER": "of the runs and the table (runs/table); complete runs there are kept",
+    }
+    table |= pick(DATA, "--data-dir") | pick(SETTINGS, "--recipe", "--set")
+    add(parser, "", table, set="a setting of every run; may be repeated")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.options import (
-    ADAPTER,
     DATA,
-    YES,
+    MODEL,
+    SETTINGS,
+    TESTS,
+    TRAINED,
     add,
-    add_model_options,
     command_line,
     data_settings,
     given,
@@ -33,43 +34,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Any setting of train/settings.py can be changed with --set, for example\n"
         "--set train.learning_rate=1e-3 --set adapter.size=64"
     )
-    add_model_options(parser)
-    adapter = parser.add_argument_group("adapter")
-    add(adapter, "--adapter", "--load", "--continue", adapter=f"{ADAPTER} (parallel)")
-    data = parser.add_argument_group("data")
-    add(data, *DATA)
-    data.add_argument(
-        "--only-right", help="only rows whose rationale reaches the right answer", **YES
-    )
-    data.add_argument(
-        "--train-on-test",
-        help="allow test problems in the training data; the result says so",
-        **YES,
-    )
-    training = parser.add_argument_group("training")
-    add(training, "--recipe", "--config", "--set")
-    training.add_argument(
-        "--seed", type=int, help="of initial weights, order of rows and dropout (0)"
-    )
-    training.add_argument(
-        "--max-steps", type=int, help="stop after this many steps; 0: after train.epochs"
-    )
-    evaluation = parser.add_argument_group("evaluation")
-    add(evaluation, "--tests")
-    evaluation.add_argument(
-        "--items", type=int, help="only the first N problems of each test set; 0: all"
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", help="folder of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)"
-    )
-    output.add_argument("--keep", type=int, help="keep the newest N checkpoints (1)")
-    output.add_argument(
-        "--resume",
-        metavar="RUN",
-        help="continue the interrupted run in this folder with its own settings; --device and "
+    add(parser, "model", MODEL)
+    add(parser, "adapter", TRAINED)
+    of_data = {
+        "--only-right": (bool, "only rows whose rationale reaches the right answer", None),
+        "--train-on-test": (
+            bool,
+            "train although test problems are in the data; the result says so",
+            None,
+        ),
+    }
+    add(parser, "data", DATA | of_data)
+    of_training = {
+        "--seed N": (int, "of initial weights, order of rows and dropout (0)"),
+        "--max-steps N": (int, "stop after this many steps; 0: after train.epochs"),
+    }
+    add(parser, "training", SETTINGS | of_training)
+    add(parser, "evaluation", TESTS)
+    output = {
+        "--out FOLDER": "of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)",
+        "--keep N": (int, "keep the newest N checkpoints (1)"),
+        "--resume RUN": "continue the interrupted run here, with its own settings; --device and "
         "--set of what changes memory only (train.micro_batch_size ...) may be given",
-    )
+    }
+    add(parser, "output", output)
 
 
 def run(options: argparse.Namespace) -> int:
