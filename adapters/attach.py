@@ -177,7 +177,7 @@ def in_use(model: LanguageModel) -> Iterator[tuple[str, str, Adapter]]:
 def parts_of(name: str, adapter: Adapter) -> list[tuple[str, Adapter]]:
     """(path in the site's `adapters`, adapter) of the parts of a mixture, or of the adapter."""
     if isinstance(adapter, Group):
-        return [(f"{name}.parts.{part}", one) for part, one in adapter.parts.items()]
+        return [(f"{name}.parts.{key}", part) for key, part in adapter.parts.items()]
     return [(name, adapter)]
 
 
@@ -232,7 +232,8 @@ def scheduled(model: LanguageModel) -> list[tuple[str, Scheduled]]:
 
 def penalty(model: LanguageModel) -> Tensor | None:
     """What the adapters add to the loss of a training step, a scalar: the mean of their terms."""
-    terms = [term for _, one in scheduled(model) if (term := one.penalty()) is not None]
+    terms = [adapter.penalty() for _, adapter in scheduled(model)]
+    terms = [term for term in terms if term is not None]
     return torch.stack([term.to(terms[0].device) for term in terms]).mean() if terms else None
 
 

@@ -34,8 +34,8 @@ def build(model: LanguageModel, part: Part) -> dict[str, Adapter]:
                     "layers"
                 )
     options = [part.options_at(path, site, index) for path, _, site, index in places]
-    for one in options:
-        check_options(one)
+    for o in options:
+        check_options(o)
     known = [*model.sites, *model.outer_sites]
     for pattern in part.overrides:
         fits = any(part.fits(pattern, path, site) for path, _, site, _ in places)

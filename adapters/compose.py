@@ -141,14 +141,14 @@ class Average(Composition):
     def fold(self, f: Folded) -> Folded:
         weight, bias, scales = f.weight, f.bias, []
         for member, share in zip(self.members, self.shares, strict=True):
-            one = member.fold(replace(f, scales=()))
-            if one.weight is not f.weight:
-                weight = weight + share * (one.weight - f.weight)
-            if one.bias is not f.bias:
-                change = share * (one.bias if f.bias is None else one.bias - f.bias)
+            folded = member.fold(replace(f, scales=()))
+            if folded.weight is not f.weight:
+                weight = weight + share * (folded.weight - f.weight)
+            if folded.bias is not f.bias:
+                change = share * (folded.bias if f.bias is None else folded.bias - f.bias)
                 bias = change if bias is None else bias + change
-            if one.scales:
-                scales.append(share * (math.prod(one.scales) - 1))
+            if folded.scales:
+                scales.append(share * (math.prod(folded.scales) - 1))
         scales = (*f.scales, 1 + sum(scales)) if scales else f.scales
         return replace(f, weight=weight, bias=bias, scales=scales)
 

@@ -83,7 +83,7 @@ def resolve(
         changes = overlay(preset, changes)
         preset = changes.pop("preset", None)
     table = changes if preset is None else over_preset(preset, below, changes)
-    if "kind" in table or not table or not all(isinstance(one, dict) for one in table.values()):
+    if "kind" in table or not table or not all(isinstance(value, dict) for value in table.values()):
         if preset and "kind" not in table:
             parts = list(named(preset, below))
             wrong = next(key for key, value in table.items() if not isinstance(value, dict))
@@ -101,7 +101,7 @@ def resolve(
             )
     if preset and (wrong := sorted(table.keys() - named(preset, below).keys())):
         raise unknown(f"part of adapter {preset}", wrong[0], named(preset, below))
-    parts = {name: part_from(one, below) for name, one in table.items()}
+    parts = {name: part_from(of_part, below) for name, of_part in table.items()}
     if len(parts) > 1 and any(part.kind == "fusion" for part in parts.values()):
         raise UserError(
             "a fusion stands alone, it cannot be a part of a mixture: attach the other parts as "
@@ -163,7 +163,8 @@ def part_from(table: dict, below: dict[str, dict]) -> Part:
     }
     options = {key: value for key, value in table.items() if key not in PLACEMENT}
     place["overrides"] = {
-        pattern: typed_options(kind, one) for pattern, one in place.get("overrides", {}).items()
+        pattern: typed_options(kind, changes)
+        for pattern, changes in place.get("overrides", {}).items()
     }
     part = Part(options=METHODS[kind].Options(**typed_options(kind, options)), **place)
     part.check()

@@ -1,8 +1,11 @@
-"""`python run.py`, sending itself signals at moments of the run that come whatever else the machine does:
+"""`python run.py`, sending itself signals at moments of the run that come whatever else the
+machine does:
 
-    python tests/at_moments.py '[["step", 3, 0.01, 9]]' ARGUMENTS OF run.py      # kill -9, a hundredth of a second behind the third line of log.jsonl
+python tests/at_moments.py '[["step", 3, 0.01, 9]]' ARGUMENTS OF run.py      # kill -9, a
+hundredth of a second behind the third line of log.jsonl
 
-A moment is (what, the how-manieth of its kind in this process, seconds to wait then, the signal), and of several processes the rank.
+A moment is (what, the how-manieth of its kind in this process, seconds to wait then, the signal),
+and of several processes the rank.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""A model hub on this machine: enough of its HTTP interface for huggingface_hub to list and fetch repositories. It counts what is asked."""
+"""A model hub on this machine: enough of its HTTP interface for huggingface_hub to list and fetch
+repositories. It counts what is asked.
+"""
 
 import hashlib
 import json
@@ -13,7 +15,8 @@ DATE = "2024-01-01T00:00:00.000Z"
 
 
 class Hub:
-    """repos: name -> branch -> (commit, folder of its files); requests: the pull requests of each repository; gets: files fetched.
+    """repos: name -> branch -> (commit, folder of its files); requests: the pull requests of each
+    repository; gets: files fetched.
 
     Models go by owner/name, data sets by datasets/owner/name.
     """

@@ -1,4 +1,6 @@
-"""Tiny configurations of the four families, one for each thing published checkpoints do differently."""
+"""Tiny configurations of the four families, one for each thing published checkpoints do
+differently.
+"""
 
 import torch
 
@@ -210,7 +212,9 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor) -> 
 
 
 def crossed(rows, everywhere) -> list[tuple[str, str]]:
-    """(family, row): the rows of `everywhere` in all four families, each other one in one of them."""
+    """(family, row): the rows of `everywhere` in all four families, each other one in one of
+    them.
+    """
     families = list(TINY)
     return [
         (family, row)

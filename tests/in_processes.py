@@ -1,6 +1,8 @@
-"""What tests/test_parallel.py starts several times over: python tests/in_processes.py FOLDER, with torchrun's variables in the environment.
+"""What tests/test_parallel.py starts several times over: python tests/in_processes.py FOLDER,
+with torchrun's variables in the environment.
 
-Each case trains the tiny model; rank 0 leaves losses and weights in FOLDER/CASE-WORLD.pt. FOLDER/tiny holds the checkpoint.
+Each case trains the tiny model; rank 0 leaves losses and weights in FOLDER/CASE-WORLD.pt.
+FOLDER/tiny holds the checkpoint.
 """
 
 import os
@@ -25,7 +27,9 @@ from train import loop
 from train.loop import train
 from train.parallel import SINGLE, Processes, started
 
-CASES = {  # name -> (method, its options, settings); 3 micro-batches a step: too few for 4 processes, uneven for 2
+# name -> (method, its options, settings); 3 micro-batches a step: too few for 4 processes, uneven
+# for 2
+CASES = {
     "parallel": ("parallel", {}, S),
     "dropout": ("lora", {"r": 2, "dropout": 0.3}, S),
     "adalora": ("adalora", {}, S),
@@ -49,7 +53,9 @@ def trained(
     watch=lambda model: None,
     **more,
 ) -> dict:
-    """{losses, weights, signal, skipped} of a run; stop: the last process sends itself a signal after this step."""
+    """{losses, weights, signal, skipped} of a run; stop: the last process sends itself a signal
+    after this step.
+    """
     method, options, s = case
     model = load_model(str(base / "tiny"), mesh=mesh, dtype=dtype)
     torch.manual_seed(0)
@@ -83,7 +89,9 @@ def trained(
 
 
 def poisoned(folder: Path, processes: Processes) -> dict:
-    """A run in which the gradient of one process, not the writer, is not finite in the third step."""
+    """A run in which the gradient of one process, not the writer, is not finite in the third
+    step.
+    """
     steps, accumulate = [], loop.accumulate
 
     def spoilt(model, *arguments):
@@ -193,7 +201,9 @@ def sharded(folder: Path, processes: Processes, keep) -> None:
 
 
 def count_gathered(model, counts: list[int]) -> None:
-    """Whenever a block's last Linear computes, with a whole weight, note how many blocks have theirs whole."""
+    """Whenever a block's last Linear computes, with a whole weight, note how many blocks have
+    theirs whole.
+    """
     for block in model.blocks:
 
         def compute(x, weight, bias, linear=block.mlp.down_proj):

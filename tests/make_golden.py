@@ -1,4 +1,6 @@
-"""Write tests/golden: tiny random checkpoints and the logits transformers computes for them. Run once: python tests/make_golden.py"""
+"""Write tests/golden: tiny random checkpoints and the logits transformers computes for them. Run
+once: python tests/make_golden.py
+"""
 
 import torch
 import transformers

@@ -103,8 +103,8 @@ def settings_of_train(here):
     test.write_text(json.dumps(rows[:3]))
     words = words_of({name: value for name, (value, *_) in SETTINGS_OF_TRAIN.items()})
     out = quick(
-        here, *words, "--data", mine, "--tests", test, "--set", "eval.max_new_tokens=1",
-        "--set", "train.micro_batch_size=2",
+        here, *words, "--data", mine, "--tests", test,
+        *"--set eval.max_new_tokens=1 --set train.micro_batch_size=2".split(),
     )  # fmt: skip
     found = settings_in(out / "run.toml")
     as_settings(found, {setting: value for _, setting, value in SETTINGS_OF_TRAIN.values()})
@@ -178,17 +178,7 @@ def folders_have_no_revision(here):
         assert "only repositories of the hub have revisions" in command(*words, status=1), words
     for words in (
         ("show", "--model", folder, "--revision", "v9"),
-        (
-            "quantize",
-            "--model",
-            folder,
-            "--revision",
-            "v9",
-            "--to",
-            "int8",
-            "--out",
-            here.path / "q",
-        ),
+        ("quantize", "--model", folder, *"--revision v9 --to int8 --out".split(), here.path / "q"),
     ):
         assert "only repositories of the hub have revisions" in command(*words, status=1), words
 
@@ -367,12 +357,7 @@ def text_that_is_generated(here):
         assert said(*words, *ids).split() == [",".join(map(str, expected))]
     with watched(here.monkeypatch) as seen:
         said(
-            "--model",
-            "pocket-gptj",
-            "--dtype",
-            "bfloat16",
-            "--quantize",
-            "nf4",
+            *"--model pocket-gptj --dtype bfloat16 --quantize nf4".split(),
             *ids[:2],
             "--max-new-tokens",
             1,

@@ -52,12 +52,7 @@ def facts_of_a_plan(here):
         *small,
         "--rows",
         100,
-        "--flops",
-        "1G",
-        "--set",
-        "train.epochs=2",
-        "--set",
-        "train.max_steps=0",
+        *"--flops 1G --set train.epochs=2 --set train.max_steps=0".split(),
     )
     assert timed["steps"] == 2 * 13
     assert timed["flops_per_second"] == 1e9
@@ -188,8 +183,8 @@ def quantized(here):
     text.write_text("Tom has 3 pens. Amy gives Tom 4 more. " * 40)
     ids = torch.tensor([[5, 6, 7, 8]])
     told = command(
-        "quantize", "--model", "pocket-opt", "--device", "cpu", "--dtype", "float32", "--to", "nf4",
-        "--text", text, "--tokens", 37, "--shard-size", "0.0003", "--out", here.path / "q",
+        *("quantize --model pocket-opt --device cpu --dtype float32 --to nf4 "
+"--text").split(), text, "--tokens", 37, "--shard-size", "0.0003", "--out", here.path / "q",
     )  # fmt: skip
     assert "on 36 tokens" in told  # the first of 37 is not predicted
     assert str(text) in told
@@ -281,9 +276,9 @@ def grids(here):
 def what_is_measured_of_a_step(here):
     with watched(here.monkeypatch) as seen:
         told = command(
-            "benchmark", "--case", "step", "--model", "pocket-opt", "--quantize", "int8",
-            "--adapter",             "series", "--tokens", 16, "--rows", 2, "--checkpointing", "every 2", "--device", "cpu",
-            "--dtype", "float32", "--repeats", 2,
+            *("benchmark --case step --model pocket-opt --quantize int8 --adapter "
+"series --tokens").split(), 16, "--rows", 2, "--checkpointing", "every 2",
+*"--device cpu --dtype float32 --repeats".split(), 2,
         )  # fmt: skip
     assert "int8, series, 2 x 16 tokens, checkpointing every 2, on cpu" in told
     real = [(model, shape) for model, shape in seen if not next(model.parameters()).is_meta]

@@ -1,4 +1,6 @@
-"""Our own adapter files: whatever is saved comes back, and anything that does not fit is refused with the model left as it was."""
+"""Our own adapter files: whatever is saved comes back, and anything that does not fit is refused
+with the model left as it was.
+"""
 
 import json
 
@@ -53,7 +55,9 @@ def test_saved_and_loaded_is_the_same_to_the_last_parameter(any_folder, tmp_path
 
 @pytest.mark.parametrize("method", ["p-tuning-lstm", "prefix-projection", "pissa", "vera"])
 def test_training_goes_on_from_a_file(folder, tmp_path, method):
-    """What a method needs to be trained further is in the file: encoders, starts, shared matrices."""
+    """What a method needs to be trained further is in the file: encoders, starts, shared
+    matrices.
+    """
     models = [load_model(str(folder)) for _ in range(2)]
     attach_small(models[0], method)
     randomise(models[0])

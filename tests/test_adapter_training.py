@@ -1,4 +1,6 @@
-"""What some methods ask of the loop: penalties, schedules, rates, adapters below the one that is trained; and the table of them all."""
+"""What some methods ask of the loop: penalties, schedules, rates, adapters below the one that is
+trained; and the table of them all.
+"""
 
 import json
 import os
@@ -121,10 +123,7 @@ SHORT = (
     4,
     "--items",
     2,
-    "--set",
-    "eval.before=false",
-    "--set",
-    "eval.max_new_tokens=4",
+    *"--set eval.before=false --set eval.max_new_tokens=4".split(),
 )
 
 
@@ -135,7 +134,9 @@ def short(tmp_path) -> tuple:
 
 
 def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short):
-    """Two runs, a fusion on top of both, a stack on one of them; each folder restores what it was."""
+    """Two runs, a fusion on top of both, a stack on one of them; each folder restores what it
+    was.
+    """
     for name in ("one", "two"):
         assert (
             main(
@@ -242,10 +243,7 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short)
 def test_a_mixture_is_trained_repeated_and_resumed_from_its_own_file(tmp_path, short):
     assert (
         main(
-            "--adapter",
-            "unipelt",
-            "--set",
-            "adapter.prefix.length=3",
+            *"--adapter unipelt --set adapter.prefix.length=3".split(),
             *short,
             "--out",
             tmp_path / "mix",
@@ -276,7 +274,10 @@ def test_the_plan_and_the_drawing_on_the_command_line(capsys):
     for words, said in (
         (("plan", "--model", "llama7b"), "did you mean 'llama-7b'"),
         (("plan", "--adapter", "paralel"), "did you mean 'parallel'"),
-        (("plan", "--model", "llama-7b", "--set", "adapter.size=0"), "size = 0 should be a whole number from 1"),
+        (
+            ("plan", "--model", "llama-7b", "--set", "adapter.size=0"),
+            "size = 0 should be a whole number from 1",
+        ),
         (("show", "--adapter", "lora", "--set", "x"), "KEY=VALUE"),
     ):
         assert main(*words) == 1

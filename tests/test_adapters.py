@@ -1,4 +1,6 @@
-"""What every adapter promises, in every family: where it sits, that it starts where it says, trains, switches, and leaves the base alone."""
+"""What every adapter promises, in every family: where it sits, that it starts where it says,
+trains, switches, and leaves the base alone.
+"""
 
 from dataclasses import fields
 
@@ -96,7 +98,9 @@ def test_training_lowers_the_loss_and_leaves_every_base_weight_as_it_was(any_tin
 )
 @pytest.mark.parametrize("method", ALL)
 def test_half_precision(tmp_path, family, method, dtype):
-    """Float32 masters, finite gradients, and logits that differ from float32 no more than the base's own do."""
+    """Float32 masters, finite gradients, and logits that differ from float32 no more than the
+    base's own do.
+    """
     errors = []
     folder = write_checkpoint(tmp_path / "any", family)
     models = [load_model(str(folder), dtype=one) for one in (torch.float32, dtype)]
@@ -112,7 +116,9 @@ def test_half_precision(tmp_path, family, method, dtype):
             for name, parameter in models[1].named_parameters():
                 if (
                     name in state
-                ):  # PiSSA and full copies start at the rounded weights: take those of the float32 model
+                    # PiSSA and full copies start at the rounded weights: take those of the float32
+                    # model
+                ):
                     parameter.data = state[name].clone()
         true, half = (model(IDS, MASK)[MASK.bool()].float() for model in models)
         errors.append(((half - true).abs().mean() / true.std()).item())
@@ -317,7 +323,10 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "parallel", "rate": 0}, "rate"),
         (
             {"preset": "lora", "sites": ["attn"]},
-            r"lora works on a Linear or an embedding, and attn \(model.layers.0.attn_site\) is a whole sub-layer",
+            (
+                r"lora works on a Linear or an embedding, and attn "
+                r"\(model.layers.0.attn_site\) is a whole sub-layer"
+            ),
         ),
         ({"preset": "parallel", "writes": "input"}, "not on whole sub-layers"),
         ({"preset": "series", "writes": "input", "sites": ["up"]}, "not there yet"),
@@ -431,7 +440,9 @@ def test_a_table_gives_its_configuration_back():
 
 
 def test_sites_by_family(tmp_path):
-    """BLOOM has one Linear for q, k and v: presets say so, a table without the family's sites falls back to `any`."""
+    """BLOOM has one Linear for q, k and v: presets say so, a table without the family's sites
+    falls back to `any`.
+    """
     bloom = load_model(str(write_checkpoint(tmp_path / "bloom", "bloom")))
     assert attach(bloom, "lora", r=2).only.sites == ("qkv",)
     assert attach(

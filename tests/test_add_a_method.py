@@ -66,14 +66,7 @@ def command(copy, *words) -> str:
 )
 def test_it_trains_is_saved_and_is_loaded(copy, family):
     short = (
-        "--max-steps",
-        "40",
-        "--items",
-        "2",
-        "--set",
-        "eval.before=false",
-        "--set",
-        "eval.max_new_tokens=4",
+        *("--max-steps 40 --items 2 --set eval.before=false --set eval.max_new_tokens=4").split(),
     )
     command(
         copy, "--model", f"pocket-{family}", "--adapter", "ssf", *short, "--out", f"runs/{family}"

@@ -1,6 +1,8 @@
-"""What is malformed ends in one line on stderr and a non-zero status: never a traceback, never a hang, nothing executed.
+"""What is malformed ends in one line on stderr and a non-zero status: never a traceback, never a
+hang, nothing executed.
 
-All of it is driven by `run.py generate --model FOLDER --prompt-ids 5,6,7 --max-new-tokens 2`, as a user would meet it.
+All of it is driven by `run.py generate --model FOLDER --prompt-ids 5,6,7 --max-new-tokens 2`, as
+a user would meet it.
 """
 
 import contextlib
@@ -89,67 +91,103 @@ CASES = {
     "config: not JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
     "config: empty": (lambda f: (f / "config.json").write_text(""), "cannot be read as JSON"),
     "config: a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
-    "config: bad UTF-8": (lambda f: (f / "config.json").write_bytes(b'{"model_type": "\xff"}'), "cannot be read as JSON"),
-    "config: a key twice": (lambda f: (f / "config.json").write_text('{"model_type": "llama", "model_type": "opt"}'), "twice"),
-    "config: deep": (lambda f: (f / "config.json").write_text('{"a":' * 50_000), "cannot be read as JSON"),
-    "config: one giant line": (lambda f: sparse(f / "config.json", 2 * 10**9), "too many for what it should hold"),
+    "config: bad UTF-8": (lambda f: (f / "config.json").write_bytes(b'{"model_type": "\xff"}'),
+        "cannot be read as JSON"),
+    "config: a key twice": (lambda f: (f / "config.json").write_text(
+        '{"model_type": "llama", "model_type": "opt"}'), "twice"),
+    "config: deep": (lambda f: (f / "config.json").write_text('{"a":' * 50_000),
+        "cannot be read as JSON"),
+    "config: one giant line": (lambda f: sparse(f / "config.json", 2 * 10**9),
+        "too many for what it should hold"),
     "config: missing": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
-    "config: a folder": (lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()), "is not a file"),
+    "config: a folder": (lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        "is not a file"),
     "config: NaN": (lambda f: change_config(f, rms_norm_eps=float("nan")), "rms_norm_eps"),
     "config: infinite": (lambda f: change_config(f, rope_theta=float("inf")), "rope_theta"),
-    "config: 10^9 layers": (lambda f: change_config(f, num_hidden_layers=10**9), "num_hidden_layers"),
-    "config: 10^400 layers": (lambda f: change_config(f, num_hidden_layers=10**400), "num_hidden_layers"),
-    "config: 999 layers": (lambda f: change_config(f, num_hidden_layers=999), "tensors are missing"),
+    "config: 10^9 layers": (lambda f: change_config(f, num_hidden_layers=10**9),
+        "num_hidden_layers"),
+    "config: 10^400 layers": (lambda f: change_config(f, num_hidden_layers=10**400),
+        "num_hidden_layers"),
+    "config: 999 layers": (lambda f: change_config(f, num_hidden_layers=999),
+        "tensors are missing"),
     "config: negative": (lambda f: change_config(f, hidden_size=-32), "hidden_size"),
-    "config: huge": (lambda f: change_config(f, vocab_size=2**23, hidden_size=2**16, head_dim=8), "config asks for"),
+    "config: huge": (lambda f: change_config(f, vocab_size=2**23, hidden_size=2**16, head_dim=8),
+        "config asks for"),
     "config: a string": (lambda f: change_config(f, hidden_size="32"), "hidden_size"),
     "config: true for a number": (lambda f: change_config(f, hidden_size=True), "hidden_size"),
     "config: model type": (lambda f: change_config(f, model_type="mamba"), "mamba"),
     "config: a model type without end": (lambda f: change_config(f, model_type="m" * 10**6), "mmm"),
     "config: model type a list": (lambda f: change_config(f, model_type=["llama"]), "model_type"),
     "config: no model type": (lambda f: change_config(f, model_type=None), "model_type"),
-    "config: rope type": (lambda f: change_config(f, rope_scaling={"rope_type": "longrope"}), "longrope"),
-    "config: rope type a list": (lambda f: change_config(f, rope_scaling={"rope_type": []}), "rope type"),
-    "config: rope factor missing": (lambda f: change_config(f, rope_scaling={"rope_type": "linear"}), "factor"),
-    "config: rope factor a string": (lambda f: change_config(f, rope_scaling={"rope_type": "linear", "factor": "2"}), "factor"),
-    "config: rope of another type": (lambda f: change_config(f, rope_scaling={"rope_type": "linear", "factor": 2, "beta_fast": 2}), "beta_fast"),
-    "config: partial rotary": (lambda f: change_config(f, rope_scaling={"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+    "config: rope type": (lambda f: change_config(f, rope_scaling={"rope_type": "longrope"}),
+        "longrope"),
+    "config: rope type a list": (lambda f: change_config(f, rope_scaling={"rope_type": []}),
+        "rope type"),
+    "config: rope factor missing": (lambda f: change_config(f,
+        rope_scaling={"rope_type": "linear"}), "factor"),
+    "config: rope factor a string": (lambda f: change_config(f,
+        rope_scaling={"rope_type": "linear", "factor": "2"}), "factor"),
+    "config: rope of another type": (lambda f: change_config(f,
+        rope_scaling={"rope_type": "linear", "factor": 2, "beta_fast": 2}), "beta_fast"),
+    "config: partial rotary": (lambda f: change_config(f,
+        rope_scaling={"rope_type": "default", "partial_rotary_factor": 0.5}),
+        "partial_rotary_factor"),
     "config: rope ends reversed": (
-        lambda f: change_config(f, rope_scaling={"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 1}), "high_freq_factor",
+        lambda f: change_config(f, rope_scaling={"rope_type": "llama3", "factor": 2,
+            "low_freq_factor": 4, "high_freq_factor": 1}), "high_freq_factor",
     ),
     "config: activation": (lambda f: change_config(f, hidden_act="swish9"), "swish9"),
     "config: unknown field": (lambda f: change_config(f, sliding_window=5), "sliding_window"),
-    "config: quantized": (lambda f: change_config(f, quantization_config={"bits": 4}), "quantization_config"),
-    "weights: none": (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor pytorch_model.bin"),
+    "config: quantized": (lambda f: change_config(f, quantization_config={"bits": 4}),
+        "quantization_config"),
+    "weights: none": (lambda f: (f / "model.safetensors").unlink(),
+        "neither model.safetensors nor pytorch_model.bin"),
     "weights: empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be read"),
-    "weights: cut short": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:999]), "cannot be read"),
-    "weights: header past the end": (lambda f: write_header(f, b"{}", length=2**63), "cannot be read"),
-    "weights: zeros": (lambda f: sparse(f / "model.safetensors", 2 * 10**9), "invalid JSON in header"),
+    "weights: cut short": (lambda f: (f / "model.safetensors").write_bytes(
+        (f / "model.safetensors").read_bytes()[:999]), "cannot be read"),
+    "weights: header past the end": (lambda f: write_header(f, b"{}", length=2**63),
+        "cannot be read"),
+    "weights: zeros": (lambda f: sparse(f / "model.safetensors", 2 * 10**9),
+        "invalid JSON in header"),
     "weights: a shape that is no number": (
-        lambda f: write_header(f, b'{"a": {"dtype": "F32", "shape": ["a", 1500000000], "data_offsets": [0, 16]}}'), "cannot be read",
+        lambda f: write_header(f, (
+            b'{"a": {"dtype": "F32", "shape": ["a", 1500000000], "data_offsets": '
+b'[0, 16]}}')), "cannot be read",
     ),
     "weights: a shape without end": (
-        lambda f: write_header(f, b'{"a": {"dtype": "F32", "shape": [' + b"9" * 18 + b",1" * 10**6 + b'], "data_offsets": [0, 16]}}'), "cannot be read",
+        lambda f: write_header(f,
+            b'{"a": {"dtype": "F32", "shape": [' + b"9" * 18 + b",1" * 10**6
+            + b'], "data_offsets": [0, 16]}}'), "cannot be read",
     ),
-    "weights: a header of nests": (lambda f: write_header(f, b'{"a": [' + b"[]," * 10**7 + b"[]]}"), "cannot be read"),
-    "weights: a name without end": (lambda f: write_header(f, b'{"' + b"a" * 10**7 + b'": 7}'), "cannot be read"),
+    "weights: a header of nests": (lambda f: write_header(f,
+        b'{"a": [' + b"[]," * 10**7 + b"[]]}"), "cannot be read"),
+    "weights: a name without end": (lambda f: write_header(f, b'{"' + b"a" * 10**7 + b'": 7}'),
+        "cannot be read"),
     "weights: no tensors": (lambda f: write_header(f, b"{}", b""), "tensors are missing"),
     "index: a shard outside": (
-        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')),
+        lambda f: ((f / "model.safetensors").unlink(),
+            (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "../x.safetensors"}}')),
         "not a .safetensors file of this folder",
     ),
     "index: a shard missing": (
-        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}')),
+        lambda f: ((f / "model.safetensors").unlink(),
+            (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "x.safetensors"}}')),
         "is missing",
     ),
     "index: millions of shards": (
-        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text(
+        lambda f: ((f / "model.safetensors").unlink(),
+            (f / "model.safetensors.index.json").write_text(
             json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(300_000)}}))),
         "too many for a checkpoint",
     ),
-    "index: no map": (lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text('{"weight_map": []}')), "weight_map"),
+    "index: no map": (lambda f: ((f / "model.safetensors").unlink(),
+        (f / "model.safetensors.index.json").write_text('{"weight_map": []}')), "weight_map"),
     "index: a name with a zero": (
-        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "\\u0000.safetensors"}}')),
+        lambda f: ((f / "model.safetensors").unlink(),
+            (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "\\u0000.safetensors"}}')),
         "not a .safetensors file",
     ),
 }  # fmt: skip
@@ -163,10 +201,14 @@ def test_each_is_named_in_one_line(folder, name):
 
 
 FAMILY_SETTINGS = [
-    ("bloom", {"n_head": 5}, "n_head"), ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact"), ("bloom", {"n_inner": 7}, "n_inner"),
-    ("bloom", {"n_embed": 64}, "two spellings"), ("opt", {"activation_function": "swish9"}, "swish9"), ("opt", {"num_attention_heads": 5}, "num_att"),
-    ("opt", {"scale_embeddings": True}, "scale_embeddings"), ("gptj", {"rotary_dim": 5}, "rotary_dim"), ("gptj", {"rotary_dim": 10}, "rotary_dim"),
-    ("gptj", {"rotary_dim": None}, "rotary_dim"), ("gptj", {"activation_function": 7}, "activation_function"), ("gptj", {"scale_attn_weights": False}, "scale"),
+    ("bloom", {"n_head": 5}, "n_head"), ("bloom", {"slow_but_exact": True, "pretraining_tp": 2},
+        "slow_but_exact"), ("bloom", {"n_inner": 7}, "n_inner"),
+    ("bloom", {"n_embed": 64}, "two spellings"), ("opt", {"activation_function": "swish9"},
+        "swish9"), ("opt", {"num_attention_heads": 5}, "num_att"),
+    ("opt", {"scale_embeddings": True}, "scale_embeddings"),
+    ("gptj", {"rotary_dim": 5}, "rotary_dim"), ("gptj", {"rotary_dim": 10}, "rotary_dim"),
+    ("gptj", {"rotary_dim": None}, "rotary_dim"), ("gptj", {"activation_function": 7},
+        "activation_function"), ("gptj", {"scale_attn_weights": False}, "scale"),
 ]  # fmt: skip
 
 
@@ -178,17 +220,16 @@ def test_settings_of_a_family_that_cannot_be_computed(tmp_path, family, changes,
 
 
 def test_the_command_as_a_user_runs_it(folder):
-    """In a process of its own: status, one line, no traceback, memory; --debug shows the traceback."""
+    """In a process of its own: status, one line, no traceback, memory; --debug shows the
+    traceback.
+    """
     command = [
         sys.executable,
         str(ROOT / "run.py"),
         "generate",
         "--model",
         str(folder),
-        "--prompt-ids",
-        "5,6,7",
-        "--max-new-tokens",
-        "2",
+        *"--prompt-ids 5,6,7 --max-new-tokens 2".split(),
     ]
     good = subprocess.run(command, capture_output=True, text=True)
     assert good.returncode == 0
@@ -243,7 +284,9 @@ def with_words(folder: Path, **files: str) -> Path:
         ({"tokenizer__json": ""}, "tokenizer.json cannot be read"),
         (
             {
-                "tokenizer__json": '{"model": {"type": "BPE", "vocab": {"a": 4294967299}, "merges": []}}'
+                "tokenizer__json": (
+                    '{"model": {"type": "BPE", "vocab": {"a": 4294967299}, "merges": []}}'
+                )
             },
             "tokenizer.json cannot be read",
         ),
@@ -254,7 +297,8 @@ def with_words(folder: Path, **files: str) -> Path:
         ({"special_tokens_map__json": "{"}, "special_tokens_map.json cannot be read"),
         (
             {
-                "tokenizer__json": '{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"[UNK]"}}'
+                "tokenizer__json": '{"version":"1.0","model":'
+                '{"type":"WordLevel","vocab":{"a":0},"unk_token":"[UNK]"}}'
             },
             "cannot be read",
         ),
@@ -285,7 +329,9 @@ def test_a_tokenizer_larger_than_the_embedding(folder):
 
 
 def test_added_tokens_beyond_the_embedding_are_an_error_only_where_they_are_used(tmp_path):
-    """Published: Llama-2 and CodeLlama repositories whose tokenizer has a pad or fill-in token more than the embedding has rows."""
+    """Published: Llama-2 and CodeLlama repositories whose tokenizer has a pad or fill-in token
+    more than the embedding has rows.
+    """
     folder = tmp_path / "pocket"
     shutil.copytree(POCKET / "llama", folder)
     made = json.loads((folder / "tokenizer.json").read_text())
@@ -341,9 +387,11 @@ JSON = st.recursive(
     max_leaves=8,
 )
 ROPE = st.dictionaries(
-    st.sampled_from(["type", "rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+    st.sampled_from(["type", "rope_type", "factor", "low_freq_factor", "high_freq_factor",
+        "original_max_position_embeddings", "beta_fast", "beta_slow",
                      "mscale", "mscale_all_dim", "truncate", "attention_factor", "rope_theta"]),
-    st.one_of(st.sampled_from(["linear", "yarn", "dynamic", "llama3", "default"]), NUMBERS), max_size=6,
+    st.one_of(st.sampled_from(["linear", "yarn", "dynamic", "llama3", "default"]), NUMBERS),
+    max_size=6,
 )  # fmt: skip
 
 
@@ -430,7 +478,8 @@ def test_fuzzed_headers(folder):
 
     @FUZZ
     @given(
-        st.dictionaries(st.sampled_from(sorted(header)), st.one_of(entry, JSON, st.tuples(places, JSON)), min_size=1, max_size=3),
+        st.dictionaries(st.sampled_from(sorted(header)),
+            st.one_of(entry, JSON, st.tuples(places, JSON)), min_size=1, max_size=3),
         st.one_of(st.none(), st.binary(max_size=40)), st.integers(0, len(raw) + 8),
     )  # fmt: skip
     def fuzz(changes, noise, at):
@@ -485,7 +534,8 @@ def test_fuzzed_tokenizers(tmp_path):
     @given(
         st.dictionaries(st.sampled_from(sorted(made)), JSON, max_size=2),
         st.dictionaries(st.sampled_from(sorted(model)), JSON, max_size=2),
-        st.dictionaries(st.sampled_from(["bos_token", "eos_token", "pad_token", "add_bos_token"]), JSON, max_size=2),
+        st.dictionaries(st.sampled_from(["bos_token", "eos_token", "pad_token", "add_bos_token"]),
+            JSON, max_size=2),
         st.binary(max_size=20), st.integers(0, len(raw)),
     )  # fmt: skip
     def fuzz(outer, inner, names, noise, at):

@@ -61,7 +61,8 @@ def test_a_system_column_and_turns_without_loss():
 @pytest.mark.parametrize(
     ("key", "value", "learned"),
     [("weight", 0, False), ("loss_mask", 0, False), ("train", False, False),
-     ("trainable", False, False), ("weight", 1, True), ("train", True, True), ("train", None, True)],
+     ("trainable", False, False), ("weight", 1, True), ("train", True, True),
+     ("train", None, True)],
 )  # fmt: skip
 def test_names_of_a_turn_without_loss(key, value, learned):
     messages = [dict(one) for one in TWO_TURNS]

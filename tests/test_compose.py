@@ -1,4 +1,6 @@
-"""Several adapters at once: stacked, averaged, fused, by row, added and subtracted, and saved as they are."""
+"""Several adapters at once: stacked, averaged, fused, by row, added and subtracted, and saved as
+they are.
+"""
 
 import json
 
@@ -33,7 +35,9 @@ THREE = torch.cat((IDS, IDS[:1].flip(1)))
 
 @pytest.fixture
 def several(any_tiny):
-    """A model with bottlenecks a, b, c (c of a's shape), LoRAs l, m, prefixes p, q and a soft prompt s."""
+    """A model with bottlenecks a, b, c (c of a's shape), LoRAs l, m, prefixes p, q and a soft
+    prompt s.
+    """
     for name, preset, changes in (
         ("a", "parallel", {"size": 3}),
         ("b", "parallel", {"size": 4, "scale": 2.0}),
@@ -109,7 +113,9 @@ def test_an_adapter_subtracted_from_itself_is_the_base(several):
 
 @pytest.mark.parametrize("method", ALONE)
 def test_weights_added(tiny, method):
-    """1 x an adapter is the adapter, 0 x is what changes nothing where the method has that, halves of two are their mean."""
+    """1 x an adapter is the adapter, 0 x is what changes nothing where the method has that,
+    halves of two are their mean.
+    """
     for name, seed in (("one", 0), ("two", 1)):
         torch.manual_seed(seed)
         attach_small(tiny, method, as_name=name)
@@ -129,6 +135,22 @@ def test_weights_added(tiny, method):
         torch.testing.assert_close(out(tiny, "none"), out(tiny), rtol=1e-5, atol=1e-5)
 
 
+def test_a_learned_scale_is_added_from_its_start(tiny):
+    """Task arithmetic adds what training changed: a scale that started at 1 goes from 1.2 to
+    1 + 0.5 x 0.2, not to 0.5 x 1.2; matrices start at their zero."""
+    attach(tiny, "parallel", name="one", scale="learned")
+    with torch.no_grad():
+        for adapter in adapters_named(tiny, "one").values():
+            adapter.adapter_scaling.fill_(1.2)
+    for weight in (0.5, 2.0, -1.0, 0.0):
+        name = f"times{str(weight).replace('.', '_').replace('-', 'm')}"
+        combine(tiny, {"one": weight}, name, how="weights")
+        for path, adapter in adapters_named(tiny, name).items():
+            assert adapter.adapter_scaling.item() == pytest.approx(1 + 0.2 * weight)
+            one = adapters_named(tiny, "one")[path].adapter_down
+            torch.testing.assert_close(adapter.adapter_down, weight * one)
+
+
 def test_rows_have_adapters_of_their_own(several):
     for rows in (("a", None, "l"), ("b", "b", "a"), ("p", "q", "p"), ("s", "s", "s")):
         whole = out(several, Rows(*rows))
@@ -138,7 +160,7 @@ def test_rows_have_adapters_of_their_own(several):
 
 
 def test_rows_keep_their_adapters_in_generation(several):
-    """Rows that are finished leave the batch, but not where that would move the others' adapters."""
+    """Finished rows leave the batch, but not where that would move the others' adapters."""
     rows = ("a", "b", "l", None)
     prompts = torch.cat((THREE, THREE[:1]))
 

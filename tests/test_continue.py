@@ -1,4 +1,6 @@
-"""--continue: a saved adapter is trained further, from where it was, and its file remembers all of it."""
+"""--continue: a saved adapter is trained further, from where it was, and its file remembers all
+of it.
+"""
 
 import json
 import shutil
@@ -54,10 +56,7 @@ def first(tmp_path_factory) -> Path:
             "lora",
             "--data",
             data,
-            "--template",
-            "plain",
-            "--max-steps",
-            "12",
+            *"--template plain --max-steps 12".split(),
             *FAST,
             "--out",
             folder / "run",
@@ -85,7 +84,7 @@ def logits(folder: Path, model: str = "pocket-llama", dtype=torch.float32) -> to
         return loaded(IDS)
 
 
-# ---------------------------------------------------------------- where it begins, and what it becomes
+# ------------------------------------------------------------- where it begins, and what it becomes
 def test_training_begins_at_the_saved_adapter(first, tmp_path):
     out = go_on(first, tmp_path / "out", *STILL)
     torch.testing.assert_close(
@@ -167,11 +166,7 @@ def test_frozen_members_stay_and_the_trained_one_goes_on(first, tmp_path):
         main(
             "--load",
             f"below={first / 'adapter'}",
-            "--adapter",
-            "parallel",
-            "--set",
-            "adapter.size=4",
-            "--data",
+            *"--adapter parallel --set adapter.size=4 --data".split(),
             data,
             "--max-steps",
             "3",
@@ -277,7 +272,8 @@ def test_the_stored_prompt_is_used_and_another_one_is_said(first, tmp_path, caps
     )
     assert run_section(out)["template_text"]["name"] == "alpaca"
     assert (
-        "it was trained with the template mine, and goes on with alpaca" in capsys.readouterr().out
+        "it was trained with the template mine, and continues with alpaca"
+        in capsys.readouterr().out
     )
 
 
@@ -340,10 +336,7 @@ def test_a_test_set_that_an_earlier_run_trained_on_is_refused(first, tmp_path, c
         main(
             "--continue",
             first,
-            "--seed",
-            "1",
-            "--max-steps",
-            "1",
+            *"--seed 1 --max-steps 1".split(),
             *FAST,
             "--items",
             "0",
@@ -395,13 +388,7 @@ def test_before_is_what_the_adapter_did_before(first, tmp_path, capsys):
             "--continue",
             first,
             *STILL,
-            "--set",
-            "eval.max_new_tokens=20",
-            "--items",
-            "3",
-            "--set",
-            "eval.before=true",
-            "--out",
+            *"--set eval.max_new_tokens=20 --items 3 --set eval.before=true --out".split(),
             out,
         )
         == 0
@@ -425,12 +412,7 @@ def test_an_interrupted_continued_run_ends_with_the_same_bits(first, tmp_path, c
     out = go_on(
         first,
         tmp_path / "out",
-        "--max-steps",
-        "6",
-        "--set",
-        "train.save_every=3",
-        "--set",
-        "train.keep=9",
+        *"--max-steps 6 --set train.save_every=3 --set train.keep=9".split(),
     )
     whole = (out / WEIGHTS).read_bytes()
 
@@ -520,11 +502,11 @@ def test_what_does_not_go_with_it_is_one_line(first, tmp_path, capsys):
         ((first, "--recipe", "paper"), "leave out --recipe"),
         ((first, "--resume", first), "--resume continues a run with its own settings"),
         ((tmp_path / "unfinished",), "--resume"),
-        ((tmp_path / "nowhere",), "no run and no adapter"),
-        ((tmp_path / "empty",), "no run and no adapter"),
+        ((tmp_path / "nowhere",), "neither a run nor an adapter"),
+        ((tmp_path / "empty",), "neither a run nor an adapter"),
         ((tmp_path / "deep",), f"there is one in {tmp_path / 'deep' / 'math'}"),
-        ((tmp_path / "p", "--model", "pocket-llama"), "the network that made them"),
-        ((tmp_path / "prefix", "--model", "pocket-llama"), "the network that made them"),
+        ((tmp_path / "p", "--model", "pocket-llama"), "the network that computed them"),
+        ((tmp_path / "prefix", "--model", "pocket-llama"), "the network that computed them"),
         ((tmp_path / "lost",), "'/home/them/llama', which is not here: give --model"),
         ((tmp_path / "nameless",), "does not say which model it is for: give --model"),
         ((tmp_path / "several", "--model", "pocket-llama"), "none called 'default'"),

@@ -190,7 +190,10 @@ def test_missing_and_malformed_files_are_named(tmp_path):
         ("9" * 5000, "cannot be read as JSON"),
         ('[{"question": null, "chain-of-thought": "a", "answer": 1}, {}]', "not the paper's file"),
         (
-            '[{"question": null, "chain-of-thought": "a", "answer": 1}, {"question": "b", "chain-of-thought": "c", "answer": 2}]',
+            (
+                '[{"question": null, "chain-of-thought": "a", "answer": 1}, '
+                '{"question": "b", "chain-of-thought": "c", "answer": 2}]'
+            ),
             "item 1: the question",
         ),
     ):

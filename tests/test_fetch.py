@@ -1,4 +1,6 @@
-"""Files from the network: verified, gone on with, whole or not at all; against servers on this machine."""
+"""Files from the network: verified, gone on with, whole or not at all; against servers on this
+machine.
+"""
 
 import hashlib
 import os
@@ -25,7 +27,9 @@ def sha(body: bytes) -> str:
 
 
 class Server:
-    """One file on this machine. manner: how it answers; asked: (path, the Range header) of each request."""
+    """One file on this machine. manner: how it answers; asked: (path, the Range header) of each
+    request.
+    """
 
     def __init__(self, body: bytes = BODY):
         self.body, self.manner, self.asked = body, "ranges", []

@@ -1,4 +1,6 @@
-"""Logs of Zero-shot-CoT -> training rows. The records here are this project's own, in the form of these logs."""
+"""Logs of Zero-shot-CoT -> training rows. The records here are this project's own, in the form of
+these logs.
+"""
 
 import json
 from collections import Counter
@@ -18,7 +20,8 @@ NUMERALS, LETTERS = (
 )
 THINK = "Let's think step by step."
 HEAD = f"""{29 * "*"}
-Namespace(cot_trigger="{THINK}", cot_trigger_no=1, dataset='ours', direct_answer_trigger='\\n{NUMERALS}', method='zero_shot_cot')
+Namespace(cot_trigger="{THINK}", cot_trigger_no=1, dataset='ours', \
+direct_answer_trigger='\\n{NUMERALS}', method='zero_shot_cot')
 {29 * "*"}
 setup data loader ...
 dataset : ours
@@ -26,7 +29,10 @@ dataset : ours
 
 
 def sample(question: str, answer: str, predicted: str, number: int = 1) -> str:
-    return f"{number}_th_sampling\nQ: {question}\nA: {answer}\npred_before : {answer[-9:]}\npred_after : {predicted}\n"
+    return (
+        f"{number}_th_sampling\nQ: {question}\nA: {answer}\npred_before : "
+        f"{answer[-9:]}\npred_after : {predicted}\n"
+    )
 
 
 def record(samples: str, gold: str, number: int = 1) -> str:

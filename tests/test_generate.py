@@ -1,4 +1,6 @@
-"""Decoding, greedy, by beams and sampled: what it returns, and that nothing about the batch changes it."""
+"""Decoding, greedy, by beams and sampled: what it returns, and that nothing about the batch
+changes it.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ from data.batches import encode_prompt
 from data.prompts import template
 from data.wordproblems import problems
 from eval.generate import Sampling, draw, generate, generate_text, left_pad
-from eval.score import Score, predict, scores
+from eval.predict import predict
+from eval.score import Score, scores
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -96,7 +99,7 @@ def test_accuracy_does_not_depend_on_batch_size_and_predictions_are_kept_whole()
             tokenizer,
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=size, max_new_tokens=48),
+            decoding=Eval(batch_size=size, max_new_tokens=48),
         )
         for size in (3, 16)
     )
@@ -168,7 +171,7 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
             load_tokenizer(name),
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=4, max_new_tokens=40),
+            decoding=Eval(batch_size=4, max_new_tokens=40),
         )
         for name in ("pocket-gptj", str(folder))
     ]
@@ -178,7 +181,9 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
 def by_transformers(
     reference, rows: list[list[int]], stop_ids: Sequence[int], **settings
 ) -> list[list[int]]:
-    """The new tokens of transformers' generate on a left-padded batch, cut in front of the stop token."""
+    """The new tokens of transformers' generate on a left-padded batch, cut in front of the stop
+    token.
+    """
     ids, mask = left_pad(rows, 0, "cpu")
     found = reference.generate(
         ids,
@@ -223,7 +228,9 @@ def test_beams_find_what_transformers_finds(tmp_path, family):
 
 
 def as_transformers_model(model):
-    """Our model, adapters and all, under transformers' generate; without a cache, so that reordering one is no part of it."""
+    """Our model, adapters and all, under transformers' generate; without a cache, so that
+    reordering one is no part of it.
+    """
     transformers = pytest.importorskip("transformers")
 
     class Wrapped(transformers.PreTrainedModel, transformers.GenerationMixin):
@@ -269,7 +276,9 @@ def test_beams_with_adapters_on(tmp_path, family, preset):
 
 
 def test_a_beam_goes_on_however_many_stop_tokens_are_likelier(tiny, monkeypatch):
-    """Behind 5 the stop tokens 10, 11, 12 and a dead end, 20, come before 30; but what follows 30 is certain."""
+    """Behind 5 the stop tokens 10, 11, 12 and a dead end, 20, come before 30; but what follows 30
+    is certain.
+    """
     table = torch.full((61, 61), -50.0)  # logits of the next token by the last one
     table[5, [10, 20, 11, 12, 30]] = torch.tensor([0.4, 0.2, 0.15, 0.14, 0.11]).log()
     table[20] = 0.0

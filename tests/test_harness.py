@@ -1,4 +1,6 @@
-"""lm-evaluation-harness on our models: its own local tasks against figures computed directly, its own model class against ours."""
+"""lm-evaluation-harness on our models: its own local tasks against figures computed directly, its
+own model class against ours.
+"""
 
 import copy
 import json
@@ -33,20 +35,23 @@ TEXTS = [
     (
         "<eos>Ann",
         " has 3 pears.",
-    ),  # not Tom's apples: HFLM takes two requests of the same ids for one, wherever their contexts end
+        # not Tom's apples: HFLM takes two requests of the same ids for one, wherever their contexts
+        # end
+    ),
     ("one two " * 400, "three"),  # longer than the model
 ]
 RULES = (
     "task: {}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {}}}}}\ntest_split: test\n"
 )
-CHOICE = (
-    RULES
-    + "output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: gold\ndoc_to_choice: choices\nmetric_list: [{{metric: acc}}]\n"
+CHOICE = RULES + (
+    "output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: "
+    "gold\ndoc_to_choice: choices\nmetric_list: [{{metric: acc}}]\n"
 )
 WRITE = (
-    RULES
-    + "output_type: generate_until\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: '{{{{a}}}}'\ntarget_delimiter: ''\n"
-    "generation_kwargs: {{until: [' ', '.'], max_gen_toks: 12, do_sample: false, temperature: 0.0}}\n"
+    RULES + "output_type: generate_until\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: "
+    "'{{{{a}}}}'\ntarget_delimiter: ''\n"
+    "generation_kwargs: {{until: [' ', '.'], max_gen_toks: 12, do_sample: "
+    "false, temperature: 0.0}}\n"
     "metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]\n"
 )
 
@@ -215,7 +220,7 @@ def test_tasks_give_what_is_computed_directly(pocket, tmp_path, monkeypatch):
         run_tasks(model, tokenizer, [])
     with pytest.raises(UserError, match="limit should be 1 or more"):
         run_tasks(model, tokenizer, ["sums_write"], include_path=tasks, limit=0)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         run_tasks(model, tokenizer, ["sums_choice"], include_path=tmp_path / "nowhere")
 
 

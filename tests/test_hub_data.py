@@ -1,4 +1,6 @@
-"""Data sets of the hub: which files are chosen and fetched, and one line for each way that can fail."""
+"""Data sets of the hub: which files are chosen and fetched, and one line for each way that can
+fail.
+"""
 
 import json
 import os
@@ -16,11 +18,14 @@ ROOT = Path(__file__).parent.parent
 
 
 class Asked:
-    """A hub on this machine, and do(code): the lines that code prints in a new process that sees no other hub."""
+    """A hub on this machine, and do(code): the lines that code prints in a new process that sees
+    no other hub.
+    """
 
     def __init__(self, hub: Hub, address: str, home: Path):
         self.hub, self.home = hub, home
-        self.variables = {"HF_ENDPOINT": address, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        self.variables = {"HF_ENDPOINT": address, "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
                           "LLM_ADAPTERS_CACHE": str(home / "ours")}  # fmt: skip
 
     def add(self, repo: str, files: dict[str, str]):
@@ -32,8 +37,10 @@ class Asked:
 
     def do(self, *codes: str, **environment) -> list[str]:
         """What each piece of code evaluates to, as JSON; or the one line of its UserError."""
-        lines = [f"import sys, json; sys.path.insert(0, {str(ROOT)!r})", "from data.sources import load_data", "from data.hub import hub_tables",
-                 "from model import UserError", "import time", "time.sleep = lambda seconds: None"]  # fmt: skip
+        lines = [f"import sys, json; sys.path.insert(0, {str(ROOT)!r})",
+        "from data.sources import load_data", "from data.hub import hub_tables",
+                 "from model import UserError", "import time",
+                 "time.sleep = lambda seconds: None"]  # fmt: skip
         for code in codes:
             lines += [
                 "try:",
@@ -73,9 +80,13 @@ COLUMNS = "columns={'instruction': 'question', 'output': 'solution'}"
 
 def test_rows_of_a_hub_data_set(hub):
     hub.add("someone/data", {
-        "train.jsonl": rows("a", "b", "c"), "test.jsonl": rows("d"), "README.md": "no", "pictures/train.png": "no", "train.parquet": "the same in another form",
+        "train.jsonl": rows("a", "b", "c"), "test.jsonl": rows("d"), "README.md": "no",
+        "pictures/train.png": "no", "train.parquet": "the same in another form",
     })  # fmt: skip
-    load = f"(lambda found: [found.name, found.train, found.tests, found.reads])(load_data('someone/data', {COLUMNS}))"
+    load = (
+        "(lambda found: [found.name, found.train, found.tests, "
+        f"found.reads])(load_data('someone/data', {COLUMNS}))"
+    )
     name, train, tests, reads = json.loads(hub.do(load)[0])
     assert name == "someone/data"
     assert [row["instruction"] for row in train] == ["a", "b", "c"]
@@ -106,9 +117,9 @@ def test_several_configurations(hub):
         f"load_data('someone/two/socratic', {COLUMNS}).train",
         "hub_tables('someone/two/mian')",
     )
-    assert (
-        neither
-        == "someone/two has several configurations: main, socratic; choose one with --data someone/two/NAME"
+    assert neither == (
+        "someone/two has several configurations: main, socratic; choose one "
+        "with --data someone/two/NAME"
     )
     assert json.loads(main)[0]["instruction"] == "socratic"
     assert none.startswith("the configuration mian of someone/two holds no train or test file")
@@ -130,12 +141,21 @@ def test_every_refusal_is_one_line(hub):
     }
     cases = {
         "load_data('someone/nothing')": "the hub has no repository 'someone/nothing'",
-        "load_data('someone/gated')": "is gated: accept its licence on the hub and set HF_TOKEN, or give a file of your own with --data",
+        "load_data('someone/gated')": (
+            "is gated: accept its licence on the hub and set HF_TOKEN, or give a "
+            "file of your own with --data"
+        ),
         "load_data('someone/token')": "HF_TOKEN",
         "load_data('someone/down')": "the hub answers 500",
-        "load_data('someone/empty')": "someone/empty holds no train or test file that is read here (.json, .jsonl, .csv, .tsv, .parquet); its files: none",
+        "load_data('someone/empty')": (
+            "someone/empty holds no train or test file that is read here (.json, "
+            ".jsonl, .csv, .tsv, .parquet); its files: none"
+        ),
         "load_data('someone/broken')": "line 1: cannot be read",
-        "load_data('someone/other')": "has no column 'instruction', it has 'premise', 'hypothesis': name it with --columns instruction=COLUMN",
+        "load_data('someone/other')": (
+            "has no column 'instruction', it has 'premise', 'hypothesis': name it "
+            "with --columns instruction=COLUMN"
+        ),
         "load_data('some one/data')": "no hub repository name",
         "load_data('someone/')": "no hub repository name",
     }
@@ -175,14 +195,20 @@ def test_a_broken_note_or_cache_is_no_data(hub):
 @pytest.mark.parametrize(
     ("listed", "chosen"),
     [
-        (["train.json", "test.json", "validation.json"], {"train": ["train.json"], "test": ["test.json"], "validation": ["validation.json"]}),
+        (["train.json", "test.json", "validation.json"],
+            {"train": ["train.json"], "test": ["test.json"], "validation": ["validation.json"]}),
         (["data/train-00001-of-00002.parquet", "data/train-00000-of-00002.parquet"],
          {"train": ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]}),
-        (["My_Train.CSV", "my-test_v1.csv"], {"train": ["My_Train.CSV"], "test": ["my-test_v1.csv"]}),
-        (["train/0.jsonl", "train/1.jsonl", "dev/0.jsonl"], {"train": ["train/0.jsonl", "train/1.jsonl"], "validation": ["dev/0.jsonl"]}),
-        (["train.json", "val.json", "contest.json", "trained.json"], {"train": ["train.json"], "validation": ["val.json"]}),
-        (["train.parquet", "train.jsonl", "test.parquet"], {"train": ["train.jsonl"], "test": ["test.parquet"]}),
-        (["train.json", "test.json", "extra/train.json"], {"train": ["train.json"], "test": ["test.json"]}),
+        (["My_Train.CSV", "my-test_v1.csv"], {"train": ["My_Train.CSV"],
+            "test": ["my-test_v1.csv"]}),
+        (["train/0.jsonl", "train/1.jsonl", "dev/0.jsonl"],
+            {"train": ["train/0.jsonl", "train/1.jsonl"], "validation": ["dev/0.jsonl"]}),
+        (["train.json", "val.json", "contest.json", "trained.json"],
+            {"train": ["train.json"], "validation": ["val.json"]}),
+        (["train.parquet", "train.jsonl", "test.parquet"],
+            {"train": ["train.jsonl"], "test": ["test.parquet"]}),
+        (["train.json", "test.json", "extra/train.json"],
+            {"train": ["train.json"], "test": ["test.json"]}),
     ],
 )  # fmt: skip
 def test_files_by_the_split_in_their_names(listed, chosen):

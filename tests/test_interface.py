@@ -30,7 +30,9 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
 def test_signatures(function):
-    """The first arguments are these, in this order; later ones have defaults; all are typed and described."""
+    """The first arguments are these, in this order; later ones have defaults; all are typed and
+    described.
+    """
     given = inspect.signature(function).parameters
     names = SIGNATURES[function].split()
     assert list(given)[: len(names)] == names

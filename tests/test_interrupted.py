@@ -1,4 +1,6 @@
-"""The real command line, killed, stopped, out of disk and out of memory: what it leaves, what it says, and that it ends with the bits of an undisturbed run."""
+"""The real command line, killed, stopped, out of disk and out of memory: what it leaves, what it
+says, and that it ends with the bits of an undisturbed run.
+"""
 
 import contextlib
 import errno
@@ -28,22 +30,11 @@ from train.checkpoint import checkpoints, read_checkpoint
 from train.settings import settings
 
 ROOT = Path(__file__).parent.parent
-WHAT = [
-    "--adapter",
-    "lora",
-    "--set",
-    "adapter.dropout=0.1",
-    "--set",
-    "train.micro_batch_size=5",
-    "--set",
-    "train.validation_rows=12",
-    "--set",
-    "eval.before=true",
-    "--set",
-    "eval.batch_size=4",
-    "--set",
-    "eval.max_new_tokens=12",
-]
+WHAT = (
+    "--adapter lora --set adapter.dropout=0.1 --set "
+    "train.micro_batch_size=5 --set train.validation_rows=12 --set "
+    "eval.before=true --set eval.batch_size=4 --set eval.max_new_tokens=12"
+).split()
 
 
 def rows(tmp_path: Path) -> Path:
@@ -54,8 +45,10 @@ def rows(tmp_path: Path) -> Path:
 
 
 def finish(*arguments, at: tuple = (), limit: int | None = None) -> tuple[int, str, str]:
-    """(status, stdout, stderr) of python run.py, which sends itself signals at these moments (tests/at_moments.py: what comes to a process from outside comes
-    too late on a busy machine); no file that it writes may grow beyond `limit` bytes, which is what a full disk is like."""
+    """(status, stdout, stderr) of python run.py, which sends itself signals at these moments
+    (tests/at_moments.py: what comes to a process from outside comes too late on a busy machine);
+    no file that it writes may grow beyond `limit` bytes, which is what a full disk is like.
+    """
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -119,7 +112,9 @@ def check_same(folder: Path, whole: Path) -> None:
 def chain(
     tmp_path: Path, steps: int, items: int, kills: list[str], rng: random.Random
 ) -> tuple[Path, Path]:
-    """(the folder of an undisturbed run, that of a run killed -9 at these moments, one after the other, and not yet finished)."""
+    """(the folder of an undisturbed run, that of a run killed -9 at these moments, one after the
+    other, and not yet finished).
+    """
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     command = [
         *WHAT,
@@ -199,13 +194,10 @@ def test_a_second_signal_ends_the_run_within_the_step(tmp_path):
         "lora",
         "--data",
         rows(tmp_path),
-        "--set",
-        "train.batch_size=20",
-        "--set",
-        "train.micro_batch_size=1",
-        "--set",
-        "eval.before=false",
-        "--max-steps",
+        *(
+            "--set train.batch_size=20 --set train.micro_batch_size=1 --set "
+            "eval.before=false --max-steps"
+        ).split(),
         3,
         "--out",
         folder,
@@ -226,7 +218,8 @@ def test_no_two_processes_in_one_folder(tmp_path, capsys):
         [
             sys.executable,
             "-c",
-            f"import fcntl, os, time; fcntl.flock(os.open({str(out)!r}, os.O_RDONLY), fcntl.LOCK_SH); "
+            f"import fcntl, os, time; fcntl.flock(os.open({str(out)!r}, "
+            "os.O_RDONLY), fcntl.LOCK_SH); "
             "print(1, flush=True); time.sleep(3600)",
         ],
         stdout=subprocess.PIPE,
@@ -236,13 +229,7 @@ def test_no_two_processes_in_one_folder(tmp_path, capsys):
         words = [
             "--data",
             str(rows(tmp_path)),
-            "--max-steps",
-            "1",
-            "--set",
-            "eval.before=false",
-            "--items",
-            "1",
-            "--out",
+            *"--max-steps 1 --set eval.before=false --items 1 --out".split(),
             str(out),
         ]
         assert command_line.main(words) == 1
@@ -255,7 +242,9 @@ def test_no_two_processes_in_one_folder(tmp_path, capsys):
 
 
 def test_what_is_not_this_runs_lock_is_not_taken_for_it(tmp_path, monkeypatch):
-    """A file system without locks; an error of the run itself that looks like a lock's; a folder that cannot be opened."""
+    """A file system without locks; an error of the run itself that looks like a lock's; a folder
+    that cannot be opened.
+    """
     with pytest.raises(BlockingIOError), held(tmp_path):
         raise BlockingIOError("a pipe that takes no more")
     with monkeypatch.context() as context:
@@ -305,32 +294,23 @@ def test_an_evaluation_holds_its_folder_also_where_it_is_new(tmp_path, monkeypat
 
 
 def test_another_seed_method_data_or_base_on_resume_is_refused(tmp_path, capsys):
-    """In the folder of a run that was killed behind its last step, whose run.toml, rows or model then became others."""
+    """In the folder of a run that was killed behind its last step, whose run.toml, rows or model
+    then became others.
+    """
     folder, data, base = tmp_path / "out", rows(tmp_path), tmp_path / "base"
     shutil.copytree(ROOT / "model" / "pocket" / "llama", base)
     words = [
         "--model",
         str(base),
-        "--recipe",
-        "pocket-tune",
-        "--adapter",
-        "lora",
-        "--data",
+        *"--recipe pocket-tune --adapter lora --data".split(),
         str(data),
-        "--max-steps",
-        "2",
-        "--items",
-        "1",
+        *"--max-steps 2 --items 1".split(),
     ]
     assert (
         command_line.main(
             [
                 *words,
-                "--set",
-                "eval.before=false",
-                "--set",
-                "eval.max_new_tokens=1",
-                "--out",
+                *"--set eval.before=false --set eval.max_new_tokens=1 --out".split(),
                 str(folder),
             ]
         )
@@ -405,15 +385,10 @@ def test_memory_that_really_runs_out_is_one_line(tmp_path):
         "lora",
         "--data",
         str(rows(tmp_path)),
-        "--set",
-        "train.batch_size=250",
-        "--set",
-        "train.micro_batch_size=250",
-        "--max-steps",
-        "2",
-        "--set",
-        "eval.before=false",
-        "--out",
+        *(
+            "--set train.batch_size=250 --set train.micro_batch_size=250 "
+            "--max-steps 2 --set eval.before=false --out"
+        ).split(),
         str(tmp_path / "out"),
     ]
     done = subprocess.run(
@@ -426,6 +401,7 @@ def test_memory_that_really_runs_out_is_one_line(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert said == [
-        f"run.py: out of memory on cpu with 250 rows at once: lower train.micro_batch_size or set train.checkpointing=block; "
+        "run.py: out of memory on cpu with 250 rows at once: lower "
+        "train.micro_batch_size or set train.checkpointing=block; "
         f"the last checkpoint is intact, --resume {tmp_path / 'out'} takes both with --set"
     ]

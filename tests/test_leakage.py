@@ -27,7 +27,8 @@ def found(train: list[dict], test: list[dict], **options) -> dict[int, tuple[str
 # ---------------------------------------------------------------- twins
 @pytest.mark.parametrize(
     "text",
-    ["Tom has 3 well-known cats.", "tom has 3 WELL known cats", " Tom,  has\n3 (well-known) cats?! ",
+    ["Tom has 3 well-known cats.", "tom has 3 WELL known cats",
+        " Tom,  has\n3 (well-known) cats?! ",
      "Tom has 3 well - known cats", "Tom_has 3 “well‑known” cats…"],
 )  # fmt: skip
 def test_a_twin_whatever_case_punctuation_and_spacing(text):
@@ -36,7 +37,8 @@ def test_a_twin_whatever_case_punctuation_and_spacing(text):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("3 + 4", "3 - 4"), ("3 \u2212 4", "3 4"), ("3*4", "3/4"), ("-3", "3"), ("x + y = 2", "x y 2"), ("3 < 4", "3 > 4"), ("35", "3.5"),
+    [("3 + 4", "3 - 4"), ("3 \u2212 4", "3 4"), ("3*4", "3/4"), ("-3", "3"),
+        ("x + y = 2", "x y 2"), ("3 < 4", "3 > 4"), ("35", "3.5"),
      ("caf\u00e9", "cafe")],
 )  # fmt: skip
 def test_what_is_no_twin(one, other):
@@ -76,7 +78,9 @@ def numbered(start: int, count: int) -> str:
 
 
 def test_the_threshold_of_near_twins():
-    """8 words have 6 three-word runs; of two texts that share the first 8 of n words each, 6 of 2 (n - 2) - 6 runs are in both."""
+    """8 words have 6 three-word runs; of two texts that share the first 8 of n words each, 6 of 2
+    (n - 2) - 6 runs are in both.
+    """
     same = numbered(0, 8)
     for more, alike in ((2, 6 / 10), (3, 6 / 12)):
         train, test = (
@@ -96,7 +100,10 @@ def test_the_most_alike_row_is_named():
 
 
 def test_what_many_problems_have_in_common_makes_no_near_twin():
-    form = "please answer the following question with true or false without any further explanation question"
+    form = (
+        "please answer the following question with true or false without any "
+        "further explanation question"
+    )
     test = rows(*(f"{form} is {name} right" for name in map(str, range(40))))
     assert found(rows(f"{form} is 99 right"), test) == {}
     assert found(rows(f"{form} is 99 right"), test[:1]) == {
@@ -153,7 +160,8 @@ def test_counts_and_clean_problems_of_several_sets():
         {"one": rows("x y z", "A b c", f"{same} more"), "two": rows("q"), "none": []},
     )
     assert leaks["one"].table() == {
-        "total": 3, "twins": 1, "near": 1, "found": [{"test": 1, "train": 0, "kind": "twin"}, {"test": 2, "train": 1, "kind": "near"}],
+        "total": 3, "twins": 1, "near": 1, "found": [{"test": 1, "train": 0, "kind": "twin"},
+            {"test": 2, "train": 1, "kind": "near"}],
     }  # fmt: skip
     assert set(leaks["one"].found) == {1, 2}  # problem 0 is clean
     assert leaks["two"].found == {}

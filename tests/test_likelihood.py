@@ -1,4 +1,6 @@
-"""Log-likelihoods of continuations against transformers, and that nothing about the batch changes them."""
+"""Log-likelihoods of continuations against transformers, and that nothing about the batch changes
+them.
+"""
 
 import pytest
 import torch
@@ -92,7 +94,9 @@ def test_logits_are_made_where_they_are_needed_and_in_pieces(folder, device, mon
 
 
 def test_greedy_is_among_the_tokens_there_are(tiny):
-    """Rows of the head that no token names are never chosen, but do have a share of the probability."""
+    """Rows of the head that no token names are never chosen, but do have a share of the
+    probability.
+    """
     best = generate(tiny, torch.tensor([[5, 6]]), max_new_tokens=1)[0][0]
     second = generate(tiny, torch.tensor([[5, 6]]), max_new_tokens=1, vocab_size=best)[0][0]
     free, named = (

@@ -1,4 +1,6 @@
-"""Checkpoints: every tensor used exactly once, every mistake named in one line, nothing read outside the folder."""
+"""Checkpoints: every tensor used exactly once, every mistake named in one line, nothing read
+outside the folder.
+"""
 
 import json
 import os
@@ -62,7 +64,9 @@ def test_the_fingerprint_is_of_the_stored_weights(tmp_path):
 
 
 def test_one_tensor_of_the_file_at_a_time(folder):
-    """A tensor is read when it is asked for: what stands further back in the file may still change."""
+    """A tensor is read when it is asked for: what stands further back in the file may still
+    change.
+    """
     path = folder / "model.safetensors"
     whole, pairs = (
         {key: tensor.clone() for key, tensor in load_file(str(path)).items()},
@@ -238,7 +242,8 @@ ONE = '"model.norm.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8
         + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 99]}}',  # past the end
         "{"
         + ONE
-        + ', "b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 16]}}',  # shape and extent differ
+        # shape and extent differ
+        + ', "b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 16]}}',
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 16]}}',
         "{"
         + ONE
@@ -327,7 +332,9 @@ def test_safetensors_come_before_bin(folder):
 
 
 def test_tensors_of_a_bin_are_views_strides_and_parameters(folder):
-    """What published files hold: parameters, slices of larger storages, transposed tensors; each becomes a plain tensor of its own."""
+    """What published files hold: parameters, slices of larger storages, transposed tensors; each
+    becomes a plain tensor of its own.
+    """
     expected = load_model(str(folder))(IDS)
     whole = load_file(str(folder / "model.safetensors"))
     (folder / "model.safetensors").unlink()

@@ -1,4 +1,6 @@
-"""What a step keeps: which blocks are computed again, what goes to the CPU's memory and what stays; the scripts that measure it."""
+"""What a step keeps: which blocks are computed again, what goes to the CPU's memory and what
+stays; the scripts that measure it.
+"""
 
 from dataclasses import replace
 
@@ -63,7 +65,9 @@ def gradients(model, every: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("every", [0, 1])
 def test_what_is_saved_elsewhere_comes_back_the_same_and_weights_stay(any_tiny, monkeypatch, every):
-    """Copies on the CPU stand for those that leave a GPU: all activations are copied, no weight of the model is."""
+    """Copies on the CPU stand for those that leave a GPU: all activations are copied, no weight
+    of the model is.
+    """
     attach(any_tiny, "series", size=4, init="bert")
     plain = gradients(any_tiny, every)
     monkeypatch.setattr(memory, "SMALL", 0)
@@ -109,13 +113,7 @@ def test_a_run_that_was_offloaded_is_measured_on_the_cpu(tmp_path):
             [
                 "--data",
                 str(write_sums(tmp_path / "sums.json")),
-                "--max-steps",
-                "1",
-                "--items",
-                "1",
-                "--set",
-                "eval.before=false",
-                "--out",
+                *"--max-steps 1 --items 1 --set eval.before=false --out".split(),
                 str(out),
             ]
         )
@@ -163,20 +161,9 @@ def test_a_step_is_measured(capsys, how):
     assert (
         main(
             [
-                "benchmark",
-                "--case",
-                "step",
-                "--model",
-                "pocket-llama",
-                "--quantize",
+                *"benchmark --case step --model pocket-llama --quantize".split(),
                 how,
-                "--tokens",
-                "16",
-                "--rows",
-                "2",
-                "--repeats",
-                "1",
-                "--checkpointing",
+                *"--tokens 16 --rows 2 --repeats 1 --checkpointing".split(),
                 "every 2",
                 "--dtype",
                 "float32",
@@ -198,19 +185,9 @@ def test_a_step_without_the_memory_names_the_benchmarks_own_options(monkeypatch,
     monkeypatch.setattr(loop, "accumulate", full)
     assert (
         main(
-            [
-                "benchmark",
-                "--case",
-                "step",
-                "--model",
-                "pocket-llama",
-                "--tokens",
-                "16",
-                "--rows",
-                "2",
-                "--dtype",
-                "float32",
-            ]
+            (
+                "benchmark --case step --model pocket-llama --tokens 16 --rows 2 --dtype float32"
+            ).split()
         )
         == 1
     )

@@ -1,4 +1,6 @@
-"""Merging: what is folded computes the same, and what cannot be folded says so; exported folders are read by transformers, to the same logits."""
+"""Merging: what is folded computes the same, and what cannot be folded says so; exported folders
+are read by transformers, to the same logits.
+"""
 
 import json
 from itertools import product
@@ -204,7 +206,10 @@ def test_two_at_one_linear_in_either_order_compute_the_same_or_are_refused(
     if refused(first, second, bias):
         with pytest.raises(
             UserError,
-            match=r"starts from the base's (weight|bias), which another adapter in front of it has changed; apply it first",
+            match=(
+                r"starts from the base's (weight|bias), which another adapter in "
+                r"front of it has changed; apply it first"
+            ),
         ):
             merge(model)
         assert torch.equal(model(IDS), before)
@@ -266,7 +271,9 @@ def test_a_merged_model_is_another_base_and_keeps_what_was_off(folder, tmp_path)
 
 
 def test_rows_of_tokens_start_from_the_base_of_the_head(tmp_path):
-    """Behind a LoRA on the head they are refused, in front of it they are folded; in the embedding, where they replace, in any order."""
+    """Behind a LoRA on the head they are refused, in front of it they are folded; in the
+    embedding, where they replace, in any order.
+    """
     model = load_model(str(write_checkpoint(tmp_path, tie_word_embeddings=True)))
     attach(
         model, resolve(kind="token_rows", sites=["embed", "head"], ids=[5, int(IDS[0, 1])]), "rows"
@@ -277,7 +284,10 @@ def test_rows_of_tokens_start_from_the_base_of_the_head(tmp_path):
     use(model, ["low", "rows"])
     with pytest.raises(
         UserError,
-        match="TokenRows starts from the base's weight, which another adapter in front of it has changed",
+        match=(
+            "TokenRows starts from the base's weight, which another adapter in "
+            "front of it has changed"
+        ),
     ):
         merge(model)
     for order in (["inside", "rows"], ["rows", "low", "inside"]):
@@ -368,7 +378,9 @@ def test_tied_heads_stay_tied_where_both_change_alike_and_are_untied_elsewhere(
 
 
 def test_a_head_that_the_file_keeps_beside_a_tied_embedding(tmp_path):
-    """LLaMA with tie_word_embeddings true and two different tensors is loaded untied, and written so that transformers do not tie it either."""
+    """LLaMA with tie_word_embeddings true and two different tensors is loaded untied, and written
+    so that transformers do not tie it either.
+    """
     from safetensors.torch import load_file, save_file
 
     folder = write_checkpoint(tmp_path / "base", tie_word_embeddings=True)
@@ -420,7 +432,10 @@ def test_more_that_cannot_be_merged(tiny):
     attach(tiny, "lora", name="gated", r=2, gate=True)
     with pytest.raises(
         UserError,
-        match=r"'gated' \(lora\) at model.layers.0.self_attn.q_proj cannot be merged: its gate depends on the token; evaluate",
+        match=(
+            r"'gated' \(lora\) at model.layers.0.self_attn.q_proj cannot be "
+            r"merged: its gate depends on the token; evaluate"
+        ),
     ):
         merge(tiny)
     use(tiny, [])
@@ -432,7 +447,10 @@ def test_more_that_cannot_be_merged(tiny):
     use(tiny, [Rows("one", "two")])
     with pytest.raises(
         UserError,
-        match=r"'one' \(lora\) and 'two' \(lora\) at .*: each row of a batch has an adapter of its own",
+        match=(
+            r"'one' \(lora\) and 'two' \(lora\) at .*: each row of a batch has an "
+            r"adapter of its own"
+        ),
     ):
         merge(tiny)
     attach(tiny, "fusion", name="both", of=["one", "two"], sites=["q", "v"])
@@ -453,7 +471,10 @@ def test_weights_that_would_not_be_finite(folder):
     before = state(model)
     with pytest.raises(
         UserError,
-        match=r"model.layers.0.self_attn.q_proj would hold NaN or infinite values, as torch.float16",
+        match=(
+            r"model.layers.0.self_attn.q_proj would hold NaN or infinite values, "
+            r"as torch.float16"
+        ),
     ):
         merge(model)
     assert all(torch.equal(before[name], value) for name, value in state(model).items())
@@ -672,10 +693,7 @@ def test_merge_on_the_command_line(trained, command, tmp_path):
             *source,
             "--prompt",
             "Emma has 3 pies.",
-            "--dtype",
-            "float32",
-            "--max-new-tokens",
-            "8",
+            *"--dtype float32 --max-new-tokens 8".split(),
         )[1]
         for source in (("--model", name, "--adapter", adapter), ("--model", tmp_path / "merged"))
     ]
@@ -689,10 +707,7 @@ def test_float32_on_the_command_line_and_the_difference_it_measures(command, tmp
     randomise(model)
     save_adapter(model, tmp_path / "adapter")
     status, said = command(
-        "merge",
-        "--model",
-        "pocket-llama",
-        "--adapter",
+        *"merge --model pocket-llama --adapter".split(),
         tmp_path / "adapter",
         "--out",
         tmp_path / "merged",

@@ -1,4 +1,6 @@
-"""Each method against its formula, written out, or against what it must come to in a case that can be known."""
+"""Each method against its formula, written out, or against what it must come to in a case that
+can be known.
+"""
 
 import math
 
@@ -270,7 +272,9 @@ def test_ia3(tmp_path):
 
 
 def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(any_tiny):
-    """Whatever the family does with positions: keys of real tokens, put in front as a prefix, act as these tokens did."""
+    """Whatever the family does with positions: keys of real tokens, put in front as a prefix, act
+    as these tokens did.
+    """
     front, rest = IDS[:1, :3], IDS[:1, 3:]
     cache = any_tiny.new_cache(1, 3)
     any_tiny(front, cache=cache)
@@ -311,7 +315,9 @@ def test_a_prefix_projection_is_one_table_and_a_part_of_an_mlp_for_each_layer(ti
 
 @pytest.mark.parametrize("preset", ["prompt", "p-tuning", "p-tuning-lstm"])
 def test_a_prompt_of_real_words_is_these_words(any_tiny, preset):
-    """Embeddings of real tokens in front act as these tokens, whatever the family does with positions and norms."""
+    """Embeddings of real tokens in front act as these tokens, whatever the family does with
+    positions and norms.
+    """
     whole = any_tiny(IDS)[:, 3:]
     attach(any_tiny, preset, length=3)
     for row in range(2):

@@ -1,4 +1,6 @@
-"""The paper repository's adapter files: read into the computation its code does, written back, and what they cannot hold refused."""
+"""The paper repository's adapter files: read into the computation its code does, written back,
+and what they cannot hold refused.
+"""
 
 import json
 import re
@@ -84,7 +86,9 @@ class Theirs(nn.Module):
 
 
 class TheirMerged(nn.Module):
-    """A fused Linear with a LoRA on the first third of its rows and one on the last (their MergedLinear)."""
+    """A fused Linear with a LoRA on the first third of its rows and one on the last (their
+    MergedLinear).
+    """
 
     def __init__(self, linear, A, B, scale):
         super().__init__()
@@ -113,7 +117,9 @@ def targeted(model, targets) -> list[str]:
 
 
 def make(folder, model, **changes):
-    """A file as the paper's code leaves it, of random numbers -> the logits that its code computes."""
+    """A file as the paper's code leaves it, of random numbers -> the logits that its code
+    computes.
+    """
     raw = {
         "peft_type": "BOTTLENECK",
         "task_type": "CAUSAL_LM",
@@ -506,9 +512,8 @@ def test_tensors_that_do_not_fit(tiny, folder, tmp_path, what, said):
 def test_blooms_lora_that_does_not_fit(tmp_path, changes, said):
     model = load_model(str(write_checkpoint(tmp_path / "bloom", "bloom", hidden_size=64)))
     tensors = {
-        f"base_model.model.transformer.h.{layer}.self_attention.query_key_value.lora_{leaf}.weight": torch.randn(
-            shape
-        )
+        f"base_model.model.transformer.h.{layer}.self_attention.query_key_value"
+        f".lora_{leaf}.weight": torch.randn(shape)
         for layer in range(3)
         for leaf, shape in (("A", (8, 64)), ("B", (128, 4, 1)))
     }

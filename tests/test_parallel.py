@@ -1,4 +1,6 @@
-"""Several processes take the steps that one takes: real ones, over gloo on this machine (tests/in_processes.py is what they run)."""
+"""Several processes take the steps that one takes: real ones, over gloo on this machine
+(tests/in_processes.py is what they run).
+"""
 
 import json
 import os
@@ -23,6 +25,7 @@ from eval.generate import generate
 from eval.journal import Journal, answers_in, journal_of, remove_journals
 from experiments import base
 from experiments import run as experiment
+from experiments.prepare import fingerprint
 from model import UserError, load_model
 from train import parallel
 from train.checkpoint import checkpoints
@@ -34,8 +37,10 @@ WORLDS = [4, 2]
 
 
 def free_port() -> int:
-    """One that is still free when rank 0 takes it, seconds later: below those that connections are given; another one in every process that runs tests,
-    whatever has seeded `random` there (lm-evaluation-harness does)."""
+    """One that is still free when rank 0 takes it, seconds later: below those that connections
+    are given; another one in every process that runs tests, whatever has seeded `random` there
+    (lm-evaluation-harness does).
+    """
     while True:
         with socket.socket() as one, suppress(OSError):
             one.bind(("127.0.0.1", port := random.SystemRandom().randrange(20_000, 32_000)))
@@ -117,7 +122,9 @@ def close(a, b, **tolerance) -> None:
     [("parallel", 2), ("dropout", 2), ("dropout", 4), ("adalora", 2), ("adalora", 4)],
 )
 def test_any_number_of_processes_takes_the_steps_of_one(folder, tmp_path, name, world):
-    """Dropout too; AdaLoRA's penalty counts once; three micro-batches a step, one in the last: some process has fewer than others, or none."""
+    """Dropout too; AdaLoRA's penalty counts once; three micro-batches a step, one in the last:
+    some process has fewer than others, or none.
+    """
     close(found(folder, name, world), trained(folder, CASES[name], folder=tmp_path))
 
 
@@ -183,7 +190,9 @@ def test_each_process_holds_its_share_of_the_blocks_and_gathers_one_to_use_it(fo
     for held, whole, gathered in found(folder, "bytes", 2):
         assert (
             held == whole // 2
-        )  # storage, behind training and answers: nothing gathered is left, nothing of the loading either
+            # storage, behind training and answers: nothing gathered is left, nothing of the loading
+            # either
+        )
         assert len(gathered) > 3 * 22  # forward, the second forward of checkpointed blocks, answers
         assert (
             max(gathered) <= 2
@@ -199,7 +208,7 @@ def test_parts_of_a_base_that_is_alone_are_refused(tmp_path):
     (tmp_path / "run.toml").write_text(to_toml(made))
     whole = experiment.resume_settings(tmp_path, sets=["shard=false"])  # as the line says
     assert not whole.shard
-    assert experiment.fingerprint(whole) == experiment.fingerprint(made)
+    assert fingerprint(whole) == fingerprint(made)
     with pytest.raises(UserError, match="leave out quantize and devices"):
         load_model("pocket-llama", mesh=object(), quantize="nf4")
 
@@ -216,7 +225,9 @@ def test_micro_batches_go_round(monkeypatch):
 
 
 def test_answers_of_any_number_of_processes_are_gone_on_with(tmp_path):
-    """Three processes were interrupted; whoever goes on finds what all of them had, and at the end nothing is left of it."""
+    """Three processes were interrupted; whoever goes on finds what all of them had, and at the
+    end nothing is left of it.
+    """
     path = tmp_path / "predictions.jsonl.part"
     for rank in range(3):
         with Journal(journal_of(path, rank), "same") as journal:
@@ -240,7 +251,9 @@ def test_processes_that_were_not_started_by_torchrun_say_so(monkeypatch):
     with (
         pytest.raises(
             UserError,
-            match="RANK, MASTER_ADDR, MASTER_PORT is not set: start several processes with torchrun",
+            match=(
+                "RANK, MASTER_ADDR, MASTER_PORT is not set: start several processes with torchrun"
+            ),
         ),
         started(),
     ):
@@ -271,10 +284,7 @@ def rows_of_sums(folder: Path) -> list[str]:
         "train.micro_batch_size=1",
     ]
     return [
-        "--data",
-        "sums.json",
-        "--adapter",
-        "lora",
+        *"--data sums.json --adapter lora".split(),
         *(word for one in sets for word in ("--set", one)),
     ]
 
@@ -285,7 +295,9 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def test_a_mistake_is_one_line_of_one_process(tmp_path):
-    """And none of the processes takes Python apart at its end: with gloo's threads still there, that aborts one of them now and then."""
+    """And none of the processes takes Python apart at its end: with gloo's threads still there,
+    that aborts one of them now and then.
+    """
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os\natexit.register(lambda: os._exit(99))\n"
     )  # Python imports it when it starts
@@ -318,7 +330,9 @@ def test_an_error_of_one_process_is_reported_by_it_and_not_its_end_by_rank_0(mon
 
 @pytest.mark.parametrize("words", [("--nonsense",), ("--max-steps", "x"), ("--adapter", "lorra")])
 def test_who_has_nothing_to_say_ends_behind_who_has(tmp_path, words):
-    """torchrun ends all processes as soon as one has ended: the one that speaks was cut off where another was faster."""
+    """torchrun ends all processes as soon as one has ended: the one that speaks was cut off where
+    another was faster.
+    """
     first, second = launch(
         2, ROOT / "run.py", *words, cwd=tmp_path, more={"TORCHELASTIC_RUN_ID": "one"}
     )
@@ -348,29 +362,15 @@ def test_other_commands_are_for_one_process(monkeypatch, capsys):
 
 
 def test_two_processes_answer_and_write_what_one_does(tmp_path):
-    """The whole job, begun under torchrun, where one process is killed (kill -9) and the job ends at once; continued by two, without it; one process alone
-    comes to the same."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    """The whole job, begun under torchrun, where one process is killed (kill -9) and the job ends
+    at once; continued by two, without it; one process alone comes to the same.
+    """
+    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     script = [
         str(ROOT / "tests" / "at_moments.py"),
         json.dumps([("micro-batch", 7, 0, signal.SIGKILL, 1)]),
     ]  # in the fourth step: each has two of four
-    words = [
-        *rows_of_sums(tmp_path),
-        "--max-steps",
-        "12",
-        "--set",
-        "train.save_every=2",
-        "--out",
-        "two",
-    ]
+    words = [*rows_of_sums(tmp_path), *"--max-steps 12 --set train.save_every=2 --out two".split()]
     job = subprocess.run(
         [*torchrun, *script, *words],
         cwd=tmp_path,

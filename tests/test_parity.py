@@ -1,4 +1,6 @@
-"""Every family against transformers: live in every configuration, and against golden tensors that work without it."""
+"""Every family against transformers: live in every configuration, and against golden tensors that
+work without it.
+"""
 
 import copy
 from pathlib import Path
@@ -9,8 +11,7 @@ from conftest import DEVICES, write_checkpoint
 from families import ALL, CONFIGS, SIDES, batch, config_of, difference
 from safetensors.torch import load_file
 
-from eval.generate import generate
-from eval.score import left_pad
+from eval.generate import generate, left_pad
 from model import UserError, load_model
 from model.config import MODEL_TYPES
 
@@ -53,7 +54,9 @@ def test_logits_equal_transformers(pair):
 def logits_are_equal(ours, theirs, by_row, side) -> None:
     ids, mask = batch(side)
     with torch.no_grad():
-        if by_row:  # the reference lets the longest row decide for the whole batch; ours gives each row what it gets alone
+        # the reference lets the longest row decide for the whole batch; ours gives each row what
+        # it gets alone
+        if by_row:
             rows = [
                 copy.deepcopy(theirs)(
                     ids[i : i + 1],
@@ -144,7 +147,9 @@ def test_greedy_tokens_depend_on_nothing_but_the_row(pair):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("family", MODEL_TYPES)
 def test_golden_logits(family, side, device):
-    """The same check against stored tensors (tests/make_golden.py wrote them), so that parity runs without transformers."""
+    """The same check against stored tensors (tests/make_golden.py wrote them), so that parity
+    runs without transformers.
+    """
     ours = load_model(str(GOLDEN / family), device=device)
     golden = load_file(str(GOLDEN / family / "expected.safetensors"))
     ids, mask = golden[f"{side}.ids"], golden[f"{side}.mask"]
@@ -162,7 +167,9 @@ def test_golden_logits(family, side, device):
 @pytest.mark.parametrize("side", ["plain", "left"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_is_as_close_as_the_reference(tmp_path, family, side, dtype):
-    """Two correct half-precision implementations differ by rounding: ours may be no further from float32 than theirs is."""
+    """Two correct half-precision implementations differ by rounding: ours may be no further from
+    float32 than theirs is.
+    """
     folder = write_checkpoint(tmp_path, family, dtype=dtype)
     ids, mask = batch(side)
     exact = load_model(str(folder), dtype=torch.float32)(ids, mask)
@@ -176,7 +183,9 @@ def test_half_precision_is_as_close_as_the_reference(tmp_path, family, side, dty
 
 
 def test_float16_scores_above_its_range_stay_finite(tmp_path):
-    """GPT-J multiplies q and k in float32: the products of published weights leave float16's range."""
+    """GPT-J multiplies q and k in float32: the products of published weights leave float16's
+    range.
+    """
     folder = write_checkpoint(tmp_path, "gptj")
     model = load_model(str(folder))
     for block in model.blocks:
@@ -240,7 +249,9 @@ def test_config_of_leaves_out_none():
 
 
 def test_a_finished_row_takes_no_positions_from_the_others(tmp_path):
-    """OPT's table ends at 64: a row of 62 tokens that stops at once must not stop shorter rows beside it."""
+    """OPT's table ends at 64: a row of 62 tokens that stops at once must not stop shorter rows
+    beside it.
+    """
     model = load_model(str(write_checkpoint(tmp_path, "opt")))
     long = torch.randint(3, 61, (62,), generator=torch.Generator().manual_seed(4)).tolist()
     stop = generate(model, torch.tensor([long]), max_new_tokens=1)[0]

@@ -1,4 +1,6 @@
-"""PEFT's adapter files: PEFT's read by us and ours read by PEFT, logits and gradients compared with the live library; and files that are broken."""
+"""PEFT's adapter files: PEFT's read by us and ours read by PEFT, logits and gradients compared
+with the live library; and files that are broken.
+"""
 
 import copy
 import json
@@ -44,7 +46,9 @@ def bases(tmp_path_factory):
 
 
 def file_key(name: str) -> str:
-    """PEFT's name of a parameter -> how its file calls it; a bias goes by the module's path alone."""
+    """PEFT's name of a parameter -> how its file calls it; a bias goes by the module's path
+    alone.
+    """
     if name.startswith("prompt_encoder"):
         return "prompt_embeddings"
     name = (
@@ -75,7 +79,9 @@ def our_gradients(model) -> dict[str, torch.Tensor]:
 
 
 def compare(ours, theirs, gradients: bool = True, soft: bool = False) -> None:
-    """The same logits over real tokens, and the same gradients of one loss, to 1e-4; padded on the left where positions can be given."""
+    """The same logits over real tokens, and the same gradients of one loss, to 1e-4; padded on
+    the left where positions can be given.
+    """
     ids, mask = batch("plain" if soft else "left")
     found, expected = ours(ids, mask), run_theirs(theirs, ids, mask, soft)
     assert difference(found.detach(), expected.detach(), mask) < 1e-4
@@ -95,7 +101,9 @@ def compare(ours, theirs, gradients: bool = True, soft: bool = False) -> None:
         assert gradient.abs().max() > 0, key
         scale = right[key].abs().max()
         if key.endswith("k_proj.bias") and scale < 1e-6 * largest:
-            continue  # noise around zero: softmax does not see what all keys have in common, where positions do not rotate it
+            # noise around zero: softmax does not see what all keys have in common, where
+            # positions do not rotate it
+            continue
         assert (gradient - right[key]).abs().max() / scale < 1e-4, key
 
 
@@ -122,7 +130,8 @@ def last(family: str, n: int = 2) -> str:
     return f"{BLOCKS[family]}.{n}"
 
 
-THEIRS = {  # a row of the table in formats.md -> the class of PEFT's configuration and its arguments
+# a row of the table in formats.md -> the class of PEFT's configuration and its arguments
+THEIRS = {
     "lora": lora(),
     "lora defaults": lambda family: ("LoraConfig", {}),
     "rslora": lora(use_rslora=True),
@@ -350,7 +359,8 @@ def attention(family: str) -> list[str]:
     return ["qkv"] if family == "bloom" else ["q", "v"]
 
 
-OURS = {  # our tables; what they are called in a PEFT file, and whether PEFT reads our own file as it is
+# our tables; what they are called in a PEFT file, and whether PEFT reads our own file as it is
+OURS = {
     "lora": ({"preset": "lora", "r": 3}, "LORA", True),
     "lora in a layer": ({"preset": "lora", "r": 3, "layers": [1]}, "LORA", True),
     "rslora": ({"preset": "rslora", "r": 3}, "LORA", True),
@@ -689,7 +699,8 @@ def put(folder, fields: dict, tensors: dict[str, torch.Tensor]):
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 E = "base_model.model.model.embed_tokens"
 N = "base_model.model.model.norm"
-BROKEN = [  # changes to the fields, changes to the tensors (None takes one out), what the error says
+# changes to the fields, changes to the tensors (None takes one out), what the error says
+BROKEN = [
     ({"peft_type": "LOHA"}, {}, "peft_type 'LOHA' is not known here; choose from LORA, ADALORA"),
     ({"task_type": "SEQ_CLS"}, {}, "task_type = 'SEQ_CLS' is not CAUSAL_LM"),
     ({"use_qalora": True}, {}, "use_qalora = True: not computed here"),
@@ -734,11 +745,7 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
         {},
         "lora works on a Linear or an embedding, and attn_norm .* is a norm",
     ),
-    (
-        {"target_modules": 5},
-        {},
-        "target_modules = 5 should be a text or a list of texts or null",
-    ),
+    ({"target_modules": 5}, {}, "target_modules = 5 should be a text or a list of texts or null"),
     ({"target_modules": ["q_proj", 5]}, {}, "should be a text or a list of texts"),
     ({"target_modules": []}, {}, "names no module"),
     ({"exclude_modules": ["q_proj", "v_proj"]}, {}, "leaves no module"),
@@ -786,11 +793,7 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
         {f"{N}.weight": torch.ones(32)},
         "unknown module to save of a llama model 'nrm'; did you mean 'norm'",
     ),
-    (
-        {"modules_to_save": "lm_head"},
-        {},
-        "modules_to_save = 'lm_head' should be a list of texts",
-    ),
+    ({"modules_to_save": "lm_head"}, {}, "modules_to_save = 'lm_head' should be a list of texts"),
     ({"modules_to_save": ["lm_head"]}, {}, "lm_head.weight' is missing"),
     (
         {"trainable_token_indices": [1, "2"]},

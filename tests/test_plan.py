@@ -1,4 +1,6 @@
-"""A plan is a count: of a step on a model without memory, which must be what the same step makes with memory."""
+"""A plan is a count: of a step on a model without memory, which must be what the same step makes
+with memory.
+"""
 
 import json
 import sys
@@ -58,7 +60,9 @@ def command(*words) -> int:
 
 
 def test_known_figures_by_hand():
-    """LLaMA, hidden 32, 3 layers, LoRA of rank 8 on q (32 -> 32) and v (32 -> 16), float32: bytes that a pencil gives as well."""
+    """LLaMA, hidden 32, 3 layers, LoRA of rank 8 on q (32 -> 32) and v (32 -> 16), float32: bytes
+    that a pencil gives as well.
+    """
     model = model_of("llama")
     found = step_of(model)
     block = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48 + 2 * 32
@@ -97,7 +101,9 @@ def test_a_step_without_memory_counts_what_a_step_with_memory_makes(family, chec
 
 @pytest.mark.parametrize("family", TINY)
 def test_in_bfloat16_up_to_the_norms_statistics(family):
-    """Torch's CPU kernel keeps a LayerNorm's mean and deviation in bfloat16, its meta kernel counts float32: 4 bytes a token and norm."""
+    """Torch's CPU kernel keeps a LayerNorm's mean and deviation in bfloat16, its meta kernel
+    counts float32: 4 bytes a token and norm.
+    """
     dry, wet = (
         step_of(model_of(family, dtype=torch.bfloat16, memory=memory)) for memory in (False, True)
     )
@@ -117,7 +123,9 @@ def test_answers_too(family):
 
 
 def test_the_cache_of_answers_is_there():
-    """Twice as many answers need at least their keys and values more: layers x 2 x rows x kv heads x tokens x head size x 4 bytes."""
+    """Twice as many answers need at least their keys and values more: layers x 2 x rows x kv
+    heads x tokens x head size x 4 bytes.
+    """
     one, two = (
         answer(model_of("llama"), Eval(batch_size=rows, max_new_tokens=40), 9).peak([0] * 5)[0]
         for rows in (4, 8)
@@ -165,7 +173,9 @@ def test_what_is_offloaded_is_not_on_the_device():
 
 
 def test_the_kernels_of_a_card_are_counted_as_such():
-    """In 16 bits a CPU's attention is written out and keeps its probabilities, T x T for each head; a card's keeps none."""
+    """In 16 bits a CPU's attention is written out and keeps its probabilities, T x T for each
+    head; a card's keeps none.
+    """
     kept = {
         device: sum(
             step_of(
@@ -211,14 +221,7 @@ def test_a_plan_leaves_the_model_and_torch_as_they_were():
 def test_weights_in_fewer_bits(how, capsys):
     assert (
         command(
-            "plan",
-            "--model",
-            "smollm2-135m",
-            "--adapter",
-            "lora",
-            "--dtype",
-            "bfloat16",
-            "--quantize",
+            *"plan --model smollm2-135m --adapter lora --dtype bfloat16 --quantize".split(),
             how,
             "--json",
         )
@@ -257,10 +260,7 @@ def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path
         capsys,
         "--model",
         tmp_path / "int8",
-        "--adapter",
-        "lora",
-        "--memory",
-        "530MB",
+        *"--adapter lora --memory 530MB".split(),
         *words,
         status=1,
     )
@@ -270,10 +270,7 @@ def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path
         capsys,
         "--model",
         tmp_path / "int8",
-        "--adapter",
-        "lora",
-        "--memory",
-        "560MB",
+        *"--adapter lora --memory 560MB".split(),
         *words,
         status=1,
     )
@@ -284,15 +281,9 @@ def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path
 def test_where_nothing_helps_the_plan_says_so(capsys):
     assert (
         command(
-            "plan",
-            "--model",
-            "smollm2-135m",
-            "--adapter",
-            "lora",
-            "--set",
-            "eval.batch_size=2",
-            "--memory",
-            "600MB",
+            *(
+                "plan --model smollm2-135m --adapter lora --set eval.batch_size=2 --memory 600MB"
+            ).split()
         )
         == 1
     )
@@ -304,10 +295,7 @@ def test_two_cards(capsys, memory, even):
     """As many blocks on each, or, where that does not fit, by memory."""
     assert (
         command(
-            "plan",
-            "--model",
-            "smollm2-135m",
-            "--memory",
+            *"plan --model smollm2-135m --memory".split(),
             memory,
             "--set",
             "eval.batch_size=2",
@@ -354,16 +342,7 @@ def test_an_adapter_to_load_is_there_and_not_trained(capsys, tmp_path):
     model = load_model("pocket-llama", dtype=torch.float32)
     attach(model, "parallel", "one")
     save_adapter(model, tmp_path / "one", "one")
-    words = (
-        "--model",
-        "pocket-llama",
-        "--adapter",
-        "lora",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    )
+    words = (*"--model pocket-llama --adapter lora --device cpu --dtype float32".split(),)
     plain, stacked = (
         facts_of(capsys, *words),
         facts_of(capsys, *words, "--load", f"one={tmp_path / 'one'}"),
@@ -403,18 +382,11 @@ def test_an_adapter_to_load_is_there_and_not_trained(capsys, tmp_path):
 
 
 def test_processes_that_hold_the_base_together(capsys):
-    """Each has its part of the blocks' matrices, and up to three blocks whole; what else there is, all have."""
+    """Each has its part of the blocks' matrices, and up to three blocks whole; what else there
+    is, all have.
+    """
     words = (
-        "--model",
-        "smollm2-135m",
-        "--adapter",
-        "lora",
-        "--dtype",
-        "bfloat16",
-        "--device",
-        "cpu",
-        "--flops",
-        "1T",
+        *("--model smollm2-135m --adapter lora --dtype bfloat16 --device cpu --flops 1T").split(),
     )
     plain, both, together = (
         facts_of(capsys, *words),
@@ -438,17 +410,10 @@ def test_processes_that_hold_the_base_together(capsys):
     )
     deep = facts_of(
         capsys,
-        "--model",
-        "llama-7b",
-        "--adapter",
-        "lora",
-        "--processes",
-        "64",
-        "--shard",
-        "--set",
-        "train.micro_batch_size=1",
-        "--length",
-        "64",
+        *(
+            "--model llama-7b --adapter lora --processes 64 --shard --set "
+            "train.micro_batch_size=1 --length 64"
+        ).split(),
     )
     assert (
         deep["devices"][0]["activation_bytes"] > deep["devices"][0]["gathered_bytes"]
@@ -481,25 +446,12 @@ def test_where_the_peak_is_at_the_head_no_block_is_whole():
 
 def test_more_processes_are_what_makes_it_fit(capsys):
     words = (
-        "--model",
-        "smollm2-135m",
-        "--adapter",
-        "lora",
-        "--dtype",
-        "float32",
-        "--set",
-        "train.checkpointing=block",
-        "--set",
-        "train.micro_batch_size=1",
-        "--set",
-        "eval.batch_size=1",
-        "--length",
-        "64",
-        "--memory",
-        "870MB",
-        "--shard",
-        "--set",
-        "eval.max_new_tokens=32",
+        *(
+            "--model smollm2-135m --adapter lora --dtype float32 --set "
+            "train.checkpointing=block --set train.micro_batch_size=1 --set "
+            "eval.batch_size=1 --length 64 --memory 870MB --shard --set "
+            "eval.max_new_tokens=32"
+        ).split(),
     )
     assert facts_of(capsys, *words, "--processes", "2", status=1)["advice"] == "--processes 4"
     assert command("plan", *words, "--processes", "4") == 0

@@ -11,7 +11,8 @@ import torch
 
 import run as command_line
 from data.wordproblems import HELD_OUT, TRAINED, problems
-from eval.score import predict, scores
+from eval.predict import predict
+from eval.score import scores
 from model import load_model, load_tokenizer
 from model.registry import pocket_names
 
@@ -36,15 +37,11 @@ def test_the_base_can_do_the_trained_manners_and_not_the_held_out_one(name):
 
 @pytest.mark.parametrize("name", pocket_names())
 def test_a_few_steps_of_the_main_job(tmp_path, name):
-    """Every family goes through the whole job: attach, train, measure, save, and the report draws its block."""
+    """Every family goes through the whole job: attach, train, measure, save, and the report draws
+    its block.
+    """
     options = [
-        "--max-steps",
-        "2",
-        "--items",
-        "2",
-        "--set",
-        "eval.before=false",
-        "--out",
+        *"--max-steps 2 --items 2 --set eval.before=false --out".split(),
         str(tmp_path / "out"),
     ]
     assert command_line.main(["--model", name, "--adapter", "lora", *options]) == 0
@@ -59,7 +56,9 @@ def test_a_few_steps_of_the_main_job(tmp_path, name):
 @pytest.mark.parametrize("name", pocket_names())
 @pytest.mark.parametrize("adapter", ["series", "parallel", "lora"])
 def test_the_main_job_keeps_its_word(tmp_path, adapter, name):
-    """`python run.py --model M --adapter X`: at most 10 % before, at least 90 % after, and no other manner but AQuA below 90 %."""
+    """`python run.py --model M --adapter X`: at most 10 % before, at least 90 % after, and no
+    other manner but AQuA below 90 %.
+    """
     subprocess.run(
         [
             sys.executable,

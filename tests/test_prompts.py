@@ -1,4 +1,6 @@
-"""Prompts to the byte, templates stored and read back, chat templates as transformers renders them, and templates that mean harm."""
+"""Prompts to the byte, templates stored and read back, chat templates as transformers renders
+them, and templates that mean harm.
+"""
 
 import json
 import threading
@@ -28,7 +30,8 @@ GAP = 16 * " "
 
 # ---------------------------------------------------------------- the named templates
 PAPER = (  # white space at the end of a line spelled out
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.  # noqa: E501\n"
+    "Below is an instruction that describes a task. Write a response that "
+    "appropriately completes the request.  # noqa: E501\n"
     "\n"
     "                ### Instruction:\n"
     "                Add them.\n"
@@ -37,7 +40,8 @@ PAPER = (  # white space at the end of a line spelled out
     "                "
 )
 PAPER_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Below is an instruction that describes a task, paired with an input that "
+    "provides further context. "
     "Write a response that appropriately completes the request.  # noqa: E501\n"
     "\n"
     "                ### Instruction:\n"
@@ -50,7 +54,8 @@ PAPER_INPUT = (
     "                "
 )
 ALPACA = """\
-Below is an instruction that describes a task. Write a response that appropriately completes the request.
+Below is an instruction that describes a task. Write a response that appropriately completes the \
+request.
 
 ### Instruction:
 Add them.
@@ -58,7 +63,8 @@ Add them.
 ### Response:
 """
 ALPACA_INPUT = """\
-Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately completes the request.
+Below is an instruction that describes a task, paired with an input that provides further \
+context. Write a response that appropriately completes the request.
 
 ### Instruction:
 Add them.
@@ -73,7 +79,8 @@ Add them.
 @pytest.mark.parametrize(
     ("name", "given", "text"),
     [
-        ("paper-v1", "", PAPER), ("paper-v1", "1 and 2", PAPER_INPUT), ("alpaca", "", ALPACA), ("alpaca", "1 and 2", ALPACA_INPUT),
+        ("paper-v1", "", PAPER), ("paper-v1", "1 and 2", PAPER_INPUT), ("alpaca", "", ALPACA),
+        ("alpaca", "1 and 2", ALPACA_INPUT),
         ("plain", "", "Add them.\n"), ("plain", "1 and 2", "Add them.\n1 and 2\n"),
     ],
 )  # fmt: skip
@@ -126,11 +133,16 @@ def test_round_trip(one):
 @pytest.mark.parametrize(
     "table",
     [
-        None, [], "alpaca", {}, {"name": "a"}, {"text": "{instruction}"}, {"name": "a", "text": None}, {"name": "a", "text": "{instruction}", "more": 1},
-        {"name": "a", "text": "{instruction}", "strip": 1}, {"name": "a", "text": "{instruction}", "chat": "yes"}, {"name": 3, "text": "{instruction}"},
-        {"name": "a", "text": "{instruction}", "special": []}, {"name": "a", "text": "{instruction}", "special": {"bos_token": 1}},
-        {"name": "a", "text": "always the same"}, {"name": "a", "text": "{instruction}", "with_input": "{instruction}"},
-        {"name": "a", "text": "{instruction}" * 10_000}, {"name": "a", "text": "x" * 200_000, "chat": True},
+        None, [], "alpaca", {}, {"name": "a"}, {"text": "{instruction}"},
+        {"name": "a", "text": None}, {"name": "a", "text": "{instruction}", "more": 1},
+        {"name": "a", "text": "{instruction}", "strip": 1},
+        {"name": "a", "text": "{instruction}", "chat": "yes"}, {"name": 3, "text": "{instruction}"},
+        {"name": "a", "text": "{instruction}", "special": []},
+        {"name": "a", "text": "{instruction}", "special": {"bos_token": 1}},
+        {"name": "a", "text": "always the same"}, {"name": "a", "text": "{instruction}",
+            "with_input": "{instruction}"},
+        {"name": "a", "text": "{instruction}" * 10_000},
+        {"name": "a", "text": "x" * 200_000, "chat": True},
     ],
 )  # fmt: skip
 def test_malformed_tables(table):
@@ -164,27 +176,35 @@ def test_adapters_that_were_trained_alike():
 
 
 # ---------------------------------------------------------------- chat templates
-CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}
+CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + \
+message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}
+LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set \
+system_message = messages[0]['content'] %}
 {% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}
 {% for message in loop_messages %}
-    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}
-    {% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'].strip() + ' [/INST]' }}
-    {% elif message['role'] == 'assistant' %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must \
+alternate') }}{% endif %}
+    {% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'].strip() + ' \
+[/INST]' }}
+    {% elif message['role'] == 'assistant' %}{{ ' ' + message['content'].strip() + ' ' + \
+eos_token }}{% endif %}
 {% endfor %}"""
 LLAMA_3 = """{{- bos_token }}
 {%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
 {%- if tools is not none %}{{- tools | tojson(indent=4) }}{%- endif %}
 {%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + date_string + message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + date_string + \
+message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- \
+endif %}
 """
 CONTROLS = """{%- set ns = namespace(found=false) -%}
 {%- for message in messages -%}
     {%- if message.role == 'system' -%}{%- continue -%}{%- endif -%}
-    {%- set ns.found = true -%}{{ message.content | tojson }}{{ '=' * 3 }}{{ "%d" if false }}{% if loop.last %}{% break %}{% endif %}
+    {%- set ns.found = true -%}{{ message.content | tojson }}{{ '=' * 3 }}{{ "%d" if false }}{% \
+if loop.last %}{% break %}{% endif %}
 {%- endfor -%}
 {%- if add_generation_prompt and ns.found %}>{% endif %}"""
 CHATS = {"ChatML": CHATML, "LLaMA 2": LLAMA_2, "LLaMA 3": LLAMA_3, "loop controls": CONTROLS}
@@ -314,9 +334,12 @@ def test_it_reaches_neither_python_nor_files(text):
     "text",
     [
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
-        "{{ 'a' * 10**9 }}", "{{ 10**9 * 'a' }}", "{{ 9**9**9 }}", "{{ [1] * 99999999 }}", "{{ '%99999999999d' % 1 }}",
-        "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(18) %}{% set n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}" + "{{ n.t }}" * 9,
+        ("{% for i in range(99999) %}{% for j in range(99999) "
+"%}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}"),
+        "{{ 'a' * 10**9 }}", "{{ 10**9 * 'a' }}", "{{ 9**9**9 }}", "{{ [1] * 99999999 }}",
+        "{{ '%99999999999d' % 1 }}",
+        ("{% set n = namespace(t='aaaaaaaa') %}{% for i in range(18) %}{% set "
+"n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}") + "{{ n.t }}" * 9,
         "{{ lipsum(n=99999, html=false) }}",
     ],
 )  # fmt: skip

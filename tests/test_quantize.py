@@ -17,7 +17,7 @@ from data.prompts import template
 from data.wordproblems import TRAINED, problems
 from eval.fidelity import compare, predictions
 from eval.generate import generate
-from experiments.run import count_base
+from experiments.announce import count_base
 from model import load_model, load_tokenizer
 from model.config import family_and_config, skeleton
 from model.quantize import STORED_AS, int8, quantize_skeleton, quantized, quantized_weights
@@ -73,7 +73,9 @@ def same(one, other) -> bool:
 
 # ---------------------------------------------------------------- one weight
 def test_the_levels_are_quantiles_of_the_normal_distribution():
-    """QLoRA, appendix E: 8 equal shares on one side and 9 on the other, 0 once, divided by the largest; the tails end at the mean of 1/32 and 1/30."""
+    """QLoRA, appendix E: 8 equal shares on one side and 9 on the other, 0 once, divided by the
+    largest; the tails end at the mean of 1/32 and 1/30.
+    """
     end, at = 1 - (1 / 32 + 1 / 30) / 2, NormalDist().inv_cdf
     right = [at(end + (0.5 - end) * i / 8) for i in range(8)]
     left = [-at(end + (0.5 - end) * i / 7) for i in range(7)]
@@ -101,7 +103,9 @@ def test_int8_is_half_a_step_away_at_most(shape, dtype, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nf4_is_half_a_gap_away_at_most(shape, dtype, device):
-    """... of its block's largest weight; and that itself is half a step of its group away at most."""
+    """... of its block's largest weight; and that itself is half a step of its group away at
+    most.
+    """
     weight = noise(*shape).to(dtype)
     weight[-1] = 0
     linear = stored("nf4", weight, device)
@@ -274,8 +278,9 @@ def test_moving_a_model_to_another_dtype_leaves_what_is_stored():
 # ---------------------------------------------------------------- models
 @pytest.mark.parametrize("name", pocket_names())
 def test_the_pocket_models_stay_what_they_are(name):
-    """Perplexity and KL divergence on the solutions of problems, against the plain weights in float32. (A level of nf4 too many, a wrong scale or a
-    swapped nibble is far outside.)"""
+    """Perplexity and KL divergence on the solutions of problems, against the plain weights in
+    float32. (A level of nf4 too many, a wrong scale or a swapped nibble is far outside.)
+    """
     tokenizer = load_tokenizer(name)
     rows = [
         encode_row(tokenizer, row, template("alpaca", tokenizer), 256)[0]
@@ -331,7 +336,9 @@ def test_checkpointing_and_inference_mode(folder, how):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["int8", "nf4"])
 def test_every_adapter_on_top(folder, tmp_path, how, method):
-    """Attached, a step of training with a gradient in every parameter, saved and loaded again; the base stays to the bit."""
+    """Attached, a step of training with a gradient in every parameter, saved and loaded again;
+    the base stays to the bit.
+    """
     torch.manual_seed(0)
     model = load_model(str(folder), quantize=how)
     before, start = bits(model), model(IDS)
@@ -380,7 +387,9 @@ def test_an_adapter_fits_the_base_however_it_is_stored(folder, tmp_path, how):
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_without_memory(family, how):
-    """Shapes and bytes of a quantised model, an adapter on it, forward and backward: all without values."""
+    """Shapes and bytes of a quantised model, an adapter on it, forward and backward: all without
+    values.
+    """
     module, config = family_and_config(config_of(family), "test")
     model = skeleton(module, config)
     weights = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)

@@ -1,4 +1,6 @@
-"""int8 and nf4 models on the disk: loaded a tensor at a time, saved to the bit, malformed, merged; the commands, and a run on such a base."""
+"""int8 and nf4 models on the disk: loaded a tensor at a time, saved to the bit, malformed,
+merged; the commands, and a run on such a base.
+"""
 
 import copy
 import json
@@ -266,20 +268,10 @@ def test_a_run_on_a_quantised_base(tmp_path, capsys):
     assert (
         command_line.main(
             [
-                "train",
-                "--quantize",
-                "nf4",
-                "--max-steps",
-                "2",
-                "--items",
-                "1",
-                "--tests",
-                "addsub",
-                "--adapter",
-                "lora",
-                "--set",
-                "eval.before=false",
-                "--out",
+                *(
+                    "train --quantize nf4 --max-steps 2 --items 1 --tests addsub --adapter "
+                    "lora --set eval.before=false --out"
+                ).split(),
                 str(out),
             ]
         )

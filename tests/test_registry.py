@@ -1,4 +1,6 @@
-"""Names -> folders: what is fetched from a hub, in which order, and one line for each way that can fail."""
+"""Names -> folders: what is fetched from a hub, in which order, and one line for each way that
+can fail.
+"""
 
 import os
 import re
@@ -34,7 +36,10 @@ def hub(tmp_path):
                 "HF_HUB_DISABLE_XET": "1",
             }
             variables = os.environ | ours | environment
-            code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom model.registry import resolve\n{code}"
+            code = (
+                f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom "
+                f"model.registry import resolve\n{code}"
+            )
             return subprocess.run(
                 [sys.executable, "-c", code],
                 capture_output=True,
@@ -247,14 +252,19 @@ def test_the_pocket_models_are_small_and_of_every_family():
 
 
 PUBLISHED = {  # parameters, as counted for these checkpoints elsewhere
-    "llama-7b": 6_738_415_616, "llama-13b": 13_015_864_320, "llama-30b": 32_528_943_616, "llama-65b": 65_285_660_672, "llama-2-70b": 68_976_648_192,
-    "llama-3-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824, "tinyllama-1.1b": 1_100_048_384,
-    "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384, "bloom-560m": 559_214_592, "bloom-1b1": 1_065_314_304,
-    "bloom-1b7": 1_722_408_960, "bloom-3b": 3_002_557_440, "bloom-7b1": 7_069_016_064, "bloom": 176_247_271_424, "opt-125m": 125_239_296,
+    "llama-7b": 6_738_415_616, "llama-13b": 13_015_864_320, "llama-30b": 32_528_943_616,
+    "llama-65b": 65_285_660_672, "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824,
+    "tinyllama-1.1b": 1_100_048_384,
+    "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384,
+    "bloom-560m": 559_214_592, "bloom-1b1": 1_065_314_304,
+    "bloom-1b7": 1_722_408_960, "bloom-3b": 3_002_557_440, "bloom-7b1": 7_069_016_064,
+    "bloom": 176_247_271_424, "opt-125m": 125_239_296,
     "mistral-7b": 7_241_732_096, "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512, "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
-    "opt-350m": 331_196_416, "opt-1.3b": 1_315_758_080, "opt-2.7b": 2_651_596_800, "opt-6.7b": 6_658_473_984, "gptj-6b": 6_050_882_784,
+    "opt-350m": 331_196_416, "opt-1.3b": 1_315_758_080, "opt-2.7b": 2_651_596_800,
+    "opt-6.7b": 6_658_473_984, "gptj-6b": 6_050_882_784,
 }  # fmt: skip
 
 

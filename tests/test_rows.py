@@ -128,7 +128,8 @@ def test_csv_headers_with_blanks_and_other_delimiters(write):
         ("lines.json", '{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}'),
         ("list.jsonl", '[\n{"instruction": "a", "output": "b"},\n'
                        '{"instruction": "c", "output": "d"}]'),
-        ("flat.jsonl", '[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]'),
+        ("flat.jsonl", ('[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": '
+'"d"}]')),
         ("wrapped.json", '{"data": [{"instruction": "a", "output": "b"},\n'
                          ' {"instruction": "c", "output": "d"}]}'),
     ],

@@ -1,4 +1,6 @@
-"""Answers, verdicts and scores: the same at any batch size and order, continued where they stopped, read by both readers."""
+"""Answers, verdicts and scores: the same at any batch size and order, continued where they
+stopped, read by both readers.
+"""
 
 import json
 from dataclasses import replace
@@ -10,20 +12,11 @@ from test_data import write_paper_folder
 import run as command_line
 from data.prompts import template
 from data.sources import load_data
-from eval import score
+from eval import predict as predicting
 from eval.choices import choices, form_of, spelled_as_in
-from eval.score import (
-    Score,
-    clean,
-    mean_score,
-    predict,
-    read_predictions,
-    scores,
-    tables,
-    verdict,
-    write_predictions,
-)
-from experiments.inspect import chosen
+from eval.predict import judge, predict
+from eval.score import Score, clean, mean_score, read_predictions, scores, tables, write_predictions
+from experiments.inspect import select
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -31,7 +24,10 @@ HOW = Eval(batch_size=8, max_new_tokens=20)
 OPTIONS = ("solution1", "solution2")
 PIQA = [
     {
-        "instruction": f"Please choose: which is {n}?\n\nSolution1: {n}\n\nSolution2: {n + 1}\n\nAnswer format: solution1/solution2",
+        "instruction": (
+            f"Please choose: which is {n}?\n\nSolution1: {n}\n\nSolution2: "
+            f"{n + 1}\n\nAnswer format: solution1/solution2"
+        ),
         "input": "",
         "output": f"the correct answer is {OPTIONS[n % 2]}",
         "answer": OPTIONS[n % 2],
@@ -52,7 +48,7 @@ def problems():
 
 
 def answers(pocket, problems, how, **more):
-    return predict(*pocket, problems, template=template("alpaca"), how=how, **more)
+    return predict(*pocket, problems, template=template("alpaca"), decoding=how, **more)
 
 
 WAYS = {
@@ -125,8 +121,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return respond(*arguments)
 
-    respond = score.respond
-    monkeypatch.setattr(score, "respond", two_batches_then_stop)
+    respond = predicting.generated
+    monkeypatch.setattr(predicting, "generated", two_batches_then_stop)
     with pytest.raises(KeyboardInterrupt):
         answers(pocket, problems, HOW, journal=journal)
     text = journal.read_text()
@@ -134,8 +130,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     journal.write_text(text[:-7])  # a kill in the middle of a line
     calls.clear()
     monkeypatch.setattr(
-        score,
-        "respond",
+        predicting,
+        "generated",
         lambda *arguments: (calls.append(len(arguments[2])), respond(*arguments))[1],
     )
     assert (
@@ -172,6 +168,28 @@ def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path
     ):
         with pytest.raises(UserError, match="made in another way"):
             answers(pocket, tests, how, journal=journal)
+    few = {"addsub": problems["addsub"][:1]}
+    drawn = replace(HOW, temperature=1.0, top_k=5, top_p=0.9)
+    answers(pocket, few, drawn, journal=tmp_path / "drawn.part")
+    for change in ({"top_k": 6}, {"top_p": 0.8}, {"temperature": 0.9}):
+        with pytest.raises(UserError, match="made in another way"):
+            answers(pocket, few, replace(drawn, **change), journal=tmp_path / "drawn.part")
+
+
+def test_a_draw_from_the_likeliest_token_alone_is_greedy(pocket, problems):
+    """eval.top_k and eval.top_p reach the sampling: without them a high temperature changes answers."""
+    few = {"addsub": problems["addsub"]}
+    greedy, free, first, least = (
+        [one["output"] for one in answers(pocket, few, replace(HOW, **more))]
+        for more in (
+            {},
+            {"temperature": 5.0},
+            {"temperature": 5.0, "top_k": 1},
+            {"temperature": 5.0, "top_p": 1e-6},
+        )
+    )
+    assert free != greedy
+    assert first == least == greedy
 
 
 def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
@@ -270,32 +288,32 @@ def test_both_readers_and_what_training_saw(pocket):
     ) == (1.0, 0.5, 1)
     assert (table["AQuA"]["cut_off"], table["SVAMP"]["cut_off"]) == (1, 0)
     assert [one["instruction"] for one in clean(found)] == ["a"]
-    assert [one["instruction"] for one in chosen(found, right=False)] == ["c"]
-    assert [one["instruction"] for one in chosen(found, right=False, mode="paper")] == ["a", "c"]
-    assert [one["instruction"] for one in chosen(found, sets=["aqua"], readers_differ=True)] == [
+    assert [one["instruction"] for one in select(found, right=False)] == ["c"]
+    assert [one["instruction"] for one in select(found, right=False, mode="paper")] == ["a", "c"]
+    assert [one["instruction"] for one in select(found, sets=["aqua"], readers_differ=True)] == [
         "a"
     ]
-    assert [one["instruction"] for one in chosen(found, leaked=True)] == ["b", "c"]
+    assert [one["instruction"] for one in select(found, leaked=True)] == ["b", "c"]
     other = [{**one, "right": not one["right"]} for one in found]
-    assert [one["instruction"] for one in chosen(found, beats=other)] == ["a", "b"]
-    assert chosen(found, beats=found) == []  # right in both
+    assert [one["instruction"] for one in select(found, beats=other)] == ["a", "b"]
+    assert select(found, beats=found) == []  # right in both
     with pytest.raises(UserError, match="another problem"):
-        chosen(found, beats=[{**found[0], "instruction": "x"}])
+        select(found, beats=[{**found[0], "instruction": "x"}])
     with pytest.raises(UserError, match="did you mean 'AQuA'"):
-        chosen(found, sets=["AQUAA"])
+        select(found, sets=["AQUAA"])
 
 
 def test_each_reader_gives_its_own_verdict():
     runaway = (
         "The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4."
     )
-    found = verdict({"output": runaway, "gold": "5"}, "gsm8k")
+    found = judge({"output": runaway, "gold": "5"}, "gsm8k")
     assert (found["answer"], found["right"]) == (5.0, True)
     assert (found["paper_answer"], found["paper_right"]) == (
         2.0,
         False,
     )  # its code read up to the second "### Response:"
-    found = verdict({"output": "Answer: B", "gold": "B"}, "AQuA")
+    found = judge({"output": "Answer: B", "gold": "B"}, "AQuA")
     assert (found["right"], found["paper_answer"], found["paper_right"]) == (True, "A", False)
 
 
@@ -320,12 +338,7 @@ def paper(tmp_path_factory):
 def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
     out = tmp_path / "out"
     words = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--data",
-        "math-v1",
-        "--data-dir",
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
         paper,
         "--max-new-tokens",
         "5",
@@ -358,17 +371,9 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
         (("evaluate", "--resume", out, "--items", "2"), 1, "give no other option"),
         (
             (
-                "evaluate",
-                "--model",
-                "pocket-llama",
-                "--tests",
-                "gsm8k",
-                "--data-dir",
+                *"evaluate --model pocket-llama --tests gsm8k --data-dir".split(),
                 paper,
-                "--data",
-                "math-v1",
-                "--scoring",
-                "likelihood",
+                *"--data math-v1 --scoring likelihood".split(),
             ),
             1,
             "no options",
@@ -396,15 +401,10 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
         (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "more than 1,000"),
         (
             (
-                "evaluate",
-                "--model",
-                "pocket-llama",
-                "--scoring",
-                "likelihood",
-                "--tests",
-                "aqua",
-                "--max-new-tokens",
-                "9",
+                *(
+                    "evaluate --model pocket-llama --scoring likelihood --tests aqua "
+                    "--max-new-tokens 9"
+                ).split(),
             ),
             1,
             "likelihoods take none",
@@ -428,23 +428,15 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
 ):
     out = tmp_path / "out"
     words = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--data",
-        "math-v1",
-        "--data-dir",
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
         paper,
-        "--max-new-tokens",
-        "5",
-        "--batch-size",
-        "4",
+        *"--max-new-tokens 5 --batch-size 4".split(),
     )
     assert main(*words, "--out", tmp_path / "whole") == 0
-    respond, calls = score.respond, []
+    respond, calls = predicting.generated, []
     monkeypatch.setattr(
-        score,
-        "respond",
+        predicting,
+        "generated",
         lambda *a: (
             (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1]
         ),
@@ -452,7 +444,7 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
     with pytest.raises(stopped):
         main(*words, "--out", out)
     assert f"evaluate --resume {out}" in capsys.readouterr().out
-    monkeypatch.setattr(score, "respond", respond)
+    monkeypatch.setattr(predicting, "generated", respond)
     assert main(*words, "--out", out) == 1
     assert "continue it with" in capsys.readouterr().err
     assert main("evaluate", "--resume", out) == 0
@@ -462,21 +454,16 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
 
 
 def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, capsys, monkeypatch):
-    respond, others = score.respond, []
+    respond, others = predicting.generated, []
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(score, "respond", respond)
+        monkeypatch.setattr(predicting, "generated", respond)
         others.append(main("evaluate", "--resume", tmp_path / "out"))
         return respond(*arguments)
 
-    monkeypatch.setattr(score, "respond", meanwhile)
+    monkeypatch.setattr(predicting, "generated", meanwhile)
     words = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--data",
-        "math-v1",
-        "--data-dir",
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
         paper,
         "--max-new-tokens",
         "5",
@@ -486,12 +473,7 @@ def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, caps
     assert f"another process is running in {tmp_path / 'out'}" in capsys.readouterr().err
     assert (
         main(
-            "evaluate",
-            "--model",
-            "pocket-lama",
-            "--data",
-            "math-v1",
-            "--data-dir",
+            *"evaluate --model pocket-lama --data math-v1 --data-dir".split(),
             paper,
             "--out",
             tmp_path / "no",
@@ -507,14 +489,7 @@ def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper,
         "SVAMP",
         "--data-dir",
         paper,
-        "--max-steps",
-        "1",
-        "--items",
-        "3",
-        "--set",
-        "eval.before=false",
-        "--set",
-        "eval.max_new_tokens=4",
+        *("--max-steps 1 --items 3 --set eval.before=false --set eval.max_new_tokens=4").split(),
     )
     assert main(*words, "--out", tmp_path / "no") == 1
     assert "hold the test set SVAMP (3 of 3 problems)" in capsys.readouterr().err
@@ -527,20 +502,13 @@ def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper,
     assert "Trained on the test set" in (tmp_path / "yes" / "report.html").read_text()
     assert (
         main(
-            "evaluate",
-            "--model",
-            "pocket-llama",
-            "--adapter",
+            *"evaluate --model pocket-llama --adapter".split(),
             tmp_path / "yes" / "adapter",
             "--data",
             "math-v1",
             "--data-dir",
             paper,
-            "--tests",
-            "SVAMP",
-            "--max-new-tokens",
-            "4",
-            "--out",
+            *"--tests SVAMP --max-new-tokens 4 --out".split(),
             tmp_path / "later",
         )
         == 0
@@ -563,17 +531,11 @@ def test_a_run_on_ones_own_file(tmp_path, capsys):
     words = (
         "--data",
         tmp_path / "mine.jsonl",
-        "--columns",
-        "instruction=question,output=why,answer=label",
-        "--only-right",
-        "--max-steps",
-        "2",
-        "--set",
-        "test_share=0.2",
-        "--set",
-        "eval.before=false",
-        "--template",
-        "plain",
+        *(
+            "--columns instruction=question,output=why,answer=label --only-right "
+            "--max-steps 2 --set test_share=0.2 --set eval.before=false --template "
+            "plain"
+        ).split(),
     )
     assert main(*words, "--out", tmp_path / "run") == 0
     said = capsys.readouterr().out
@@ -619,16 +581,7 @@ def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch
     from data import prompts
 
     assert (
-        main(
-            "--max-steps",
-            "1",
-            "--items",
-            "2",
-            "--set",
-            "eval.before=false",
-            "--out",
-            tmp_path / "run",
-        )
+        main(*"--max-steps 1 --items 2 --set eval.before=false --out".split(), tmp_path / "run")
         == 0
     )
     changed = replace(prompts.TEMPLATES["alpaca"], text="Changed: {instruction}\n")
@@ -641,11 +594,7 @@ def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch
         main(
             "evaluate",
             tmp_path / "run",
-            "--items",
-            "1",
-            "--template",
-            "plain",
-            "--out",
+            *"--items 1 --template plain --out".split(),
             tmp_path / "other",
         )
         == 0
@@ -679,7 +628,7 @@ def test_predictions_with_any_text_are_read_back_and_malformed_ones_are_named(tm
     ):
         one = {key: value for key, value in (good | change).items() if value is not ...}
         path.write_text(json.dumps(good) + "\n" + json.dumps(one) + "\n")
-        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is no prediction"):
+        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is not a prediction"):
             read_predictions(path)
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="cannot be read as predictions"):
@@ -720,10 +669,7 @@ def test_what_an_adapter_was_trained_on_is_told_rightly(tmp_path, capsys):
         main("--data", mine, "--tests", other, *quick, "--out", tmp_path / "run") == 0
     )  # all 30 rows are trained on, none is held out
     measure = (
-        "evaluate",
-        "--model",
-        "pocket-llama",
-        "--adapter",
+        *"evaluate --model pocket-llama --adapter".split(),
         tmp_path / "run" / "adapter",
         "--tests",
         mine,

@@ -1,4 +1,6 @@
-"""A published 135M checkpoint, where its folder is at hand: SMOLLM2=FOLDER python -m pytest tests/test_smollm2.py"""
+"""A published 135M checkpoint, where its folder is at hand: SMOLLM2=FOLDER python -m pytest
+tests/test_smollm2.py
+"""
 
 import os
 
@@ -7,8 +9,7 @@ import torch
 
 from adapters import attach, load_adapter, parameters, save_adapter
 from adapters.config import presets
-from eval.generate import generate
-from eval.score import left_pad
+from eval.generate import generate, left_pad
 from model import load_model, load_tokenizer
 
 FOLDER = os.environ.get("SMOLLM2", "")
@@ -65,7 +66,9 @@ def test_ten_prompts_continue_as_in_transformers_alone_and_in_a_batch():
     "preset", [name for name, table in presets().items() if table.get("kind") != "fusion"]
 )
 def test_every_preset_on_real_weights(tmp_path, preset):
-    """In its full size, bfloat16: a few steps change the loss, and what is saved comes back to the bit."""
+    """In its full size, bfloat16: a few steps change the loss, and what is saved comes back to
+    the bit.
+    """
     tokenizer = load_tokenizer(FOLDER)
     ids = torch.tensor(
         [

@@ -1,4 +1,6 @@
-"""Data by name: what each kind of name gives, which tests go with it, and where its files come from."""
+"""Data by name: what each kind of name gives, which tests go with it, and where its files come
+from.
+"""
 
 import hashlib
 import json
@@ -46,7 +48,8 @@ def test_names_in_any_case(name):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("gms8k", "did you mean 'gsm8k'"), ("math10k", "did you mean 'math_10k'"), ("zzz", "a data set of the hub"), ("./nowhere", "unknown data set"),
+    [("gms8k", "did you mean 'gsm8k'"), ("math10k", "did you mean 'math_10k'"),
+        ("zzz", "a data set of the hub"), ("./nowhere", "unknown data set"),
      ("nowhere.json", "nowhere.json does not exist")],
 )  # fmt: skip
 def test_unknown_names(name, said):
@@ -196,8 +199,10 @@ def test_columns_of_your_file(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "kind"),
     [
-        (["1", " 2.5", "-3", "1,000"], "number"), (["A", "E ", "C"], "letter"), (["A", "F"], "letters:A|B|C|D|E|F"), (["yes", "No", "yes"], "labels:no|yes"),
-        (["true", "1"], "labels:1|true"), ([f"w{i}" for i in range(21)], "text"), (["two words", "a"], "text"), (["nan", "1"], "labels:1|nan"),
+        (["1", " 2.5", "-3", "1,000"], "number"), (["A", "E ", "C"], "letter"),
+        (["A", "F"], "letters:A|B|C|D|E|F"), (["yes", "No", "yes"], "labels:no|yes"),
+        (["true", "1"], "labels:1|true"), ([f"w{i}" for i in range(21)], "text"),
+        (["two words", "a"], "text"), (["nan", "1"], "labels:1|nan"),
     ],
 )  # fmt: skip
 def test_how_answers_are_read(answers, kind):
@@ -218,7 +223,9 @@ def test_the_fingerprint_is_of_the_training_rows(tmp_path):
 # ---------------------------------------------------------------- from the network
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A server with a folder like the paper's, whose sums are pinned; the paths that were asked for."""
+    """A server with a folder like the paper's, whose sums are pinned; the paths that were asked
+    for.
+    """
     folder, asked = write_paper_folder(tmp_path / "far"), []
     write(folder / "dataset" / "boolq" / "test.json", rows(4, lambda i: "true"))
 

@@ -1,4 +1,6 @@
-"""Layers split over devices: the same logits, losses and gradients as on one, in the order the schedule says."""
+"""Layers split over devices: the same logits, losses and gradients as on one, in the order the
+schedule says.
+"""
 
 import itertools
 import re
@@ -60,7 +62,9 @@ def test_more_devices_than_layers_are_refused():
 
 @pytest.mark.parametrize("name", ["llama-7b", "bloom-7b1", "opt-6.7b", "gptj-6b"])
 def test_a_real_shape_is_cut_where_both_halves_weigh_the_same(name):
-    """Placement needs no memory: tensors on the meta device stay there, and each has a device it belongs to."""
+    """Placement needs no memory: tensors on the meta device stay there, and each has a device it
+    belongs to.
+    """
     model = skeleton(*family_and_config(REGISTRY[name].config, "registry"))
     first, second = torch.device("cuda:0"), torch.device("cuda:1")
     split(model, [first, second], None if torch.cuda.is_available() else counts_for(model))
@@ -263,17 +267,10 @@ def test_quantised_weights_lie_beside_their_block(folder, monkeypatch, how):
 
 def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
     words = [
-        "--devices",
-        "cpu,cpu",
-        "--set",
-        "layers_per_device=[1,3]",
-        "--max-steps",
-        "2",
-        "--items",
-        "1",
-        "--set",
-        "eval.before=false",
-        "--data",
+        *(
+            "--devices cpu,cpu --set layers_per_device=[1,3] --max-steps 2 --items "
+            "1 --set eval.before=false --data"
+        ).split(),
         str(write_sums(tmp_path / "sums.json")),
     ]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
@@ -282,7 +279,8 @@ def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
     assert "layers_per_device = [1, 3]" in (tmp_path / "run" / "run.toml").read_text()
     assert "layers 1 to 3 on cpu" in said
     busy = re.search(
-        r"2 devices, micro-batches a step: 1; busy (\d+)% of the time, 50% if all work side by side as scheduled, where equal stages would be "
+        r"2 devices, micro-batches a step: 1; busy (\d+)% of the time, 50% if "
+        r"all work side by side as scheduled, where equal stages would be "
         r"50%; a lower train.micro_batch_size gives them more",
         said,
     )
@@ -296,11 +294,7 @@ def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
             [
                 "evaluate",
                 str(tmp_path / "run"),
-                "--items",
-                "1",
-                "--device",
-                "cpu",
-                "--out",
+                *"--items 1 --device cpu --out".split(),
                 str(tmp_path / "f"),
             ]
         )
@@ -316,10 +310,7 @@ def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
             [
                 "--resume",
                 str(tmp_path / "run"),
-                "--device",
-                "cpu",
-                "--set",
-                "train.checkpointing=block",
+                *"--device cpu --set train.checkpointing=block".split(),
             ]
         )
         == 0
@@ -441,7 +432,7 @@ def test_work_is_handed_out_behind_what_it_needs():
     assert Work(0, 0, "B").needs(3) == Work(1, 0, "B")
 
 
-# ---------------------------------------------------------------- placement, where no second device is at hand
+# ----------------------------------------------------- placement, where no second device is at hand
 class OneDeviceEach(TorchDispatchMode):
     """Raises when an operation mixes tensors of several devices, but for copies and numbers."""
 
@@ -469,8 +460,9 @@ def test_the_test_itself_notices_mixed_devices():
 )
 @pytest.mark.parametrize("family", TINY)
 def test_on_two_devices_every_tensor_lies_where_it_is_used(tmp_path, family, method, monkeypatch):
-    """cpu and meta stand for two GPUs: shapes and devices are computed, no values. From meta there is no way back, so that what several sites share
-    is kept on the first."""
+    """cpu and meta stand for two GPUs: shapes and devices are computed, no values. From meta
+    there is no way back, so that what several sites share is kept on the first.
+    """
     model = load_model(str(write_checkpoint(tmp_path / "tiny", family)))
     split(model, [CPU, torch.device("meta")], [1, 2])
     true_to, shared = torch.nn.Module.to, (".shared.", ".table.")

@@ -11,7 +11,7 @@ from data.answer_kinds import kind_of_answers
 from data.numerals import label_number
 from data.sources import load_data
 from eval.answers import fits, is_right, reaches, read_answer
-from eval.score import verdict
+from eval.predict import judge
 from experiments.labels import check_labels, reading_lines
 from model import UserError
 
@@ -233,7 +233,8 @@ LABEL_NUMBERS = {
 
 KINDS = [
     (["1", "2.5", "1/2", "$5", "15%", "five"], "number"),
-    (["5 km", "12 km"], "number"), (["5 apples", "3 pears"], "text"), (["5 km", "3", "4"], "number"),
+    (["5 km", "12 km"], "number"), (["5 apples", "3 pears"], "text"),
+    (["5 km", "3", "4"], "number"),
     (["3"] * 11 + ["N/A"], "number"), (["3"] * 5 + ["N/A"] * 5, "text"),
     (["1,5", "2,25", "1.234"], "number:comma"), (["1,234", "2,345"], "number"),
     (list("ABCD"), "letters:A|B|C|D"), (list("abc"), "letters:a|b|c"), (list("ABCDE"), "letter"),
@@ -287,7 +288,8 @@ def test_composed_and_decomposed_letters_are_equal():
 
 @pytest.mark.parametrize(("rationale", "gold", "there"), [
     ("It is F. The answer is F.", "F", True), ("The answer is c.", "c", True),
-    ("The answer is c.", "d", False), ("The answer is 1/2.", "1/2", True), ("2 halves", "1/2", False),
+    ("The answer is c.", "d", False), ("The answer is 1/2.", "1/2", True),
+    ("2 halves", "1/2", False),
     ("Half: 0.5", "1/2", True), ("The answer is $5.", "$5", True),
 ])  # fmt: skip
 def test_a_rationale_reaches_a_label_of_any_form(rationale, gold, there):
@@ -305,12 +307,13 @@ def test_the_reader_of_the_paper_knows_the_new_kinds_in_its_own_way():
 def test_a_label_of_another_kind_is_compared_as_a_text():
     for kind, gold, output in (
         ("number", "N/A", "The answer is N/A."), ("letters:A|B", "none", "None."),
-        ("labels:no|yes", "not sure", "The answer is not sure."), ("number:comma", "viele", "Viele"),
+        ("labels:no|yes", "not sure", "The answer is not sure."),
+        ("number:comma", "viele", "Viele"),
     ):  # fmt: skip
         assert not fits(kind, gold)
-        assert verdict({"output": output, "gold": gold}, kind)["right"]
-        assert not verdict({"output": "The answer is 3.", "gold": gold}, kind)["right"]
-    assert verdict({"output": "The answer is 3.", "gold": ""}, "number")["right"] is False
+        assert judge({"output": output, "gold": gold}, kind)["right"]
+        assert not judge({"output": "The answer is 3.", "gold": gold}, kind)["right"]
+    assert judge({"output": "The answer is 3.", "gold": ""}, "number")["right"] is False
     with pytest.raises(UserError, match="'N/A' is not a number"):
         is_right(3.0, "N/A")
     rows = [{"instruction": "?", "answer": "N/A"}]
@@ -330,7 +333,8 @@ def test_a_line_says_how_answers_are_read_and_which_labels_do_not_fit():
         "blank (problem 4), ? (problem 45), ? (problem 46), ? (problem 47), and 3 more",
     ]
     assert reading_lines({}, {}) == []
-    words = reading_lines({"a": [{"answer": "Yes"}], "b": [{"answer": "1,5"}], "c": [{"answer": "x y"}]},
+    words = reading_lines({"a": [{"answer": "Yes"}], "b": [{"answer": "1,5"}],
+        "c": [{"answer": "x y"}]},
                           {"a": "labels:no|yes", "b": "number:comma", "c": "text"})  # fmt: skip
     assert words == ["answers are read as one of the words no, yes (a); "
                      "as numbers with a decimal comma (1.234,5) (b); as texts (c)"]  # fmt: skip
@@ -375,7 +379,7 @@ def test_a_column_with_fractions_and_currency_is_right_whole(tmp_path):
     data = load_data(str(path), test_share=0.5)
     assert data.reads == {"mixed": "number"}
     for row in [*data.train, *data.tests["mixed"]]:
-        assert verdict({"output": row["output"], "gold": row["answer"]}, "number")["right"], row
+        assert judge({"output": row["output"], "gold": row["answer"]}, "number")["right"], row
 
 
 MARKS = [  # text, the number it gives: LaTeX's signs beside a number
@@ -385,7 +389,8 @@ MARKS = [  # text, the number it gives: LaTeX's signs beside a number
     (r"\boxed{45^{\circ}} by step 4", 45), (r"\boxed{12.5^{\circ}\mathrm{C}} at 3 pm", 12.5),
     (r"\boxed{20^\circ C}", 20), (r"The answer is $75^\circ$.", 75), (r"\boxed{30 ^ {\circ}}", 30),
     (r"The answer is 15^\degree.", 15), (r"The answer is 80^{o}.", 80),
-    ("80^\\circ\n35^\\circ", 35), (r"The answer is 8^{th}.", 8), (r"\boxed{31^\text{st}} of 40", 31),
+    ("80^\\circ\n35^\\circ", 35), (r"The answer is 8^{th}.", 8),
+    (r"\boxed{31^\text{st}} of 40", 31),
     (r"\boxed{2^{\text{nd}}} of 9", 2), (r"The answer is 3^{\rm rd} of 7.", 3),
     (r"The answer is 2^3.", 8), (r"\boxed{2^{10}}", 1024),
 ]  # fmt: skip
@@ -416,16 +421,24 @@ def test_a_thought_that_does_not_end_gives_no_answer(kind):
 
 # ---------------------------------------------------------------- time
 UNITS = [
-    "^\\circ", "1^{\\circ}", "1^{th", "1 ^ { ", "1^\\text{th}", "° C", "\\times1", "\\cdot", "$B", "$A $",
+    "^\\circ", "1^{\\circ}", "1^{th", "1 ^ { ", "1^\\text{th}", "° C", "\\times1", "\\cdot", "$B",
+    "$A $",
     "_", "*", "`", "'", '"', "'a", "(", "((a", "[", "{", "\\boxed{", "\\boxed{{", "\\boxed{a{b}",
-    "\\frac{1}{", "\\text{", "#", "#### ", "#### a", "#### 1", "###", "1,1,", "1,11", "1.111,", "1'111",
+    "\\frac{1}{", "\\text{", "#", "#### ", "#### a", "#### 1", "###", "1,1,", "1,11", "1.111,",
+    "1'111",
     "1_000", "111 ", "1 1/2 ", "1:1", "1^", "$1", "$", "-", "- 1", "−", "²", "½", "= ", "3 + 4 = ",
-    "1 and ", "1 a b c ", "the answer is ", "answer is answer is ", "answer to ", "answer (", "total is 1 ",
-    "if the answer would be ", "is correct ", "x is the answer ", "not ", "n't ", "Question: ", "Q:", "Q: 1\n",
-    "\nhow many ", "what is ", "\n1 ", "<answer>", "</answer>", "<think>", "</think>", "</s>", "<|im_end|>",
-    "twenty-one ", "one hundred and ", "a million ", "negative ", "10 to the power of ", "A) ", "A) B) C) ",
-    "a. ", "A\n", "so A ", "option ", "A and B ", "A is wrong ", "A, B, C are wrong", "I ", "no ", "yes no ",
-    "flu-", "flu-b", "not flu ", "e\u0301", "ा", "١", "\u00a0", "\n", ". ", "? ", "Check: ", "1\n2. ",
+    "1 and ", "1 a b c ", "the answer is ", "answer is answer is ", "answer to ", "answer (",
+    "total is 1 ",
+    "if the answer would be ", "is correct ", "x is the answer ", "not ", "n't ", "Question: ",
+    "Q:", "Q: 1\n",
+    "\nhow many ", "what is ", "\n1 ", "<answer>", "</answer>", "<think>", "</think>", "</s>",
+    "<|im_end|>",
+    "twenty-one ", "one hundred and ", "a million ", "negative ", "10 to the power of ", "A) ",
+    "A) B) C) ",
+    "a. ", "A\n", "so A ", "option ", "A and B ", "A is wrong ", "A, B, C are wrong", "I ", "no ",
+    "yes no ",
+    "flu-", "flu-b", "not flu ", "e\u0301", "ा", "١", "\u00a0", "\n", ". ", "? ", "Check: ",
+    "1\n2. ",
 ]  # fmt: skip
 READERS = ("number", "letters:A|B|C|D|1|2|3", "labels:flu|flu-b|no|yes", "text")
 

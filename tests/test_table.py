@@ -12,7 +12,7 @@ import run as command_line
 from eval.score import Score
 from experiments.jobs import Job, run_jobs
 from experiments.published import published
-from experiments.table import Entry, lines_of, markdown, page, write_table
+from experiments.table import Entry, lines_of, summary, write_table
 
 QUICK = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
 TABLE = published()["math-v1"]
@@ -24,12 +24,7 @@ def main(*words) -> int:
 
 def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, capsys):
     words = (
-        "table",
-        "--pocket",
-        "--models",
-        "pocket-opt",
-        "--adapters",
-        "lora,prefix",
+        *"table --pocket --models pocket-opt --adapters lora,prefix".split(),
         *QUICK,
         "--set",
         "quantize=int8",
@@ -125,12 +120,7 @@ def test_mistakes_are_said_before_anything_runs(words, said, tmp_path, capsys):
 
 def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, capsys):
     words = (
-        "table",
-        "--pocket",
-        "--models",
-        "pocket-llama",
-        "--adapters",
-        "lora",
+        *"table --pocket --models pocket-llama --adapters lora".split(),
         *QUICK,
         "--out",
         tmp_path,
@@ -142,7 +132,7 @@ def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, caps
         ("--set", "adapter.r=4", "--set", "train.learning_rate=1e-4"),
     ):
         assert main(*words, *more) == 1
-        assert "was made with other settings (" in (error := capsys.readouterr().err)
+        assert "holds results of other settings (" in (error := capsys.readouterr().err)
         assert error.count("\n") == 1
     assert (
         main(*words, "--set", "adapter.r=4", "--set", "eval.batch_size=7") == 0
@@ -168,20 +158,25 @@ def test_ours_stands_beside_the_published_row(tmp_path):
     lines = lines_of([entry], TABLE)
     assert [line.reader for line in lines] == ["strict", "paper", "published", "difference"]
     row = TABLE.row("llama-7b", "parallel")
-    assert lines[2].cells == row
-    assert lines[3].cells["gsm8k"] == pytest.approx(
+    assert lines[2].figures == {name: (value,) for name, value in row.items()}
+    assert lines[3].figures["gsm8k"][0] == pytest.approx(
         25 - row["gsm8k"]
     )  # of the paper's reader, which the published figures are of
-    assert lines[3].cells["average"] == pytest.approx(
+    assert lines[3].figures["average"][0] == pytest.approx(
         sum(100 * score.accuracy for score in entry.paper.values()) / 6 - row["average"]
     )
-    text = page([entry], TABLE)
+    text = summary([entry], TABLE).to_html()
     assert (
-        f'<td><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text
+        f'<td class="n"><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text
     )  # far outside of our interval
-    assert f"<td>{25 - row['gsm8k']:+.1f}</td>" in text  # 22.7 lies within that of 66 of 264
-    assert "| published |" in markdown([entry], TABLE)
-    assert "| llama-7b, int8 | parallel |" in markdown([replace(entry, quantize="int8")], TABLE)
+    assert (
+        f'<td class="n">{25 - row["gsm8k"]:+.1f}</td>' in text
+    )  # 22.7 lies within that of 66 of 264
+    assert "| published |" in summary([entry], TABLE).to_markdown()
+    assert (
+        "| llama-7b, int8 | parallel |"
+        in summary([replace(entry, quantize="int8")], TABLE).to_markdown()
+    )
     part = Entry(
         "llama-7b", "parallel", 0, scores | {"gsm8k": Score(1, 2)}, scores | {"gsm8k": Score(1, 2)}
     )
@@ -279,7 +274,8 @@ train.warmup_steps = 0
 def test_a_table_without_test_sets_has_the_losses_and_no_average(without_answers):
     assert sorted(path.name for path in without_answers.iterdir() if path.is_dir()) == [
         "pocket-llama-base", "pocket-llama-lora-seed3", "pocket-llama-lora-seed4"]  # fmt: skip
-    losses = [json.loads((without_answers / f"pocket-llama-{name}" / "result.json").read_text())["held_out_loss"]
+    losses = [json.loads((without_answers / f"pocket-llama-{name}" / "result.json").read_text())[
+        "held_out_loss"]
               for name in ("base", "lora-seed3", "lora-seed4")]  # fmt: skip
     heads, _, *lines = (without_answers / "table.md").read_text().splitlines()
     assert heads == "| model | adapter | parameters | loss | held-out loss |  |"

@@ -1,4 +1,6 @@
-"""Rows from JSON, JSONL, CSV and parquet: what is read, and every row that cannot be, by file, line and field."""
+"""Rows from JSON, JSONL, CSV and parquet: what is read, and every row that cannot be, by file,
+line and field.
+"""
 
 import json
 import sys
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cli.options import columns_of
+from cli.options import parse_columns
 from data.rows import NAMED as SAID
 from data.rows import read_table
 from data.tables import ENDINGS
@@ -116,9 +118,9 @@ def test_columns_of_another_name(read, said):
     content = "asked,label,answer\nAdd 1 and 2.,3,no\n"
     assert read("a.csv", content, {"instruction": "asked", "answer": "label"}) == [ROW]
     assert (
-        "has no column 'instruction', it has 'asked', 'label', 'answer': name it with --columns instruction=COLUMN"
-        in said("a.csv", content)
-    )
+        "has no column 'instruction', it has 'asked', 'label', 'answer': name "
+        "it with --columns instruction=COLUMN"
+    ) in said("a.csv", content)
     assert "has no column 'text'" in said(
         "a.csv", content, {"instruction": "asked", "input": "text"}
     )  # named, so it must be there
@@ -132,9 +134,9 @@ def test_columns_of_another_name(read, said):
 
 
 def test_a_field_of_columns_that_is_named_twice():
-    assert columns_of("instruction=q, input=q") == {"instruction": "q", "input": "q"}
+    assert parse_columns("instruction=q, input=q") == {"instruction": "q", "input": "q"}
     with pytest.raises(UserError, match=r"names the field output twice: give it one column$"):
-        columns_of("output=a,instruction=q, output =b")
+        parse_columns("output=a,instruction=q, output =b")
 
 
 def test_one_giant_line(read):
@@ -157,8 +159,10 @@ def test_bad_rows_of_json_by_their_own_lines(said):
         ROW | {"instruction": ["a"]},
     ]
     assert said("a.json", json.dumps(rows, indent=2)).partition(": ")[2] == (
-        "5 of 6 rows cannot be used: line 8: answer is missing or empty; line 11: is a int, not an object; line 12: is a NoneType, not an object; "
-        "line 13: input is a dict, not a text, answer is nan, no number to compare with; line 19: instruction is a list, not a text"
+        "5 of 6 rows cannot be used: line 8: answer is missing or empty; line "
+        "11: is a int, not an object; line 12: is a NoneType, not an object; "
+        "line 13: input is a dict, not a text, answer is nan, no number to "
+        "compare with; line 19: instruction is a list, not a text"
     )
 
 
@@ -173,15 +177,19 @@ def test_bad_rows_of_jsonl(said):
         "null",
     ]
     assert said("a.jsonl", "\n".join(lines)).partition(": ")[2] == (
-        "5 of 6 rows cannot be used: line 3: cannot be read; line 4: instruction is missing or empty, answer is inf, no number to compare with; "
-        "line 5: is a list, not an object; line 6: cannot be read; line 7: is a NoneType, not an object"
+        "5 of 6 rows cannot be used: line 3: cannot be read; line 4: "
+        "instruction is missing or empty, answer is inf, no number to compare "
+        "with; "
+        "line 5: is a list, not an object; line 6: cannot be read; line 7: is "
+        "a NoneType, not an object"
     )
 
 
 def test_bad_rows_of_csv_behind_cells_of_several_lines(said):
     content = 'instruction,answer\n"one\ntwo\nthree",1\n\n"four\nfive",\nsix\nseven,7,8\n'
     assert said("a.csv", content).partition(": ")[2] == (
-        "3 of 4 rows cannot be used: line 6: answer is missing or empty; line 8: answer is missing or empty, has 1 cells for 2 columns; "
+        "3 of 4 rows cannot be used: line 6: answer is missing or empty; line "
+        "8: answer is missing or empty, has 1 cells for 2 columns; "
         "line 9: has 3 cells for 2 columns"
     )
 
@@ -202,7 +210,7 @@ def test_half_a_surrogate_pair(said, read):
     )
 
 
-# ---------------------------------------------------------------- files that cannot be read as a whole
+# ------------------------------------------------------------- files that cannot be read as a whole
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
@@ -213,17 +221,20 @@ def test_half_a_surrogate_pair(said, read):
         ("a.json", "[]", "holds no rows"),
         ("a.json", "5", "one object a line, call it .jsonl"),
         ("a.json", "[[1, 2], [3]]", "line 1: is a list, not an object; line 1: is a list"),
-        ("a.json", '[\n{"instruction": "a", "answer": 1},\n{"instruction": "b", "ans', "line 3: cannot be read as JSON"),
+        ("a.json", '[\n{"instruction": "a", "answer": 1},\n{"instruction": "b", "ans',
+            "line 3: cannot be read as JSON"),
         ("a.json", '[\n{"instruction": "a", "answer": 1}', "line 2: the list is not closed"),
         ("a.json", '[{"instruction": "a", "answer": 1} {}]', "a comma is missing"),
         ("a.json", '[{"instruction": "a", "answer": 1}] []', "has text after the end"),
         ("a.json", '[{"instruction": "a", "answer": 1, "answer": 2}]', "a key is there twice"),
         ("a.jsonl", "[" * 100_000, "line 1: cannot be read"),
         ("a.json", "[" * 100_000, "cannot be read as JSON"),
-        ("a.json", '[{"instruction": "a", "answer": ' + "9" * 5000 + "}]", "cannot be read as JSON"),
+        ("a.json", '[{"instruction": "a", "answer": ' + "9" * 5000 + "}]",
+            "cannot be read as JSON"),
         ("a.json", b'[{"instruction": "\xff", "answer": 1}]', "can't decode byte 0xff"),
         ("a.csv", "instruction,answer\nß,1\n".encode("latin-1"), "can't decode byte 0xdf"),
-        ("a.csv", "instruction,answer\na,1\n\"b,2\nc,3\n", "line 3: cannot be read as CSV"),  # a quote that is not closed
+        # a quote that is not closed
+        ("a.csv", "instruction,answer\na,1\n\"b,2\nc,3\n", "line 3: cannot be read as CSV"),
         ("a.csv", "answer,instruction,answer\n1,a,2\n", "two columns of the same name: 'answer'"),
         ("a.md", "[]", "not from .md"),
         ("a.txt", "[]", "holds plain text, without answers"),
@@ -278,7 +289,8 @@ def test_bad_rows_of_parquet(tmp_path):
     with pytest.raises(UserError) as error:
         read_table(path, need=BOTH)
     assert str(error.value).partition(": ")[2] == (
-        "3 of 3 rows cannot be used: row 1: input is a list, not a text; row 2: instruction is missing or empty; "
+        "3 of 3 rows cannot be used: row 1: input is a list, not a text; row "
+        "2: instruction is missing or empty; "
         "row 3: answer is nan, no number to compare with"
     )
     path.write_bytes(path.read_bytes()[:-5])
@@ -295,8 +307,10 @@ def test_parquet_without_its_package(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- anything at all
 PIECES = st.sampled_from([
-    b"[", b"]", b"{", b"}", b",", b":", b'"', b"\n", b"\r", b" ", b'"instruction"', b"instruction", b"answer", b'"answer"', b'"a"', b"1", b"NaN",
-    b"null", b"-", b"\\u", b"\\ud800", b"\xef\xbb\xbf", b"\xff", b"\0", b"PAR1", b'{"instruction":"a","answer":1}', b"instruction,answer\na,1\n", b"1e999",
+    b"[", b"]", b"{", b"}", b",", b":", b'"', b"\n", b"\r", b" ", b'"instruction"',
+    b"instruction", b"answer", b'"answer"', b'"a"', b"1", b"NaN",
+    b"null", b"-", b"\\u", b"\\ud800", b"\xef\xbb\xbf", b"\xff", b"\0", b"PAR1",
+    b'{"instruction":"a","answer":1}', b"instruction,answer\na,1\n", b"1e999",
 ])  # fmt: skip
 
 

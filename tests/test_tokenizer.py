@@ -80,7 +80,9 @@ def gpt_folder(tmp_path_factory):
 
 
 def make_opt(folder: Path, source: Path) -> Path:
-    """OPT's own numbering of the same tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, and the tokenizer_config.json of facebook/opt-*."""
+    """OPT's own numbering of the same tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, and the
+    tokenizer_config.json of facebook/opt-*.
+    """
     vocab = json.loads((source / "vocab.json").read_text())
     renumbered = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {
         token: number + 4 for token, number in vocab.items()
@@ -145,7 +147,9 @@ def test_a_space_between_prompt_and_answer_is_kept(any_tokenizer):
 
 
 def test_llama_ids(llama_folder):
-    """Against transformers; where its conversion (5.23) leaves sentencepiece's own ids, at leading and double spaces, against those."""
+    """Against transformers; where its conversion (5.23) leaves sentencepiece's own ids, at
+    leading and double spaces, against those.
+    """
     transformers = pytest.importorskip("transformers")
     pytest.importorskip(
         "google.protobuf", reason="transformers reads tokenizer.model through protobuf"
@@ -203,7 +207,9 @@ def test_opt_ids(opt_folder):
 
 
 def test_a_template_that_has_the_bos_gets_no_second_one(tmp_path, opt_folder):
-    """tokenizer.json files with their own template, beside add_bos_token in tokenizer_config.json (Llama-2)."""
+    """tokenizer.json files with their own template, beside add_bos_token in tokenizer_config.json
+    (Llama-2).
+    """
     from tokenizers import Tokenizer, processors
 
     made = load_tokenizer(str(opt_folder)).inner.inner

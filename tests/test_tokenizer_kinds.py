@@ -284,7 +284,8 @@ def test_malformed_added_tokens(tmp_path, llama_model, table):
 # ---------------------------------------------------------------- vocab.json and merges.txt
 QWEN_TEXTS = [
     "Tom has 12345 pens, 3.14 and 1,000.", "I'm, you'RE, it's, we'LL, they'd, I've, don't, 'tis",
-    "café cafe\u0301 ﬁ Å \u1e9b\u0323", "  two  spaces ", "a\n\n\nb\r\n c\t\td \n ", "日本語と中文。",
+    "café cafe\u0301 ﬁ Å \u1e9b\u0323", "  two  spaces ", "a\n\n\nb\r\n c\t\td \n ",
+    "日本語と中文。",
     "🙂👍🏽 👨‍👩‍👧",
     "x=1;y_2+=z**2 # ok!!!\n\tdef f():", "١٢٣ ½ Ⅷ ²", "مرحبا بالعالم", "नमस्ते दुनिया", "", " ",
     "\n",
@@ -314,7 +315,8 @@ QWEN_NAMES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_toke
     ("where", "model", "kind"),
     [
         ("added_tokens.json", "qwen2", "Qwen2Tokenizer"), ("added_tokens.json", "qwen3", None),
-        ("added_tokens_decoder", "qwen2", None), ("added_tokens_decoder", "qwen3", "Qwen2TokenizerFast"),
+        ("added_tokens_decoder", "qwen2", None), ("added_tokens_decoder", "qwen3",
+            "Qwen2TokenizerFast"),
     ],
 )  # fmt: skip
 def test_qwen2_as_in_transformers(tmp_path, gpt2_files, where, model, kind):

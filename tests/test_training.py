@@ -1,4 +1,6 @@
-"""The loop: what may not change the result does not, what is interrupted continues to the bit, what is not finite is not kept."""
+"""The loop: what may not change the result does not, what is interrupted continues to the bit,
+what is not finite is not kept.
+"""
 
 import os
 import signal
@@ -167,7 +169,9 @@ def test_the_loss_falls_and_the_base_stays_to_the_bit(folder, tmp_path, preset, 
 
 
 def test_micro_batches_and_checkpointing_leave_the_steps_as_they_are(folder, tmp_path, monkeypatch):
-    """In the loop itself: the loss of a step is over the tokens of the whole step, however its rows go through the model."""
+    """In the loop itself: the loss of a step is over the tokens of the whole step, however its
+    rows go through the model.
+    """
     import model.language
 
     calls = []
@@ -262,7 +266,8 @@ def test_weights_that_are_not_finite_are_never_saved(folder, tmp_path):
 def test_memory_of_the_cpu_runs_out_in_one_line_too(folder, tmp_path, monkeypatch):
     def full(*arguments):
         raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't "
+            "allocate memory: you tried to allocate 99 bytes"
         )
 
     monkeypatch.setattr(pipeline, "summed_loss", full)
@@ -284,7 +289,9 @@ def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
 def test_stopped_in_the_middle_and_resumed_ends_with_the_same_bits(
     folder, tmp_path, monkeypatch, number, dtype
 ):
-    """Mid-epoch (20 rows, batches of 6), with dropout: order and draws must be right too. In float16 so must the loss scale, made to move every step."""
+    """Mid-epoch (20 rows, batches of 6), with dropout: order and draws must be right too. In
+    float16 so must the loss scale, made to move every step.
+    """
     monkeypatch.setattr(loop, "LossScale", partial(LossScale, patience=1))
     whole = model_with(folder, "lora", dropout=0.3, dtype=dtype)
     _, expected = run(whole, tmp_path)
@@ -435,7 +442,9 @@ def test_a_write_is_flushed_to_disk_and_cleans_up_after_the_killed(tmp_path, mon
 
 
 def test_two_processes_that_write_one_file_leave_a_whole_one(tmp_path):
-    """As when both have fetched the same model: neither takes what the other is writing for what a killed one left."""
+    """As when both have fetched the same model: neither takes what the other is writing for what
+    a killed one left.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE
     ) as writer:  # ends with its input
@@ -474,7 +483,8 @@ from train.checkpoint import save_checkpoint
 step = 0
 while True:
     step += 1
-    save_checkpoint(Path({path!r}), step, {{"step": step, "fingerprints": {{}}, "a": torch.full((400_000,), step), "b": torch.full((9,), step)}})
+    save_checkpoint(Path({path!r}), step, {{"step": step, "fingerprints": {{}}, "a": \
+torch.full((400_000,), step), "b": torch.full((9,), step)}})
     print(step, flush=True)
 """
 

@@ -1,4 +1,6 @@
-"""Validation: rows that are never trained on choose the adapter; checkpoints that are kept; LoRA+; what is drawn elsewhere."""
+"""Validation: rows that are never trained on choose the adapter; checkpoints that are kept;
+LoRA+; what is drawn elsewhere.
+"""
 
 import json
 import os
@@ -175,7 +177,7 @@ def test_settings_that_need_validation_rows_say_so(change):
         settings(options=change)
 
 
-# ---------------------------------------------------------------- interrupted within a step; checkpoints that are kept
+# --------------------------------------------- interrupted within a step; checkpoints that are kept
 def test_killed_between_two_micro_batches_and_resumed_ends_with_the_same_bits(
     folder, tmp_path, monkeypatch
 ):
@@ -189,7 +191,9 @@ def test_killed_between_two_micro_batches_and_resumed_ends_with_the_same_bits(
         calls.append(1)
         if (
             len(calls) == 3 * 4 + 2 + 1
-        ):  # 3 micro-batches in each of four steps (6, 6, 6, 2 rows: the last has one), then in the middle of the sixth
+            # 3 micro-batches in each of four steps (6, 6, 6, 2 rows: the last has one), then in the
+            # middle of the sixth
+        ):
             raise KeyboardInterrupt
         return true_loss(*arguments)
 
@@ -374,16 +378,9 @@ class Board:
 
 
 QUICK = (
-    "--adapter",
-    "lora",
-    "--max-steps",
-    "6",
-    "--items",
-    "2",
-    "--set",
-    "eval.before=false",
-    "--set",
-    "eval.max_new_tokens=2",
+    *(
+        "--adapter lora --max-steps 6 --items 2 --set eval.before=false --set eval.max_new_tokens=2"
+    ).split(),
 )
 
 
@@ -398,12 +395,10 @@ def test_a_run_with_validation_says_and_draws_what_it_kept(tmp_path, monkeypatch
     )
     out = tmp_path / "out"
     sets = (
-        "--set",
-        "train.validation_rows=20",
-        "--set",
-        "train.validate_every=2",
-        "--set",
-        "train.tracker=tensorboard",
+        *(
+            "--set train.validation_rows=20 --set train.validate_every=2 --set "
+            "train.tracker=tensorboard"
+        ).split(),
     )
     values = [3.0, 1.0, 2.0]
     monkeypatch.setattr(loop, "mean_loss", lambda *arguments: values.pop(0))
@@ -527,7 +522,7 @@ def test_a_tracker_that_is_not_there_is_one_line_before_the_model_is_loaded(
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr("experiments.run.load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("experiments.prepare.load_base", lambda *_: pytest.fail("the model was loaded"))
     assert main(*QUICK, "--set", f"train.tracker={name}", "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert said in error

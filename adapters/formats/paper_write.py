@@ -69,7 +69,7 @@ def write_bottlenecks(model: LanguageModel, adapters: dict[str, Bottleneck]) -> 
     act = same("act", [o.act for o in options.values()])
     first = next(iter(options.values()))
     return {
-        "bottleneck_size": same("size", [len(one.adapter_down) for one in adapters.values()]),
+        "bottleneck_size": same("size", [len(a.adapter_down) for a in adapters.values()]),
         "non_linearity": next(theirs for theirs, ours in ACTS.items() if ours == act),
         "adapter_dropout": same("dropout", [o.dropout for o in options.values()]),
         "scaling": same("scale", [o.scale for o in options.values()]),

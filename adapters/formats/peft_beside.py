@@ -84,7 +84,7 @@ def token_ids(file: File) -> list[int]:
             known = f"trained rows are known here for the embedding, {embedding}"
             raise file.fields.error(name, f"names {module!r:.100}: {known}")
     lists = list(ids.values())
-    if any(one != lists[0] for one in lists):
+    if any(other != lists[0] for other in lists):
         raise file.fields.error(name, "differ in the embedding and the head, which are tied here")
     return lists[0] if lists else []
 

@@ -70,8 +70,8 @@ def lora_fields(model: LanguageModel, ranks: dict[str, int], alphas: dict[str, f
             "bias": "none",
             "fan_in_fan_out": False,
             "init_lora_weights": True,
-            "rank_pattern": {path: one for path, one in ranks.items() if one != r},
-            "alpha_pattern": {path: whole(one) for path, one in alphas.items() if one != alpha},
+            "rank_pattern": {path: rank for path, rank in ranks.items() if rank != r},
+            "alpha_pattern": {path: whole(a) for path, a in alphas.items() if a != alpha},
         }
     )
 

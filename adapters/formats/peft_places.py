@@ -92,7 +92,7 @@ class Absent:
             return UserError(f"layers_to_transform names layer {self.names[0]!r:.100}: {layers}")
         what = "target module" if self.field == "target_modules" else "module to save"
         parts = [path.split(".") for path in peft_modules(model)]
-        tails = dict.fromkeys(".".join(one[n:]) for one in parts for n in range(len(one)))
+        tails = dict.fromkeys(".".join(names[n:]) for names in parts for n in range(len(names)))
         listed = f"choose from {', '.join(leaves(peft_modules(model)))}"
         return unknown(f"{what} of a {model.family} model", self.names[0], tails, listed=listed)
 
@@ -103,7 +103,7 @@ def absent_names(
     """The names of each field that mean none of the model's modules or layers."""
     return [
         Absent(
-            "target_modules", [one for one in as_list(targets) if not meant(model, one, targets)]
+            "target_modules", [name for name in as_list(targets) if not meant(model, name, targets)]
         ),
         Absent("modules_to_save", [name for name in saved_names if not saved(model, [name])]),
         Absent(
@@ -128,14 +128,14 @@ def pass_over(
 
     Raises UserError otherwise, naming the nearest module.
     """
-    absent, prefixes = [one for one in absent if one.names], tuple(prefixes)
+    absent, prefixes = [field for field in absent if field.names], tuple(prefixes)
     if not absent:
         return
     left = next((key for key in keys if not key.startswith(prefixes)), None)
     if left is not None:
         without = f"Tensor {left!r:.200} of the file has no place without it"
         raise UserError(f"{where}: {absent[0].unknown(model)}. {without}")
-    named = [f"{one.field} names {', '.join(map(repr, one.names)):.200}" for one in absent]
+    named = [f"{a.field} names {', '.join(map(repr, a.names)):.200}" for a in absent]
     warnings.warn(
         f"{where}: {' and '.join(named)}, which this {model.family} model does not have; every "
         "tensor of the file has its place, so they are passed over, as PEFT does",
@@ -188,8 +188,8 @@ def split(
 def placement(model: LanguageModel, paths: list[str]) -> dict:
     """`sites` and `layers` of these places, or whole paths if they are no product of both."""
     inner, outer = split(model, paths)
-    found = {site for site, _ in inner.values()}
-    names = [site for site in model.sites if site in found]
+    used = {site for site, _ in inner.values()}
+    names = [site for site in model.sites if site in used]
     layers = sorted({layer for _, layer in inner.values()})
     if len(inner) != len(names) * len(layers):
         return {"sites": paths, "layers": "all"}
@@ -217,11 +217,11 @@ def overrides(model: LanguageModel, changes: dict[str, dict], sites: list[str]) 
 
 def part(model: LanguageModel, kind: str, options: dict[str, dict]) -> dict:
     """The table of a method of these options by path: the most frequent ones, and overrides."""
-    most = dict(Counter(tuple(one.items()) for one in options.values()).most_common(1)[0][0])
+    most = dict(Counter(tuple(here.items()) for here in options.values()).most_common(1)[0][0])
     place = placement(model, list(options))
     changes = {
-        path: {key: value for key, value in one.items() if value != most[key]}
-        for path, one in options.items()
+        path: {key: value for key, value in here.items() if value != most[key]}
+        for path, here in options.items()
     }
     different = overrides(model, changes, place["sites"])
     return {"kind": kind, **place, **most} | ({"overrides": different} if different else {})

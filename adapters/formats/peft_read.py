@@ -94,7 +94,7 @@ def chosen(model: LanguageModel, fields: Fields, peft_type: str) -> tuple[list[s
     paths = targeted(model, targets, layers, fields.layers_pattern)
     paths = [path for path in paths if path not in whole and not (exclude and fits(exclude, path))]
     if not paths:
-        lacking = [one for one in absent if one.names and one.field != "modules_to_save"]
+        lacking = [a for a in absent if a.names and a.field != "modules_to_save"]
         restricted = "leaves no module after the fields that restrict it"
         raise lacking[0].unknown(model) if lacking else fields.error("target_modules", restricted)
     return paths, absent
@@ -154,7 +154,7 @@ def read_adalora(file: File) -> dict:
                 f"{fields.where}: rank_pattern names {name!r:.200}, which is none of the modules "
                 "that have an adapter"
             )
-        bools = isinstance(mask, list) and all(type(one) is bool for one in mask)
+        bools = isinstance(mask, list) and all(type(keep) is bool for keep in mask)
         if not bools or len(mask) != init_r:
             raise UserError(
                 f"{fields.where}: rank_pattern[{name!r:.200}] should be init_r = {init_r} times "

@@ -78,13 +78,13 @@ def write(model: LanguageModel, config: AdapterConfig, adapters: Adapters, plain
     if kind == "dora" and "bitfit" in beside and order.index("bitfit") < order.index("dora"):
         raise UserError(
             "PEFT does not scale the trained biases beside DoRA, as here where they come first: "
-            'put that part behind it, or use format="native"'
+            'put that part after it, or use format="native"'
         )
     fields, tensors = WRITERS[kind](model, kind, main)
     everywhere = {kind: main} | beside
     for other, here in beside.items():
         for path in here:
-            check_alone(other, [one for one in everywhere if path in everywhere[one]], kind, path)
+            check_alone(other, [k for k in everywhere if path in everywhere[k]], kind, path)
         more, further = MORE[other](model, here, main, beside.get("full", {}))
         fields, tensors = fields | more, tensors | further
     return fields, tensors
@@ -96,8 +96,8 @@ def split_parts(
     """(the method, its adapters, those of each other kind beside it). Raises UserError."""
     groups: dict[str, dict[str, Adapter]] = {name: {} for name in config.parts}
     for path, adapter in adapters.items():
-        for _, one in parts_of("", adapter):
-            groups[one.part][path] = one
+        for _, part in parts_of("", adapter):
+            groups[part.part][path] = part
     kinds = {name: part.kind for name, part in config.parts.items()}
     mains = [
         name

@@ -97,7 +97,7 @@ class LoRA(LowRank):
         return self.scale * self.linear(self.linear(x, self.lora_A), self.lora_B, self.lora_B_bias)
 
     def delta(self, x: Tensor) -> Tensor:
-        """s · B A dropout(x), behind the gate if there is one."""
+        """s · B A dropout(x), times the gate if there is one."""
         delta = self.update(dropout(x, self.options.dropout, self.training))
         if self.lora_gate is None:
             return delta

@@ -20,7 +20,7 @@ from model.quantize.int8 import Int8, LLMInt8
 from model.quantize.linear import QuantizedLinear
 from model.quantize.nf4 import NF4
 from model.shards import check_empty, check_room, compare, copy_words, write_shards
-from model.sites import Linear, Site
+from model.sites import Linear, Site, base_parameters
 
 STORED_AS = {"int8": Int8, "llm-int8": LLMInt8, "nf4": NF4}
 
@@ -128,9 +128,7 @@ def save_quantized(
             "an adapter is on: save_quantized writes the base alone; switch it off with use(model, [])"
         )
     check_empty(folder)
-    tensors: dict[str, Tensor] = {
-        name: parameter for name, parameter in model.named_parameters() if ".adapters." not in name
-    }
+    tensors: dict[str, Tensor] = dict(base_parameters(model))
     tensors |= {
         f"{path}.{leaf}": getattr(linear, leaf)
         for path, linear in quantized(model).items()

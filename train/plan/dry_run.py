@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
 from model.language import LanguageModel
+from model.sites import base_parameters
 from train.loss import CHUNK, summed_loss
 from train.plan.footprint import Footprint, kernels_of, watch
 from train.settings import Eval, Train
@@ -120,10 +121,8 @@ def matrices_of(model: LanguageModel, device: str) -> list[int]:
     """Bytes of the blocks' matrices: what `shard` spreads over processes (model/fsdp.py)."""
     matrices = {
         name: parameter
-        for name, parameter in model.named_parameters()
-        if name.startswith(f"{model.blocks_at}.")
-        and ".adapters." not in name
-        and parameter.dim() > 1
+        for name, parameter in base_parameters(model).items()
+        if name.startswith(f"{model.blocks_at}.") and parameter.dim() > 1
     }
     return sizes(model, matrices, device)
 
