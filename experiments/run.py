@@ -122,14 +122,9 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
     if unseen:
         use(model, job.active)
         loss["after"] = measure_loss(model, unseen, s, pad_id, processes)
+    measured = scores(before), scores(after), loss
     judgement = processes.from_writer(
-        lambda: verdict(
-            read_log(folder / "log.jsonl"),
-            outcome.adapter_step,
-            scores(before),
-            scores(after),
-            loss,
-        )
+        lambda: verdict(read_log(folder / "log.jsonl"), outcome.adapter_step, *measured)
     )
     result = Result(before, after, loss=loss, preset=job.preset, verdict=judgement)
     if processes.is_writer:

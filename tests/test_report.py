@@ -142,6 +142,20 @@ def test_a_note_stands_only_where_its_column_does(full, report):
     )
 
 
+def test_a_table_explains_the_readers_and_columns_that_it_has(tmp_path):
+    table = published()["math-v1"]
+    scores = {name: Score(n // 2, n) for name, n in zip(table.sets, table.problems, strict=True)}
+    entry = Entry("llama-7b", "parallel", 0, scores, scores, 5, 10, (2.0, 1.0))
+    pages = []
+    for entries in ([replace(entry, model="other")], [entry, replace(entry, seed=1)]):
+        write_table(tmp_path, entries, table)
+        pages.append((tmp_path / "table.html").read_text())
+    for words in ("difference:", "mean of seeds:"):
+        assert [words in page for page in pages] == [False, True]
+    assert all("held-out loss:" not in page for page in pages)
+    assert all("paper: the same answers" in page for page in pages)
+
+
 def test_a_report_asks_nothing_of_the_network(full):
     assert not re.findall(r"https?:|url\(|<script|<link|<img|@import", full.read_text())
 
