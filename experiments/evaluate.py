@@ -98,11 +98,8 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
         processes=processes,
         is_own=data.is_own,
     )
-    differences = [
-        *template_lines(stored_template(runs, tokenizer), prompt),
-        *base_lines(runs, model.quantize),
-        *(line for run in runs for line in several_lines(history_of(run))),
-    ]
+    stored = stored_template(runs, tokenizer)
+    differences = difference_lines(runs, stored, prompt, model.quantize)
     too_long = room_lines(model, tokenizer, tests, prompt, s.eval)
     for line in [*toy_lines(s.model), *too_long]:
         print(line)
@@ -159,36 +156,30 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
     return Evaluation(predictions, prompt, preset, notes, loss, data.is_text and not tests)
 
 
-def template_lines(stored: Template | None, prompt: Template) -> list[str]:
-    if stored in (None, prompt):
-        return []
-    return [
-        f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its "
-        "answers may suffer"
-    ]
-
-
-def base_lines(runs: list[dict], quantize: str) -> list[str]:
-    """A line for each way of storing the base's weights that differs from this one."""
-    stored = {
-        run.get("quantize", quantize)
-        for run in runs
-        if isinstance(run.get("quantize", quantize), str)
-    }
-    return [
-        f"the adapter was trained on a base stored as {name or 'plain weights'}, and this one is "
-        f"stored as {quantize or 'plain weights'}"
-        for name in sorted(stored - {quantize})
-    ]
-
-
-def several_lines(history: list[dict]) -> list[str]:
-    if len(history) < 2:
-        return []
-    return [
-        f"the adapter was trained on {len(history)} sets of data, one after the other: "
-        f"{'; '.join(history_lines(history))}"
-    ]
+def difference_lines(
+    runs: list[dict], stored: Template | None, prompt: Template, quantize: str
+) -> list[str]:
+    """How the adapters' training differed from this evaluation, and what they were trained on
+    where that is more than one set of data."""
+    lines = []
+    if stored not in (None, prompt):
+        lines.append(
+            f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its "
+            "answers may suffer"
+        )
+    stored_as = [run.get("quantize", quantize) for run in runs]
+    for name in sorted({base for base in stored_as if isinstance(base, str)} - {quantize}):
+        lines.append(
+            f"the adapter was trained on a base stored as {name or 'plain weights'}, and this one "
+            f"is stored as {quantize or 'plain weights'}"
+        )
+    for history in map(history_of, runs):
+        if len(history) > 1:
+            lines.append(
+                f"the adapter was trained on {len(history)} sets of data, one after the other: "
+                f"{'; '.join(history_lines(history))}"
+            )
+    return lines
 
 
 def unfinished(folder: Path) -> Arguments:
