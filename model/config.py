@@ -82,7 +82,7 @@ def family_and_config(raw: dict, where: str):
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
-        raise UserError(f"{where}: model_type {kind!r:.200} is not supported; there is: {known}")
+        raise UserError(f"{where}: model_type {kind!r:.200} is not supported; choose from {known}")
     family = importlib.import_module(f"model.{MODEL_TYPES[kind]}")
     return family, config_from(family, raw, where)
 

@@ -237,7 +237,7 @@ def test_architectures_that_are_no_names(names):
 
 @pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", "mixtral", "phi3", "LLAMA", None, 7, [1]])
 def test_every_other_model_type_is_one_line_with_what_there_is(kind):
-    match = "is not supported; there is: llama, mistral, qwen2, qwen3,"
+    match = "is not supported; choose from llama, mistral, qwen2, qwen3,"
     with pytest.raises(UserError, match=match) as error:
         family_and_config(config_of("llama") | {"model_type": kind}, "config.json")
     assert all(name in str(error.value) for name in MODEL_TYPES)
