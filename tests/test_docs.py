@@ -224,7 +224,7 @@ def test_options_of_a_command_are_those_of_its_parser(command):
     options = {name for action in parser._actions for name in action.option_strings} - {"-h", "--help", "--debug"}
     text = section("commands", command)
     documented = {name for name in first_cells(text) if name.startswith("--")}
-    for group in ("model options", "data options", "adapter options"):
+    for group in ("model options", "data options"):
         if f"(#{group.replace(' ', '-')})" in text:
             documented |= first_cells(section("commands", group.capitalize()))
     assert documented == options
