@@ -100,7 +100,7 @@ def execute(command: Command, shown: bool) -> str:
     arguments = list(command.arguments)
     if is_short(command, shown):
         arguments += SHORT
-        if not {"--data", "--config", "--continue"} & set(arguments):
+        if not {"--data", "--continue"} & set(arguments):
             arguments += ["--data", "sums.json"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
