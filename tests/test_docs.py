@@ -15,6 +15,7 @@ How a page is read:
 import contextlib
 import io
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -57,7 +58,11 @@ def blocks_of(page: str) -> Iterator[Block]:
         language, file, text = match.groups()
         if language == "text" or not (language in ("python", "bash") or file):
             continue
-        follows = after is not None and after[1] == "text" and not page[match.end() : after.start()].strip()
+        follows = (
+            after is not None
+            and after[1] == "text"
+            and not page[match.end() : after.start()].strip()
+        )
         shown, place = (after[3], after.span(3)) if follows else (None, (0, 0))
         yield Block(language, file or "", text, shown, place)
 
@@ -82,7 +87,9 @@ def commands_of(text: str) -> list[Command]:
         launcher, _, rest = code.partition("run.py")
         status = re.search(r"exits with (\d+)", comment)
         needs = comment.partition("needs ")[2]
-        found.append(Command(shlex.split(rest), needs, int(status[1]) if status else 0, launcher.strip()))
+        found.append(
+            Command(shlex.split(rest), needs, int(status[1]) if status else 0, launcher.strip())
+        )
     return found
 
 
@@ -92,7 +99,11 @@ def command_name(arguments: list[str]) -> str:
 
 def is_short(command: Command, shown: bool) -> bool:
     """Whether a command that trains is to run two steps instead of all."""
-    return command_name(command.arguments) == "train" and not shown and "--resume" not in command.arguments
+    return (
+        command_name(command.arguments) == "train"
+        and not shown
+        and "--resume" not in command.arguments
+    )
 
 
 def execute(command: Command, shown: bool) -> str:
@@ -103,13 +114,22 @@ def execute(command: Command, shown: bool) -> str:
         if not {"--data", "--continue"} & set(arguments):
             arguments += ["--data", "sums.json"]
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
         try:
             status = command_line.main(arguments)
         except SystemExit as end:
             status = end.code
     messages = [line for line in err.getvalue().splitlines() if line.startswith("run.py")]
-    assert status == command.status, (arguments, status, err.getvalue()[-2000:], out.getvalue()[-500:])
+    assert status == command.status, (
+        arguments,
+        status,
+        err.getvalue()[-2000:],
+        out.getvalue()[-500:],
+    )
     return out.getvalue() + "".join(f"{line}\n" for line in messages)
 
 
@@ -133,7 +153,9 @@ def results(page: str) -> Iterator[tuple[Block, str]]:
 def pattern_of(shown: str) -> re.Pattern:
     """The text of an output block as an expression: `...` is anything."""
     lines = [line.rstrip() for line in shown.rstrip().splitlines()]
-    return re.compile(r"\n".join(".*?".join(map(re.escape, line.split("..."))) for line in lines), re.DOTALL)
+    return re.compile(
+        r"\n".join(".*?".join(map(re.escape, line.split("..."))) for line in lines), re.DOTALL
+    )
 
 
 def tidy(text: str) -> str:
@@ -145,7 +167,15 @@ def prepare(folder: Path) -> Path:
     write_sums(folder / "sums.json")
     with contextlib.chdir(folder):
         for name, rate in (("first", "0.01"), ("second", "0.02")):
-            arguments = ["--adapter", "lora", "--data", "sums.json", "--out", f"runs/{name}", *SHORT]
+            arguments = [
+                "--adapter",
+                "lora",
+                "--data",
+                "sums.json",
+                "--out",
+                f"runs/{name}",
+                *SHORT,
+            ]
             execute(Command([*arguments, "--set", f"train.learning_rate={rate}"], "", 0, ""), True)
     return folder
 
@@ -161,7 +191,9 @@ def test_a_page_runs_and_prints_what_it_shows(page, prepared, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for block, printed in results(BY_NAME[page]):
         if block.shown is not None:
-            assert pattern_of(block.shown).fullmatch(tidy(printed)), f"{block.text}\nprints\n{printed}\nnot\n{block.shown}"
+            assert pattern_of(block.shown).fullmatch(tidy(printed)), (
+                f"{block.text}\nprints\n{printed}\nnot\n{block.shown}"
+            )
 
 
 def all_commands() -> Iterator[tuple[str, Command]]:
@@ -179,7 +211,9 @@ def test_every_command_parses():
         name = command_name(command.arguments)
         assert name in command_line.COMMANDS, (page, command)
         parser, _ = command_line.build(name)
-        parser.parse_args(command.arguments[1:] if command.arguments[:1] == [name] else command.arguments)
+        parser.parse_args(
+            command.arguments[1:] if command.arguments[:1] == [name] else command.arguments
+        )
 
 
 def test_what_is_started_otherwise_says_what_it_needs():
@@ -197,7 +231,9 @@ def test_links_lead_somewhere():
             file = (page.parent / path).resolve() if path else page
             assert file.exists(), f"{page.name} links to {target}"
             if anchor:
-                assert anchor in anchors(file.read_text(encoding="utf-8")), f"{page.name} links to {target}"
+                assert anchor in anchors(file.read_text(encoding="utf-8")), (
+                    f"{page.name} links to {target}"
+                )
 
 
 def anchors(text: str) -> set[str]:
@@ -208,7 +244,9 @@ def anchors(text: str) -> set[str]:
 
 def section(page: str, title: str, level: str = "##") -> str:
     """The text under a heading, up to the next one of its level or above."""
-    text = re.split(rf"^{level} {re.escape(title)}$", BY_NAME[page], maxsplit=1, flags=re.MULTILINE)[1]
+    text = re.split(
+        rf"^{level} {re.escape(title)}$", BY_NAME[page], maxsplit=1, flags=re.MULTILINE
+    )[1]
     return re.split(rf"^#{{2,{len(level)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
 
 
@@ -221,7 +259,11 @@ def first_cells(text: str) -> set[str]:
 @pytest.mark.parametrize("command", command_line.COMMANDS)
 def test_options_of_a_command_are_those_of_its_parser(command):
     parser, _ = command_line.build(command)
-    options = {name for action in parser._actions for name in action.option_strings} - {"-h", "--help", "--debug"}
+    options = {name for action in parser._actions for name in action.option_strings} - {
+        "-h",
+        "--help",
+        "--debug",
+    }
     text = section("commands", command)
     documented = {name for name in first_cells(text) if name.startswith("--")}
     for group in ("model options", "data options"):
@@ -243,11 +285,17 @@ def default_of(field) -> str:
 
 @pytest.mark.parametrize("cls", [Settings, Train, Eval])
 def test_settings_are_in_the_table_with_their_defaults(cls):
-    rows = re.findall(r"^\| `(\S+)` \|\s*(.*?)\s*\|", section("training", "All settings"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\S+)` \|\s*(.*?)\s*\|", section("training", "All settings"), re.MULTILINE
+    )
     prefix = "" if cls is Settings else f"{cls.__name__.lower()}."
-    documented = {name: text for name, text in rows if name.rpartition(".")[0] == prefix.rstrip(".")}
+    documented = {
+        name: text for name, text in rows if name.rpartition(".")[0] == prefix.rstrip(".")
+    }
     tables = ("train", "eval", "adapter")
-    expected = {prefix + field.name: default_of(field) for field in fields(cls) if field.name not in tables}
+    expected = {
+        prefix + field.name: default_of(field) for field in fields(cls) if field.name not in tables
+    }
     assert documented == {name: text.replace("``", "") for name, text in expected.items()}
 
 
@@ -257,7 +305,20 @@ def test_a_methods_options_are_in_the_table(kind):
     text = dict(rows)[kind]
     documented = dict(re.findall(r"`(\w+)` \(([^)]*)\)", text))
     expected = {field.name: default_of(field).strip("`") for field in fields(METHODS[kind].Options)}
-    assert documented == {name: {"()": "[]", "": '""'}.get(value, value) for name, value in expected.items()}
+    assert documented == {
+        name: {"()": "[]", "": '""'}.get(value, value) for name, value in expected.items()
+    }
+
+
+def test_the_functions_of_the_python_page_exist():
+    rows = re.findall(
+        r"^\| `\w+`.*?\| (.*) \|$", section("python", "The other functions"), re.MULTILINE
+    )
+    named = re.findall(r"`((?:\w+\.)+\w+)[(`]", " ".join(rows))
+    assert len(named) > 8
+    for name in named:
+        if not name.startswith("predictions."):
+            assert pkgutil.resolve_name(name), name
 
 
 def test_every_preset_is_on_the_page():
@@ -289,7 +350,9 @@ def write_outputs(names: list[str]) -> None:
                     start, stop = block.place
                     pieces += [text[end:start], tidy(printed) + "\n"]
                     end = stop
-            (ROOT / "docs" / f"{name}.md").write_text("".join([*pieces, text[end:]]), encoding="utf-8")
+            (ROOT / "docs" / f"{name}.md").write_text(
+                "".join([*pieces, text[end:]]), encoding="utf-8"
+            )
             print(f"{name}: {len(pieces) // 2} outputs written, {time.time() - began:.1f} s")
 
 
