@@ -1,4 +1,4 @@
-"""The section "Add an adapter in one file" of docs/methods.md, followed in a copy of the repository."""
+"""The section "Add an adapter in one file" of docs/methods.md, followed in a copy."""
 
 import json
 import re

@@ -2,9 +2,9 @@
 
 How a page is read:
 - A `python` block runs; the blocks of a page share their names.
-- In a `bash` block every `python run.py` and `torchrun` command runs, unless a comment `# needs ...`
-  says what is missing here. A command that trains and whose output is not shown runs two steps
-  on forty rows, unless it names data.
+- In a `bash` block every command of this program runs, unless a comment `# needs ...` says what is
+  missing here. A command that trains and whose output is not shown runs two steps on forty rows,
+  unless it names data.
   `# exits with 1` is the status that is expected.
 - A block with a file name behind its language, as in ```json rows.json, is written to that file.
 - A `text` block directly after one of these is what it prints; `...` stands for anything.
@@ -27,10 +27,10 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import pytest
+from conftest import write_sums
 
 import run as command_line
 from adapters.config import METHODS, presets
-from conftest import write_sums
 from train.settings import Eval, Settings, Train
 
 ROOT = Path(__file__).parent.parent
@@ -280,7 +280,8 @@ def default_of(field) -> str:
     """A default as the pages write it."""
     value = field.default_factory() if field.default is MISSING else field.default
     value = list(value) if isinstance(value, tuple) else value
-    return f"`{str(value).lower() if isinstance(value, bool) else value if value not in ('', {}) else ''}`"
+    value = str(value).lower() if isinstance(value, bool) else value
+    return f"`{'' if value in ('', {}) else value}`"
 
 
 @pytest.mark.parametrize("cls", [Settings, Train, Eval])
