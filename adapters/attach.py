@@ -122,7 +122,7 @@ def remove(model: nn.Module, name: str) -> None:
 
 def setup(model: nn.Module) -> tuple[list["str | Composition"], list[str] | None]:
     """What is on, in the order of application, and what of it is trained (None: all), as `use` takes them."""
-    return getattr(model, "adapters_on", ([], None))
+    return model.adapters_on
 
 
 def in_order(model: nn.Module) -> list["str | Composition"]:

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.options import add_model_options, measure_settings
+from cli.options import add_model_options, measure_settings
 from files.errors import UserError
 from model.show import size_text
 
@@ -36,8 +36,8 @@ def add_show(parser: argparse.ArgumentParser):
 
 def show(options: argparse.Namespace) -> int:
     from adapters.show import draw, trained
+    from cli.options import run_settings
     from experiments.layout import with_adapter
-    from experiments.options import run_settings
     from model.show import count, show_text
 
     model = (
@@ -176,9 +176,9 @@ def add_combine(parser: argparse.ArgumentParser):
 def combine(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.combine import combine as weighted_sum
+    from cli.options import MODEL_OPTIONS, given
     from data.prompts import stored_template
     from experiments.folders import fresh_folder
-    from experiments.options import MODEL_OPTIONS, given
     from train.base import check_model, load_base
     from train.settings import settings
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.options import (
+from cli.options import (
     add_data_options,
     add_model_options,
     data_settings,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.options import (
+from cli.options import (
     MODEL_OPTIONS,
     add_data_options,
     add_model_options,
@@ -291,7 +291,7 @@ def add_plan(parser: argparse.ArgumentParser):
 def plan(options: argparse.Namespace) -> int:
     import json
 
-    from experiments.options import run_settings
+    from cli.options import run_settings
     from experiments.plan import plan_run
     from experiments.plan_text import plan_text
 
