@@ -116,7 +116,7 @@ def test_every_command_of_the_readme_parses():
     for arguments in commands():
         name = arguments[0] if arguments and not arguments[0].startswith("-") else "train"
         assert name in command_line.COMMANDS, arguments
-        parser, _ = command_line.build(name)
+        parser = command_line.build_parser(name)
         parser.parse_args(arguments[1:] if arguments and arguments[0] == name else arguments)
 
 
