@@ -6,13 +6,14 @@ trainable_token_indices    one of the kind token_rows; alone it is PEFT's TRAINA
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.base import PREFIX, Adapter
 from adapters.config import METHODS
 from adapters.formats.peft_fields import Fields
 from adapters.formats.peft_places import peft_modules, placement, saved, with_bias
 from files.errors import UserError
+from model.language import LanguageModel
 
 KEEPS = 'format="native" keeps everything'
 HEAD_BIAS = (
@@ -28,16 +29,16 @@ Written = tuple[dict, dict[str, Tensor]]  # fields of adapter_config.json, tenso
 
 
 def more_parts(
-    model: nn.Module, fields: Fields, paths: list[str]
+    model: LanguageModel, fields: Fields, paths: list[str]
 ) -> tuple[dict[str, dict], dict[str, str]]:
     """(tables of what is trained beside the method; the file's keys of their tensors -> ours).
 
     `paths` are the modules that have the method. Raises UserError for what is not computed here.
     """
     parts, owners, modules = {}, {}, peft_modules(model)
-    whole = saved(model, fields.names("modules_to_save", text=False) or [])
+    whole = saved(model, fields.modules_to_save)
     embedding, head = model.outer_sites["embed"], model.outer_sites["head"]
-    tying = fields.flag("ensure_weight_tying") and model.tied
+    tying = fields.ensure_weight_tying and model.tied
     if tying and {embedding, head} & {*whole, *paths}:
         what = "with a trained embedding or head is not known here"
         raise fields.error("ensure_weight_tying", what)
@@ -71,28 +72,23 @@ def more_parts(
 
 
 def trained_biases(
-    model: nn.Module, fields: Fields, paths: list[str], whole: list[str]
+    model: LanguageModel, fields: Fields, paths: list[str], whole: list[str]
 ) -> list[str]:
     """The paths of the modules whose own bias is trained. Raises UserError."""
-    bias = fields.raw.get("bias") or "none"
-    if bias not in ("none", "all", "lora_only", "vera_only"):
-        raise fields.error("bias", "should be none, all or lora_only")
-    if bias == "none":
+    if fields.bias in ("none", ""):
         return []
     there = [path for path in with_bias(model) if path not in whole]
-    return there if bias == "all" else [path for path in there if path in paths]
+    return there if fields.bias == "all" else [path for path in there if path in paths]
 
 
-def token_ids(model: nn.Module, fields: Fields) -> list[int]:
+def token_ids(model: LanguageModel, fields: Fields) -> list[int]:
     """The ids of trainable_token_indices. Raises UserError.
 
     It is a list, or a table with one for the embedding, and the same for a tied head.
     """
     name = "trainable_token_indices"
-    value = fields.raw.get(name)
-    if not value and value in (None, [], {}):
-        return []
-    if isinstance(value, dict):
+    value = fields.trainable_token_indices
+    if isinstance(value, dict) and value:
         embedding, head = model.outer_sites["embed"], model.outer_sites["head"]
         for module in value:
             tied = model.tied and head.endswith(module) and len(value) > 1
@@ -103,24 +99,17 @@ def token_ids(model: nn.Module, fields: Fields) -> list[int]:
         if any(ids != lists[0] for ids in lists):
             raise fields.error(name, "differ in the embedding and the head, which are tied here")
         value = lists[0]
-    return checked_ids(fields, name, value)
+    return list(value)
 
 
-def checked_ids(fields: Fields, name: str, value) -> list[int]:
-    """A list of token ids. Raises UserError."""
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise fields.error(name, "should be a list of token ids")
-    return value
-
-
-def rows_table(model: nn.Module, ids: list[int]) -> dict:
+def rows_table(model: LanguageModel, ids: list[int]) -> dict:
     """The table of the trained rows; a tied head has them too."""
     sites = ["embed", "head"] if model.tied else ["embed"]
     return {"kind": "token_rows", "sites": sites, "ids": ids}
 
 
 def read_tokens(
-    model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str
+    model: LanguageModel, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str
 ) -> tuple[dict, dict[str, Tensor]]:
     """(table, tensors by our keys) of TRAINABLE_TOKENS, which trains rows and nothing else.
 
@@ -133,7 +122,7 @@ def read_tokens(
         raise fields.error("target_modules", f"means {', '.join(paths):.200}: {known}")
     if model.tied and model.get_submodule(head).bias is not None:
         raise fields.error("token_indices", HEAD_FORGOTTEN.format(head))
-    ids = checked_ids(fields, "token_indices", fields.raw.get("token_indices"))
+    ids = fields.token_indices
     if not ids:
         raise fields.error("token_indices", "should be a list of token ids")
     left = dict(tensors)
@@ -151,11 +140,15 @@ def read_tokens(
 # ---------------------------------------------------------------- writing
 
 
-def beside_full(model: nn.Module, adapters: Adapters, main: Adapters, full: Adapters) -> Written:
+def beside_full(
+    model: LanguageModel, adapters: Adapters, main: Adapters, full: Adapters
+) -> Written:
     return {"modules_to_save": list(adapters)}, METHODS["full"].to_file(adapters)
 
 
-def beside_bitfit(model: nn.Module, adapters: Adapters, main: Adapters, full: Adapters) -> Written:
+def beside_bitfit(
+    model: LanguageModel, adapters: Adapters, main: Adapters, full: Adapters
+) -> Written:
     """PEFT trains all biases of the model, or all of the modules that have an adapter."""
     everywhere = {path for path in with_bias(model) if path not in full}
     meanings = {"all": everywhere, "lora_only": everywhere & main.keys()}
@@ -171,11 +164,18 @@ def beside_bitfit(model: nn.Module, adapters: Adapters, main: Adapters, full: Ad
     }
 
 
-def beside_rows(model: nn.Module, adapters: Adapters, main: Adapters, full: Adapters) -> Written:
+def beside_rows(
+    model: LanguageModel, adapters: Adapters, main: Adapters, full: Adapters
+) -> Written:
     if model.tied and model.lm_head.bias is not None:
         raise UserError(HEAD_BIAS)
     ids = list(next(iter(adapters.values())).options.ids)
     return {"trainable_token_indices": ids}, METHODS["token_rows"].to_file(adapters)
 
 
+BESIDE = {  # kind -> what PEFT can train beside it
+    **dict.fromkeys(("lora", "dora", "pissa"), ("full", "bitfit", "token_rows")),
+    **dict.fromkeys(("adalora", "vera"), ("full", "bitfit")),
+    **dict.fromkeys(("ia3", "ln_tuning"), ("full",)),
+}
 MORE = {"full": beside_full, "bitfit": beside_bitfit, "token_rows": beside_rows}

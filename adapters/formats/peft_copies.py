@@ -8,14 +8,15 @@ one of another shape               refused: the vocabulary was changed
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.base import PREFIX
 from files.errors import UserError
+from model.language import LanguageModel
 
 
 def base_copies(
-    model: nn.Module,
+    model: LanguageModel,
     tensors: dict[str, Tensor],
     owners: dict[str, str],
     paths: list[str],
@@ -27,7 +28,13 @@ def base_copies(
     `owners` are the keys of what is trained beside the method of this `kind` at `paths`. Raises
     UserError for a copy of another shape, and for one that the adapter would have to start from.
     """
-    left = without_replaced(tensors, owners)
+    # bias = "all" saves the base's own of modules_to_save as well.
+    own = ".original_module."
+    left = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if own not in key or key.replace(own, ".") not in owners
+    }
     ends = (model.outer_sites["embed"], model.outer_sites["head"])
     bases = {
         f"{path}.{leaf}": parameter.detach()
@@ -39,8 +46,12 @@ def base_copies(
         path, _, leaf = name.rpartition(".")
         for key in (f"{PREFIX}{path}.base_layer.{leaf}", f"{PREFIX}{name}"):
             if key in left and key not in owners:
-                copies[name] = left.pop(key)
-                check_shape(copies[name], base, key, where)
+                copies[name] = copy = left.pop(key)
+                if copy.shape != base.shape:
+                    raise UserError(
+                        f"{where}: {key!r} is a copy of the base's {list(copy.shape)}, and this "
+                        f"model's is {list(base.shape)}: it is another base, {resized(copy)}"
+                    )
     if model.tied:
         copies = for_both(copies, [f"{path}.weight" for path in ends], where)
     replaced = {owner.removeprefix(f"full:{PREFIX}") for owner in owners.values()}
@@ -66,27 +77,8 @@ def base_copies(
     return left, taken | {name: copy for name, copy in copies.items() if name in taken}
 
 
-def without_replaced(tensors: dict[str, Tensor], owners: dict[str, str]) -> dict[str, Tensor]:
-    """The tensors without the base's own of modules_to_save, which bias = "all" saves as well."""
-    own = ".original_module."
-    return {
-        key: tensor
-        for key, tensor in tensors.items()
-        if own not in key or key.replace(own, ".") not in owners
-    }
-
-
-def check_shape(copy: Tensor, base: Tensor, key: str, where: str) -> None:
-    """Raises UserError where a copy has another shape than the base's."""
-    if copy.shape != base.shape:
-        raise UserError(
-            f"{where}: {key!r} is a copy of the base's {list(copy.shape)}, and this model's is "
-            f"{list(base.shape)}: it is another base, {resized(copy)}"
-        )
-
-
 def resized(tensor: Tensor) -> str:
-    """What to do where an embedding or a head has another number of rows than the model's."""
+    """What to do if an embedding or a head has another number of rows than the model's."""
     return (
         "or its vocabulary was changed. Then save the base with as many rows first: "
         f"model.resize_token_embeddings({(*tensor.shape, 0)[0]})"
@@ -94,9 +86,9 @@ def resized(tensor: Tensor) -> str:
 
 
 def check_saved(
-    model: nn.Module, tensors: dict[str, Tensor], owners: dict[str, str], where: str
+    model: LanguageModel, tensors: dict[str, Tensor], owners: dict[str, str], where: str
 ) -> None:
-    """Raises UserError where a module of modules_to_save has another shape than the model's.
+    """Raises UserError if a module of modules_to_save has another shape than the model's.
 
     `owners`: as for `base_copies`.
     """
@@ -105,26 +97,25 @@ def check_saved(
         if not owner.startswith("full:"):
             continue
         path, _, leaf = owner.removeprefix(f"full:{PREFIX}").rpartition(".")
-        base = getattr(model.get_submodule(path), leaf)
-        if tensors[key].shape == base.shape:
-            continue
-        raise UserError(
-            f"{where}: tensor {key!r} (modules_to_save) is {list(tensors[key].shape)}, and this "
-            f"model's is {list(base.shape)}: the adapter is of another base"
-            + (f", {resized(tensors[key])}" if path in ends else "")
-        )
+        shapes = [list(t.shape) for t in (tensors[key], getattr(model.get_submodule(path), leaf))]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{where}: tensor {key!r} (modules_to_save) is {shapes[0]}, and this model's is "
+                f"{shapes[1]}: the adapter is of another base"
+                + (f", {resized(tensors[key])}" if path in ends else "")
+            )
 
 
 def for_both(copies: dict[str, Tensor], names: list[str], where: str) -> dict[str, Tensor]:
     """The copies of a tied model: one counts for the embedding and the head. Raises UserError."""
-    found = [copies[name] for name in names if name in copies]
-    if not found:
+    given = [copies[name] for name in names if name in copies]
+    if not given:
         return copies
-    if not torch.equal(found[0], found[-1]):
+    if not torch.equal(given[0], given[-1]):
         raise UserError(
             f"{where}: its copies of the embedding and the head differ, which are tied here"
         )
-    return copies | dict.fromkeys(names, found[0])
+    return copies | dict.fromkeys(names, given[0])
 
 
 def same(copy: Tensor, base: Tensor) -> bool:
