@@ -1,1 +1,67 @@
-"""Measurements of this machine."""
+"""Measurements of this machine: a table of them, which imports no torch."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from files.errors import UserError
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A function in benchmarks/ that yields lines of text as they come."""
+
+    function: str  # module.function
+    measures: str
+    defaults: dict[str, str | int]  # its parameters
+
+    def lines(self, **options: str | int) -> Iterator[str]:
+        """Measure. Raises UserError for an option that does not apply, and for a number below 1."""
+        for name, value in options.items():
+            if name not in self.defaults:
+                takes = ", ".join(f"--{option}" for option in self.defaults)
+                raise UserError(f"--{name} does not apply to this case, which takes {takes}")
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"--{name} {value} must be at least 1")
+        module, _, function = self.function.partition(".")
+        measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+        yield from measure(**self.defaults | options)
+
+
+BENCHMARKS = {
+    "load": Benchmark(
+        "loading.load_lines",
+        "time and memory from files (of a folder, or random weights) to a model",
+        {"model": "smollm2-135m", "repeats": 3},
+    ),
+    "quantize": Benchmark(
+        "quantize.quantize_lines",
+        "a model's quantised forms beside the plain one: bytes, a LoRA step, decoding",
+        {"model": "smollm2-135m", "repeats": 3},
+    ),
+    "step": Benchmark(
+        "step.step_lines",
+        "time and memory of a training step",
+        {
+            "model": "smollm2-135m",
+            "quantize": "none",
+            "adapter": "lora",
+            "tokens": 256,
+            "rows": 4,
+            "checkpointing": "none",
+            "device": "cpu",
+            "dtype": "bfloat16",
+            "repeats": 3,
+        },
+    ),
+    "plan": Benchmark(
+        "plan_check.plan_lines",
+        "the plan of a training step and of answers against measured peaks of memory",
+        {"model": "smollm2-135m", "tokens": 128, "processes": 1},
+    ),
+    "llama-7b-fits": Benchmark(
+        "fits.fits_lines",
+        "random 7B weights through load, attach, a training step and save, within 16 GB",
+        {"model": "llama-7b", "quantize": "int8", "adapter": "parallel", "tokens": 256},
+    ),
+}

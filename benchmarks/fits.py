@@ -1,93 +1,72 @@
-"""Does a model of a true shape go through a whole run on this machine? Random weights, from files on the disk to the saved adapter, stage by stage."""
+"""Whether a model of a true shape goes through a whole run on this machine, stage by stage."""
 
 import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from adapters import attach, named_parameters, save_adapter
-from benchmarks.random_weights import random_checkpoint
-from benchmarks.step import of_process
-from data.batches import Example
+from benchmarks.process import memory_of_process, run_python
+from benchmarks.random_weights import random_checkpoint, random_row
 from files.errors import UserError
 from model import load_model
 from model.show import size_text
 from train.loop import train
 from train.settings import Train
 
-ROOT = Path(__file__).parent.parent
+CODE = "import sys; from benchmarks.fits import stages; stages(*sys.argv[1:])"
 
 
-def fits_lines(name: str, quantize: str, adapter: str, tokens: int) -> Iterator[str]:
-    """Lines of text as they come: seconds and the peak of memory of each stage - files, load, attach, a training step of one row of so many tokens with
-    block checkpointing, save.
+def fits_lines(model: str, quantize: str, adapter: str, tokens: int) -> Iterator[str]:
+    """Seconds and peak memory of each stage: files, load, attach, a training step, save.
 
-    The process that runs them is a fresh one, so that its peak is that of a run; the files lie in the system's temporary folder and are removed.
-    Raises UserError when the disk has not the room, or a stage fails.
+    The step has one row of `tokens` tokens and block checkpointing. The weights are random. The
+    stages run in a fresh process, so that its peak is that of a run; the files lie in the system's
+    temporary folder and are removed. Raises UserError when the disk is too small or a stage fails.
     """
-    of_process("VmHWM")
-    with tempfile.TemporaryDirectory() as work:
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.fits import stages; stages(*sys.argv[1:])"
-        command = [sys.executable, "-c", code, name, quantize, adapter, str(tokens), work]
-        done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        yield f"{name}, random weights, {quantize}, {adapter}, one row of {tokens} tokens, {torch.get_num_threads()} threads"
-        yield f"{'stage':44}{'seconds':>9}{'peak so far':>13}"
-        stage = {"stage": "the start"}
-        for line in done.stdout:
-            stage = json.loads(line)
-            yield f"{stage['stage']:44}{stage['seconds']:9.1f}{size_text(stage['peak']):>13}"
-        error = done.stderr.read()
-        if done.wait():
-            last = (error.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            raise UserError(
-                f"ended behind {stage['stage']!r} with: {last.removeprefix('model.errors.UserError: ')}"
-            )
+    memory_of_process("VmHWM")
+    yield (
+        f"{model}, random weights, {quantize}, {adapter}, one row of {tokens} tokens, "
+        f"{torch.get_num_threads()} threads"
+    )
+    yield f"{'stage':44}{'seconds':>9}{'peak so far':>13}"
+    last = "the start"
+    with TemporaryDirectory() as work:
+        try:
+            for stage in run_python(CODE, model, quantize, adapter, str(tokens), work):
+                last, peak = stage["stage"], size_text(stage["peak"])
+                yield f"{last:44}{stage['seconds']:9.1f}{peak:>13}"
+        except UserError as error:
+            raise UserError(f"after {last!r}: {error}") from None
 
 
 def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> None:
-    """The stages in this process, each a line of JSON: its name, seconds, and the process's peak so far in bytes."""
+    """Run the stages in this process; print for each its name, seconds, and the peak so far."""
     began = time.perf_counter()
 
     def report(stage: str) -> None:
         nonlocal began
-        print(
-            json.dumps(
-                {
-                    "stage": stage,
-                    "seconds": time.perf_counter() - began,
-                    "peak": of_process("VmHWM"),
-                }
-            ),
-            flush=True,
-        )
+        seconds, peak = time.perf_counter() - began, memory_of_process("VmHWM")
+        print(json.dumps({"stage": stage, "seconds": seconds, "peak": peak}), flush=True)
         began = time.perf_counter()
 
-    folder = Path(work) / "model"
-    written = random_checkpoint(name, folder)
-    report(f"{size_text(written)} of bfloat16 files written")
+    folder, out = Path(work) / "model", Path(work) / "run"
+    out.mkdir()
+    report(f"{size_text(random_checkpoint(name, folder))} of bfloat16 files written")
     model = load_model(str(folder), quantize=None if quantize == "none" else quantize)
-    report(f"loaded, {quantize if model.quantize else 'as it is'}")
+    report(f"loaded, {model.quantize or 'as it is'}")
     attach(model, adapter)
     parameters = named_parameters(model)
-    report(f"{adapter}: {sum(one.numel() for one in parameters.values()):,} parameters")
-    generator = torch.Generator().manual_seed(0)
-    row = Example(
-        torch.randint(3, model.config.vocab_size, (int(tokens),), generator=generator).tolist(),
-        [1.0] * int(tokens),
-    )
-    out = Path(work) / "run"
-    out.mkdir()
+    report(f"{adapter}: {sum(p.numel() for p in parameters.values()):,} parameters")
     s = Train(max_steps=1, batch_size=1, micro_batch_size=1, checkpointing="block", warmup_steps=0)
     entries: list[dict] = []
     train(
         model,
         parameters,
-        [row],
+        [random_row(model, int(tokens))],
         s,
         seed=0,
         pad_id=0,

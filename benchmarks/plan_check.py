@@ -1,26 +1,24 @@
-"""Plans against measurements: the peak of memory of real training steps and answers, beside what train/plan/dry_run.py counts for them."""
+"""Plans against measurements: peaks of memory of real steps and answers, beside the dry run's."""
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
 
 from adapters import attach, named_parameters
-from benchmarks.random_weights import noise, shaped
-from benchmarks.step import of_process
-from data.batches import Example
+from benchmarks.process import memory_of_process, run_python
+from benchmarks.random_weights import noise, random_row, shaped
 from eval.generate import generate
 from files.errors import UserError
 from model.config import describe
 from model.fsdp import first_pass, shard
+from model.language import LanguageModel
 from model.load import put
 from model.show import parameters, size_text
 from train.loop import train
@@ -28,150 +26,140 @@ from train.parallel import Processes, started
 from train.plan.dry_run import answer, matrices_of, training_step
 from train.settings import Eval, Train
 
-ROOT = Path(__file__).parent.parent
-SMALL = 10**8  # bytes
-LARGE = 500_000_000  # parameters from which on a model is cut to LAYERS, at its true width
+SMALL = 10**8  # bytes; a smaller plan is no measure of itself
+LARGE = 500_000_000  # parameters; a larger model is cut to LAYERS blocks of its true width
 LAYERS = 2
-GIVES_BACK = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}  # glibc returns memory at once: what is held is what is needed
+# glibc returns freed memory at once, so that what is held is what is needed
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 EVAL = Eval(batch_size=8, max_new_tokens=16)
+CODE = "import sys; from benchmarks.plan_check import measure; measure(*sys.argv[1:])"
 
 
-def plan_lines(name: str, tokens: int, processes: int) -> Iterator[str]:
-    """Lines as they come: planned and measured peaks of a step of 2 x 2 rows and of 8 answers, rows and prompts of so many tokens; of several processes,
-    which hold the base together (--shard), a step of 2 rows in each.
+@dataclass(frozen=True)
+class Case:
+    """A training run of two steps."""
 
-    Each is measured in a fresh process, on a GPU where there is one (its allocator's peak), else on the CPU (the peak of resident memory above that
-    before the model was made; of a whole model also under malloc's defaults). Raises UserError.
+    model: str
+    layers: int  # of the model's blocks; 0: all
+    dtype: str
+    adapter: str
+    checkpointing: str
+    tokens: int  # of a row and of a prompt
+    processes: int
+
+    @property
+    def train(self) -> Train:
+        return Train(
+            max_steps=2,
+            batch_size=2 * max(2, self.processes),
+            micro_batch_size=2,
+            checkpointing=self.checkpointing,
+            warmup_steps=0,
+            cutoff=self.tokens,
+        )
+
+    def skeleton(self) -> LanguageModel:
+        """Its model on the meta device."""
+        return shaped(self.model, getattr(torch, self.dtype), layers=self.layers)
+
+
+def plan_lines(model: str, tokens: int, processes: int) -> Iterator[str]:
+    """Planned and measured peaks of a step of 2 x 2 rows and of 8 answers, and their ratios.
+
+    Rows and prompts have `tokens` tokens. Several processes share the base (--shard) and have a
+    step of 2 rows each. Measured in fresh processes: on a GPU, if there is one, the allocator's
+    peak; on the CPU, resident memory above that before the model was made, for a whole model also
+    under malloc's defaults. Raises UserError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        of_process("VmHWM")
-    if processes > 1 and device == "cuda" and torch.cuda.device_count() < processes:
-        raise UserError(
-            f"--processes {processes} need as many GPUs, and torch sees {torch.cuda.device_count()}; CUDA_VISIBLE_DEVICES= measures on the CPU"
-        )
-    layers = 0 if parameters(*describe(name)[:2]) < LARGE else LAYERS
-    where = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
+    where = f"CPU, {torch.get_num_threads()} threads"
+    if device == "cuda":
+        where = torch.cuda.get_device_name()
+        if processes > 1 and torch.cuda.device_count() < processes:
+            raise UserError(
+                f"--processes {processes} need as many GPUs, and torch sees "
+                f"{torch.cuda.device_count()}; CUDA_VISIBLE_DEVICES= measures on the CPU"
+            )
+    else:
+        memory_of_process("VmHWM")
+    layers = 0 if parameters(*describe(model)[:2]) < LARGE else LAYERS
+    malloc_too = device == "cpu" and not layers and processes == 1
+    yield (
+        f"{model}{f', {layers} of its layers' * bool(layers)}; rows of {tokens} tokens, all "
+        f"labelled; {where}{f', {processes} processes together' * (processes > 1)}"
     )
-    where += f", {processes} processes together" * (processes > 1)
-    yield f"{name}{f', {layers} of its layers' * bool(layers)}; rows of {tokens} tokens, all labelled; {where}"
-    also = device == "cpu" and not layers and processes == 1
-    more = f"{'malloc as it is':>20}" * also
-    yield f"{'':34}{'step: planned':>15}{'measured':>11}{'ratio':>7}{'answers: planned':>18}{'measured':>11}{'ratio':>7}{more}"
+    yield (
+        f"{'':34}{'step: planned':>15}{'measured':>11}{'ratio':>7}{'answers: planned':>18}"
+        f"{'measured':>11}{'ratio':>7}{'malloc as it is' * malloc_too:>20}"
+    ).rstrip()
     smallest = SMALL
     for dtype, (adapter, checkpointing) in product(
         ("float32", "bfloat16"), (("lora", "none"), ("parallel", "block"))
     ):
-        case = {
-            "name": name,
-            "layers": layers,
-            "dtype": dtype,
-            "adapter": adapter,
-            "checkpointing": checkpointing,
-            "tokens": tokens,
-            "processes": processes,
-        }
-        step, answers = planned(case, device)
-        smallest = min(smallest, answers)
-        found = measured(case, device, GIVES_BACK)
+        case = Case(model, layers, dtype, adapter, checkpointing, tokens, processes)
+        plan, peak = planned(case, device), measured(case, device, GIVES_BACK)
         line = f"{f'{dtype}, {adapter}, {checkpointing}':34}"
-        for planned_bytes, peak, width in (
-            (step, found["step"], 15),
-            (answers, found["answers"], 18),
-        ):
-            line += f"{size_text(planned_bytes):>{width}}{size_text(peak):>11}{peak / planned_bytes:7.3f}"
-        if also:
-            peak = measured(case, device, {})["step"]
-            line += f"{size_text(peak):>13}{peak / step:7.3f}"
+        line += columns(plan["step"], peak["step"], 15)
+        line += columns(plan["answers"], peak["answers"], 18)
+        if malloc_too:
+            step = measured(case, device, {})["step"]
+            line += f"{size_text(step):>13}{step / plan['step']:7.3f}"
+        smallest = min(smallest, plan["answers"])
         yield line
     if smallest < SMALL:
-        yield f"a plan of less than {size_text(SMALL)} is no measure: what torch's kernels take for themselves is as much; try --model smollm2-135m"
-
-
-def settings_of(case: dict) -> Train:
-    rows = 2 * max(2, case["processes"])
-    return Train(
-        max_steps=2,
-        batch_size=rows,
-        micro_batch_size=2,
-        checkpointing=case["checkpointing"],
-        warmup_steps=0,
-        cutoff=case["tokens"],
-    )
-
-
-def bare(case: dict) -> nn.Module:
-    """The model of a case without memory."""
-    return shaped(case["name"], getattr(torch, case["dtype"]), layers=case["layers"])
-
-
-def planned(case: dict, device: str) -> tuple[int, int]:
-    """Bytes at the peak of a step, and while answering."""
-    model = bare(case)
-    attach(model, case["adapter"])
-    stage, many = [0] * (len(model.blocks) + 2), case["processes"]
-    phases = (
-        training_step(
-            model, settings_of(case), case["tokens"], device=device, processes=many
-        ).phase,
-        answer(model, EVAL, case["tokens"], device),
-    )
-    if many > 1:
-        matrices = matrices_of(model, device)
-        phases = tuple(one.sharded(matrices, many) for one in phases)
-    return tuple(one.peak(stage)[0] for one in phases)
-
-
-def measured(case: dict, device: str, environment: dict[str, str]) -> dict[str, int]:
-    """The same as a fresh process has it; of several, the one that has most. Raises UserError when it fails."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.plan_check import measure; measure(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, json.dumps(case), device]
-    if case["processes"] > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(case["processes"]),
-            "--no-python",
-            *command,
-        ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}
-    )
-    if done.returncode:
-        raise UserError(
-            f"the measurement ended with: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]:.300}"
+        yield (
+            f"a plan of less than {size_text(SMALL)} is no measure: what torch's kernels take for "
+            "themselves is as much; try --model smollm2-135m"
         )
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(case: str, device: str) -> None:
-    """In a process of its own, or in each of several: make the model, answer, train, and print the peaks in bytes."""
-    case = json.loads(case)
+def columns(plan: int, peak: int, width: int) -> str:
+    return f"{size_text(plan):>{width}}{size_text(peak):>11}{peak / plan:7.3f}"
+
+
+def planned(case: Case, device: str) -> dict[str, int]:
+    """Bytes at the peak of a step, and while answering."""
+    model = case.skeleton()
+    attach(model, case.adapter)
+    step = training_step(model, case.train, case.tokens, device=device, processes=case.processes)
+    phases = {"step": step.phase, "answers": answer(model, EVAL, case.tokens, device)}
+    one_device = [0] * (len(model.blocks) + 2)
+    peaks = {}
+    for name, phase in phases.items():
+        if case.processes > 1:
+            phase = phase.sharded(matrices_of(model, device), case.processes)
+        peaks[name] = phase.peak(one_device)[0]
+    return peaks
+
+
+def measured(case: Case, device: str, environment: dict[str, str]) -> dict[str, int]:
+    """The same in a fresh process; the largest of several. Raises UserError when it fails."""
+    launcher = ()
+    if case.processes > 1:
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
+        launcher = (*torchrun, "--nproc-per-node", str(case.processes))
+    arguments = json.dumps(asdict(case)), device
+    *_, peaks = run_python(CODE, *arguments, launcher=launcher, **environment)
+    return peaks
+
+
+def measure(text: str, device: str) -> None:
+    """In a process of its own, or one of several: run the case and print its peaks in bytes."""
+    case = Case(**json.loads(text))
     with started() as processes:
         processes = replace(processes, sharded=processes.world > 1)
-        run(
-            dict(case, name="pocket-llama", layers=0, tokens=16), device, processes
-        )  # what torch allocates once for itself
+        # torch's own first allocations
+        run(replace(case, model="pocket-llama", layers=0, tokens=16), device, processes)
         before = held(device)
-        peaks = processes.exchange(
-            {kind: peak - before for kind, peak in run(case, device, processes).items()}
-        )
-        print(json.dumps({kind: max(one[kind] for one in peaks) for kind in peaks[0]}), flush=True)
+        peaks = {kind: peak - before for kind, peak in run(case, device, processes).items()}
+        each = processes.exchange(peaks)
+        print(json.dumps({kind: max(one[kind] for one in each) for kind in peaks}), flush=True)
     os._exit(0)  # as run.py's `leave`
 
 
-def run(case: dict, device: str, processes: Processes) -> dict[str, int]:
+def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
     """The peaks of answering and of training, with random weights."""
-    model = bare(case)
+    model = case.skeleton()
     tied = model.tied
     torch.manual_seed(0)
     if processes.sharded:
@@ -182,22 +170,17 @@ def run(case: dict, device: str, processes: Processes) -> dict[str, int]:
         model.tie()
     if processes.sharded:
         first_pass(model)
-    attach(model, case["adapter"])
-    vocab, tokens = model.config.vocab_size, case["tokens"]
-    mask = torch.ones(EVAL.batch_size, tokens, dtype=torch.long, device=device)
+    attach(model, case.adapter)
+    mask = torch.ones(EVAL.batch_size, case.tokens, dtype=torch.long, device=device)
     mask[0, 0] = 0
-    forget_peak(device)
-    generate(
-        model.eval(), torch.randint(3, vocab, mask.shape, device=device), mask, EVAL.max_new_tokens
-    )
+    ids = torch.randint(3, model.config.vocab_size, mask.shape, device=device)
+    reset_peak(device)
+    generate(model.eval(), ids, mask, EVAL.max_new_tokens)
     answers = peak_of(device)
-    forget_peak(device)
-    s = settings_of(case)
-    rows = [
-        Example(torch.randint(3, vocab, (tokens,)).tolist(), [1.0] * tokens)
-        for _ in range(s.batch_size * s.max_steps)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
+    reset_peak(device)
+    s = case.train
+    rows = [random_row(model, case.tokens, seed) for seed in range(s.batch_size * s.max_steps)]
+    with TemporaryDirectory() as folder:
         train(
             model,
             named_parameters(model),
@@ -213,15 +196,15 @@ def run(case: dict, device: str, processes: Processes) -> dict[str, int]:
 
 
 def held(device: str) -> int:
-    return torch.cuda.memory_allocated() if device == "cuda" else of_process("VmRSS")
+    return torch.cuda.memory_allocated() if device == "cuda" else memory_of_process("VmRSS")
 
 
 def peak_of(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else of_process("VmHWM")
+    return torch.cuda.max_memory_allocated() if device == "cuda" else memory_of_process("VmHWM")
 
 
-def forget_peak(device: str) -> None:
+def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS

@@ -1,30 +1,42 @@
-"""Models of a true shape with random weights, for measurements: speed and memory need no other."""
+"""Models of a true shape with random weights: speed and memory depend on nothing else."""
 
 import json
 import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from data.batches import Example
 from files.errors import UserError
 from files.writing import make_folder, write_text
 from model.config import describe, skeleton, with_layers
+from model.language import LanguageModel
 from model.load import load_weights
 from model.quantize import quantize_skeleton, quantized
 from model.shards import size, write_shards
 from model.show import size_text
 
-SHARD = 500_000_000  # bytes
+SHARD = 500_000_000  # bytes of a file
 
 
 def noise(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Normal values of the shape and dtype of `like`."""
     return torch.empty(like.shape, dtype=like.dtype, device=device).normal_(std=0.02)
 
 
-def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -> nn.Module:
-    """The model of a known name, or of a folder with config.json, without memory; its Linears quantised where `quantize` says how, of `layers` blocks
-    where that is not 0. Raises UserError."""
+def random_row(model: LanguageModel, tokens: int, seed: int = 0) -> Example:
+    """A row of random token ids, all labelled."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, model.config.vocab_size, (tokens,), generator=generator)
+    return Example(ids.tolist(), [1.0] * tokens)
+
+
+def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -> LanguageModel:
+    """The model of a known name or a folder on the meta device.
+
+    quantize: how its Linears are stored; layers: how many of its blocks (0: all). Raises UserError.
+    """
     family, config, _ = describe(name)
     if layers:
         config = with_layers(family, config, layers)
@@ -37,30 +49,29 @@ def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -
 
 def random_model(
     name: str, dtype: torch.dtype, quantize: str = "", device: torch.device | str = "cpu"
-) -> nn.Module:
-    """The same with weights, made and quantised on the device one at a time."""
-    shapes, model = dict(shaped(name, dtype).named_parameters()), shaped(name, dtype, quantize)
-    load_weights(
-        model,
-        lambda key: key,
-        ((key, noise(one, device)) for key, one in shapes.items()),
-        dtype,
-        device,
-        where=name,
-    )
+) -> LanguageModel:
+    """The same with weights, which are made and quantised on the device one at a time."""
+    shapes = dict(shaped(name, dtype).named_parameters())
+    model = shaped(name, dtype, quantize)
+    weights = ((key, noise(shape, device)) for key, shape in shapes.items())
+    load_weights(model, lambda key: key, weights, dtype, device, where=name)
     for linear in quantized(model).values():
         linear.dtype = dtype
     return model.requires_grad_(False)
 
 
 def random_checkpoint(name: str, folder: Path) -> int:
-    """Its bfloat16 files in a new folder, one tensor in memory at a time; returns their bytes. Raises UserError where the disk has not the room."""
+    """Write bfloat16 weights to a new folder, one tensor in memory at a time; returns their bytes.
+
+    Raises UserError where the disk is too small.
+    """
     family, config, _ = describe(name)
     tensors = dict(shaped(name, torch.bfloat16).named_parameters())
     total, free = sum(map(size, tensors.values())), shutil.disk_usage(folder.parent).free
     if total * 1.3 > free:
         raise UserError(
-            f"{folder.parent} needs {size_text(total * 1.3)}, the disk has {size_text(free)} left; TMPDIR names another place"
+            f"{folder.parent} needs {size_text(total * 1.3)}, the disk has {size_text(free)} left; "
+            "TMPDIR names another place"
         )
     make_folder(folder)
     row = family.ROWS[config.model_type]

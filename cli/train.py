@@ -163,8 +163,8 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
         adapter = "continued"
         settings = settings if options.device else for_processes(settings, processes)
     else:
-        table = settings.adapter
-        adapter = table.get("preset") or table.get("kind") or "+".join(table)
+        parts = settings.adapter.parts.items()
+        adapter = settings.adapter.preset or "+".join(name or part.kind for name, part in parts)
     return settings, processes.from_writer(
         lambda: (
             fresh_folder(Path(options.out), numbered=False)

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from files.errors import UserError
 from files.reading import weight_files
 from model import load_model, load_tokenizer
 from model.config import read_config
 from model.devices import parse_devices
+from model.language import LanguageModel
 from model.registry import find, pocket_names
 from model.tokenizer import Tokenizer
 from train.parallel import SINGLE, Processes
@@ -121,7 +121,7 @@ def dtype_named(name: str) -> torch.dtype | None:
     return DTYPES.get(name)
 
 
-def load_base(s: Settings, processes: Processes = SINGLE) -> nn.Module:
+def load_base(s: Settings, processes: Processes = SINGLE) -> LanguageModel:
     """The model of the settings on its device; with `shard`, this process's part of it.
 
     Raises UserError.
@@ -147,7 +147,7 @@ def load_base(s: Settings, processes: Processes = SINGLE) -> nn.Module:
     return model
 
 
-def load_tokenizer_of(s: Settings, model: nn.Module) -> Tokenizer:
+def load_tokenizer_of(s: Settings, model: LanguageModel) -> Tokenizer:
     """The tokenizer of the settings. Raises UserError when its ids exceed the model's embedding."""
     tokenizer = load_tokenizer(s.model, s.revision or None)
     tokenizer.fit(model.config.vocab_size)

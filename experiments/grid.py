@@ -1,7 +1,7 @@
 """A grid of runs, models x adapters x seeds, and each model once without an adapter."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapters.config import overlay, presets
@@ -14,9 +14,10 @@ from experiments.published import table_for
 from experiments.table import Entry, entry, markdown, write_table
 from files.errors import UserError
 from files.toml import parse_set, read_toml
+from files.typed import from_table
 from files.writing import make_folder, write_text
 from model.registry import pocket_names
-from train.settings import Settings, build, to_toml
+from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
 
 OWN = ("model", "seed", "data", "data_dir")  # settings that the grid itself states
@@ -56,7 +57,7 @@ def make_grid(
     with `pocket` the pocket models and every preset. The data is fetched once, here.
     Raises UserError.
     """
-    grid = build(Grid, read_toml(path), str(path)) if path else Grid()
+    grid = from_table(Grid, read_toml(path), str(path)) if path else Grid()
     given = {
         "models": models if models is None else list(models),
         "adapters": adapters if adapters is None else list(adapters),
@@ -203,7 +204,7 @@ def check_same(folder: Path, settings: Settings, adapter: str) -> None:
     file = folder / ("run.toml" if adapter else "evaluate.toml")
     if not file.is_file():
         return
-    before, now = asdict(make_settings(str(file))), asdict(settings)
+    before, now = make_settings(str(file)).to_dict(), settings.to_dict()
     for table in (before, now):  # what does not change the result, or what a run fills in
         table.update(device="", threads=0, dtype="" if settings.dtype == "auto" else table["dtype"])
         if settings.template == AUTO:

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from adapters import attach, use
 from adapters.attach import in_order
-from adapters.config import resolve
 from adapters.formats.folders import read_adapter
 from experiments.base import DTYPES, dtype_named
 from experiments.continued import shape_of_start
@@ -18,6 +16,7 @@ from files.errors import UserError
 from files.reading import read_json
 from model.config import describe, skeleton
 from model.devices import balance
+from model.language import LanguageModel
 from model.quantize import how_stored, quantization_of, quantize_skeleton
 from model.registry import find
 from model.show import size_text
@@ -49,7 +48,7 @@ class Target:
 class Planned:
     """A run, counted."""
 
-    model: nn.Module
+    model: LanguageModel
     step: Step
     blocks: list[int]  # on each device
     stage: list[int]  # the device of each place: the embedding, every block, the head
@@ -70,7 +69,7 @@ class Planned:
         return total
 
 
-def with_adapter(s: Settings, kind: str) -> nn.Module:
+def with_adapter(s: Settings, kind: str) -> LanguageModel:
     """The model of the settings with its adapter on the meta device, as for a device of this kind.
 
     Raises UserError.
@@ -84,22 +83,19 @@ def with_adapter(s: Settings, kind: str) -> nn.Module:
         dtype = torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
     model.to(dtype)
     model.dtype = dtype
-    if how := how_stored(s.quantize, quantization_of(raw, where)[0], where):
+    if stored := how_stored(s.quantize, quantization_of(raw, where)[0], where):
         if s.shard:
             raise UserError(
-                f"{s.model} is stored in {how}, and --shard lays whole weights over processes: "
+                f"{s.model} is stored in {stored}, and --shard lays whole weights over processes: "
                 "give a model that is not quantised"
             )
-        quantize_skeleton(model, how)
+        quantize_skeleton(model, stored)
     for name, folder in s.load.items():
         attach(model, read_adapter(model, Path(folder))[0], name)
     if s.continue_from:
         shape_of_start(model, Path(s.continue_from))
     else:
-        attach(
-            model,
-            resolve(None, **{key: value for key, value in s.adapter.items() if key != "preset"}),
-        )
+        attach(model, s.adapter)
     use(model, in_order(model), train=["default"])
     return model
 
@@ -206,14 +202,14 @@ def advice(s: Settings, plan: Planned, target: Target) -> str | None:
     _, _, path = describe(s.model, s.revision or None)
     is_quantized = quantization_of(raw_config(s, path), path)[0]
     for where, base, more in targets_to_try(s, plan, target):
-        for how in [base.quantize] if base.shard or is_quantized else fewer_bits(base):
-            stored = replace(base, quantize=how)
+        for quantize in [base.quantize] if base.shard or is_quantized else fewer_bits(base):
+            stored = replace(base, quantize=quantize)
             tensors = all_tensors(with_adapter(stored, target.kind)).values()
             static = sum(tensor.nbytes for tensor in tensors) + sum(plan.step.optimizer)
             if not base.shard and static > sum(map(usable, where.memory)):
                 continue  # too much even without activations
-            if found := first_that_fits(stored, where):
-                return " ".join([*options_for(s, found), *more])
+            if changed := first_that_fits(stored, where):
+                return " ".join([*options_for(s, changed), *more])
     return None
 
 

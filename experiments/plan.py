@@ -7,7 +7,6 @@ read, or, for a model of the registry, not even that.
 import math
 
 import torch
-from torch import nn
 
 from adapters.attach import adapter_names, adapters_named
 from adapters.formats.folders import native_tensors
@@ -15,6 +14,7 @@ from adapters.show import trained
 from experiments.base import check_together
 from experiments.layout import Planned, Target, advice, batches_of, planned
 from files.errors import UserError
+from model.language import LanguageModel
 from model.show import count
 from train.pipeline import orders, utilisation
 from train.plan.advice import check_room, measured_rate, parse_memory, parse_rate, usable
@@ -114,7 +114,7 @@ def measured_rate_of(target: Target, dtype: torch.dtype) -> float:
     return measured_rate(torch.device(target.devices[0]), dtype)
 
 
-def adapter_facts(model: nn.Module, s: Settings) -> dict:
+def adapter_facts(model: LanguageModel, s: Settings) -> dict:
     """Parameters and bytes of the model and its adapter, on whatever device."""
     adapter = trained(model)
     base = count(model) - sum(trained(model, name) for name in adapter_names(model))

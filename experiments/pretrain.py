@@ -17,10 +17,11 @@ from data import pretraining_text, wordproblems
 from data.batches import Example
 from data.prompts import PREAMBLE, RESPONSE, prompt
 from files.errors import UserError, unknown
+from files.typed import from_table
 from files.writing import make_folder, write_atomically, write_text
 from model.config import family_and_config
 from train.loop import train
-from train.settings import Train, build, recipe
+from train.settings import Train, recipe
 
 EOS, PAD = "<eos>", "<pad>"
 Line = list[tuple[str, float]]  # segments of text, each with its loss weight
@@ -71,17 +72,17 @@ def pretrain(
     for key in (one.name for one in fields(Recipe)):
         if key not in table:
             raise UserError(f"{where} is not one for pretrain: it has no {key!r}")
-    r = build(Recipe, table, where)
+    r = from_table(Recipe, table, where)
     if family_name not in r.families:
         raise UserError(f"{where}: {unknown('family', family_name, r.families)}")
     where = f"{where} [families.{family_name}]"
     if not isinstance(r.families[family_name], dict) or "model" not in r.families[family_name]:
         raise UserError(f"{where} has no table 'model'")
-    own = build(Own, r.families[family_name], where)
+    own = from_table(Own, r.families[family_name], where)
     seed = r.seed if seed is None else seed
     if not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed} should be between 0 and 2^63 - 1")
-    s = build(Train, r.train | own.train, f"{where} [train]")
+    s = from_table(Train, r.train | own.train, f"{where} [train]")
     s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
     if s.max_steps < 1:
         raise UserError(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from adapters import attach, load_adapter, named_parameters, save_adapter, save_adapters, use
 from adapters.attach import adapter_names, adapters_named, in_order, rates
-from adapters.config import AdapterConfig, resolve
+from adapters.config import AdapterConfig
 from data.batches import Example
 from data.leakage import seen_sets
 from data.prompts import AUTO, NAMES
@@ -71,10 +71,6 @@ class Result:
     verdict: Verdict = NO_VERDICT
 
 
-def adapter_of(s: Settings) -> AdapterConfig:
-    return resolve(None, **{key: value for key, value in s.adapter.items() if key != "preset"})
-
-
 def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict]]:
     return {name: rows[:items] if items else rows for name, rows in tests.items()}
 
@@ -110,7 +106,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     loaded = adapters_fingerprint(model, list(s.load))
     torch.manual_seed(s.seed)
     start = load_start(model, s, tokenizer) if s.continue_from else None
-    config = start.config if start else attach(model, adapter_of(s))
+    config = start.config if start else attach(model, s.adapter)
     form = template_of(s, tokenizer, start, data.is_own)
     runs |= start.loaded if start else {}
     history = start.history if start else []
@@ -119,7 +115,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     more = held_out_seen(trained_on, data.held_out, s.data_dir)
     earlier_lines = list(dict.fromkeys([*earlier_lines, *more]))
     check_earlier(seen_in_training(history, tests, s.data_dir)[0], s.train_on_test)
-    preset = start.preset if start else s.adapter.get("preset", "")
+    preset = start.preset if start else s.adapter.preset
     on = in_order(
         model
     )  # what was loaded, in this order, and the new one; or a fusion in place of its members
@@ -156,7 +152,7 @@ def run_in(s: Settings, folder: Path, resume: bool, processes: Processes) -> Res
     lines += [*validation_lines(len(held_out), twins, s), *leak_lines(leaks), *earlier_lines]
     lines += room_lines(model, tokenizer, tests, form, s.eval)
     say(model, config, trained, s, data, chosen_by, lines, start)
-    tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, asdict(s))
+    tracker = TRACKERS[s.train.tracker if processes.is_writer else ""](folder, s.to_dict())
     if processes.is_writer:
         write_text(
             folder / "leakage.json",
@@ -375,7 +371,7 @@ def say(
         print(f"         layers {stage.first} to {stage.end - 1} on {stage.device}")
     for name, where in s.load.items():
         print(f"loaded   {name}, frozen, from {where}")
-    name = (start.preset if start else s.adapter.get("preset")) or config.kind
+    name = (start.preset if start else s.adapter.preset) or config.kind
     print(
         f"adapter  {name} at {config.place()}: {count(trained):,} parameters, "
         f"{100 * count(trained) / base:.2f} % of the model"

@@ -296,11 +296,11 @@ def what_is_measured_of_a_step(here):
     assert seen.checkpointing[-1] == 2
     given = {}
     here.monkeypatch.setattr(
-        "benchmarks.plan_check.plan_lines", lambda *values: given.update(values=values) or []
+        "benchmarks.plan_check.plan_lines", lambda **values: given.update(values) or []
     )
     words = "--case plan --model pocket-opt --tokens 8 --processes 2"
     command("benchmark", *words.split())
-    assert given["values"] == ("pocket-opt", 8, 2)
+    assert given == {"model": "pocket-opt", "tokens": 8, "processes": 2}
 
 
 @row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out"))

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from conftest import write_checkpoint
-from families import batch, difference
+from families import batch, crossed, difference
 from peft_bases import (
     ALL,
     BLOCKS,
@@ -267,8 +267,24 @@ THEIRS = {  # a row of the table in formats.md -> the class of PEFT's configurat
 SOFT = ("prefix", "prefix projection", "prompt", "p-tuning", "p-tuning lstm")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("row", THEIRS)
+IN_EVERY_FAMILY = (
+    *("lora", "dora", "patterns", "layers", "all-linear", "head", "embedding and norm saved"),
+    *(
+        "whole MLPs saved",
+        "bias all",
+        "embedding",
+        "tokens",
+        "everything",
+        "adalora",
+        "vera",
+        "ia3",
+    ),
+    *("ln tuning", "prefix", "prompt", "p-tuning", "ln-tuning", "pissa", "lora and the head"),
+    *("lora on the embedding", "lora with overrides"),
+)
+
+
+@pytest.mark.parametrize(("family", "row"), crossed(THEIRS, IN_EVERY_FAMILY))
 def test_we_compute_what_peft_saved(bases, tmp_path, family, row):
     import peft
 
@@ -447,8 +463,7 @@ def ours_with(folder, family: str, table: dict):
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("row", OURS)
+@pytest.mark.parametrize(("family", "row"), crossed(OURS, IN_EVERY_FAMILY))
 def test_peft_computes_what_we_saved(bases, tmp_path, family, row):
     folder, base = bases[family]
     table, kind, as_it_is = OURS[row]

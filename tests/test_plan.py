@@ -338,17 +338,9 @@ def test_two_cards(capsys, memory, even):
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_planned_is_what_fresh_processes_are_measured_to_take(processes):
     """Within a tenth: `run.py benchmark --case plan` on one case, two layers of a true width."""
-    case = {
-        "name": "smollm2-135m",
-        "layers": 2,
-        "dtype": "float32",
-        "adapter": "lora",
-        "checkpointing": "none",
-        "tokens": 128,
-        "processes": processes,
-    }
+    case = plan_check.Case("smollm2-135m", 2, "float32", "lora", "none", 128, processes)
     found = plan_check.measured(case, "cpu", plan_check.GIVES_BACK)
-    for kind, expected in zip(("step", "answers"), plan_check.planned(case, "cpu"), strict=True):
+    for kind, expected in plan_check.planned(case, "cpu").items():
         assert expected > plan_check.SMALL
         assert 0.9 < found[kind] / expected < 1.1, (kind, found[kind], expected)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from adapters.attach import named_buffers
 from files.errors import UserError
 from files.writing import write_atomically
+from model.language import LanguageModel
 from train.optim import LossScale
 
 
@@ -24,7 +25,7 @@ from train.optim import LossScale
 class State:
     """What a run carries from step to step; batches and dropout follow from seed and step alone."""
 
-    model: nn.Module
+    model: LanguageModel
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     scale: LossScale

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from adapters.attach import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from files.errors import UserError, short_of_memory
+from model.language import LanguageModel
 from train.checkpoint import State
 from train.loss import mean_loss
 from train.offload import offloaded
@@ -40,7 +41,7 @@ class Outcome:
 
 
 def train(
-    model: nn.Module,
+    model: LanguageModel,
     parameters: dict[str, nn.Parameter],
     examples: Sequence[Example],
     s: Train,

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from adapters.compose import Rows
 from data.batches import Example, collate, micro_batches
 from files.errors import UserError
+from model.language import LanguageModel
 from model.parts import CHUNK
 from train.parallel import SINGLE, Processes
 
 
 def summed_loss(
-    model: nn.Module, ids: Tensor, weights: Tensor, lengths: Tensor | None = None
+    model: LanguageModel, ids: Tensor, weights: Tensor, lengths: Tensor | None = None
 ) -> Tensor:
     """Sum over tokens of weight x cross-entropy, float32 scalar.
 
@@ -27,7 +28,7 @@ def summed_loss(
     return loss_of(model, model.hidden(ids, positions=positions), ids, weights)
 
 
-def positions_of(model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
+def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
     """The positions [B, T] of right-padded rows; None: counting from 0 is right.
 
     Dynamic rope scaling computes the angles of a row from its last position: a pad has the position
@@ -38,7 +39,7 @@ def positions_of(model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tenso
     return torch.arange(ids.shape[1], device=ids.device).minimum(lengths[:, None] - 1)
 
 
-def loss_of(model: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+def loss_of(model: LanguageModel, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """`summed_loss` from the last hidden states [B, T, C] of these ids.
 
     Logits are computed in chunks of labelled tokens; if there are several chunks, each is computed
@@ -61,7 +62,7 @@ def loss_of(model: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> T
     return torch.stack(losses).sum()
 
 
-def chunk_loss(model: nn.Module, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+def chunk_loss(model: LanguageModel, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
     logits = model.logits(hidden)
     losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
     return (weights.to(logits.device) * losses).sum()
@@ -69,7 +70,11 @@ def chunk_loss(model: nn.Module, hidden: Tensor, weights: Tensor, targets: Tenso
 
 @torch.no_grad()
 def mean_loss(
-    model: nn.Module, rows: Sequence[Example], size: int, pad_id: int, processes: Processes = SINGLE
+    model: LanguageModel,
+    rows: Sequence[Example],
+    size: int,
+    pad_id: int,
+    processes: Processes = SINGLE,
 ) -> float:
     """The loss per token of these rows, weighted as in training but without dropout.
 

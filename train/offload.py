@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from model.language import LanguageModel
 
 SMALL = 2**16  # bytes: smaller tensors stay where they are
 
 
 @contextmanager
-def offloaded(model: nn.Module) -> Iterator[None]:
+def offloaded(model: LanguageModel) -> Iterator[None]:
     """Within this block, tensors saved for the backward pass go to the CPU, pinned, and back.
 
     The model's own weights, which autograd saves as well, stay where they are; so torch's

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches import Example, collate, seed_from
+from model.language import LanguageModel
 from model.parts import moved
 from train.loss import loss_of, positions_of, summed_loss
 
@@ -137,7 +138,7 @@ class Timer:
 
 
 def accumulate(
-    model: nn.Module, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int
+    model: LanguageModel, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int
 ) -> tuple[list[Tensor], Busy | None]:
     """Add the gradient of (summed loss / divisor) of every micro-batch to the parameters.
 
@@ -156,7 +157,7 @@ def accumulate(
 
 
 def pipelined(
-    model: nn.Module,
+    model: LanguageModel,
     batches: Sequence[Sequence[Example]],
     seeds: Sequence[int],
     divisor: float,

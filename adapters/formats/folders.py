@@ -18,7 +18,8 @@ from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
 from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig, resolve
 from adapters.formats import paper, paper_write, peft_read, peft_write
-from adapters.formats.peft_fields import check_base, known_by_word
+from adapters.formats.base_model import check_base
+from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown

@@ -9,8 +9,9 @@ none of PEFT's for this kind       passed over with a warning, as PEFT does;
 import re
 import warnings
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Annotated, Literal
+
+from torch import Tensor
 
 from files.errors import UserError
 from files.typed import Range, typed_values
@@ -68,6 +69,25 @@ class Fields:
 
     def error(self, name: str, should: str) -> UserError:
         return UserError(f"{self.where}: {name} = {getattr(self, name)!r:.100} {should}")
+
+
+@dataclass
+class File:
+    """A PEFT adapter that is being read; readers rename and change its tensors."""
+
+    model: LanguageModel
+    fields: Fields
+    tensors: dict[str, Tensor]  # by key
+    where: str  # the file of the tensors
+    paths: list[str] = field(default_factory=list)  # the modules that have the method
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.where}: {message}")
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The paths of the embedding and the head."""
+        return self.model.outer_sites["embed"], self.model.outer_sites["head"]
 
 
 # Fields of every kind that change nothing in what is computed from a file, or only together with
@@ -211,38 +231,3 @@ def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind
             stacklevel=2,
         )
     return {name: value for name, value in raw.items() if name in known}
-
-
-def check_base(model: LanguageModel, raw: dict, folder: Path) -> None:
-    """Warn if a file of another program does not name its base, or names another one."""
-    theirs, ours = raw.get("base_model_name_or_path"), base_name(model)
-    if not isinstance(theirs, str) or not theirs:
-        warnings.warn(
-            f"{folder} does not identify its base model: nothing shows that it was trained on "
-            f"{ours}",
-            stacklevel=3,
-        )
-    elif last_part(theirs) != last_part(ours):
-        warnings.warn(
-            f"{folder} was trained on {theirs!r:.200}, this model is {ours!r}; such files do not "
-            "identify their base any further",
-            stacklevel=3,
-        )
-
-
-def base_name(model: LanguageModel) -> str:
-    """The model's hub repository, or its folder if that is not in the hub's cache; "" of none."""
-    folder = str(getattr(model, "folder", None) or "")
-    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", folder)
-    return cached[1].replace("--", "/", 1) if cached else folder
-
-
-def last_part(name: str) -> str:
-    """The last part of a path or a hub repository's name, in small letters.
-
-    A folder of the hub's cache (models--ORG--NAME/snapshots/REVISION) counts as the name.
-    """
-    name = re.split(r"[/\\]", re.sub(r"[/\\]snapshots[/\\][^/\\]+$", "", name.rstrip("/\\")))[-1]
-    if name.startswith("models--"):
-        name = name.removeprefix("models--").partition("--")[2] or name
-    return name.casefold()

@@ -8,8 +8,8 @@ from torch.nn.functional import pad
 
 from adapters.base import PREFIX
 from adapters.config import METHODS
+from adapters.formats.base_model import base_name
 from adapters.formats.peft_beside import HEAD_BIAS, KEEPS, Adapters, Written
-from adapters.formats.peft_fields import base_name
 from adapters.formats.peft_places import as_targets, leaves
 from adapters.methods.adalora import AdaLoRA
 from adapters.methods.lora import EmbeddingLoRA, LowRank

@@ -6,6 +6,7 @@
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -212,6 +213,18 @@ def overrides(model: LanguageModel, changes: dict[str, dict], sites: list[str]) 
         if changes[path]:
             by_place[key] = changes[path]
     return by_place
+
+
+def part(model: LanguageModel, kind: str, options: dict[str, dict]) -> dict:
+    """The table of a method of these options by path: the most frequent ones, and overrides."""
+    most = dict(Counter(tuple(one.items()) for one in options.values()).most_common(1)[0][0])
+    place = placement(model, list(options))
+    changes = {
+        path: {key: value for key, value in one.items() if value != most[key]}
+        for path, one in options.items()
+    }
+    different = overrides(model, changes, place["sites"])
+    return {"kind": kind, **place, **most} | ({"overrides": different} if different else {})
 
 
 def as_targets(model: LanguageModel, paths: list[str], layers: bool = True) -> dict:

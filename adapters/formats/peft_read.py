@@ -5,7 +5,6 @@ What PEFT puts into one adapter may be several parts of ours: a LoRA beside whol
 """
 
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,13 +15,13 @@ from adapters.config import AdapterConfig, resolve
 from adapters.formats.peft_beside import more_parts, read_tokens
 from adapters.formats.peft_copies import base_copies, check_saved
 from adapters.formats.peft_defaults import default_feedforward, default_targets
-from adapters.formats.peft_fields import Fields, Whole, read_fields
+from adapters.formats.peft_fields import Fields, File, Whole, read_fields
 from adapters.formats.peft_places import (
     Absent,
     absent_names,
     fits,
     fitting,
-    overrides,
+    part,
     pass_over,
     peft_modules,
     placement,
@@ -36,45 +35,42 @@ from files.errors import UserError
 from files.typed import typed
 from model.language import LanguageModel
 
-Tables = dict[str, dict]  # path of a module -> options of the method there
-Tensors = dict[str, Tensor]  # by key of the file
-
 
 def read(
-    model: LanguageModel, raw: dict, tensors: Tensors, where: str
-) -> tuple[AdapterConfig, Tensors]:
+    model: LanguageModel, raw: dict, tensors: dict[str, Tensor], where: str
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """A PEFT adapter_config.json and the tensors of the file `where` -> ours.
 
     Raises UserError for an adapter type, field or module that is not known, for values of the wrong
     type, and for sizes the tensors do not have.
     """
     peft_type, fields = read_fields(raw, str(Path(where).with_name("adapter_config.json")))
+    file = File(model, fields, dict(tensors), where)
     if peft_type in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
-        return resolve(soft(peft_type, fields, tensors, where)), tensors
-    paths, absent = chosen(model, fields, peft_type)
-    table, tensors = READERS[peft_type](model, fields, paths, dict(tensors), where)
+        return resolve(soft(peft_type, file)), file.tensors
+    file.paths, absent = chosen(model, fields, peft_type)
+    table = READERS[peft_type](file)
     kind = table["kind"]
-    parts, owners = more_parts(model, fields, paths)
-    tensors, copies = base_copies(model, tensors, owners, paths, kind, where)
-    mine = (A_KEY, B_KEY, *(f"{PREFIX}{path}." for path in paths))
-    pass_over(model, absent, tensors, (*mine, *owners), fields.where)
+    parts, owners = more_parts(file)
+    copies = base_copies(file, owners, kind)
+    mine = (A_KEY, B_KEY, *(f"{PREFIX}{path}." for path in file.paths))
+    pass_over(model, absent, file.tensors, (*mine, *owners), fields.where)
     for key in owners:
-        if key not in tensors:
-            raise UserError(
-                f"{where}: tensor {key!r} is missing, which modules_to_save, bias or "
+        if key not in file.tensors:
+            raise file.error(
+                f"tensor {key!r} is missing, which modules_to_save, bias or "
                 "trainable_token_indices ask for"
             )
-    check_saved(model, tensors, owners, where)
+    check_saved(file, owners)
     if not parts and not copies:
-        return resolve(table), tensors
+        return resolve(table), file.tensors
     parts = {kind: table} | parts
     if copies:  # before the method, which works on what they make of the base
         modules = list(dict.fromkeys(name.rpartition(".")[0] for name in copies))
         parts = {"base": {"kind": "full", **placement(model, modules)}} | parts
-    owners = {key: f"{kind}:{key}" for key in tensors if key.startswith(mine)} | owners
-    tensors = {owners.get(key, key): tensor for key, tensor in tensors.items()}
-    tensors |= {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
-    return resolve(parts), tensors
+    owners = {key: f"{kind}:{key}" for key in file.tensors if key.startswith(mine)} | owners
+    tensors = {owners.get(key, key): tensor for key, tensor in file.tensors.items()}
+    return resolve(parts), tensors | {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
 
 
 def chosen(model: LanguageModel, fields: Fields, peft_type: str) -> tuple[list[str], list[Absent]]:
@@ -104,35 +100,22 @@ def chosen(model: LanguageModel, fields: Fields, peft_type: str) -> tuple[list[s
     return paths, absent
 
 
-def part(model: LanguageModel, kind: str, options: Tables) -> dict:
-    """The table of a method: the most frequent options, and overrides where others are."""
-    most = dict(Counter(tuple(one.items()) for one in options.values()).most_common(1)[0][0])
-    place = placement(model, list(options))
-    changes = {
-        path: {key: value for key, value in one.items() if value != most[key]}
-        for path, one in options.items()
-    }
-    different = overrides(model, changes, place["sites"])
-    return {"kind": kind, **place, **most} | ({"overrides": different} if different else {})
-
-
-def check_rows(where: str, tensors: Tensors, key: str, rows: int, says: str) -> None:
+def check_rows(file: File, key: str, rows: int, says: str) -> None:
     """Raises UserError if a tensor has not these rows, before anything of that size is made."""
-    if key in tensors and (tensors[key].dim() == 0 or len(tensors[key]) != rows):
-        raise UserError(
-            f"{where}: tensor {key!r} is {list(tensors[key].shape)}, the configuration asks for "
-            f"{rows} rows ({says} = {rows})"
+    shape = file.tensors[key].shape if key in file.tensors else (rows,)
+    if not shape or shape[0] != rows:
+        raise file.error(
+            f"tensor {key!r} is {list(shape)}, the configuration asks for {rows} rows "
+            f"({says} = {rows})"
         )
 
 
-def read_lora(
-    model: LanguageModel, fields: Fields, paths: list[str], tensors: Tensors, where: str
-) -> tuple[dict, Tensors]:
-    modules = peft_modules(model)
+def read_lora(file: File) -> dict:
+    fields, modules = file.fields, peft_modules(file.model)
     patterns = fields.rank_pattern, fields.alpha_pattern
     options = {}
     several = None  # a module that patterns with different values fit
-    for path in paths:
+    for path in file.paths:
         embedding = modules[path].kind == "embedding"
         if embedding and fields.use_dora:
             raise fields.error("use_dora", f"with an embedding ({path}) is not known here")
@@ -141,7 +124,7 @@ def read_lora(
             several = several or path
         r = typed([*ranks, fields.r or 8][0], Whole, fields.where, "rank_pattern")
         leaf = "lora_embedding_A" if embedding else "lora_A.weight"
-        check_rows(where, tensors, f"{PREFIX}{path}.{leaf}", r, "r")
+        check_rows(file, f"{PREFIX}{path}.{leaf}", r, "r")
         options[path] = {
             "r": r,
             "alpha": [*alphas, fields.lora_alpha][0],
@@ -155,19 +138,18 @@ def read_lora(
             "first one counts, as in PEFT, which may have changed their order when it saved",
             stacklevel=4,
         )
-    return part(model, "dora" if fields.use_dora else "lora", options), tensors
+    return part(file.model, "dora" if fields.use_dora else "lora", options)
 
 
-def read_adalora(
-    model: LanguageModel, fields: Fields, paths: list[str], tensors: Tensors, where: str
-) -> tuple[dict, Tensors]:
+def read_adalora(file: File) -> dict:
     """The rank of every site is init_r; what PEFT cut away is zero here, the scale as it was."""
+    fields, tensors = file.fields, file.tensors
     init_r, steps = fields.init_r, fields.total_step
     if fields.lora_alpha <= 0:
         raise fields.error("lora_alpha", "should be positive")
     for name, mask in fields.rank_pattern.items():
         path = name.removeprefix(PREFIX).removesuffix(".default").removesuffix(".lora_E")
-        if path not in paths:
+        if path not in file.paths:
             raise UserError(
                 f"{fields.where}: rank_pattern names {name!r:.200}, which is none of the modules "
                 "that have an adapter"
@@ -181,21 +163,21 @@ def read_adalora(
         for leaf in ("lora_A", "lora_E", "lora_B"):
             key = f"{PREFIX}{path}.{leaf}"
             if key in tensors:
-                tensors[key] = put_back(tensors[key], mask, leaf == "lora_B", key, where)
-    for path in paths:
-        check_rows(where, tensors, f"{PREFIX}{path}.lora_A", init_r, "init_r")
+                tensors[key] = put_back(tensors[key], mask, leaf == "lora_B", key, file)
+    for path in file.paths:
+        check_rows(file, f"{PREFIX}{path}.lora_A", init_r, "init_r")
     options = {ours: getattr(fields, theirs) for ours, theirs in AdaLoRA.peft.items()}
     options["target_r"] = min(fields.target_r, init_r)
     options |= {"warmup": fields.tinit / steps, "final": fields.tfinal / steps}
-    return part(model, "adalora", dict.fromkeys(paths, options)), tensors
+    return part(file.model, "adalora", dict.fromkeys(file.paths, options))
 
 
-def put_back(tensor: Tensor, mask: list[bool], columns: bool, key: str, where: str) -> Tensor:
+def put_back(tensor: Tensor, mask: list[bool], columns: bool, key: str, file: File) -> Tensor:
     """The tensor with zeros in the rows (or columns) where the mask is false."""
     left = torch.tensor(mask)
     if tensor.dim() != 2 or tensor.shape[int(columns)] != left.sum():
-        raise UserError(
-            f"{where}: tensor {key!r} is {list(tensor.shape)}, rank_pattern leaves a rank of "
+        raise file.error(
+            f"tensor {key!r} is {list(tensor.shape)}, rank_pattern leaves a rank of "
             f"{int(left.sum())} there"
         )
     rows = tensor.T if columns else tensor
@@ -204,42 +186,37 @@ def put_back(tensor: Tensor, mask: list[bool], columns: bool, key: str, where: s
     return whole.T if columns else whole
 
 
-def read_vera(
-    model: LanguageModel, fields: Fields, paths: list[str], tensors: Tensors, where: str
-) -> tuple[dict, Tensors]:
+def read_vera(file: File) -> dict:
     """Without save_projection, the projections are made again from their seed."""
+    fields, tensors, paths = file.fields, file.tensors, file.paths
     options = {ours: getattr(fields, theirs) for ours, theirs in VeRA.peft.items()}
     options["r"] = r = fields.r or 256
     for path in paths:
-        check_rows(where, tensors, f"{PREFIX}{path}.vera_lambda_d", r, "r")
+        check_rows(file, f"{PREFIX}{path}.vera_lambda_d", r, "r")
     if not fields.save_projection:
         if A_KEY in tensors or B_KEY in tensors:
             raise fields.error(
                 "save_projection", "is false, and the file has projections: which ones count?"
             )
-        sites = [model.get_submodule(path) for path in paths]
+        sites = [file.model.get_submodule(path) for path in paths]
         tensors[A_KEY], tensors[B_KEY] = projections(r, options["seed"], sites)
-    return part(model, "vera", dict.fromkeys(paths, options)), tensors
+    return part(file.model, "vera", dict.fromkeys(paths, options))
 
 
-def read_ia3(
-    model: LanguageModel, fields: Fields, paths: list[str], tensors: Tensors, where: str
-) -> tuple[dict, Tensors]:
-    inner = fields.feedforward_modules
-    inner = default_feedforward(model) if inner is None else inner or []
+def read_ia3(file: File) -> dict:
+    inner = file.fields.feedforward_modules
+    inner = default_feedforward(file.model) if inner is None else inner or []
 
     def scales(path: str) -> str:  # PEFT compares the ends of names here without the dot
         text = isinstance(inner, str)
         fit = fits(inner, path) if text else any(path.endswith(name) for name in inner)
         return "input" if fit else "output"
 
-    return part(model, "ia3", {path: {"scales": scales(path)} for path in paths}), tensors
+    return part(file.model, "ia3", {path: {"scales": scales(path)} for path in file.paths})
 
 
-def read_ln_tuning(
-    model: LanguageModel, fields: Fields, paths: list[str], tensors: Tensors, where: str
-) -> tuple[dict, Tensors]:
-    return part(model, "ln_tuning", {path: {} for path in paths}), tensors
+def read_ln_tuning(file: File) -> dict:
+    return part(file.model, "ln_tuning", {path: {} for path in file.paths})
 
 
 READERS = {
@@ -252,17 +229,18 @@ READERS = {
 }
 
 
-def soft(peft_type: str, fields: Fields, tensors: Tensors, where: str) -> dict:
+def soft(peft_type: str, file: File) -> dict:
     """The table of a soft prompt or prefix.
 
     The networks that made them are not in PEFT's files, so P-tuning is a plain soft prompt here.
     """
+    fields = file.fields
     length = fields.num_virtual_tokens
     if length is None:
         raise fields.error("num_virtual_tokens", "should be a whole number from 1")
     if fields.num_transformer_submodules != 1:
         raise fields.error("num_transformer_submodules", "is for encoder-decoder models")
-    check_rows(where, tensors, PROMPT, length, "num_virtual_tokens")
+    check_rows(file, PROMPT, length, "num_virtual_tokens")
     if peft_type == "PREFIX_TUNING":
         return {"kind": "prefix", "sites": ["kv"], "length": length, "scale": 1.0}
     return {"kind": "prompt", "sites": ["embed"], "length": length, "scale": 1.0, "init": "random"}

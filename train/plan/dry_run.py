@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
+from model.language import LanguageModel
 from train.loss import CHUNK, summed_loss
 from train.plan.footprint import Footprint, kernels_of, watch
 from train.settings import Eval, Train
@@ -96,7 +97,7 @@ def gathered(matrices: list[int]) -> int:
     return WHOLE * max(matrices)
 
 
-def sizes(model: nn.Module, tensors: dict[str, Tensor], device: str) -> list[int]:
+def sizes(model: LanguageModel, tensors: dict[str, Tensor], device: str) -> list[int]:
     """The bytes of these tensors by place; a storage with two names counts once."""
     footprint = Footprint(round_to=ROUNDING[device])
     for name, tensor in tensors.items():
@@ -105,7 +106,7 @@ def sizes(model: nn.Module, tensors: dict[str, Tensor], device: str) -> list[int
 
 
 @contextmanager
-def counting(model: nn.Module, device: str, share: float = 1.0) -> Iterator[Footprint]:
+def counting(model: LanguageModel, device: str, share: float = 1.0) -> Iterator[Footprint]:
     """A footprint that has counted the model's tensors already."""
     footprint = Footprint(share, ROUNDING[device])
     for name, tensor in all_tensors(model).items():
@@ -115,7 +116,7 @@ def counting(model: nn.Module, device: str, share: float = 1.0) -> Iterator[Foot
     footprint.alive.clear()  # do not record what is freed later
 
 
-def matrices_of(model: nn.Module, device: str) -> list[int]:
+def matrices_of(model: LanguageModel, device: str) -> list[int]:
     """Bytes of the blocks' matrices: what `shard` spreads over processes (model/fsdp.py)."""
     matrices = {
         name: parameter
@@ -127,12 +128,12 @@ def matrices_of(model: nn.Module, device: str) -> list[int]:
     return sizes(model, matrices, device)
 
 
-def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+def all_tensors(model: LanguageModel) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def training_step(
-    model: nn.Module,
+    model: LanguageModel,
     s: Train,
     length: int,
     share: float = 1.0,
@@ -216,7 +217,7 @@ def sum_dry(parameters: list[nn.Parameter]) -> None:
 
 
 @torch.no_grad()  # not inference_mode, under which torch dispatches composite operations
-def answer(model: nn.Module, s: Eval, prompt: int, device: str = "cpu") -> Phase:
+def answer(model: LanguageModel, s: Eval, prompt: int, device: str = "cpu") -> Phase:
     """The first pass over `batch_size` prompts of `prompt` tokens, and the last new token.
 
     As eval/generate.py and eval/beams.py compute them; with likelihoods there is one pass.

@@ -1,7 +1,7 @@
-"""What a step holds in memory, counted and not estimated: the real code runs on a model without memory, and every storage is seen to come and go.
+"""What a step holds in memory, counted: every storage of a real step on torch's meta device.
 
-Tensors on torch's "meta" device have shapes and no values, so a step of a model of any size takes seconds. What is counted is what torch allocates
-for tensors; what a kernel takes for itself while it runs (oneDNN's and cuBLAS' workspaces) is not seen.
+Meta tensors have shapes and no values, so that a step of a model of any size takes seconds. What
+torch allocates for tensors is counted; workspaces of kernels (oneDNN, cuBLAS) are not seen.
 """
 
 import weakref
@@ -9,59 +9,64 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from model.language import LanguageModel
 from model.parts import META_KERNELS, Kernels
 from train.offload import SMALL
 
 aten = torch.ops.aten
-FLOPS = {  # of the ops that count; torch's own table and what it lacks
+
+
+def sdpa_flops(q, k, v, *_, **__) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def sdpa_backward_flops(grad, q, k, v, *_, **__) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+
+
+FLOPS = {  # operation -> its formula: torch's own table and what it lacks
     **flop_registry,
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_val=None, **__: (
-        sdpa_flop_count(q.shape, k.shape, v.shape)
-    ),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, out_val=None, **__: (
-        sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
-    ),
+    aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flops,
 }
 
 
 class Footprint(TorchDispatchMode):
-    """Within this block: every storage that an operation makes, until it dies, with the place in the model where that was.
+    """Within this block: every storage that an operation allocates, by place, until it is freed.
 
-    `place` 0 is the embedding, 1 ... L are the blocks, L + 1 is the last norm, the head and the loss (`watch` moves it). `share` of the positions
-    that a boolean mask picks are taken to be picked, as a mask without memory does not say. `round_to`: an allocator's granularity, bytes.
+    `place`: 0 is the embedding, 1 ... L the blocks, L + 1 the last norm, head and loss (`watch`
+    moves it). share: of the positions that a boolean mask on the meta device picks. round_to: an
+    allocator's granularity in bytes.
     """
 
     def __init__(self, share: float = 1.0, round_to: int = 1):
         super().__init__()
         self.place, self.share, self.round_to = 0, share, round_to
-        self.events: list[tuple[int, int]] = []  # (place, bytes that came, or went: below 0)
-        self.alive: dict[
-            int, tuple[weakref.ref, int, int]
-        ] = {}  # address of a storage -> itself, place, bytes
+        self.events: list[tuple[int, int]] = []  # (place, bytes; below 0: freed)
+        # address of a storage -> (itself, place, bytes)
+        self.alive: dict[int, tuple[weakref.ref, int, int]] = {}
         self.waiting: list[tuple[int, int]] | None = None
-        self.here = True  # False: what is made lies elsewhere, in the CPU's memory (train.offload), and is not counted
+        self.here = True  # False: what is allocated is in the CPU's memory and does not count
         self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = (
-            self.picked(*args)
-            if func is aten.index.Tensor and picks(args)
-            else func(*args, **(kwargs or {}))
-        )
+        kwargs = kwargs or {}
+        picked = func is aten.index.Tensor and picks(args)
+        out = self.picked(*args) if picked else func(*args, **kwargs)
         if (formula := FLOPS.get(func._overloadpacket)) is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+            self.flops += formula(*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self.see(tensor, counted=self.here)
         return out
 
     def picked(self, x: Tensor, indices: list[Tensor]) -> Tensor:
-        """x[mask] for a mask without memory: `share` of its positions."""
+        """x[mask] for a mask on the meta device: `share` of its positions."""
         mask = indices[0]
         return x.new_empty(round(self.share * mask.numel()), *x.shape[mask.ndim :])
 
@@ -71,10 +76,8 @@ class Footprint(TorchDispatchMode):
         key = storage._cdata
         if key in self.alive:
             return
-        place, size = (
-            self.place if place is None else place,
-            -(-storage.nbytes() // self.round_to) * self.round_to if counted else 0,
-        )
+        place = self.place if place is None else place
+        size = -(-storage.nbytes() // self.round_to) * self.round_to if counted else 0
         self.alive[key] = weakref.ref(storage, lambda _: self.died(key)), place, size
         self.events.append((place, size))
 
@@ -84,46 +87,50 @@ class Footprint(TorchDispatchMode):
 
     @contextmanager
     def offloaded(self, weights: set[int]) -> Iterator[None]:
-        """What train/offload.py does, without memory: what this block saves for a backward pass is elsewhere until it is needed. weights: addresses
-        of the storages that stay."""
+        """train/offload.py on the meta device: saved tensors are elsewhere until they are needed.
+
+        weights: addresses of the storages that stay.
+        """
 
         def pack(tensor: Tensor):
             if tensor.nbytes < SMALL or tensor.untyped_storage()._cdata in weights:
                 return tensor
             self.here = False
-            kept = torch.empty_like(tensor)
+            saved = torch.empty_like(tensor)
             self.here = True
-            return (kept,)
+            return (saved,)
 
-        with torch.autograd.graph.saved_tensors_hooks(
-            pack, lambda packed: packed if isinstance(packed, Tensor) else packed[0].clone()
-        ):
+        def unpack(packed) -> Tensor:
+            return packed if isinstance(packed, Tensor) else packed[0].clone()
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
 
     @contextmanager
     def all_at_once(self) -> Iterator[None]:
-        """What dies within this block is counted to its end: torch's AdamW for a card takes the parameters together, not one by one."""
+        """Within this block nothing is freed: CUDA's AdamW updates all parameters together."""
         self.waiting = []
         yield
         self.events += self.waiting
         self.waiting = None
 
     def live(self, places: int) -> list[int]:
-        """Bytes that are alive now, by place."""
-        found = [0] * places
+        """Bytes that are allocated now, by place."""
+        sizes = [0] * places
         for _, place, size in self.alive.values():
-            found[place] += size
-        return found
+            sizes[place] += size
+        return sizes
 
 
 def picks(args: tuple) -> bool:
-    """Whether x[mask] is asked for, with a mask without memory."""
+    """Whether the arguments of an index operation are x[mask] with a mask on the meta device."""
     return len(args[1]) == 1 and args[1][0].is_meta and args[1][0].dtype == torch.bool
 
 
 @contextmanager
-def watch(model: nn.Module, footprint: Footprint) -> Iterator[None]:
-    """Let the footprint's place follow the forward pass, its recomputation and the backward pass through the blocks."""
+def watch(model: LanguageModel, footprint: Footprint) -> Iterator[None]:
+    """Let `footprint.place` follow the forward pass, recomputation and backward pass."""
+    blocks = len(model.blocks)
 
     def go(place: int) -> None:
         footprint.place = place
@@ -134,25 +141,18 @@ def watch(model: nn.Module, footprint: Footprint) -> Iterator[None]:
     def leave(place: int) -> Callable:
         def hook(module, args, x: Tensor) -> None:
             if x.requires_grad:
-                x.register_hook(
-                    lambda grad: go(place)
-                )  # the gradient is here: the block's backward pass begins
-            if place == len(model.blocks) and footprint.place == place:
+                x.register_hook(lambda grad: go(place))  # the block's backward pass begins
+            if place == blocks and footprint.place == place:
                 go(place + 1)
 
         return hook
 
-    handles = [
-        handle
-        for place, block in enumerate(model.blocks, 1)
-        for handle in (
-            block.register_forward_pre_hook(enter(place)),
-            block.register_forward_hook(leave(place)),
-        )
-    ]
-    handles.append(
-        model.lm_head.register_forward_pre_hook(enter(0 if model.tied else len(model.blocks) + 1))
-    )  # a tied head is where the embedding is
+    handles = []
+    for place, block in enumerate(model.blocks, 1):
+        handles.append(block.register_forward_pre_hook(enter(place)))
+        handles.append(block.register_forward_hook(leave(place)))
+    head = 0 if model.tied else blocks + 1  # a tied head is where the embedding is
+    handles.append(model.lm_head.register_forward_pre_hook(enter(head)))
     try:
         yield
     finally:
@@ -177,7 +177,7 @@ def kernels_of(device: str) -> Iterator[None]:
 def sdpa_cpu(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
 ) -> Tensor:
-    """The fused kernel keeps its inputs, its output and a float32 number for each query and head."""
+    """The fused kernel keeps its inputs, its output and a float32 number per query and head."""
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask.logical_not(), 0.0)
     return aten._scaled_dot_product_flash_attention_for_cpu(
@@ -188,8 +188,11 @@ def sdpa_cpu(
 def sdpa_cuda(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
 ) -> Tensor:
-    """As torch chooses on a card: flash attention in 16 bits without a mask; else the memory-efficient kernel, which knows no grouped heads; else
-    written out."""
+    """The kernel that torch chooses on a card.
+
+    Flash attention in 16 bits without a mask; else memory-efficient attention, which has no grouped
+    heads; else the product written out.
+    """
     if mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0:
         return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
     if enable_gqa:
