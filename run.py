@@ -15,17 +15,35 @@ from typing import NoReturn
 COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "train": ("train", "train an adapter and measure it (also without the word)"),
     "evaluate": ("eval", "measure a model, with an adapter or without"),
-    "inspect": ("eval", "look at answers: the wrong ones, one set, what one run has right and another wrong"),
-    "harness": ("eval", "run tasks of lm-evaluation-harness on a model, with an adapter or without"),
+    "inspect": (
+        "eval",
+        "look at answers: the wrong ones, one set, what one run has right and another wrong",
+    ),
+    "harness": (
+        "eval",
+        "run tasks of lm-evaluation-harness on a model, with an adapter or without",
+    ),
     "data": ("data", "list, fetch, show and check data sets; make rows of logs"),
     "generate": ("eval", "continue a prompt"),
-    "merge": ("adapters", "fold a run's adapter into the weights: a folder that transformers reads too"),
+    "merge": (
+        "adapter",
+        "fold a run's adapter into the weights: a folder that transformers reads too",
+    ),
     "export": ("adapters", "write a run's adapter as PEFT or the paper's code reads it"),
     "combine": ("adapters", "add, subtract and scale adapters into a new one"),
     "models": ("model", "list the names --model knows, with parameters and sizes"),
-    "quantize": ("train", "write a model with its weights in 8 or 4 bits, and measure what that costs"),
-    "show": ("adapters", "draw a model's block with its sites, shapes and counts; needs no weights"),
-    "table": ("eval", "train a grid of adapters on models and put them beside the published figures"),
+    "quantize": (
+        "train",
+        "write a model with its weights in 8 or 4 bits, and measure what that costs",
+    ),
+    "show": (
+        "adapters",
+        "draw a model's block with its sites, shapes and counts; needs no weights",
+    ),
+    "table": (
+        "eval",
+        "train a grid of adapters on models and put them beside the published figures",
+    ),
     "plan": ("train", "say what a run needs, and whether it fits, before anything is downloaded"),
     "benchmark": ("train", "measure speed and memory of this machine"),
     "pretrain": ("train", "train a pocket model from scratch"),
@@ -35,16 +53,20 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
 def main(arguments: list[str]) -> int:
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "train"
     rest = arguments[1:] if arguments and arguments[0] == command else arguments
-    from model.errors import UserError, is_out_of_memory, unknown
+    from files.errors import UserError, is_out_of_memory, unknown
 
     if command not in COMMANDS:
         print(f"run.py: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         return 2
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? instead
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal that cannot show a character shows ? instead
     warnings.showwarning = lambda message, *_: print(f"run.py: {message}", file=sys.stderr)
-    told = sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO()  # under torchrun all read the same line, and one speaks of it
+    told = (
+        sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO()
+    )  # under torchrun all read the same line, and one speaks of it
     with redirect_stderr(told):
         parser, act = build(command)
         options, extra = parser.parse_known_args(rest)
@@ -52,7 +74,11 @@ def main(arguments: list[str]) -> int:
     if extra and extra[0] in COMMANDS:
         wrong = f"the command comes first: python run.py {extra[0]} ..."
     elif extra:
-        wrong = unknown(f"option of {command}", extra[0], [option for action in parser._actions for option in action.option_strings])
+        wrong = unknown(
+            f"option of {command}",
+            extra[0],
+            [option for action in parser._actions for option in action.option_strings],
+        )
     elif command not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
         wrong = f"{command} is for one process: start it with python, not with torchrun"
     if wrong:
@@ -72,7 +98,10 @@ def main(arguments: list[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         if options.debug or not is_out_of_memory(error):
             raise
-        print("run.py: out of memory: use a smaller model or dtype, fewer rows at once, or fewer tokens", file=sys.stderr)
+        print(
+            "run.py: out of memory: use a smaller model or dtype, fewer rows at once, or fewer tokens",
+            file=sys.stderr,
+        )
         return 1
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,9 +112,15 @@ def build(command: str):
     """(the parser of a command, the function that carries out its options)."""
     package, text = COMMANDS[command]
     if command == "train":
-        text += "; other commands: " + ", ".join(f"{key} ({said})" for key, (_, said) in COMMANDS.items() if key != "train")
-    parser = argparse.ArgumentParser(prog="run.py" if command == "train" else f"run.py {command}", description=text, allow_abbrev=False)
-    act = importlib.import_module(f"{package}.commands").COMMANDS[command](parser)
+        text += "; other commands: " + ", ".join(
+            f"{key} ({said})" for key, (_, said) in COMMANDS.items() if key != "train"
+        )
+    parser = argparse.ArgumentParser(
+        prog="run.py" if command == "train" else f"run.py {command}",
+        description=text,
+        allow_abbrev=False,
+    )
+    act = importlib.import_module(f"cli.{package}_commands").COMMANDS[command](parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, act
 
@@ -111,7 +146,10 @@ def run() -> int:
     except ModuleNotFoundError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"run.py: the package {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
+        print(
+            f"run.py: the package {error.name} is missing: pip install -r requirements.txt",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -134,5 +172,7 @@ def leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is being written is cleaned up, and the way to go on is told
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # what is being written is cleaned up, and the way to go on is told
     leave(run())

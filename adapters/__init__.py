@@ -1,13 +1,24 @@
 """Adapters: one method, one file; `attach` puts them into a model's sites."""
 
-from adapters.arithmetic import combine
 from adapters.attach import attach, named_parameters, parameters, remove, use
+from adapters.combine import combine
 from adapters.compose import Average, Rows
-from adapters.files import load_adapter, save_adapter
+from adapters.formats.folders import load_adapter, save_adapter
 from adapters.merge import merge
 from adapters.several import load_adapters, save_adapters
 
 __all__ = [
-    "Average", "Rows", "attach", "combine", "load_adapter", "load_adapters", "merge", "named_parameters", "parameters", "remove", "save_adapter",
-    "save_adapters", "use",
+    "Average",
+    "Rows",
+    "attach",
+    "combine",
+    "load_adapter",
+    "load_adapters",
+    "merge",
+    "named_parameters",
+    "parameters",
+    "remove",
+    "save_adapter",
+    "save_adapters",
+    "use",
 ]

@@ -10,10 +10,12 @@ from adapters.base import Adapter
 from adapters.compose import Composition, Group
 from adapters.config import METHODS, AdapterConfig, Part, resolve
 from adapters.places import all_sites, find_sites, named_sites, words
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 
 
-def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default", **changes) -> AdapterConfig:
+def attach(
+    model: nn.Module, preset: str | AdapterConfig, name: str = "default", **changes
+) -> AdapterConfig:
     """Attach a new adapter called `name` to every site its configuration names, and switch it on behind those already on.
 
     `preset` is a name of presets.toml (changed by keywords: size=64, sites=["q"], layers="last 8") or an AdapterConfig.
@@ -21,12 +23,18 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
     presets, sites, options and layers, for a name already taken, and for a method that cannot work at a site; the model is then unchanged.
     """
     if isinstance(preset, AdapterConfig) and changes:
-        raise UserError(f"an AdapterConfig is complete and takes no changes ({', '.join(changes)}); give a preset's name with them")
-    config = (preset if isinstance(preset, AdapterConfig) else resolve(preset, **changes)).on(model.family)
+        raise UserError(
+            f"an AdapterConfig is complete and takes no changes ({', '.join(changes)}); give a preset's name with them"
+        )
+    config = (preset if isinstance(preset, AdapterConfig) else resolve(preset, **changes)).on(
+        model.family
+    )
     if name in adapter_names(model):
         raise UserError(f"the model already has an adapter named {name!r}; give another name")
     if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":
-        raise UserError(f"adapter name {name!r} cannot be used: it should be letters, digits and _, no digit first, and no word of torch's own")
+        raise UserError(
+            f"adapter name {name!r} cannot be used: it should be letters, digits and _, no digit first, and no word of torch's own"
+        )
     made: dict[str, dict[str, Adapter]] = {}  # path of a site -> its adapters by part
     for part_name, part in config.parts.items():
         for path, adapter in build(model, part).items():
@@ -41,7 +49,9 @@ def attach(model: nn.Module, preset: str | AdapterConfig, name: str = "default",
         adapter.config = config
         site.adapters[name] = adapter.to(model.device_of(path)).train(model.training)
     on, trained = setup(model)
-    on = [entry for entry in on if not set(adapter.members) & set(names_in([entry]))]  # members are reached through this one alone
+    on = [
+        entry for entry in on if not set(adapter.members) & set(names_in([entry]))
+    ]  # members are reached through this one alone
     switch(model, [*on, name], None if trained is None else [*trained, name])
     return config
 
@@ -52,20 +62,35 @@ def build(model: nn.Module, part: Part) -> dict[str, Adapter]:
     places = find_sites(model, part)
     for path, site, name, _ in places:
         if site.kind not in method.works_on:
-            fitting = [one for one, module in named_sites(model).items() if module.kind in method.works_on]
+            fitting = [
+                one for one, module in named_sites(model).items() if module.kind in method.works_on
+            ]
             kinds = " or ".join(words(kind) for kind in method.works_on)
-            raise UserError(f"{part.kind} works on {kinds}, and {name} ({path}) is {words(site.kind)}; there is: {', '.join(fitting)}")
+            raise UserError(
+                f"{part.kind} works on {kinds}, and {name} ({path}) is {words(site.kind)}; there is: {', '.join(fitting)}"
+            )
     options = [part.options_at(path, site, index) for path, _, site, index in places]
     for one in options:
         one.check()
     layers = max(index for *_, index in places) + 1
-    for key, value in [pair for table in (vars(part.options), *part.overrides.values()) for pair in table.items()]:
+    for key, value in [
+        pair for table in (vars(part.options), *part.overrides.values()) for pair in table.items()
+    ]:
         if isinstance(value, list) and len(value) != layers:
-            raise UserError(f"{key} = {value} has {len(value)} values, and the adapter sits in {layers} layers")
+            raise UserError(
+                f"{key} = {value} has {len(value)} values, and the adapter sits in {layers} layers"
+            )
     known = [*model.sites, *model.outer_sites]
     for pattern in part.overrides:
-        if pattern not in known and not any(part.fits(pattern, path, site) for path, _, site, _ in places):
-            raise unknown("place in overrides", pattern, known, "it is no site, and no pattern that fits one of the adapter's modules")
+        if pattern not in known and not any(
+            part.fits(pattern, path, site) for path, _, site, _ in places
+        ):
+            raise unknown(
+                "place in overrides",
+                pattern,
+                known,
+                "it is no site, and no pattern that fits one of the adapter's modules",
+            )
     with torch.device("meta") if next(model.parameters()).is_meta else nullcontext():
         adapters = method.build(options, [site for _, site, _, _ in places], model)
     for adapter in adapters:
@@ -112,7 +137,11 @@ def in_order(model: nn.Module) -> list["str | Composition"]:
 
 def names_in(entries: list["str | Composition"]) -> list[str]:
     """The adapters that these entries name, alone or in a composition."""
-    return [name for entry in entries for name in (entry.names if isinstance(entry, Composition) else [entry])]
+    return [
+        name
+        for entry in entries
+        for name in (entry.names if isinstance(entry, Composition) else [entry])
+    ]
 
 
 def switch(model: nn.Module, on: list["str | Composition"], train: list[str] | None) -> None:
@@ -120,7 +149,10 @@ def switch(model: nn.Module, on: list["str | Composition"], train: list[str] | N
     wanted = names_in(on)
     active = {}
     for path, site in all_sites(model):
-        entries = [entry.at(site) if isinstance(entry, Composition) else site.adapters._modules.get(entry) for entry in on]
+        entries = [
+            entry.at(site) if isinstance(entry, Composition) else site.adapters._modules.get(entry)
+            for entry in on
+        ]
         active[path] = tuple(entry for entry in entries if entry is not None)
     model.adapters_on = (list(on), train)
     for path, site in all_sites(model):
@@ -147,39 +179,68 @@ def use(model: nn.Module, names: list["str | Composition"], train: list[str] | N
             raise UserError(f"adapter {name!r} is named twice")
     for name in train or []:
         if name not in wanted:
-            raise UserError(f"adapter {name!r} is to be trained and is not on; there is on: {', '.join(wanted) or 'none'}")
+            raise UserError(
+                f"adapter {name!r} is to be trained and is not on; there is on: {', '.join(wanted) or 'none'}"
+            )
     switch(model, names, train)
 
 
 def in_use(model: nn.Module) -> Iterator[tuple[str, str, Adapter]]:
     """(path of the site, name, adapter) of all that is on, the parts of mixtures one by one."""
     for path, site in all_sites(model):
-        on = [one for entry in site.active for one in (entry.members if isinstance(entry, Composition) else [entry])]
+        on = [
+            one
+            for entry in site.active
+            for one in (entry.members if isinstance(entry, Composition) else [entry])
+        ]
         for name, adapter in site.adapters.items():
             if any(adapter is one for one in on):
-                yield from ((f"{path}.adapters.{prefix}", name, one) for prefix, one in parts_of(name, adapter))
+                yield from (
+                    (f"{path}.adapters.{prefix}", name, one)
+                    for prefix, one in parts_of(name, adapter)
+                )
 
 
 def parts_of(name: str, adapter: Adapter) -> list[tuple[str, Adapter]]:
     """(path behind the site's `adapters`, adapter) of the parts of a mixture, or of the adapter itself."""
-    return [(f"{name}.parts.{part}", one) for part, one in adapter.parts.items()] if isinstance(adapter, Group) else [(name, adapter)]
+    return (
+        [(f"{name}.parts.{part}", one) for part, one in adapter.parts.items()]
+        if isinstance(adapter, Group)
+        else [(name, adapter)]
+    )
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of the adapters that are switched on and trained, by their path; what several sites share, once."""
-    return once({f"{path}.{leaf}": parameter for path, _, adapter in in_use(model)
-                 for leaf, parameter in adapter.named_parameters() if parameter.requires_grad})
+    return once(
+        {
+            f"{path}.{leaf}": parameter
+            for path, _, adapter in in_use(model)
+            for leaf, parameter in adapter.named_parameters()
+            if parameter.requires_grad
+        }
+    )
 
 
 def named_buffers(model: nn.Module) -> dict[str, Tensor]:
     """What else the adapters that are on carry from step to step, by its path."""
-    return once({f"{path}.{leaf}": buffer for path, _, adapter in in_use(model) for leaf, buffer in adapter.named_buffers()})
+    return once(
+        {
+            f"{path}.{leaf}": buffer
+            for path, _, adapter in in_use(model)
+            for leaf, buffer in adapter.named_buffers()
+        }
+    )
 
 
 def once(named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the tensors that are there already under another name."""
     seen: set[int] = set()
-    return {name: tensor for name, tensor in named.items() if not (id(tensor) in seen or seen.add(id(tensor)))}
+    return {
+        name: tensor
+        for name, tensor in named.items()
+        if not (id(tensor) in seen or seen.add(id(tensor)))
+    }
 
 
 def parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -189,13 +250,21 @@ def parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def rates(model: nn.Module) -> dict[str, float]:
     """For each of `named_parameters`, its learning rate as a multiple of the run's."""
-    found = {f"{path}.{leaf}": adapter.rate_of(leaf) for path, _, adapter in in_use(model) for leaf, _ in adapter.named_parameters()}
+    found = {
+        f"{path}.{leaf}": adapter.rate_of(leaf)
+        for path, _, adapter in in_use(model)
+        for leaf, _ in adapter.named_parameters()
+    }
     return {name: found[name] for name in named_parameters(model)}
 
 
 def in_training(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     """(name, adapter) of all that is on and has something to train."""
-    return ((name, adapter) for _, name, adapter in in_use(model) if any(parameter.requires_grad for parameter in adapter.parameters()))
+    return (
+        (name, adapter)
+        for _, name, adapter in in_use(model)
+        if any(parameter.requires_grad for parameter in adapter.parameters())
+    )
 
 
 def penalty(model: nn.Module) -> Tensor | None:

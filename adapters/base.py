@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.errors import UserError
+from files.errors import UserError
 
 PREFIX = "base_model.model."  # in front of every module path in adapter files, as in PEFT's and the paper's
 
@@ -56,7 +56,9 @@ class Adapter(nn.Module):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The float32 weight [out, in] and bias [out] of a plain site that computes the same. Raises UserError where there is none."""
-        raise UserError(f"{type(self).__name__} is not linear and cannot be merged into the weights; evaluate and generate use it unmerged")
+        raise UserError(
+            f"{type(self).__name__} is not linear and cannot be merged into the weights; evaluate and generate use it unmerged"
+        )
 
     def rate_of(self, leaf: str) -> float:
         """The learning rate of the parameter `leaf`, as a multiple of the run's."""
@@ -77,7 +79,11 @@ class Adapter(nn.Module):
     @classmethod
     def to_file(cls, adapters: dict[str, "Adapter"]) -> dict[str, Tensor]:
         """What a file holds of the adapters at these module paths, by key."""
-        return {f"{PREFIX}{path}.{one.key(leaf)}": tensor for path, one in adapters.items() for leaf, tensor in one.state_dict(keep_vars=True).items()}
+        return {
+            f"{PREFIX}{path}.{one.key(leaf)}": tensor
+            for path, one in adapters.items()
+            for leaf, tensor in one.state_dict(keep_vars=True).items()
+        }
 
     @classmethod
     def from_file(cls, adapters: dict[str, "Adapter"], tensors: "Tensors") -> None:
@@ -90,13 +96,20 @@ class Adapter(nn.Module):
         """The tensors of start + sum of weight x (adapter - start): task arithmetic (Ilharco et al. 2023). All have the same shapes."""
         start = weighted[0][0].start(site)
         return {
-            leaf: start.get(leaf, 0.0) + sum(weight * (one.state_dict()[leaf] - start.get(leaf, 0.0)) for one, weight in weighted)
+            leaf: start.get(leaf, 0.0)
+            + sum(
+                weight * (one.state_dict()[leaf] - start.get(leaf, 0.0)) for one, weight in weighted
+            )
             for leaf in weighted[0][0].state_dict()
         }
 
-    def side_by_side(self, weighted: list[tuple["Adapter", float]]) -> tuple[str, object, dict[str, Tensor]]:
+    def side_by_side(
+        self, weighted: list[tuple["Adapter", float]]
+    ) -> tuple[str, object, dict[str, Tensor]]:
         """(kind, options, tensors) of one adapter that adds the sum of weight x what each of these adds. Raises UserError where there is none."""
-        raise UserError(f"what {self.config.kind} adapters add has no sum in one adapter; how=\"weights\" adds the adapters themselves")
+        raise UserError(
+            f'what {self.config.kind} adapters add has no sum in one adapter; how="weights" adds the adapters themselves'
+        )
 
     def start(self, site: nn.Module) -> dict[str, Tensor | float]:
         """The values that change nothing, where they are not zero."""
@@ -124,10 +137,15 @@ class Tensors:
         key = self.prefix + key
         if key not in self.left:
             near = difflib.get_close_matches(key, self.left, n=1, cutoff=0.8)
-            raise UserError(f"{self.where}: tensor {key!r} is missing" + (f"; the file has {near[0]!r:.200}" if near else ""))
+            raise UserError(
+                f"{self.where}: tensor {key!r} is missing"
+                + (f"; the file has {near[0]!r:.200}" if near else "")
+            )
         tensor = self.left.pop(key)
         if not tensor.is_floating_point():
-            raise UserError(f"{self.where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
+            raise UserError(
+                f"{self.where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point"
+            )
         if not tensor.isfinite().all():
             raise UserError(f"{self.where}: tensor {key!r} holds NaN or infinite values")
         return tensor
@@ -137,11 +155,15 @@ class Tensors:
         """Copy the tensor of this key into one of the same shape. Raises UserError."""
         tensor = self.pop(key)
         if tensor.shape != into.shape:
-            raise UserError(f"{self.where}: tensor {self.prefix + key!r} is {list(tensor.shape)}, the configuration asks for {list(into.shape)}")
+            raise UserError(
+                f"{self.where}: tensor {self.prefix + key!r} is {list(tensor.shape)}, the configuration asks for {list(into.shape)}"
+            )
         into.copy_(tensor)
 
     def finish(self) -> None:
         """Raises UserError when a tensor was not used."""
         if self.left:
-            raise UserError(f"{self.where}: unknown tensor {next(iter(self.left))!r:.200}, which the adapter's configuration has no place for "
-                            f"({len(self.left)} of {len(self.known)} are left over)")
+            raise UserError(
+                f"{self.where}: unknown tensor {next(iter(self.left))!r:.200}, which the adapter's configuration has no place for "
+                f"({len(self.left)} of {len(self.known)} are left over)"
+            )

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from adapters.attach import adapter_names, adapters_named, in_use, remove
 from adapters.base import Adapter
-from adapters.bitfit import BitFit
 from adapters.compose import Average, Composition, Group, Rows
-from adapters.dora import DoRA
-from adapters.full import Full
-from adapters.ia3 import IA3
+from adapters.methods.bitfit import BitFit
+from adapters.methods.dora import DoRA
+from adapters.methods.full import Full
+from adapters.methods.ia3 import IA3
+from adapters.methods.token_rows import TokenRows
 from adapters.places import all_sites
-from adapters.token_rows import TokenRows
-from model.errors import UserError
+from files.errors import UserError
 from model.load import fingerprint_of, is_finite, sample_of
 from model.quantize import dequantize
 from model.sites import Linear, Site
@@ -34,7 +34,11 @@ BIASES = {  # model_type -> setting of config.json -> the part of a path that te
     "qwen3": {"attention_bias": ".self_attn."},
     "opt": {"enable_bias": ".layers."},
 }
-OF_THE_BASE = {DoRA: ("weight", "bias"), BitFit: ("bias",), TokenRows: ("weight",)}  # methods whose `after` looks at these of f, not at y alone
+OF_THE_BASE = {
+    DoRA: ("weight", "bias"),
+    BitFit: ("bias",),
+    TokenRows: ("weight",),
+}  # methods whose `after` looks at these of f, not at y alone
 
 
 @torch.no_grad()
@@ -59,7 +63,9 @@ def merge(model: nn.Module) -> None:
             if value is not getattr(site, leaf):
                 setattr(site, leaf, nn.Parameter(value.detach(), requires_grad=False))
     if tied and not model.tied:
-        if torch.equal(model.lm_head.weight, model.input_embedding.weight):  # the same was done to both
+        if torch.equal(
+            model.lm_head.weight, model.input_embedding.weight
+        ):  # the same was done to both
             model.tie()
         else:
             model.config = replace(model.config, tie_word_embeddings=False)
@@ -72,12 +78,16 @@ def merge(model: nn.Module) -> None:
 def fill_biases(model: nn.Module) -> None:
     """Zeros where others of the same setting of config.json have got a bias, and the setting."""
     for key, part in BIASES.get(model.config.model_type, {}).items():
-        linears = [site for path, site in all_sites(model) if isinstance(site, Linear) and part in path]
+        linears = [
+            site for path, site in all_sites(model) if isinstance(site, Linear) and part in path
+        ]
         if not getattr(model.config, key) and any(site.bias is not None for site in linears):
             model.config = replace(model.config, **{key: True})
             for site in linears:
                 if site.bias is None:
-                    site.bias = nn.Parameter(site.weight.new_zeros(site.out_features), requires_grad=False)
+                    site.bias = nn.Parameter(
+                        site.weight.new_zeros(site.out_features), requires_grad=False
+                    )
 
 
 def merge_and_compare(model: nn.Module, ids: Tensor) -> tuple[float, float]:
@@ -103,16 +113,34 @@ def check(model: nn.Module) -> list[str]:
         try:
             weight, bias = folded(site)
         except UserError as error:
-            on = [one for entry in site.active for one in (entry.members if isinstance(entry, Composition) else [entry])]
-            names = " and ".join(f"{name!r} ({one.config.kind})" for name, one in site.adapters.items() if any(one is other for other in on))
-            raise UserError(f"adapter {names} at {path} cannot be merged: {error}; {UNMERGED}") from None
+            on = [
+                one
+                for entry in site.active
+                for one in (entry.members if isinstance(entry, Composition) else [entry])
+            ]
+            names = " and ".join(
+                f"{name!r} ({one.config.kind})"
+                for name, one in site.adapters.items()
+                if any(one is other for other in on)
+            )
+            raise UserError(
+                f"adapter {names} at {path} cannot be merged: {error}; {UNMERGED}"
+            ) from None
         if not all(value is None or is_finite(value) for value in (weight, bias)):
-            raise UserError(f"merged, {path} would hold NaN or infinite values, as {site.weight.dtype}: the adapter is broken, or the dtype too narrow")
+            raise UserError(
+                f"merged, {path} would hold NaN or infinite values, as {site.weight.dtype}: the adapter is broken, or the dtype too narrow"
+            )
     on = list(dict.fromkeys(name for _, name, _ in in_use(model)))
     for name in adapter_names(model):
-        built_on = [member for member in next(iter(adapters_named(model, name).values())).members if member in on]
+        built_on = [
+            member
+            for member in next(iter(adapters_named(model, name).values())).members
+            if member in on
+        ]
         if built_on and name not in on:
-            raise UserError(f"adapter {name!r} is built on {built_on[0]!r}, which would be merged: remove it first")
+            raise UserError(
+                f"adapter {name!r} is built on {built_on[0]!r}, which would be merged: remove it first"
+            )
     return on
 
 
@@ -131,7 +159,10 @@ def folded(site: Site) -> Folded:
         scale = input_scale(entry)
         weight = weight if scale is None else weight * scale
     dtype = own[0].dtype
-    return tuple(old if value is start else value.to(dtype) for old, value, start in zip(own, (weight, bias), base, strict=True))
+    return tuple(
+        old if value is start else value.to(dtype)
+        for old, value, start in zip(own, (weight, bias), base, strict=True)
+    )
 
 
 def fold(entry, weight: Tensor, bias: Tensor | None, base: Folded, site: Site) -> Folded:
@@ -148,17 +179,27 @@ def fold(entry, weight: Tensor, bias: Tensor | None, base: Folded, site: Site) -
         raise UserError(f"{type(entry).__name__} is not a linear map of one weight")
     if isinstance(entry, IA3) and entry.options.scales == "input":
         return weight, bias
-    leaves = OF_THE_BASE.get(type(entry), ()) if site.kind != "embedding" else ()  # in an embedding, the rows of tokens replace whatever was there
+    leaves = (
+        OF_THE_BASE.get(type(entry), ()) if site.kind != "embedding" else ()
+    )  # in an embedding, the rows of tokens replace whatever was there
     for leaf, now, start in zip(("weight", "bias"), (weight, bias), base, strict=True):
         if leaf in leaves and now is not start:
-            raise UserError(f"{type(entry).__name__} starts from the base's {leaf}, which another adapter in front of it has changed; apply it first")
+            raise UserError(
+                f"{type(entry).__name__} starts from the base's {leaf}, which another adapter in front of it has changed; apply it first"
+            )
     if isinstance(entry, Full):  # adds what its copies differ from the base by
-        return tuple(now if own is None else own if now is start else now + (own - start)
-                     for own, now, start in zip((entry.weight, entry.bias), (weight, bias), base, strict=True))
+        return tuple(
+            now if own is None else own if now is start else now + (own - start)
+            for own, now, start in zip(
+                (entry.weight, entry.bias), (weight, bias), base, strict=True
+            )
+        )
     return entry.merged(weight, bias)
 
 
-def fold_average(entry: Average, weight: Tensor, bias: Tensor | None, base: Folded, site: Site) -> Folded:
+def fold_average(
+    entry: Average, weight: Tensor, bias: Tensor | None, base: Folded, site: Site
+) -> Folded:
     """The sum of share x what each member changes."""
     new_weight, new_bias = weight, bias
     for member, share in zip(entry.members, entry.shares, strict=True):
@@ -176,16 +217,27 @@ def input_scale(entry) -> Tensor | None:
     if isinstance(entry, IA3):
         return entry.ia3_l[0] if entry.options.scales == "input" else None
     if isinstance(entry, Average):
-        scales = [(input_scale(member), share) for member, share in zip(entry.members, entry.shares, strict=True)]
+        scales = [
+            (input_scale(member), share)
+            for member, share in zip(entry.members, entry.shares, strict=True)
+        ]
         changes = [share * (scale - 1) for scale, share in scales if scale is not None]
         return 1 + sum(changes) if changes else None
-    scales = [scale for part in entry.parts.values() if (scale := input_scale(part)) is not None] if isinstance(entry, Group) else []
+    scales = (
+        [scale for part in entry.parts.values() if (scale := input_scale(part)) is not None]
+        if isinstance(entry, Group)
+        else []
+    )
     return torch.stack(scales).prod(dim=0) if scales else None
 
 
 def fingerprint(model: nn.Module) -> str:
     """That of the merged model, the same that `load_model` finds once it is written. Where a change is so small that no sample shows it (some rows of
     an embedding), the new fingerprint is made from the old one."""
-    samples = {name: sample_of(parameter) for name, parameter in model.named_parameters() if ".adapters." not in name}
+    samples = {
+        name: sample_of(parameter)
+        for name, parameter in model.named_parameters()
+        if ".adapters." not in name
+    }
     found = fingerprint_of(model.family, samples)
     return found if found != model.fingerprint else hashlib.sha256(found.encode()).hexdigest()[:16]

@@ -3,10 +3,17 @@
 import math
 from dataclasses import fields, replace
 
+from files.errors import UserError, unknown
 from model.config import FAMILIES
-from model.errors import UserError, unknown
 
-PLACEMENT = ("kind", "preset", "sites", "layers", "overrides", "rate")  # what is no option of a method
+PLACEMENT = (
+    "kind",
+    "preset",
+    "sites",
+    "layers",
+    "overrides",
+    "rate",
+)  # what is no option of a method
 
 
 def checked_options(kind: str, options: type, table: dict) -> dict:
@@ -20,7 +27,12 @@ def checked_options(kind: str, options: type, table: dict) -> dict:
 
 def checked_value(key: str, value, kind):
     """The value, where it is of this type; whole numbers are floats too, tuples are written as lists. Raises UserError."""
-    if isinstance(value, int) and not isinstance(value, bool) and not isinstance(value, kind) and isinstance(1.0, kind):
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and not isinstance(value, kind)
+        and isinstance(1.0, kind)
+    ):
         value = float(value)
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
@@ -30,10 +42,18 @@ def checked_value(key: str, value, kind):
         whole = type(number) is int and abs(number) >= (2**63 if key == "seed" else 2**31)
         if whole or (type(number) is float and number != 0 and not 1e-20 < abs(number) < 1e20):
             raise UserError(f"adapter option {key} = {value!r:.100} is out of range")
-    if isinstance(value, list) and isinstance([], kind) and (not value or not all(type(one) is int for one in value)):
-        raise UserError(f"adapter option {key} = {value!r} should be one whole number, or one for each layer")
+    if (
+        isinstance(value, list)
+        and isinstance([], kind)
+        and (not value or not all(type(one) is int for one in value))
+    ):
+        raise UserError(
+            f"adapter option {key} = {value!r} should be one whole number, or one for each layer"
+        )
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"adapter option {key} = {value!r:.100} should be {getattr(kind, '__name__', str(kind).replace(' | ', ' or '))}")
+        raise UserError(
+            f"adapter option {key} = {value!r:.100} should be {getattr(kind, '__name__', str(kind).replace(' | ', ' or '))}"
+        )
     return value
 
 
@@ -43,7 +63,9 @@ def at_layer(options, index: int, strict: bool = True):
     for key, value in vars(options).items():
         if isinstance(value, list):
             if index >= len(value) and strict:
-                raise UserError(f"{key} = {value} has {len(value)} values, one for each layer, and the adapter sits in more layers than that")
+                raise UserError(
+                    f"{key} = {value} has {len(value)} values, one for each layer, and the adapter sits in more layers than that"
+                )
             changes[key] = value[min(index, len(value) - 1)]
     return replace(options, **changes)
 
@@ -54,13 +76,21 @@ def sites_from(sites) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
         return site_names(sites)
     for family in sites:
         if family not in ("any", *FAMILIES):
-            raise UserError(f"adapter option sites: {unknown('family', family, ['any', *FAMILIES])}")
+            raise UserError(
+                f"adapter option sites: {unknown('family', family, ['any', *FAMILIES])}"
+            )
     if "any" not in sites:
-        raise UserError(f"adapter option sites = {sites!r} has no 'any', the sites of the families it does not name")
+        raise UserError(
+            f"adapter option sites = {sites!r} has no 'any', the sites of the families it does not name"
+        )
     return {family: site_names(names) for family, names in sites.items()}
 
 
 def site_names(names) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+    if (
+        not isinstance(names, list | tuple)
+        or not names
+        or not all(isinstance(name, str) for name in names)
+    ):
         raise UserError(f"adapter option sites = {names!r} should be a list of site names")
     return tuple(names)

@@ -1,7 +1,7 @@
 """A model's adapters as a whole, in one folder: each in a folder of its own, and which of them are on.
 
-    save_adapters(model, "runs/mine/adapter")          adapters.json, math/, code/, both/ ...
-    load_adapters(model, "runs/mine/adapter")          the same again, in the same order, composed in the same way
+save_adapters(model, "runs/mine/adapter")          adapters.json, math/, code/, both/ ...
+load_adapters(model, "runs/mine/adapter")          the same again, in the same order, composed in the same way
 """
 
 import json
@@ -11,26 +11,33 @@ from torch import nn
 
 from adapters.attach import adapter_names, adapters_named, in_order, remove, setup, switch, use
 from adapters.compose import Composition, from_table
-from adapters.files import load_adapter, save_adapter
-from model.errors import UserError
-from model.files import read_json
-from model.writing import make_folder, write_text
+from adapters.formats.folders import load_adapter, save_adapter
+from files.errors import UserError
+from files.reading import read_json
+from files.writing import make_folder, write_text
 
 SETUP = "adapters.json"
 
 
-def save_adapters(model: nn.Module, folder: str | Path, run: dict | None = None, overwrite: bool = False) -> None:
+def save_adapters(
+    model: nn.Module, folder: str | Path, run: dict | None = None, overwrite: bool = False
+) -> None:
     """Write every adapter of the model and which of them are on, composed as they are; in place of what is there only with overwrite=True.
     Raises UserError."""
     folder = Path(folder)
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: give another folder, or overwrite=True")
-    names = sorted(adapter_names(model), key=lambda name: bool(next(iter(adapters_named(model, name).values())).members))  # a fusion behind its members
+    names = sorted(
+        adapter_names(model),
+        key=lambda name: bool(next(iter(adapters_named(model, name).values())).members),
+    )  # a fusion behind its members
     make_folder(folder)
     for name in names:
         save_adapter(model, folder / name, name, overwrite=overwrite)
     on = [entry.table() if isinstance(entry, Composition) else entry for entry in in_order(model)]
-    write_text(folder / SETUP, json.dumps({"adapters": names, "on": on, "run": run or {}}, indent=2) + "\n")
+    write_text(
+        folder / SETUP, json.dumps({"adapters": names, "on": on, "run": run or {}}, indent=2) + "\n"
+    )
 
 
 def load_adapters(model: nn.Module, folder: str | Path) -> dict:
@@ -41,7 +48,9 @@ def load_adapters(model: nn.Module, folder: str | Path) -> dict:
     folder = Path(folder)
     table = read_json(folder / SETUP)
     names, on = table.get("adapters"), table.get("on")
-    listed = isinstance(names, list) and all(isinstance(name, str) and name.isidentifier() for name in names)
+    listed = isinstance(names, list) and all(
+        isinstance(name, str) and name.isidentifier() for name in names
+    )
     if not listed or not isinstance(on, list):
         raise UserError(f"{folder / SETUP} should list 'adapters' and which are 'on'")
     before, loaded = setup(model), []
@@ -61,4 +70,8 @@ def load_adapters(model: nn.Module, folder: str | Path) -> dict:
 
 def load_any(model: nn.Module, folder: str | Path, name: str = "default") -> dict:
     """The adapter of a folder, under this name, or all of a folder that `save_adapters` wrote, under theirs; returns the `run` section."""
-    return load_adapters(model, folder) if (Path(folder) / SETUP).is_file() else load_adapter(model, folder, name)
+    return (
+        load_adapters(model, folder)
+        if (Path(folder) / SETUP).is_file()
+        else load_adapter(model, folder, name)
+    )

@@ -105,9 +105,7 @@ def encode_chat(
     return ids, weights
 
 
-def pack_text(
-    tokenizer, texts: Sequence[str], cutoff: int
-) -> tuple[list[Example], int]:
+def pack_text(tokenizer, texts: Sequence[str], cutoff: int) -> tuple[list[Example], int]:
     """Plain texts -> (rows of `cutoff` tokens with loss on all of them, the tokens in all).
 
     The texts follow each other with an EOS behind each; the last row may be shorter.
@@ -123,10 +121,15 @@ def pack_text(
 
 def shared_start(first: list[int], second: list[int]) -> int:
     """How many ids two rows have in common from their start on."""
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
+    )
 
 
-def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = False) -> list[list[int]]:
+def epoch_order(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = False
+) -> list[list[int]]:
     """The batches of one epoch as lists of row numbers, the same for the same seed; a last short batch is kept.
 
     group=True makes batches of near-equal lengths (within pools of 50 batches), for training from scratch.
@@ -136,7 +139,10 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     rng.shuffle(order)
     if group:
         pool = batch_size * 50
-        pools = [sorted(order[i : i + pool], key=lambda row: lengths[row]) for i in range(0, len(order), pool)]
+        pools = [
+            sorted(order[i : i + pool], key=lambda row: lengths[row])
+            for i in range(0, len(order), pool)
+        ]
         order = [row for rows in pools for row in rows]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if group:

@@ -16,7 +16,7 @@ from datetime import date
 from functools import lru_cache
 from itertools import islice
 
-from model.errors import UserError
+from files.errors import UserError
 
 LONGEST = 10_000_000  # characters that a template may write
 PATIENCE = 2.0  # seconds of computing that a template may take; published ones take milliseconds

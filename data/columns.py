@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 
 FIELDS = ("instruction", "input", "output", "answer")  # of every row
 NAMES = {  # field -> the column names that stand for it; of several that are there, the first
@@ -34,7 +34,9 @@ class Layout:
 
     def notes(self) -> list[str]:
         """What a user should know: columns read under another name, columns not used."""
-        renamed = [f"{field} from {name!r}" for field, name in self.columns.items() if name != field]
+        renamed = [
+            f"{field} from {name!r}" for field, name in self.columns.items() if name != field
+        ]
         lines = [f"columns: {', '.join(renamed)}"] if renamed else []
         if self.unused:
             more = f" and {len(self.unused) - 8} more" if len(self.unused) > 8 else ""

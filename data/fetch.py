@@ -15,10 +15,12 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from model.errors import UserError
-from model.writing import make_folder, write_text
+from files.errors import UserError
+from files.writing import make_folder, write_text
 
-MIRROR = "LLM_ADAPTERS_MIRROR"  # an address that holds the same files, for machines that reach no other
+MIRROR = (
+    "LLM_ADAPTERS_MIRROR"  # an address that holds the same files, for machines that reach no other
+)
 CACHE = "LLM_ADAPTERS_CACHE"
 ELSEWHERE = f"{CACHE} names another folder to keep data in, or give --data-dir FOLDER, where it is"
 SUMS = "sha256.json"  # of files that this project has no sum for: as they were when they first came
@@ -38,13 +40,20 @@ class File:
 def cache_folder() -> Path:
     """Where fetched data lives: $LLM_ADAPTERS_CACHE, else llm-adapters in the user's cache folder; never inside this package."""
     chosen = os.environ.get(CACHE)
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-adapters"
+    return (
+        Path(chosen)
+        if chosen
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-adapters"
+    )
 
 
 def fetch(files: list[File], folder: Path | None = None) -> list[Path]:
     """Download what is not there yet; returns the paths of all. Raises UserError in one line that says what to do."""
     folder = folder or cache_folder()
-    return [folder / file.path if (folder / file.path).is_file() else download(file, folder) for file in files]
+    return [
+        folder / file.path if (folder / file.path).is_file() else download(file, folder)
+        for file in files
+    ]
 
 
 def download(file: File, folder: Path) -> Path:
@@ -62,16 +71,22 @@ def download(file: File, folder: Path) -> Path:
             receive(file, part)
             found = sum_of(part)
         except OSError as error:
-            raise UserError(f"cannot write {part}: {error.strerror or error}; {ELSEWHERE}") from None
+            raise UserError(
+                f"cannot write {part}: {error.strerror or error}; {ELSEWHERE}"
+            ) from None
         finally:
             if part.is_file() and not part.stat().st_size:
                 part.unlink()
         known = file.sha256 or known_sums(folder).get(file.path)
         if known and found != known:
             part.unlink()
-            raise UserError(f"{address(file)} is not the file it should be: its sha256 is {found[:16]}..., not {known[:16]}...; nothing was kept")
+            raise UserError(
+                f"{address(file)} is not the file it should be: its sha256 is {found[:16]}..., not {known[:16]}...; nothing was kept"
+            )
         if not known:
-            write_text(folder / SUMS, json.dumps(known_sums(folder) | {file.path: found}, indent=2) + "\n")
+            write_text(
+                folder / SUMS, json.dumps(known_sums(folder) | {file.path: found}, indent=2) + "\n"
+            )
         os.replace(part, target)
     return target
 
@@ -84,25 +99,43 @@ def receive(file: File, part: Path) -> None:
         if answer is None:  # nothing is behind what we have
             return
         with answer:
-            start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "") if answer.status == 206 else None
+            start = (
+                re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
+                if answer.status == 206
+                else None
+            )
             if have and not (start and int(start[1]) == have):  # the server sends the whole file
                 out.truncate(0)
                 have = 0
                 if start and int(start[1]):
-                    raise UserError(f"{address(file)} sends another part than was asked for: try again, it starts anew")
+                    raise UserError(
+                        f"{address(file)} sends another part than was asked for: try again, it starts anew"
+                    )
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length and length.isdecimal() else None
             if total is None and not file.sha256 and not getattr(answer, "chunked", False):
-                raise UserError(f"{address(file)} comes without its length, and this project has no sum for it: whether it is whole cannot be told")
+                raise UserError(
+                    f"{address(file)} comes without its length, and this project has no sum for it: whether it is whole cannot be told"
+                )
             interval = 0.1 if sys.stderr.isatty() else 10
-            with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, dynamic_ncols=True, mininterval=interval) as bar:
+            with tqdm(
+                total=total,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                desc=part.stem,
+                dynamic_ncols=True,
+                mininterval=interval,
+            ) as bar:
                 while piece := network(file, lambda: answer.read(PIECE)):
                     out.write(piece)
                     bar.update(len(piece))
             out.flush()
             os.fsync(out.fileno())
             if total is not None and out.tell() != total:
-                raise UserError(f"{address(file)} broke off after {out.tell():,} of {total:,} bytes: try again, it goes on from there")
+                raise UserError(
+                    f"{address(file)} broke off after {out.tell():,} of {total:,} bytes: try again, it goes on from there"
+                )
 
 
 def ask(file: File, have: int):
@@ -116,7 +149,13 @@ def ask(file: File, have: int):
             if not have or error.code != 416:
                 raise
             whole = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-            return None if whole == str(have) else urlopen(Request(address(file), headers={"User-Agent": "llm-adapters"}), timeout=WAIT)
+            return (
+                None
+                if whole == str(have)
+                else urlopen(
+                    Request(address(file), headers={"User-Agent": "llm-adapters"}), timeout=WAIT
+                )
+            )
 
     return network(file, open_)
 
@@ -126,10 +165,20 @@ def network(file: File, step: Callable):
     try:
         return step()
     except (HTTPException, OSError, ValueError) as error:
-        reason = f"status {error.code}" if isinstance(error, HTTPError) else getattr(error, "reason", None) or error
-        again = "" if isinstance(error, HTTPError) and 400 <= error.code < 500 else "try again (it goes on from where it stopped), "
-        raise UserError(f"{address(file)} cannot be fetched ({' '.join(str(reason).split()) or type(error).__name__}): {again}set {MIRROR} to a copy, "
-                        f"or give --data-dir FOLDER, where {file.path} is") from None
+        reason = (
+            f"status {error.code}"
+            if isinstance(error, HTTPError)
+            else getattr(error, "reason", None) or error
+        )
+        again = (
+            ""
+            if isinstance(error, HTTPError) and 400 <= error.code < 500
+            else "try again (it goes on from where it stopped), "
+        )
+        raise UserError(
+            f"{address(file)} cannot be fetched ({' '.join(str(reason).split()) or type(error).__name__}): {again}set {MIRROR} to a copy, "
+            f"or give --data-dir FOLDER, where {file.path} is"
+        ) from None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from model.errors import UserError
+from files.errors import UserError
 
 RULE = "*" * 25
 TRIGGER = re.compile(r"\n?Therefore,? [^\n]*?the answer(?: \([^)\n]*\))? is")
@@ -40,7 +40,9 @@ def rows_from_log(path: Path, keep_wrong: bool = False) -> tuple[list[dict], Cou
                 rows.append(row)
             counts[verdict] += 1
     if not counts:
-        raise UserError(f"{path} holds no record of a zero-shot-CoT log (lines of 25 asterisks around Q:, A: and GT :)")
+        raise UserError(
+            f"{path} holds no record of a zero-shot-CoT log (lines of 25 asterisks around Q:, A: and GT :)"
+        )
     return rows, counts
 
 
@@ -50,7 +52,10 @@ def samples(record: str) -> list[str]:
     if len(parts) < 2:
         return []
     gold = re.search(r"^GT : .*$", parts[-1], flags=re.MULTILINE)
-    return [part if "\nGT : " in part or gold is None else f"{part.rstrip()}\n{gold[0]}\n" for part in parts[1:]]
+    return [
+        part if "\nGT : " in part or gold is None else f"{part.rstrip()}\n{gold[0]}\n"
+        for part in parts[1:]
+    ]
 
 
 def thinking(text: str) -> str:
@@ -64,7 +69,11 @@ def thinking(text: str) -> str:
 
 def row_from(sample: str, think: str, keep_wrong: bool) -> tuple[dict | None, str]:
     """(the row of one sample, or None; why)."""
-    found = re.search(r"^Q: (.*?)\nA: ?(.*?)\npred_before : ?(.*?)\npred_after : ?(.*?)$", sample, flags=re.MULTILINE | re.DOTALL)
+    found = re.search(
+        r"^Q: (.*?)\nA: ?(.*?)\npred_before : ?(.*?)\npred_after : ?(.*?)$",
+        sample,
+        flags=re.MULTILINE | re.DOTALL,
+    )
     gold = re.search(r"^GT : *(.*?)\s*$", sample, flags=re.MULTILINE)
     if not found or not gold or not gold[1]:
         return None, "left out: cut short"
@@ -82,7 +91,12 @@ def row_from(sample: str, think: str, keep_wrong: bool) -> tuple[dict | None, st
     right = same(predicted, gold[1])
     if not right and not keep_wrong:
         return None, "left out: wrong answer"
-    row = {"instruction": question, "input": "", "output": f"{rationale}\nThe answer is {predicted}.", "answer": gold[1]}
+    row = {
+        "instruction": question,
+        "input": "",
+        "output": f"{rationale}\nThe answer is {predicted}.",
+        "answer": gold[1],
+    }
     return row, "kept: right answer" if right else "kept: wrong answer"
 
 

@@ -6,17 +6,28 @@ from pathlib import Path
 
 from data.fetch import cache_folder
 from data.tables import ENDINGS as FILE_ENDINGS
-from model.errors import UserError
+from files.errors import UserError
+from files.writing import make_folder, write_text
 from model.registry import hub_errors
-from model.writing import make_folder, write_text
 
 ENDINGS = tuple(ending for ending in FILE_ENDINGS if ending != ".txt")  # README.txt is no data
-SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
+SPLITS = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
 
 
 def is_repository(name: str) -> bool:
     """Whether a name can be a data set of the hub: owner/name, or owner/name/configuration."""
-    return name.count("/") in (1, 2) and not name.startswith((".", "/", "~")) and not name.lower().endswith(ENDINGS)
+    return (
+        name.count("/") in (1, 2)
+        and not name.startswith((".", "/", "~"))
+        and not name.lower().endswith(ENDINGS)
+    )
 
 
 def hub_tables(name: str) -> dict[str, list[Path]]:
@@ -34,19 +45,31 @@ def hub_tables(name: str) -> dict[str, list[Path]]:
 
     def snapshot(commit: str, chosen: dict[str, list[str]], **options) -> dict[str, list[Path]]:
         wanted = [name for names in chosen.values() for name in names]
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=wanted, **options))
+        folder = Path(
+            snapshot_download(
+                repo, repo_type="dataset", revision=commit, allow_patterns=wanted, **options
+            )
+        )
         return {split: [folder / name for name in names] for split, names in chosen.items()}
 
     with hub_errors(repo, "main", "a file of your own with --data"):
         try:
             found = HfApi().dataset_info(repo, timeout=15)
         except (HTTPError, OSError) as error:
-            noted = None if isinstance(error, HfHubHTTPError) and error.response is not None else read_note(note)
+            noted = (
+                None
+                if isinstance(error, HfHubHTTPError) and error.response is not None
+                else read_note(note)
+            )
             files = snapshot(*noted, local_files_only=True) if noted else {}
             if not files or not all(path.is_file() for paths in files.values() for path in paths):
                 raise error from None
             return files
-        listed = [file.rfilename for file in found.siblings or () if file.rfilename.lower().endswith(ENDINGS)]
+        listed = [
+            file.rfilename
+            for file in found.siblings or ()
+            if file.rfilename.lower().endswith(ENDINGS)
+        ]
         chosen = choose(repo, configuration, listed)
         files = snapshot(found.sha, chosen)
     try:
@@ -61,7 +84,9 @@ def read_note(path: Path) -> tuple[str, dict[str, list[str]]] | None:
     """(commit, split -> files) as hub_tables wrote them; None where there is nothing of that kind."""
     try:
         commit, chosen = json.loads(path.read_text(encoding="utf-8"))
-        fits = isinstance(commit, str) and all(isinstance(name, str) for names in chosen.values() for name in names)
+        fits = isinstance(commit, str) and all(
+            isinstance(name, str) for names in chosen.values() for name in names
+        )
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return (commit, chosen) if fits else None
@@ -74,7 +99,11 @@ def split_of(name: str) -> tuple[str, str]:
         if re.search(rf"(?<![a-z]){split}(?![a-z])", path.stem.lower()):
             return str(path.parent).removeprefix("."), SPLITS[split]
     folder = path.parent.name.lower()
-    return (str(path.parent.parent).removeprefix("."), SPLITS[folder]) if folder in SPLITS else ("", "")
+    return (
+        (str(path.parent.parent).removeprefix("."), SPLITS[folder])
+        if folder in SPLITS
+        else ("", "")
+    )
 
 
 def choose(repo: str, configuration: str, listed: list[str]) -> dict[str, list[str]]:
@@ -85,13 +114,21 @@ def choose(repo: str, configuration: str, listed: list[str]) -> dict[str, list[s
         if split:
             found.setdefault(folder, {}).setdefault(split, []).append(name)
     if configuration:
-        found = {folder: splits for folder, splits in found.items() if folder in (configuration, f"data/{configuration}")}
+        found = {
+            folder: splits
+            for folder, splits in found.items()
+            if folder in (configuration, f"data/{configuration}")
+        }
     if not found:
         of = f"the configuration {configuration} of {repo}" if configuration else repo
-        raise UserError(f"{of} holds no train or test file that is read here ({', '.join(ENDINGS)}); its files: {', '.join(sorted(listed)[:8]) or 'none'}")
+        raise UserError(
+            f"{of} holds no train or test file that is read here ({', '.join(ENDINGS)}); its files: {', '.join(sorted(listed)[:8]) or 'none'}"
+        )
     if len(found) > 1 and "" not in found:  # without a folder is what you get when you name none
         names = [folder.removeprefix("data/") for folder in found]
-        raise UserError(f"{repo} has several configurations: {', '.join(names)}; choose one with --data {repo}/NAME")
+        raise UserError(
+            f"{repo} has several configurations: {', '.join(names)}; choose one with --data {repo}/NAME"
+        )
     splits = found.get("") or next(iter(found.values()))
     return {split: one_form(names) for split, names in splits.items()}
 

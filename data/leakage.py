@@ -1,14 +1,16 @@
 """Which test problems were seen in training: word for word, or nearly so.
 
-    twin   the same words and signs of arithmetic in the same order, whatever the case, spacing and punctuation
-    near   at least 60 % of the three-word runs of the two texts together are in both (Jaccard, Broder 1997)
+twin   the same words and signs of arithmetic in the same order, whatever the case, spacing and punctuation
+near   at least 60 % of the three-word runs of the two texts together are in both (Jaccard, Broder 1997)
 """
 
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-WORD = re.compile(r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)")  # "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
+WORD = re.compile(
+    r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)"
+)  # "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
 NEAR = 0.6
 COMMON = 0.02  # runs that more than this share of the test problems have ("choose the correct answer") say nothing
 SEARCHED = 3  # words that a problem needs to be searched in plain text: fewer are there by chance
@@ -26,8 +28,16 @@ class Leak:
         return sum(one == kind for one, _ in self.found.values())
 
     def table(self) -> dict:
-        found = [{"test": number, "train": row, "kind": kind} for number, (kind, row) in sorted(self.found.items())]
-        return {"total": self.total, "twins": self.count("twin"), "near": self.count("near"), "found": found}
+        found = [
+            {"test": number, "train": row, "kind": kind}
+            for number, (kind, row) in sorted(self.found.items())
+        ]
+        return {
+            "total": self.total,
+            "twins": self.count("twin"),
+            "near": self.count("near"),
+            "found": found,
+        }
 
 
 def leakage(
@@ -54,7 +64,12 @@ def leakage(
     for place, row in nearest([grams for *_, grams in open_], train).items():
         name, number, _ = open_[place]
         found[name, number] = ("near", row)
-    return {name: Leak(len(rows), {number: what for (one, number), what in found.items() if one == name}) for name, rows in tests.items()}
+    return {
+        name: Leak(
+            len(rows), {number: what for (one, number), what in found.items() if one == name}
+        )
+        for name, rows in tests.items()
+    }
 
 
 def in_rows(problems: set[str], train: list[dict]) -> dict[str, int]:
@@ -114,7 +129,9 @@ def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
 def words(row: dict) -> str:
     """Instruction and input of a row, and what a chat has in front of them but system messages:
     words and signs of arithmetic alone; where there is none of these, all signs."""
-    earlier = " ".join(message["content"] for message in row.get("history", ()) if message["role"] != "system")
+    earlier = " ".join(
+        message["content"] for message in row.get("history", ()) if message["role"] != "system"
+    )
     text = f"{earlier} {row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")
     return " ".join(WORD.findall(text) or text.split())
 
@@ -140,4 +157,8 @@ def runs(text: str) -> list[str]:
 
 def seen_sets(leaks: dict[str, Leak]) -> list[str]:
     """The test sets that are training data: more than half of their problems have a twin there."""
-    return [name for name, leak in leaks.items() if leak.total and leak.count("twin") > SEEN * leak.total]
+    return [
+        name
+        for name, leak in leaks.items()
+        if leak.total and leak.count("twin") > SEEN * leak.total
+    ]

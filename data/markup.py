@@ -6,31 +6,37 @@ import unicodedata
 FINAL = "\ue000"  # stands where a box or a tag says that the answer follows; the line ends with it
 
 # LaTeX, Markdown and tags, and what is put for them, in this order.
-MARKUP = [(re.compile(pattern), new) for pattern, new in (
-    (r"(?i)<(?:final[ _-]?)?answer>", f"{FINAL} "),
-    (r"(?i)</(?:final[ _-]?)?answer>", "\n"),
-    (r"\\[dt]?frac\s?(?:\{([^{}]*)\}\s?\{([^{}]*)\}|(\d)(\d))", r" \1\3/\2\4"),
-    (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),
-    (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),  # one in another
-    (r"\\(?:times|cdot)(?![A-Za-z])", "×"),
-    (r"\s?\^\s?(?:\{\s?\\(?:circ|degree)\s?\}|\{o\}|\\(?:circ|degree)(?![A-Za-z]))", "°"),
-    (r"° (?=[CF]\b)", "°"),
-    (r"(?<=\d)\s?\^\s?(?:\{\s?(?:\\rm\s?)?(st|nd|rd|th)\s?\}|(st|nd|rd|th)(?![A-Za-z]))", r"\1\2"),
-    (r"\\(?:left|right)\b|\\[,;!()\[\]]|(?<=\d)\\ (?=\d)", ""),
-    (r"\\([$%])", r"\1"),
-    (r"\{,\}", ","),
-    (r"(?<=\d)\*\*(?=\d)", "^"),
-    (r"\*\*|`|(?<!\w)_+|(?<!_)_+(?!\w)", ""),  # bold, code
-    (r"(?<![\w*])\*([^\s*\d][^*\d\n]{0,60})\*(?![\w*])", r"\1"),  # italics
-    (r"(?<!\w)['\"‘“]([^\s'\"]{1,40})['\"’”](?!\w)", r"\1"),  # quotes
-    (r"\\f?boxed\s?\{((?:[^{}]|\{[^{}]*\})*+)\}", f"{FINAL} \\1\n"),
-    (r"(?<=\d)\$(?!\d)|\$(?=[A-Za-z](?!\w))|(?<=\$[A-Za-z])\$", ""),  # $42$, $B$, $B
-    (r"\s?\^\s?", "^"),
-    (r"\^[{(]\s?([-+\u2212]?\d{1,3})\s?[})]", r"^\1"),
-    (r"(?<=\d) to the (?:power (?:of )?)?(\d{1,3})(?:(?:st|nd|rd|th)(?: power)?)?\b", r"^\1"),
-    (r"(?<=\d) and (?:a|one)[ -]half\b", " 1/2"),
-    (r"\(\s?(\w)\s?\)", r"(\1)"),
-)]
+MARKUP = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"(?i)<(?:final[ _-]?)?answer>", f"{FINAL} "),
+        (r"(?i)</(?:final[ _-]?)?answer>", "\n"),
+        (r"\\[dt]?frac\s?(?:\{([^{}]*)\}\s?\{([^{}]*)\}|(\d)(\d))", r" \1\3/\2\4"),
+        (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),
+        (r"\\(?:text|mathrm|mathbf|textbf|mathit|textit)\s?\{([^{}]*)\}", r"\1"),  # one in another
+        (r"\\(?:times|cdot)(?![A-Za-z])", "×"),
+        (r"\s?\^\s?(?:\{\s?\\(?:circ|degree)\s?\}|\{o\}|\\(?:circ|degree)(?![A-Za-z]))", "°"),
+        (r"° (?=[CF]\b)", "°"),
+        (
+            r"(?<=\d)\s?\^\s?(?:\{\s?(?:\\rm\s?)?(st|nd|rd|th)\s?\}|(st|nd|rd|th)(?![A-Za-z]))",
+            r"\1\2",
+        ),
+        (r"\\(?:left|right)\b|\\[,;!()\[\]]|(?<=\d)\\ (?=\d)", ""),
+        (r"\\([$%])", r"\1"),
+        (r"\{,\}", ","),
+        (r"(?<=\d)\*\*(?=\d)", "^"),
+        (r"\*\*|`|(?<!\w)_+|(?<!_)_+(?!\w)", ""),  # bold, code
+        (r"(?<![\w*])\*([^\s*\d][^*\d\n]{0,60})\*(?![\w*])", r"\1"),  # italics
+        (r"(?<!\w)['\"‘“]([^\s'\"]{1,40})['\"’”](?!\w)", r"\1"),  # quotes
+        (r"\\f?boxed\s?\{((?:[^{}]|\{[^{}]*\})*+)\}", f"{FINAL} \\1\n"),
+        (r"(?<=\d)\$(?!\d)|\$(?=[A-Za-z](?!\w))|(?<=\$[A-Za-z])\$", ""),  # $42$, $B$, $B
+        (r"\s?\^\s?", "^"),
+        (r"\^[{(]\s?([-+\u2212]?\d{1,3})\s?[})]", r"^\1"),
+        (r"(?<=\d) to the (?:power (?:of )?)?(\d{1,3})(?:(?:st|nd|rd|th)(?: power)?)?\b", r"^\1"),
+        (r"(?<=\d) and (?:a|one)[ -]half\b", " 1/2"),
+        (r"\(\s?(\w)\s?\)", r"(\1)"),
+    )
+]
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 SIGNS = str.maketrans("（）【】，：\u066b\u066c", "()[],:.,")  # full width; the Arabic separators
 SIGNS |= {  # ½ as " 1/2"

@@ -4,13 +4,17 @@ from dataclasses import asdict, dataclass, fields
 
 from data.assistant_turns import Conversation, conversation
 from data.chat_template import RefusedMessages, render_chat, render_text
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 
 TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-PAIRED = ("Below is an instruction that describes a task, paired with an input that provides further context. "
-          "Write a response that appropriately completes the request.")
+PAIRED = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
-GAP = 16 * " "  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
+GAP = (
+    16 * " "
+)  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
 LARGEST = 100_000  # characters of a chat template
 
 
@@ -135,19 +139,28 @@ class Template:
 
 def paper(task: str, *sections: str) -> str:
     """The v1 repository's prompt to the byte: its source's `# noqa` and indentation had become part of the text."""
-    blocks = [f"{GAP}### {name}:\n{GAP}{slot}" for name, slot in zip(sections[::2], sections[1::2], strict=True)]
+    blocks = [
+        f"{GAP}### {name}:\n{GAP}{slot}"
+        for name, slot in zip(sections[::2], sections[1::2], strict=True)
+    ]
     return f"{task}  # noqa: E501\n\n" + f"\n{GAP}\n".join(blocks)
 
 
 SHORT = ("Instruction", "{instruction}", "Response", "")
 LONG = ("Instruction", "{instruction}", "Input", "{input}", "Response", "")
 
-TEMPLATES = {one.name: one for one in (
-    Template("alpaca", PREAMBLE + "{instruction}" + RESPONSE,  # Taori et al. 2023
-             PAIRED + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}" + RESPONSE),
-    Template("paper-v1", paper(TASK, *SHORT), paper(PAIRED, *LONG), strip=False),
-    Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
-)}
+TEMPLATES = {
+    one.name: one
+    for one in (
+        Template(
+            "alpaca",
+            PREAMBLE + "{instruction}" + RESPONSE,  # Taori et al. 2023
+            PAIRED + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}" + RESPONSE,
+        ),
+        Template("paper-v1", paper(TASK, *SHORT), paper(PAIRED, *LONG), strip=False),
+        Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
+    )
+}
 CHAT = "chat"  # the name of the template that a tokenizer folder holds
 AUTO = "auto"  # chat for a user's own data where the tokenizer has a template, else alpaca
 NAMES = (*TEMPLATES, CHAT)
@@ -167,27 +180,49 @@ def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
     if name != CHAT:
         raise unknown("prompt template", name, (*NAMES, AUTO))
     if tokenizer is None or not tokenizer.chat_template:
-        raise UserError(f"template chat: {'no tokenizer is given' if tokenizer is None else f'the tokenizer in {tokenizer.folder} has no chat template'}; "
-                        f"use --template {', '.join(TEMPLATES)}")
+        raise UserError(
+            f"template chat: {'no tokenizer is given' if tokenizer is None else f'the tokenizer in {tokenizer.folder} has no chat template'}; "
+            f"use --template {', '.join(TEMPLATES)}"
+        )
     if len(tokenizer.chat_template) > LARGEST:
-        raise UserError(f"the chat template of {tokenizer.folder} has {len(tokenizer.chat_template):,} characters, too many")
-    return Template(CHAT, tokenizer.chat_template, chat=True, special=tuple(sorted(tokenizer.special_tokens.items())))
+        raise UserError(
+            f"the chat template of {tokenizer.folder} has {len(tokenizer.chat_template):,} characters, too many"
+        )
+    return Template(
+        CHAT,
+        tokenizer.chat_template,
+        chat=True,
+        special=tuple(sorted(tokenizer.special_tokens.items())),
+    )
 
 
 def template_from(table: dict) -> Template:
     """A Template from what `table()` made of one. Raises UserError when it is malformed."""
     types = {field.name: field.type for field in fields(Template)}
     special = table.get("special", {}) if isinstance(table, dict) else None
-    fits = isinstance(special, dict) and all(isinstance(text, str) for pair in special.items() for text in pair)
-    if not fits or not {"name", "text"} <= table.keys() or not all(
-        key in types and (key == "special" or isinstance(value, types[key])) for key, value in table.items()
+    fits = isinstance(special, dict) and all(
+        isinstance(text, str) for pair in special.items() for text in pair
+    )
+    if (
+        not fits
+        or not {"name", "text"} <= table.keys()
+        or not all(
+            key in types and (key == "special" or isinstance(value, types[key]))
+            for key, value in table.items()
+        )
     ):
         raise UserError("the prompt template that is stored with the adapter is malformed")
-    slots = table.get("chat", False) or ("{instruction}" in table["text"] and (
-        not table.get("with_input") or all(slot in table["with_input"] for slot in ("{instruction}", "{input}"))
-    ))
+    slots = table.get("chat", False) or (
+        "{instruction}" in table["text"]
+        and (
+            not table.get("with_input")
+            or all(slot in table["with_input"] for slot in ("{instruction}", "{input}"))
+        )
+    )
     if not slots or len(table["text"]) > LARGEST:
-        raise UserError(f"the prompt template that is stored with the adapter {'is too long' if slots else 'has no place for instruction or input'}")
+        raise UserError(
+            f"the prompt template that is stored with the adapter {'is too long' if slots else 'has no place for instruction or input'}"
+        )
     return Template(**table | {"special": tuple(sorted(special.items()))})
 
 
@@ -196,10 +231,17 @@ def stored_template(runs: list[dict], tokenizer=None) -> Template | None:
 
     Raises UserError when they differ, since one prompt cannot suit both.
     """
-    found = {template_from(run["template_text"]) if "template_text" in run else template(run["template"], tokenizer)
-             for run in runs if isinstance(run.get("template"), str)}
+    found = {
+        template_from(run["template_text"])
+        if "template_text" in run
+        else template(run["template"], tokenizer)
+        for run in runs
+        if isinstance(run.get("template"), str)
+    }
     if len(found) > 1:
-        raise UserError(f"the adapters were trained with different prompt templates: {', '.join(sorted(one.name for one in found))}")
+        raise UserError(
+            f"the adapters were trained with different prompt templates: {', '.join(sorted(one.name for one in found))}"
+        )
     return next(iter(found), None)
 
 

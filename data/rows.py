@@ -15,7 +15,7 @@ from data.columns import FIELDS, NAMES, Layout, is_chat, layout_of
 from data.conversations import Unusable, conversation_row, history_of, message_of, row_of
 from data.options import first_label, options_of
 from data.tables import BROKEN, entries
-from model.errors import UserError
+from files.errors import UserError
 
 NAMED = 50  # rows that an error names
 
@@ -38,9 +38,7 @@ class Table:
 
 
 def read_table(
-    path: Path,
-    columns: dict[str, str] | None = None,
-    need: Sequence[str] = ("instruction",),
+    path: Path, columns: dict[str, str] | None = None, need: Sequence[str] = ("instruction",)
 ) -> list[dict]:
     """The rows of a file in which every row can be used.
 
@@ -60,9 +58,7 @@ def unusable(path: Path, table: Table) -> str:
 
 
 def read_rows(
-    path: Path,
-    columns: dict[str, str] | None = None,
-    need: Sequence[str] = ("instruction",),
+    path: Path, columns: dict[str, str] | None = None, need: Sequence[str] = ("instruction",)
 ) -> Table:
     """The rows of a file, all texts, "" where the file has nothing.
 

@@ -5,12 +5,16 @@ import random
 from pathlib import Path
 
 from data.leakage import questions, words
-from model.errors import UserError
+from files.errors import UserError
 
 # data set -> its file under dataset/, in the order the paper's script went through them
 MATH_SETS = {
-    "AddSub": "AddSub/addsub_1.json", "MultiArith": "MultiArith/multiarith_1.json", "SingleEq": "SingleEq/singleeq_1.json",
-    "AQuA": "AQuA/aqua_1.json", "gsm8k": "gsm8k/gsm8k_1.json", "SVAMP": "SVAMP/svamp_1.json",
+    "AddSub": "AddSub/addsub_1.json",
+    "MultiArith": "MultiArith/multiarith_1.json",
+    "SingleEq": "SingleEq/singleeq_1.json",
+    "AQuA": "AQuA/aqua_1.json",
+    "gsm8k": "gsm8k/gsm8k_1.json",
+    "SVAMP": "SVAMP/svamp_1.json",
 }
 
 
@@ -21,7 +25,9 @@ def paper_split(folder: str | Path) -> dict[str, tuple[list[dict], list[dict]] |
     `random.seed(2023)` once, as the repository did: json.dumps(union, indent=4) has md5 4a8f89d116cec1b31c1a9353bd4d1538.
     Raises UserError for missing or malformed files.
     """
-    rng = random.Random(2023)  # the same sequence as random.seed(2023), without touching the global generator
+    rng = random.Random(
+        2023
+    )  # the same sequence as random.seed(2023), without touching the global generator
     split: dict = {}
     union: list[dict] = []
     for name in MATH_SETS:
@@ -44,17 +50,26 @@ def paper_rows(folder: str | Path, name: str) -> list[dict]:
         if name == "AddSub":  # the labels as the original set has them, as strings
             answers = [item["lSolutions"][0] for item in read_rows(path.with_name("AddSub.json"))]
         rows = [
-            {"instruction": item["question"], "input": "", "output": item["chain-of-thought"], "answer": str(answer)}
+            {
+                "instruction": item["question"],
+                "input": "",
+                "output": item["chain-of-thought"],
+                "answer": str(answer),
+            }
             for item, answer in zip(items, answers, strict=True)
         ]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is not the paper's file ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path} is not the paper's file ({type(error).__name__}: {error})"
+        ) from None
     for number, row in enumerate(rows):
         for key in ("instruction", "output"):
             if not isinstance(row[key], str):
-                raise UserError(f"{path}, item {number + 1}: the {'question' if key == 'instruction' else 'rationale'} is not a text")
+                raise UserError(
+                    f"{path}, item {number + 1}: the {'question' if key == 'instruction' else 'rationale'} is not a text"
+                )
     return rows
 
 
@@ -111,9 +126,7 @@ def without_same(rows: list[dict], others: list[dict]) -> list[dict]:
     """The rows that ask the same as none of the others, as `same_questions` says."""
     asked = {words(row) for row in others}
     answered = {question for row in others for question in questions(row)}
-    return [
-        row for row in rows if words(row) not in answered and asked.isdisjoint(questions(row))
-    ]
+    return [row for row in rows if words(row) not in answered and asked.isdisjoint(questions(row))]
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -121,9 +134,15 @@ def read_rows(path: Path) -> list[dict]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: --data-dir should name the folder that holds dataset/") from None
+        raise UserError(
+            f"{path} is missing: --data-dir should name the folder that holds dataset/"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(rows, list) or len(rows) < 2 or not all(isinstance(row, dict) for row in rows):
+    if (
+        not isinstance(rows, list)
+        or len(rows) < 2
+        or not all(isinstance(row, dict) for row in rows)
+    ):
         raise UserError(f"{path} is not a list of two or more JSON objects")
     return rows

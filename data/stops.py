@@ -4,9 +4,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from data.chat_template import render_text
+from files.errors import UserError
+from files.reading import inside, read_json
 from model.added_tokens import is_token_id
-from model.errors import UserError
-from model.files import inside, read_json
 from model.tokenizer import Tokenizer
 
 QUESTION, ANSWER = "What do you see?", "A red apple"
@@ -56,10 +56,7 @@ def turn_end(tokenizer: Tokenizer, template: str | None = None) -> int | None:
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
         text = render_text(
-            template,
-            messages,
-            add_generation_prompt=False,
-            special=tokenizer.special_tokens,
+            template, messages, add_generation_prompt=False, special=tokenizer.special_tokens
         )
     except UserError:
         return None

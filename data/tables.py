@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.errors import UserError
-from model.files import distinct
+from files.errors import UserError
+from files.reading import distinct
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 BROKEN = object()  # an entry that cannot be read

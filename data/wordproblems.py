@@ -34,18 +34,63 @@ def one_of(box: str) -> str:
 # ---------------------------------------------------------------- the five trained manners
 # A form is filled with {N} {M} names, {t} {u} things, {k} containers, {a} {b} {c} numbers.
 
-HAVE = ["{N} has {a} {t}.", "{N} starts with {a} {t}.", "{N} owns {a} {t}.", "{N} found {a} {t}.", "There are {a} {t} in the house of {N}.",
-        "{N} got {a} {t} from {M}."]
-MORE = ["{M} gives {N} {b} more.", "{N} buys {b} more.", "Then {N} finds {b} more.", "{N} gets {b} more {t}.", "{M} brings {b} more."]
-LESS = ["{N} gives {b} to {M}.", "{N} loses {b} of them.", "{N} sells {b} of them.", "Then {M} takes {b} away.", "{N} uses {b} {t}."]
-NOW = ["How many {t} does {N} have now?", "How many {t} are there now?", "What is the number of {t} now?", "Find how many {t} {N} has now."]
-GROUPS = ["There are {a} {k} with {b} {t} in each.", "{N} has {a} {k} of {b} {t}.", "{N} owns {a} {k} and each has {b} {t}.",
-          "{N} puts {a} {t} into each of {b} {k}."]
-IN_ALL = ["How many {t} are there in all?", "How many {t} does {N} have in all?", "What is the total number of {t}?", "Find the number of {t}."]
-SHARE = ["{N} shares {a} {t} among {b} friends.", "All {a} {t} are shared among {b} children.", "{N} splits {a} {t} into {b} parts.",
-         "{N} puts {a} {t} into {b} equal piles."]
-EACH = ["How many {t} does each get?", "How many {t} are in each part?", "Find how many {t} there are for each one."]
-ASIDE = ["{N} also has {d} {u}.", "{M} has {d} {u}.", "There are {d} {u} too.", "{M} also got {d} {u}."]
+HAVE = [
+    "{N} has {a} {t}.",
+    "{N} starts with {a} {t}.",
+    "{N} owns {a} {t}.",
+    "{N} found {a} {t}.",
+    "There are {a} {t} in the house of {N}.",
+    "{N} got {a} {t} from {M}.",
+]
+MORE = [
+    "{M} gives {N} {b} more.",
+    "{N} buys {b} more.",
+    "Then {N} finds {b} more.",
+    "{N} gets {b} more {t}.",
+    "{M} brings {b} more.",
+]
+LESS = [
+    "{N} gives {b} to {M}.",
+    "{N} loses {b} of them.",
+    "{N} sells {b} of them.",
+    "Then {M} takes {b} away.",
+    "{N} uses {b} {t}.",
+]
+NOW = [
+    "How many {t} does {N} have now?",
+    "How many {t} are there now?",
+    "What is the number of {t} now?",
+    "Find how many {t} {N} has now.",
+]
+GROUPS = [
+    "There are {a} {k} with {b} {t} in each.",
+    "{N} has {a} {k} of {b} {t}.",
+    "{N} owns {a} {k} and each has {b} {t}.",
+    "{N} puts {a} {t} into each of {b} {k}.",
+]
+IN_ALL = [
+    "How many {t} are there in all?",
+    "How many {t} does {N} have in all?",
+    "What is the total number of {t}?",
+    "Find the number of {t}.",
+]
+SHARE = [
+    "{N} shares {a} {t} among {b} friends.",
+    "All {a} {t} are shared among {b} children.",
+    "{N} splits {a} {t} into {b} parts.",
+    "{N} puts {a} {t} into {b} equal piles.",
+]
+EACH = [
+    "How many {t} does each get?",
+    "How many {t} are in each part?",
+    "Find how many {t} there are for each one.",
+]
+ASIDE = [
+    "{N} also has {d} {u}.",
+    "{M} has {d} {u}.",
+    "There are {d} {u} too.",
+    "{M} also got {d} {u}.",
+]
 
 
 class Draw:
@@ -112,7 +157,11 @@ def gsm8k(draw: Draw) -> tuple[str, str, int]:
     story = draw.pick(GROUPS)
     draw.slots["b"] = c
     story += " " + draw.pick(MORE if more else LESS, NOW)
-    return story, f"First, {a} * {b} = {a * b}. Then, {a * b} {'+' if more else '-'} {c} = {result}.", result
+    return (
+        story,
+        f"First, {a} * {b} = {a * b}. Then, {a * b} {'+' if more else '-'} {c} = {result}.",
+        result,
+    )
 
 
 def aqua(draw: Draw) -> tuple[str, str, str]:
@@ -123,37 +172,115 @@ def aqua(draw: Draw) -> tuple[str, str, str]:
     choices = [result, *others]
     draw.rng.shuffle(choices)
     letter = "ABCDE"[choices.index(result)]
-    return f"{story} {spell(choices)}", f"{draw.slots['N']} has {line} {draw.slots['t']}. That is ( {letter} ).", letter
+    return (
+        f"{story} {spell(choices)}",
+        f"{draw.slots['N']} has {line} {draw.slots['t']}. That is ( {letter} ).",
+        letter,
+    )
 
 
 def spell(choices: list[int]) -> str:
-    return " ".join(f"( {letter} ) {number}" for letter, number in zip("ABCDE", choices, strict=True))
+    return " ".join(
+        f"( {letter} ) {number}" for letter, number in zip("ABCDE", choices, strict=True)
+    )
 
 
 # ---------------------------------------------------------------- the held-out manner
 # An opening is a head and a tail; every head goes with every tail, every condition with every question.
 
-BAKED = ["{N} baked {a} {g}", "{N} made {a} {g}", "{N} ordered {a} {g}", "There were {a} {g} at the party", "{M} baked {a} {g} for {N}",
-         "The oven of {N} gave {a} {g}", "{N} set out {a} {g}", "The shop sent {N} {a} {g}"]
-MORE_BAKED = [" and {b} {h}.", " and then {b} more.", ". {M} baked {b} more.", ", then also {b} {h}.", " and {M} brought {b}.",
-              " at noon and {b} at night.", ". The next day there were {b} more.", " plus {b} {h}."]
-EATEN = [" but {b} burned.", " and ate {b}.", " and sold {b} of them.", " but {b} fell down.", ". The guests ate {b}.",
-         " but {M} took {b} home.", ". Then {b} were bad.", " but dropped {b}."]
-PACKED = ["{N} filled {a} {k}", "{N} packed {a} {k}", "{N} ordered {a} {k}", "There were {a} {k} at the party", "{M} packed {a} {k} for {N}",
-          "The room of {N} has {a} {k}", "{N} set out {a} {k}", "The shop sent {N} {a} {k}"]
-MORE_PACKED = [" and {b} other {k}.", " and then {b} more.", ". {M} packed {b} more.", ", then also {b} big {k}.", " and {M} brought {b}.",
-               " at noon and {b} at night.", ". The next day there were {b} more.", " plus {b} blue {k}."]
-LOST = [" but {b} were empty.", " and broke {b}.", " and sold {b} of them.", " but {b} fell down.", ". The guests broke {b}.",
-        " but {M} took {b} home.", ". Then {b} were lost.", " but dropped {b}."]
+BAKED = [
+    "{N} baked {a} {g}",
+    "{N} made {a} {g}",
+    "{N} ordered {a} {g}",
+    "There were {a} {g} at the party",
+    "{M} baked {a} {g} for {N}",
+    "The oven of {N} gave {a} {g}",
+    "{N} set out {a} {g}",
+    "The shop sent {N} {a} {g}",
+]
+MORE_BAKED = [
+    " and {b} {h}.",
+    " and then {b} more.",
+    ". {M} baked {b} more.",
+    ", then also {b} {h}.",
+    " and {M} brought {b}.",
+    " at noon and {b} at night.",
+    ". The next day there were {b} more.",
+    " plus {b} {h}.",
+]
+EATEN = [
+    " but {b} burned.",
+    " and ate {b}.",
+    " and sold {b} of them.",
+    " but {b} fell down.",
+    ". The guests ate {b}.",
+    " but {M} took {b} home.",
+    ". Then {b} were bad.",
+    " but dropped {b}.",
+]
+PACKED = [
+    "{N} filled {a} {k}",
+    "{N} packed {a} {k}",
+    "{N} ordered {a} {k}",
+    "There were {a} {k} at the party",
+    "{M} packed {a} {k} for {N}",
+    "The room of {N} has {a} {k}",
+    "{N} set out {a} {k}",
+    "The shop sent {N} {a} {k}",
+]
+MORE_PACKED = [
+    " and {b} other {k}.",
+    " and then {b} more.",
+    ". {M} packed {b} more.",
+    ", then also {b} big {k}.",
+    " and {M} brought {b}.",
+    " at noon and {b} at night.",
+    ". The next day there were {b} more.",
+    " plus {b} blue {k}.",
+]
+LOST = [
+    " but {b} were empty.",
+    " and broke {b}.",
+    " and sold {b} of them.",
+    " but {b} fell down.",
+    ". The guests broke {b}.",
+    " but {M} took {b} home.",
+    ". Then {b} were lost.",
+    " but dropped {b}.",
+]
 
-FIT = ["Each {K} holds {c}.", "Now {c} fit into each {K}.", "They go into {k} of {c}.", "{N} puts {c} into each {K}.",
-       "There is room for {c} in one {K}.", "A {K} takes {c} of them."]
-NEED = ["How many {k} does {N} need?", "How many {k} are there?", "What is the number of {k}?", "Find how many {k} {N} fills.",
-        "How many {k} are filled?", "So how many {k} will {N} use?"]
-HOLD = ["Each {K} holds {c} {g}.", "There are {c} {g} in each {K}.", "{N} puts {c} {g} into each {K}.", "Every {K} has {c} {g} in it.",
-        "A {K} takes {c} {g}.", "They hold {c} {g} each."]
-COUNT = ["How many {g} are there?", "How many {g} does {N} have?", "What is the number of {g}?", "Find how many {g} there are.",
-         "How many {g} is that in all?", "So how many {g} are there now?"]
+FIT = [
+    "Each {K} holds {c}.",
+    "Now {c} fit into each {K}.",
+    "They go into {k} of {c}.",
+    "{N} puts {c} into each {K}.",
+    "There is room for {c} in one {K}.",
+    "A {K} takes {c} of them.",
+]
+NEED = [
+    "How many {k} does {N} need?",
+    "How many {k} are there?",
+    "What is the number of {k}?",
+    "Find how many {k} {N} fills.",
+    "How many {k} are filled?",
+    "So how many {k} will {N} use?",
+]
+HOLD = [
+    "Each {K} holds {c} {g}.",
+    "There are {c} {g} in each {K}.",
+    "{N} puts {c} {g} into each {K}.",
+    "Every {K} has {c} {g} in it.",
+    "A {K} takes {c} {g}.",
+    "They hold {c} {g} each.",
+]
+COUNT = [
+    "How many {g} are there?",
+    "How many {g} does {N} have?",
+    "What is the number of {g}?",
+    "Find how many {g} there are.",
+    "How many {g} is that in all?",
+    "So how many {g} are there now?",
+]
 
 # (heads, tails, conditions, questions, first step, second step)
 MULTIARITH = [
@@ -199,13 +326,26 @@ def two_steps(draw: Draw, first: str, second: str) -> tuple[int, int, int, int, 
 
 
 # ---------------------------------------------------------------- problems by manner
-MANNERS = {"addsub": addsub, "singleeq": singleeq, "svamp": svamp, "gsm8k": gsm8k, "aqua": aqua, "multiarith": multiarith}
-TRAINED = {"addsub": 3, "singleeq": 2, "svamp": 4, "gsm8k": 3, "aqua": 2}  # manner -> share in pretraining
+MANNERS = {
+    "addsub": addsub,
+    "singleeq": singleeq,
+    "svamp": svamp,
+    "gsm8k": gsm8k,
+    "aqua": aqua,
+    "multiarith": multiarith,
+}
+TRAINED = {
+    "addsub": 3,
+    "singleeq": 2,
+    "svamp": 4,
+    "gsm8k": 3,
+    "aqua": 2,
+}  # manner -> share in pretraining
 HELD_OUT = "multiarith"
 
 
 def side(question: str) -> str:
-    """"test" for one question in eight, "train" for the rest, by a hash of its text."""
+    """ "test" for one question in eight, "train" for the rest, by a hash of its text."""
     return "test" if hashlib.sha256(question.encode()).digest()[0] < 32 else "train"
 
 
@@ -222,7 +362,13 @@ def problems(manner: str, which: str, seed: int) -> Iterator[dict]:
         story, steps, answer = MANNERS[name](draw, unseen=True) if unseen else MANNERS[name](draw)
         if story not in seen and side(story) == which:
             seen.add(story)
-            yield {"instruction": story, "output": f"{steps} The answer is {answer}.", "answer": str(answer), "manner": manner, "template": " ".join(draw.used)}
+            yield {
+                "instruction": story,
+                "output": f"{steps} The answer is {answer}.",
+                "answer": str(answer),
+                "manner": manner,
+                "template": " ".join(draw.used),
+            }
 
 
 # ---------------------------------------------------------------- other lines of the pretraining text
@@ -239,10 +385,16 @@ def sums(rng: random.Random, count: int = 6) -> list[tuple[str, str]]:
             big = a * c if a * c > b + 1 and rng.random() < 0.65 else a + b
             pairs.append((f"{big} - {b} =", str(big - b)))
         else:
-            n = rng.choice([a, rng.randint(2, 40)]) if kind == "/" else rng.choice([a, rng.randint(2, LARGEST // c)])
+            n = (
+                rng.choice([a, rng.randint(2, 40)])
+                if kind == "/"
+                else rng.choice([a, rng.randint(2, LARGEST // c)])
+            )
             n = min(n, LARGEST // c)
             left, right = (n, c) if rng.random() < 0.7 else (c, n)
-            pairs.append((f"{left} * {right} =", str(n * c)) if kind == "*" else (f"{n * c} / {c} =", str(n)))
+            pairs.append(
+                (f"{left} * {right} =", str(n * c)) if kind == "*" else (f"{n * c} / {c} =", str(n))
+            )
     return pairs
 
 
@@ -253,14 +405,47 @@ def walk(rng: random.Random) -> list[tuple[str, str]]:
     return [(f"{spell(choices)} : {number} is", f"( {'ABCDE'[choices.index(number)]} )")]
 
 
-CLAUSES = ["{N} baked {a} {g}.", "{N} made {h}.", "{g} and {h} for the party.", "{N} bakes {g} and then {h}.", "The guests ate {b} {g}.",
-           "The oven of {N} gave {a} {g}.", "{N} ordered {a} {g}, also {h}.", "Then {b} burned.", "{N} ate and dropped {b}.",
-           "But {b} {g} fell down.", "The {g} of {N} were bad.", "{N} filled {a} {k} at noon.", "{N} came at night.", "The next day there were {k}.",
-           "{N} has blue {k} plus big {k}.", "{N} packed {k} for {M}.", "The shop sent {k}.", "{M} brought {a} {k}.", "{N} set out {a} {k}.",
-           "{N} had {k} but broke {b}.", "{M} took {b} home.", "The guests broke {b}.", "Then {b} {k} were empty.", "They were lost.",
-           "{N} sold other {k}.", "This {K} holds {a}.", "Now {a} fit into a {K}.", "They go into {k}.", "There is room for {a} in one {K}.",
-           "A {K} takes {g}.", "What does {N} need?", "{N} fills a {K}.", "Every {K} has {g} in it.", "They hold {g} each.",
-           "How many {g} is that?", "The {k} are filled.", "So {N} will use a {K}.", "{N} puts {g} into each {K}.", "The room of {N} has {k}."]
+CLAUSES = [
+    "{N} baked {a} {g}.",
+    "{N} made {h}.",
+    "{g} and {h} for the party.",
+    "{N} bakes {g} and then {h}.",
+    "The guests ate {b} {g}.",
+    "The oven of {N} gave {a} {g}.",
+    "{N} ordered {a} {g}, also {h}.",
+    "Then {b} burned.",
+    "{N} ate and dropped {b}.",
+    "But {b} {g} fell down.",
+    "The {g} of {N} were bad.",
+    "{N} filled {a} {k} at noon.",
+    "{N} came at night.",
+    "The next day there were {k}.",
+    "{N} has blue {k} plus big {k}.",
+    "{N} packed {k} for {M}.",
+    "The shop sent {k}.",
+    "{M} brought {a} {k}.",
+    "{N} set out {a} {k}.",
+    "{N} had {k} but broke {b}.",
+    "{M} took {b} home.",
+    "The guests broke {b}.",
+    "Then {b} {k} were empty.",
+    "They were lost.",
+    "{N} sold other {k}.",
+    "This {K} holds {a}.",
+    "Now {a} fit into a {K}.",
+    "They go into {k}.",
+    "There is room for {a} in one {K}.",
+    "A {K} takes {g}.",
+    "What does {N} need?",
+    "{N} fills a {K}.",
+    "Every {K} has {g} in it.",
+    "They hold {g} each.",
+    "How many {g} is that?",
+    "The {k} are filled.",
+    "So {N} will use a {K}.",
+    "{N} puts {g} into each {K}.",
+    "The room of {N} has {k}.",
+]
 
 
 def clauses(rng: random.Random, count: int) -> str:
@@ -269,6 +454,12 @@ def clauses(rng: random.Random, count: int) -> str:
     goods = rng.sample(GOODS, 2)
     sentences = []
     for form in rng.sample(CLAUSES, count):
-        draw.slots |= {"g": goods[0], "h": goods[1], "K": one_of(draw.slots["k"]), "a": draw.plain(), "b": draw.plain()}
+        draw.slots |= {
+            "g": goods[0],
+            "h": goods[1],
+            "K": one_of(draw.slots["k"]),
+            "a": draw.plain(),
+            "b": draw.plain(),
+        }
         sentences.append(draw.pick([form]))
     return " ".join(sentences)

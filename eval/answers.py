@@ -8,11 +8,14 @@ from eval.announced import own_text, statements
 from eval.letters import strict_letter
 from eval.numbers import strict_number
 from eval.words import strict_label
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 
 ANSWERS = "labels:answer1|answer2|answer3|answer4|answer5"
 KINDS = {  # data set -> the kind of its answers; "labels:" and the words one of which it is (the paper's label format)
-    **dict.fromkeys(("addsub", "multiarith", "singleeq", "gsm8k", "svamp", "mawps", "multiarith-unseen"), "number"),
+    **dict.fromkeys(
+        ("addsub", "multiarith", "singleeq", "gsm8k", "svamp", "mawps", "multiarith-unseen"),
+        "number",
+    ),
     "aqua": "letter",
     "boolq": "labels:true|false",
     "piqa": "labels:solution1|solution2",
@@ -23,7 +26,9 @@ KINDS = {  # data set -> the kind of its answers; "labels:" and the words one of
     "arc-challenge": ANSWERS,
     "openbookqa": "labels:answer1|answer2|answer3|answer4",
 }
-PAPER_LABELS = dict.fromkeys(("social_i_qa", "openbookqa"), ANSWERS.removeprefix("labels:"))  # its code looked for five in sets of three and four, too
+PAPER_LABELS = dict.fromkeys(
+    ("social_i_qa", "openbookqa"), ANSWERS.removeprefix("labels:")
+)  # its code looked for five in sets of three and four, too
 MODES = ("strict", "paper")
 TOLERANCE = 1e-3
 LETTERS = "ABCDE"

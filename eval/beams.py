@@ -6,13 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from adapters.compose import by_row
-from model.errors import UserError
+from files.errors import UserError
 
 NEVER = -1e9  # added to the score of what must not be chosen; finite, as there may be nothing else
 
 
 def beam_search(
-    model: nn.Module, ids: Tensor, mask: Tensor | None, max_new_tokens: int, beams: int, ends: Tensor, vocab_size: int | None
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor | None,
+    max_new_tokens: int,
+    beams: int,
+    ends: Tensor,
+    vocab_size: int | None,
 ) -> list[list[int]]:
     """Continue ids int64 [B, T], mask [B, T + max_new_tokens] or None -> of each row the best text found, without the stop token.
 
@@ -26,15 +32,26 @@ def beam_search(
     device = ids.device
     cache = model.new_cache(B, T + max_new_tokens)
     rows = torch.arange(B, device=device)  # which row of the request each row of the batch is
-    scores = torch.tensor([0.0] + [NEVER] * (beams - 1), device=device).repeat(B, 1)  # of the running beams: one to begin with
+    scores = torch.tensor([0.0] + [NEVER] * (beams - 1), device=device).repeat(
+        B, 1
+    )  # of the running beams: one to begin with
     texts = ids.new_empty(B, beams, 0)
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]  # mean log-probability and tokens, the best first
-    kept = max(2, 1 + len(ends)) * beams  # candidates: even if every beam could end in each way, `beams` others go on
+    finished: list[list[tuple[float, list[int]]]] = [
+        [] for _ in range(B)
+    ]  # mean log-probability and tokens, the best first
+    kept = (
+        max(2, 1 + len(ends)) * beams
+    )  # candidates: even if every beam could end in each way, `beams` others go on
     for step in range(1, max_new_tokens + 1):
-        hidden = model.hidden(ids, None if mask is None else mask[:, : T + step - 1], cache=cache)[:, -1]
+        hidden = model.hidden(ids, None if mask is None else mask[:, : T + step - 1], cache=cache)[
+            :, -1
+        ]
         log_probs = model.logits(hidden).log_softmax(dim=-1)[:, :vocab_size].to(device)
         if step == 1:  # the prompt was computed once for all beams of a row
-            log_probs, beam_of = log_probs.repeat_interleave(beams, dim=0), torch.arange(B, device=device).repeat_interleave(beams)
+            log_probs, beam_of = (
+                log_probs.repeat_interleave(beams, dim=0),
+                torch.arange(B, device=device).repeat_interleave(beams),
+            )
             cache.select(beam_of)
             mask = None if mask is None else mask[beam_of]
         R, V = len(rows), log_probs.shape[-1]
@@ -43,11 +60,15 @@ def beam_search(
         beam, token = where // V, where % V
         stopped = torch.isin(token, ends)
         over = stopped | (step == max_new_tokens)
-        texts = torch.cat((texts.gather(1, beam[:, :, None].expand(-1, -1, step - 1)), token[:, :, None]), dim=-1)
+        texts = torch.cat(
+            (texts.gather(1, beam[:, :, None].expand(-1, -1, step - 1)), token[:, :, None]), dim=-1
+        )
         found_by = [finished[row] for row in rows.tolist()]
         for r, c in over[:, :beams].nonzero().tolist():  # those further down only stand by
             found = found_by[r]
-            found.append((float(totals[r, c] / step), texts[r, c, : step - int(stopped[r, c])].tolist()))
+            found.append(
+                (float(totals[r, c] / step), texts[r, c, : step - int(stopped[r, c])].tolist())
+            )
             found.sort(key=lambda one: -one[0])
             del found[beams:]
         scores, choice = (totals + over * NEVER).topk(beams)
@@ -56,7 +77,9 @@ def beam_search(
         going = scores[:, 0] / step > torch.tensor(worst, device=device)
         if step == max_new_tokens or not going.any():
             break
-        source = (torch.arange(R, device=device)[:, None] * beams + beam.gather(1, choice))[going].flatten()
+        source = (torch.arange(R, device=device)[:, None] * beams + beam.gather(1, choice))[
+            going
+        ].flatten()
         cache.select(source)
         mask = None if mask is None else mask[source]
         rows, scores, texts = rows[going], scores[going], texts[going]

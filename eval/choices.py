@@ -6,7 +6,7 @@ from data.batches import encode_prompt, shared_start
 from data.prompts import Template
 from eval.answers import options_of_kind
 from eval.letters import options_in
-from model.errors import UserError
+from files.errors import UserError
 
 
 def form_of(rows: list[dict], kind: str) -> str:
@@ -18,7 +18,9 @@ def form_of(rows: list[dict], kind: str) -> str:
     return "The answer is {}." if kind.startswith("letter") else "the correct answer is {}"
 
 
-def choices(tokenizer, row: dict, template: Template, kind: str, form: str, name: str) -> dict[str, tuple[list[int], list[int]]]:
+def choices(
+    tokenizer, row: dict, template: Template, kind: str, form: str, name: str
+) -> dict[str, tuple[list[int], list[int]]]:
     """option -> (ids in front of it, its own ids) of a multiple-choice problem. Raises UserError for a set without options.
 
     The options are those that the row lists ("Answer format: yes/no", "A) 5 B) 6"), else those of
@@ -27,17 +29,28 @@ def choices(tokenizer, row: dict, template: Template, kind: str, form: str, name
     given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
     labels = list(options_of_kind(kind))
     if not labels:
-        raise UserError(f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)")
+        raise UserError(
+            f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)"
+        )
     if kind.startswith("letter"):
         prompt = f"{row['instruction']}\n{row.get('input') or ''}"
         labels = list(options_in(prompt, tuple(labels), row["answer"]))
     elif given:
         labels = given[1].split("/")
     if len(labels) < 2:
-        raise UserError(f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods need two to compare (eval.scoring=generate)")
+        raise UserError(
+            f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods need two to compare (eval.scoring=generate)"
+        )
     _, before = encode_prompt(tokenizer, row, template)
-    whole = {label: tokenizer.encode(template.whole(row | {"output": form.format(label)}), bos=not template.chat) for label in labels}
-    start = min(shared_start(before, ids) for ids in whole.values())  # the same for all, so that all are weighed alike
+    whole = {
+        label: tokenizer.encode(
+            template.whole(row | {"output": form.format(label)}), bos=not template.chat
+        )
+        for label in labels
+    }
+    start = min(
+        shared_start(before, ids) for ids in whole.values()
+    )  # the same for all, so that all are weighed alike
     return {label: (ids[:start], ids[start:]) for label, ids in whole.items()}
 
 

@@ -24,7 +24,10 @@ class Fidelity:
 
 def windows(ids: list[int]) -> list[Example]:
     """A text as rows of at most WINDOW tokens; each token but the first is predicted once."""
-    return [Example(ids[start : start + WINDOW], [1.0] * len(ids[start : start + WINDOW])) for start in range(0, max(1, len(ids) - 1), WINDOW - 1)]
+    return [
+        Example(ids[start : start + WINDOW], [1.0] * len(ids[start : start + WINDOW]))
+        for start in range(0, max(1, len(ids) - 1), WINDOW - 1)
+    ]
 
 
 @torch.inference_mode()
@@ -33,14 +36,24 @@ def predictions(model: nn.Module, rows: list[Example]) -> Iterator[tuple[Tensor,
     for row in rows:
         ids = torch.tensor([row.ids], device=model.input_embedding.weight.device)
         counted = torch.tensor(row.weights[1:], device=ids.device) > 0
-        yield model.logits(model.hidden(ids)[0, :-1][counted]).log_softmax(dim=-1).cpu(), ids[0, 1:][counted].cpu()
+        yield (
+            model.logits(model.hidden(ids)[0, :-1][counted]).log_softmax(dim=-1).cpu(),
+            ids[0, 1:][counted].cpu(),
+        )
 
 
-def compare(reference: list[tuple[Tensor, Tensor]], other: Iterator[tuple[Tensor, Tensor]]) -> Fidelity:
+def compare(
+    reference: list[tuple[Tensor, Tensor]], other: Iterator[tuple[Tensor, Tensor]]
+) -> Fidelity:
     """The `predictions` of two models on the same rows; those of the reference are kept, so that the models need not be in memory together."""
     tokens, losses, divergence = 0, [0.0, 0.0], 0.0
     for (p, targets), (q, _) in zip(reference, other, strict=True):
         tokens += len(targets)
-        losses = [loss - one.gather(1, targets[:, None]).sum().item() for loss, one in zip(losses, (p, q), strict=True)]
+        losses = [
+            loss - one.gather(1, targets[:, None]).sum().item()
+            for loss, one in zip(losses, (p, q), strict=True)
+        ]
         divergence += (p.exp() * (p - q)).sum().item()
-    return Fidelity(tokens, math.exp(losses[0] / tokens), math.exp(losses[1] / tokens), divergence / tokens)
+    return Fidelity(
+        tokens, math.exp(losses[0] / tokens), math.exp(losses[1] / tokens), divergence / tokens
+    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adapters.compose import by_row
 from eval.beams import beam_search
-from model.errors import UserError
+from files.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,13 @@ class Sampling:
     def check(self) -> None:
         """Raise UserError for a value out of its range."""
         if not (type(self.temperature) in (int, float) and 0 < self.temperature < math.inf):
-            raise UserError(f"temperature should be a number above 0, not {self.temperature!r:.50}; without sampling, decoding is greedy")
+            raise UserError(
+                f"temperature should be a number above 0, not {self.temperature!r:.50}; without sampling, decoding is greedy"
+            )
         if not (type(self.top_k) is int and self.top_k >= 0):
-            raise UserError(f"top_k should be a whole number, 0 for all tokens, not {self.top_k!r:.50}")
+            raise UserError(
+                f"top_k should be a whole number, 0 for all tokens, not {self.top_k!r:.50}"
+            )
         if not (type(self.top_p) in (int, float) and 0 < self.top_p <= 1):
             raise UserError(f"top_p should be above 0 and at most 1, not {self.top_p!r:.50}")
 
@@ -68,7 +72,9 @@ def generate(
     B, T = ids.shape
     check(B, beams, sampling, seeds)
     if beams > 1 and (stream is not None or stop is not None):
-        raise UserError(f"beams = {beams}: `stream` and `stop` need beams=1, as beams have no tokens to show before the end")
+        raise UserError(
+            f"beams = {beams}: `stream` and `stop` need beams=1, as beams have no tokens to show before the end"
+        )
     if T == 0 or (mask is not None and not mask.bool().any(dim=1).all()):
         raise UserError("cannot continue an empty prompt; give at least one token")
     if mask is None or mask.bool().all():
@@ -82,7 +88,9 @@ def generate(
         return beam_search(model, ids, mask, max_new_tokens, beams, ends, vocab_size)
     cache = model.new_cache(B, T + max_new_tokens)
     outputs: list[list[int]] = [[] for _ in range(B)]
-    generators = None if sampling is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = (
+        None if sampling is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+    )
     rows = torch.arange(B, device=ids.device)  # which row of the request each row of the batch is
     done = torch.zeros(B, dtype=torch.bool, device=ids.device)
     for step in range(max_new_tokens):
@@ -99,7 +107,10 @@ def generate(
         if stream is not None:
             stream(token[~done].tolist())
         if stop is not None:
-            ended = [not over and stop(outputs[row]) for row, over in zip(rows.tolist(), done.tolist(), strict=True)]
+            ended = [
+                not over and stop(outputs[row])
+                for row, over in zip(rows.tolist(), done.tolist(), strict=True)
+            ]
             done |= torch.tensor(ended, device=ids.device)
         if done.all():
             break
@@ -125,12 +136,21 @@ def check(rows: int, beams: int, sampling: Sampling | None, seeds: Sequence[int]
         raise UserError(f"beams = {beams}: sampling needs beams=1")
     sampling.check()
     if seeds is None or len(seeds) != rows:
-        raise UserError(f"sampling needs a seed for each of the {rows} rows, not {'none' if seeds is None else len(seeds)}")
+        raise UserError(
+            f"sampling needs a seed for each of the {rows} rows, not {'none' if seeds is None else len(seeds)}"
+        )
     if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
-        raise UserError(f"seeds should be whole numbers from 0 to 2^63 - 1, not {list(seeds)!r:.100}")
+        raise UserError(
+            f"seeds should be whole numbers from 0 to 2^63 - 1, not {list(seeds)!r:.100}"
+        )
 
 
 def draw(logits: Tensor, generators: list[torch.Generator]) -> Tensor:
     """One token [B] of each row's distribution [B, V]; on the CPU, as generators of a GPU give other numbers."""
     chances = logits.softmax(dim=-1).cpu()
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in zip(chances, generators, strict=True)]).to(logits.device)
+    return torch.cat(
+        [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(chances, generators, strict=True)
+        ]
+    ).to(logits.device)

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from adapters.compose import by_row
-from model.errors import UserError, short_of_memory
+from files.errors import UserError, short_of_memory
 from model.parts import CHUNK
 
 
 def log_likelihoods(
-    model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], *, batch_size: int = 16, pad_id: int = 0, vocab_size: int | None = None
+    model: nn.Module,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    *,
+    batch_size: int = 16,
+    pad_id: int = 0,
+    vocab_size: int | None = None,
 ) -> list[tuple[float, bool]]:
     """(context ids, continuation ids) -> (log p(continuation | context) in nats, whether greedy decoding would write it), in the order given.
 
@@ -21,17 +26,25 @@ def log_likelihoods(
     """
     for number, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
-            raise UserError(f"pair {number + 1} has an empty {'continuation' if context else 'context'}; both need at least one token")
+            raise UserError(
+                f"pair {number + 1} has an empty {'continuation' if context else 'context'}; both need at least one token"
+            )
     if type(batch_size) is not int or batch_size < 1:
         raise UserError(f"batch_size should be 1 or more, not {batch_size!r:.50}")
     if by_row(model):
-        raise UserError("adapters by row (Rows) have no likelihoods: pairs are put into batches by their length")
-    by_length = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))  # the longest first: it needs most memory
+        raise UserError(
+            "adapters by row (Rows) have no likelihoods: pairs are put into batches by their length"
+        )
+    by_length = sorted(
+        range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1])
+    )  # the longest first: it needs most memory
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     model.eval()
     for start in range(0, len(pairs), batch_size):
         batch = by_length[start : start + batch_size]
-        with short_of_memory(f"on {next(model.parameters()).device} with {batch_size} texts at once: lower batch_size"):
+        with short_of_memory(
+            f"on {next(model.parameters()).device} with {batch_size} texts at once: lower batch_size"
+        ):
             results = of_batch(model, [pairs[i] for i in batch], pad_id, vocab_size)
         for i, result in zip(batch, results, strict=True):
             found[i] = result
@@ -39,20 +52,38 @@ def log_likelihoods(
 
 
 @torch.inference_mode()
-def of_batch(model: nn.Module, pairs: list[tuple[list[int], list[int]]], pad_id: int, vocab_size: int | None) -> list[tuple[float, bool]]:
+def of_batch(
+    model: nn.Module, pairs: list[tuple[list[int], list[int]]], pad_id: int, vocab_size: int | None
+) -> list[tuple[float, bool]]:
     """`log_likelihoods` of one batch: one pass, logits at the positions of the continuations alone."""
     device = next(model.parameters()).device
-    rows = [context + continuation[:-1] for context, continuation in pairs]  # the last token is predicted and never read
+    rows = [
+        context + continuation[:-1] for context, continuation in pairs
+    ]  # the last token is predicted and never read
     T = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (T - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows], device=device)  # dynamic rotary angles depend on a row's length
+    mask = torch.tensor(
+        [[1] * len(row) + [0] * (T - len(row)) for row in rows], device=device
+    )  # dynamic rotary angles depend on a row's length
     hidden = model.hidden(ids, None if mask.all() else mask)
-    hidden = torch.cat([hidden[r, len(context) - 1 : len(rows[r])] for r, (context, _) in enumerate(pairs)])  # [N, C]
-    targets = torch.tensor([token for _, continuation in pairs for token in continuation], device=device)
-    pieces = [score(model.logits(some), chosen, vocab_size) for some, chosen in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)]
+    hidden = torch.cat(
+        [hidden[r, len(context) - 1 : len(rows[r])] for r, (context, _) in enumerate(pairs)]
+    )  # [N, C]
+    targets = torch.tensor(
+        [token for _, continuation in pairs for token in continuation], device=device
+    )
+    pieces = [
+        score(model.logits(some), chosen, vocab_size)
+        for some, chosen in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
     lengths = [len(continuation) for _, continuation in pairs]
-    log_probs, greedy = (torch.cat(parts).cpu().split(lengths) for parts in zip(*pieces, strict=True))
-    return [(float(logs.double().sum()), bool(first.all())) for logs, first in zip(log_probs, greedy, strict=True)]
+    log_probs, greedy = (
+        torch.cat(parts).cpu().split(lengths) for parts in zip(*pieces, strict=True)
+    )
+    return [
+        (float(logs.double().sum()), bool(first.all()))
+        for logs, first in zip(log_probs, greedy, strict=True)
+    ]
 
 
 def score(logits: Tensor, targets: Tensor, vocab_size: int | None) -> tuple[Tensor, Tensor]:

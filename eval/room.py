@@ -51,12 +51,16 @@ def room_lines(
     total = sum(map(len, tests.values()))
     lines = []
     if none:
-        lines.append(f"{len(none)} of {total} test prompts are longer than the model's {positions} "
-                     f"positions and count as wrong: {first_of(none)}")
+        lines.append(
+            f"{len(none)} of {total} test prompts are longer than the model's {positions} "
+            f"positions and count as wrong: {first_of(none)}"
+        )
     if short:
-        lines.append(f"{len(short)} of {total} test prompts leave less than eval.max_new_tokens = "
-                     f"{wanted} of the model's {positions} positions to the answer, which ends "
-                     f"there: {first_of(short)}")
+        lines.append(
+            f"{len(short)} of {total} test prompts leave less than eval.max_new_tokens = "
+            f"{wanted} of the model's {positions} positions to the answer, which ends "
+            f"there: {first_of(short)}"
+        )
     return lines
 
 

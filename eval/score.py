@@ -24,8 +24,8 @@ from eval.generate import Sampling, generate
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
 from eval.room import positions_of, room_for
-from model.errors import UserError, short_of_memory
-from model.writing import write_text
+from files.errors import UserError, short_of_memory
+from files.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,11 @@ class Score:
     def interval(self) -> tuple[float, float]:
         if not self.total:
             return 0.0, 1.0
-        n, p, z = self.problems or self.total, self.accuracy, 1.959964  # several answers to one problem are no further problems
+        n, p, z = (
+            self.problems or self.total,
+            self.accuracy,
+            1.959964,
+        )  # several answers to one problem are no further problems
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, middle - half), min(1.0, middle + half)
@@ -77,8 +81,17 @@ class Decoding:
 
 
 def predict(
-    model: nn.Module, tokenizer, problems: dict[str, list[dict]], *, template: Template | str, how: Decoding | None = None, title: str = "",
-    reads: dict[str, str] | None = None, journal: Path | None = None, processes=None, **decoding,
+    model: nn.Module,
+    tokenizer,
+    problems: dict[str, list[dict]],
+    *,
+    template: Template | str,
+    how: Decoding | None = None,
+    title: str = "",
+    reads: dict[str, str] | None = None,
+    journal: Path | None = None,
+    processes=None,
+    **decoding,
 ) -> list[dict]:
     """Answers to the rows {instruction, input, answer} of each data set, as a list in the order given, of several seeds one after the other.
 
@@ -95,7 +108,13 @@ def predict(
     for name, rows in problems.items():
         for index, row in enumerate(rows):
             text, ids = encode_prompt(tokenizer, row, template)
-            job = {"set": name, "index": index, "instruction": row["instruction"].strip(), "prompt": text, "gold": row["answer"]}
+            job = {
+                "set": name,
+                "index": index,
+                "instruction": row["instruction"].strip(),
+                "prompt": text,
+                "gold": row["answer"],
+            }
             for seed in how.seeds:
                 jobs.append((job | ({"seed": seed} if how.temperature > 0 else {}), row, ids))
     kinds = {name: kind_of(own.get(name, name)) for name in problems}
@@ -103,28 +122,58 @@ def predict(
     if how.scoring == "likelihood":
         forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
         spelled = {name: spelled_as_in(rows, kinds[name]) for name, rows in problems.items()}
-        options = [choices(tokenizer, row, template, spelled[job["set"]], forms[job["set"]], job["set"]) for job, row, _ in jobs]
+        options = [
+            choices(tokenizer, row, template, spelled[job["set"]], forms[job["set"]], job["set"])
+            for job, row, _ in jobs
+        ]
     ends = [] if options else stop_ids(tokenizer)
     rooms = rooms_of(model, jobs, options, how)
-    said = [getattr(how, key) for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")]
-    rank, world, together = (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
+    said = [
+        getattr(how, key)
+        for key in ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")
+    ]
+    rank, world, together = (
+        (processes.rank, processes.world, processes.sharded) if processes else (0, 1, False)
+    )
     asked = [(job, kinds[job["set"]]) for job, *_ in jobs]
     made_by = fingerprint_of(model, [*said, ends], asked) if journal else ""
     answers = answers_in(journal, made_by) if journal and rank == 0 else {}
     answers = processes.exchange(answers)[0] if world > 1 else answers
-    answers |= {n: {"output": "", "cut": False, "too_long": True} for n, room in enumerate(rooms) if not room}
-    waiting = sorted((number for number in range(len(jobs)) if number not in answers), key=lambda number: (-len(jobs[number][2]), number))
-    if not together:  # a model that all hold together answers in all of them at once, and the first one writes
+    answers |= {
+        n: {"output": "", "cut": False, "too_long": True}
+        for n, room in enumerate(rooms)
+        if not room
+    }
+    waiting = sorted(
+        (number for number in range(len(jobs)) if number not in answers),
+        key=lambda number: (-len(jobs[number][2]), number),
+    )
+    if (
+        not together
+    ):  # a model that all hold together answers in all of them at once, and the first one writes
         waiting = waiting[rank::world]
-    kept = Journal(journal_of(journal, rank), made_by) if journal and not (together and rank) else None
+    kept = (
+        Journal(journal_of(journal, rank), made_by) if journal and not (together and rank) else None
+    )
     model.eval()
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
-    bar = tqdm(total=len(answers) + len(waiting), initial=len(answers), unit="problem", desc=title, dynamic_ncols=True, mininterval=interval,
-               disable=rank > 0)
+    interval = (
+        0.1 if sys.stderr.isatty() else 10
+    )  # seconds between pictures of the bar; a log file wants few
+    bar = tqdm(
+        total=len(answers) + len(waiting),
+        initial=len(answers),
+        unit="problem",
+        desc=title,
+        dynamic_ncols=True,
+        mininterval=interval,
+        disable=rank > 0,
+    )
     with bar, kept or nullcontext():
         for batch in batches_of(waiting, rooms, how.batch_size):
-            with short_of_memory(f"on {next(model.parameters()).device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: "
-                                 "lower eval.batch_size (--batch-size, with --resume too) or eval.max_new_tokens"):
+            with short_of_memory(
+                f"on {next(model.parameters()).device} with {len(batch)} problems at once and {how.max_new_tokens} new tokens: "
+                "lower eval.batch_size (--batch-size, with --resume too) or eval.max_new_tokens"
+            ):
                 if options:
                     found = weigh(model, [options[number] for number in batch], how)
                 else:
@@ -143,7 +192,12 @@ def predict(
     return [job for job, *_ in jobs]
 
 
-UNREAD = {"answer": None, "right": False, "paper_answer": None, "paper_right": False}  # a prompt that did not fit
+UNREAD = {
+    "answer": None,
+    "right": False,
+    "paper_answer": None,
+    "paper_right": False,
+}  # a prompt that did not fit
 
 
 def rooms_of(model: nn.Module, jobs: list[tuple], options: list[dict], how) -> list[int]:
@@ -171,17 +225,29 @@ def respond(
 ) -> list[dict]:
     """{output, cut} for each job (its entry, row, ids)."""
     device = next(model.parameters()).device
-    ids, mask = left_pad([ids for *_, ids in jobs], tokenizer.pad_id if tokenizer.pad_id is not None else 0, device)
+    ids, mask = left_pad(
+        [ids for *_, ids in jobs], tokenizer.pad_id if tokenizer.pad_id is not None else 0, device
+    )
     drawn = {}
     if how.temperature > 0:
-        drawn = {"sampling": Sampling(how.temperature, how.top_k, how.top_p), "seeds": [own_seed(job) for job, *_ in jobs]}
-    outputs = generate(model, ids, mask, how.max_new_tokens, how.beams, stop_ids, tokenizer.size, **drawn)
-    return [{"output": tokenizer.decode(output), "cut": len(output) == how.max_new_tokens} for output in outputs]
+        drawn = {
+            "sampling": Sampling(how.temperature, how.top_k, how.top_p),
+            "seeds": [own_seed(job) for job, *_ in jobs],
+        }
+    outputs = generate(
+        model, ids, mask, how.max_new_tokens, how.beams, stop_ids, tokenizer.size, **drawn
+    )
+    return [
+        {"output": tokenizer.decode(output), "cut": len(output) == how.max_new_tokens}
+        for output in outputs
+    ]
 
 
 def own_seed(job: dict) -> int:
     """A seed for one problem alone, so that its draws do not depend on the others in its batch."""
-    return int.from_bytes(hashlib.sha256(f"{job['seed']} {job['set']} {job['index']}".encode()).digest()[:7])
+    return int.from_bytes(
+        hashlib.sha256(f"{job['seed']} {job['set']} {job['index']}".encode()).digest()[:7]
+    )
 
 
 def weigh(model: nn.Module, options: list[dict], how) -> list[dict]:
@@ -222,7 +288,9 @@ def scores(predictions: list[dict], key: str = "right") -> dict[str, Score]:
     for one in predictions:
         verdicts.setdefault(one["set"], []).append(one[key])
         problems.setdefault(one["set"], set()).add(one["index"])
-    return {name: Score(sum(right), len(right), len(problems[name])) for name, right in verdicts.items()}
+    return {
+        name: Score(sum(right), len(right), len(problems[name])) for name, right in verdicts.items()
+    }
 
 
 def mean_score(found: dict[str, Score]) -> tuple[float, float, float]:
@@ -265,13 +333,29 @@ def tables(predictions: list[dict]) -> dict[str, dict]:
 
 def table(score: Score) -> dict:
     low, high = score.interval
-    several = {"problems": score.problems} if score.problems not in (0, score.total) else {}  # answered several times each
-    return {"right": score.right, "total": score.total, **several, "accuracy": round(score.accuracy, 4), "interval_95": [round(low, 4), round(high, 4)]}
+    several = (
+        {"problems": score.problems} if score.problems not in (0, score.total) else {}
+    )  # answered several times each
+    return {
+        "right": score.right,
+        "total": score.total,
+        **several,
+        "accuracy": round(score.accuracy, 4),
+        "interval_95": [round(low, 4), round(high, 4)],
+    }
 
 
 FIELDS = {  # of a prediction; what is not here may be missing
-    "set": str, "index": int, "instruction": str, "prompt": str, "output": str, "gold": str, "answer": float | str | None, "right": bool,
-    "paper_answer": float | str | None, "paper_right": bool,
+    "set": str,
+    "index": int,
+    "instruction": str,
+    "prompt": str,
+    "output": str,
+    "gold": str,
+    "answer": float | str | None,
+    "right": bool,
+    "paper_answer": float | str | None,
+    "paper_right": bool,
 }
 
 
@@ -286,13 +370,22 @@ def read_predictions(path: Path) -> list[dict]:
             raise UserError(f"{path}, line {number} is no prediction")
         for key, kind in FIELDS.items():
             if not isinstance(one.get(key, ...), kind):
-                raise UserError(f"{path}, line {number} is no prediction: {key} is missing or not what it should be")
+                raise UserError(
+                    f"{path}, line {number} is no prediction: {key} is missing or not what it should be"
+                )
         likelihoods = one.get("likelihoods", {})
-        if not isinstance(likelihoods, dict) or not all(isinstance(value, float) for value in likelihoods.values()):
-            raise UserError(f"{path}, line {number} is no prediction: likelihoods should be numbers")
+        if not isinstance(likelihoods, dict) or not all(
+            isinstance(value, float) for value in likelihoods.values()
+        ):
+            raise UserError(
+                f"{path}, line {number} is no prediction: likelihoods should be numbers"
+            )
     return found
 
 
 def write_predictions(path: Path, predictions: list[dict]) -> None:
     """One JSON object a line."""
-    write_text(path, "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions))
+    write_text(
+        path,
+        "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions),
+    )

@@ -1,6 +1,6 @@
 """The language models: `load_model` and `load_tokenizer` are what callers need. Knows nothing of adapters."""
 
-from model.errors import UserError
+from files.errors import UserError
 from model.load import load_model
 from model.tokenizer import load_tokenizer
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import UserError
-from model.files import inside, read_json
+from files.errors import UserError
+from files.reading import inside, read_json
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.errors import UserError
+from files.errors import UserError
 from model.language import LanguageModel
 from model.parts import Cache, Step, Tokens, attention
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (query_key_value)
-    "qkv": "self_attention.query_key_value", "o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h",
-    "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attention.kv_site",
-    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    "qkv": "self_attention.query_key_value",
+    "o": "self_attention.dense",
+    "up": "mlp.dense_h_to_4h",
+    "down": "mlp.dense_4h_to_h",
+    "attn": "attn_site",
+    "mlp": "mlp_site",
+    "kv": "self_attention.kv_site",
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
 }
 OUTER_SITES = {  # the same -> attribute of the Model
-    "embed": "transformer.word_embeddings", "embed_norm": "transformer.word_embeddings_layernorm", "final_norm": "transformer.ln_f", "head": "lm_head",
+    "embed": "transformer.word_embeddings",
+    "embed_norm": "transformer.word_embeddings_layernorm",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
 }
 
 PICTURE = """\
@@ -32,10 +41,18 @@ x ─┬─ [attn_norm] ─ [qkv] ─ [kv] ─ attention + distance ─ [o] ─ 
 └──┬─ [mlp_norm] ─ [up] ─ gelu ─ [down] ─ [mlp] ─ + ─ x
    └──────────────────────────────────────────────┘"""
 
-SPELLINGS = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}  # config.json has both
+SPELLINGS = {
+    "n_embed": "hidden_size",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}  # config.json has both
 HARMLESS = {
-    "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi",
-    "skip_bias_add", "skip_bias_add_qkv",
+    "attention_softmax_in_fp32",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "offset_alibi",
+    "skip_bias_add",
+    "skip_bias_add_qkv",
 }
 ONLY, ROWS = {}, {"bloom": {}}
 
@@ -66,9 +83,13 @@ class Config:
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
         if self.hidden_size % self.n_head:
-            raise UserError(f"config.json: hidden_size {self.hidden_size} is not a multiple of n_head {self.n_head}")
+            raise UserError(
+                f"config.json: hidden_size {self.hidden_size} is not a multiple of n_head {self.n_head}"
+            )
         if self.slow_but_exact and self.pretraining_tp > 1:
-            raise UserError("config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is not supported; set it to false")
+            raise UserError(
+                "config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is not supported; set it to false"
+            )
 
 
 def alibi_slopes(heads: int) -> Tensor:
@@ -76,7 +97,9 @@ def alibi_slopes(heads: int) -> Tensor:
     slopes of the power below, then every other slope of the power above."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = torch.tensor(2 ** (-(2 ** -(math.log2(power) - 3)))) ** torch.arange(1, power + 1)
-    between = torch.tensor(2 ** (-(2 ** -(math.log2(2 * power) - 3)))) ** torch.arange(1, 2 * (heads - power) + 1, 2)
+    between = torch.tensor(2 ** (-(2 ** -(math.log2(2 * power) - 3)))) ** torch.arange(
+        1, 2 * (heads - power) + 1, 2
+    )
     return torch.cat((slopes, between))
 
 
@@ -108,7 +131,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = self.query_key_value(x).view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)  # each [B, H, T, D]
+        q, k, v = (
+            self.query_key_value(x).view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
+        )  # each [B, H, T, D]
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
         k, v, mask = self.kv_site(k, v, step.mask)

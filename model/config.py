@@ -8,27 +8,31 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.config_keys import (
-    NEUTRAL,
-    changes_nothing,
-    check_architectures,
-    note_passed,
-    refused,
-)
-from model.errors import UserError
-from model.files import inside, read_json
+from files.errors import UserError
+from files.reading import inside, read_json
+from model.config_keys import NEUTRAL, changes_nothing, check_architectures, note_passed, refused
 from model.quantize import quantization_of
 from model.registry import cached, find, resolve
 
 MODEL_TYPES = {  # model_type in config.json -> the file here; llama.py has a row for each of its
-    "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama",
-    "bloom": "bloom", "opt": "opt", "gptj": "gptj",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
+    "bloom": "bloom",
+    "opt": "opt",
+    "gptj": "gptj",
 }
 FAMILIES = list(dict.fromkeys(MODEL_TYPES.values()))
 NULL_IS_DEFAULT = {"rope_theta", "max_window_layers", "use_sliding_window"}
 FALSE_IS_NULL = {"layer_types", "rope_scaling", "sliding_window"}
 LIMITS = {  # sizes below these; others below 2^24
-    "num_hidden_layers": 1000, "n_layer": 1000, "hidden_size": 2**17, "n_embd": 2**17, "num_attention_heads": 2**12, "n_head": 2**12,
+    "num_hidden_layers": 1000,
+    "n_layer": 1000,
+    "hidden_size": 2**17,
+    "n_embd": 2**17,
+    "num_attention_heads": 2**12,
+    "n_head": 2**12,
 }
 
 
@@ -105,7 +109,9 @@ def config_from(family, raw: dict, where: str):
     try:
         config.check()
     except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"{where}: incomplete or malformed setting ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{where}: incomplete or malformed setting ({type(error).__name__}: {error})"
+        ) from None
     if passed:
         note_passed(passed, where)
     return config
@@ -116,11 +122,15 @@ def unified(family, raw: dict, known: dict, where: str) -> dict:
     raw = dict(raw)
     for other, name in family.SPELLINGS.items():
         if other in raw and name in raw and raw[other] != raw[name]:
-            raise UserError(f"{where}: {other} = {raw[other]!r} and {name} = {raw[name]!r} are two spellings of one setting and differ")
+            raise UserError(
+                f"{where}: {other} = {raw[other]!r} and {name} = {raw[name]!r} are two spellings of one setting and differ"
+            )
         if other in raw:
             raw[name] = raw.pop(other)
     if "rope_scaling" in known:
-        rope = raw.pop("rope_parameters", None)  # the spelling of transformers 5: theta and extension in one dict
+        rope = raw.pop(
+            "rope_parameters", None
+        )  # the spelling of transformers 5: theta and extension in one dict
         if rope and not raw.get("rope_scaling"):
             raw["rope_scaling"] = rope
         if isinstance(raw.get("rope_scaling"), dict) and raw["rope_scaling"].get("rope_theta"):
@@ -136,8 +146,12 @@ def check_type(key: str, value, kind, where: str) -> None:
             raise UserError(f"{where}: {key} = {value!r:.50} must be a positive number")
         return
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where}: {key} = {value!r:.200} should be {getattr(kind, '__name__', kind)}")
+        raise UserError(
+            f"{where}: {key} = {value!r:.200} should be {getattr(kind, '__name__', kind)}"
+        )
     if key == "max_window_layers" and value == 0:  # all of them
         return
     if number and isinstance(value, int) and not 0 < value < LIMITS.get(key, 2**24):
-        raise UserError(f"{where}: {key} = {value!r:.50} is out of range (1 to {LIMITS.get(key, 2**24) - 1})")
+        raise UserError(
+            f"{where}: {key} = {value!r:.50} is out of range (1 to {LIMITS.get(key, 2**24) - 1})"
+        )

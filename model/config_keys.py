@@ -9,11 +9,12 @@ in one value. All others may matter and are refused, all of them in one line.
 import logging
 import re
 
-from model.errors import UserError
+from files.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-IGNORED = set("""
+IGNORED = set(
+    """
     _commit_hash _fast_init _flash_attn_2_enabled _from_model_config _name_or_path _num_labels
     architectures auto_map
     chunk_size_feed_forward dtype finetuning_task fp16 bf16 fp32 gradient_checkpointing
@@ -38,22 +39,41 @@ IGNORED = set("""
     no_repeat_ngram_size encoder_no_repeat_ngram_size exponential_decay_length_penalty
     bad_words_ids suppress_tokens begin_suppress_tokens remove_invalid_values output_scores
     return_dict_in_generate temperature top_k top_p typical_p penalty_alpha
-""".split())  # the last four lines: settings of generation, which were saved here once
+""".split()
+)  # the last four lines: settings of generation, which were saved here once
 
-IGNORED_NAMES = re.compile(r"""
+IGNORED_NAMES = re.compile(
+    r"""
       (.*_)?(dropout|pdrop|layerdrop)(_prob|_rate|_p)?   # the base is never trained here
     | (.*_)?tokens?_ids?
     | tokenizer_.* | unsloth_.* | summary_.*
     | _?attn_implementation.*
-""", re.VERBOSE)
+""",
+    re.VERBOSE,
+)
 
 NEUTRAL = {  # key -> the one value in which it changes nothing; false or 0 would matter
-    "is_causal": True, "causal": True, "use_causal_mask": True, "use_residual": True,
-    "normalize_before": True, "scale_attn_weights": True,
-    "partial_rotary_factor": 1, "rotary_pct": 1, "rotary_percent": 1, "rope_scaling_factor": 1,
-    "embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1, "logit_scale": 1,
-    "scale_emb": 1, "num_experts": 0, "num_local_experts": 0, "num_experts_per_tok": 0,
-    "n_routed_experts": 0, "n_shared_experts": 0, "num_nextn_predict_layers": 0,
+    "is_causal": True,
+    "causal": True,
+    "use_causal_mask": True,
+    "use_residual": True,
+    "normalize_before": True,
+    "scale_attn_weights": True,
+    "partial_rotary_factor": 1,
+    "rotary_pct": 1,
+    "rotary_percent": 1,
+    "rope_scaling_factor": 1,
+    "embedding_multiplier": 1,
+    "residual_multiplier": 1,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+    "scale_emb": 1,
+    "num_experts": 0,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "n_routed_experts": 0,
+    "n_shared_experts": 0,
+    "num_nextn_predict_layers": 0,
 }
 LONGEST = 1200  # characters of the keys named in one line
 
@@ -85,18 +105,17 @@ def note_passed(keys: list[str], where: str) -> None:
 
 
 WRAPPERS = {  # classes around a causal model whose name was saved in its place
-    "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
     "PeftModelForCausalLM",
 }
 NO_LANGUAGE_MODEL = {  # in the name of a class -> what it is
-    r"(?i)eagle|medusa|hydra|draft|speculat|dflash|MTP":
-        "a draft head, which guesses tokens for another model",
-    r"(?i)classif|reward|rank(er|ing)|scor(e|ing)|regress|value_?head|valuemodel":
-        "a classifier or reward model, which does not predict tokens",
+    r"(?i)eagle|medusa|hydra|draft|speculat|dflash|MTP": "a draft head, which guesses tokens for another model",
+    r"(?i)classif|reward|rank(er|ing)|scor(e|ing)|regress|value_?head|valuemodel": "a classifier or reward model, which does not predict tokens",
     r"(?i)question_?answering|multiplechoice|masked_?lm|MNTP|embed|encoder|bidirec|Bi(?-i:[A-Z])"
     r"|sentence|retriev": "an encoder or reader of texts, which does not predict the next token",
-    r"(?i)llava|vision|audio|speech|omni|image|(?-i:VL)|conditionalgeneration":
-        "a model of more than text, or with an encoder",
+    r"(?i)llava|vision|audio|speech|omni|image|(?-i:VL)|conditionalgeneration": "a model of more than text, or with an encoder",
     r"(?i)mixtral|mixture|(?-i:Mo[eE]|MOE)": "a mixture of experts",
 }
 

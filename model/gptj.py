@@ -10,16 +10,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 from model.language import LanguageModel
 from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotary_angles, rotate_pairs
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
-    "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out",
-    "attn": "attn_site", "mlp": "mlp_site", "kv": "attn.kv_site", "norm": "ln_1",
+    "q": "attn.q_proj",
+    "k": "attn.k_proj",
+    "v": "attn.v_proj",
+    "o": "attn.out_proj",
+    "up": "mlp.fc_in",
+    "down": "mlp.fc_out",
+    "attn": "attn_site",
+    "mlp": "mlp_site",
+    "kv": "attn.kv_site",
+    "norm": "ln_1",
 }
-OUTER_SITES = {"embed": "transformer.wte", "final_norm": "transformer.ln_f", "head": "lm_head"}  # the same -> attribute of the Model
+OUTER_SITES = {
+    "embed": "transformer.wte",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+}  # the same -> attribute of the Model
 
 PICTURE = """\
 x ─┬─ [norm] ─┬─ [q] ─ rotary ─┐
@@ -28,7 +40,12 @@ x ─┬─ [norm] ─┬─ [q] ─ rotary ─┐
    │          └─ [up] ─ act ─ [down] ─ [mlp] ───────────────────────┤
    └────────────────────────────────────────────────────────────────┘"""
 
-SPELLINGS = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}
+SPELLINGS = {
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+}
 HARMLESS = set()
 ONLY = {"rotary": True}
 ROWS = {"gptj": {}}
@@ -63,9 +80,13 @@ class Config:
         if self.activation_function not in ACTIVATIONS:
             raise unknown("activation_function", self.activation_function, ACTIVATIONS)
         if self.n_embd % self.n_head:
-            raise UserError(f"config.json: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+            raise UserError(
+                f"config.json: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
+            )
         if self.rotary_dim > self.head_size or self.rotary_dim % 2:
-            raise UserError(f"config.json: rotary_dim {self.rotary_dim} must be even and at most the head's {self.head_size}")
+            raise UserError(
+                f"config.json: rotary_dim {self.rotary_dim} must be even and at most the head's {self.head_size}"
+            )
 
 
 def rename(key: str) -> str | None:
@@ -94,7 +115,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
-        q = self.rotate(self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2), step)  # [B, H, T, D]
+        q = self.rotate(
+            self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2), step
+        )  # [B, H, T, D]
         k = self.rotate(self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2), step)
         v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
         if step.cache is not None:
@@ -159,7 +182,9 @@ class Model(LanguageModel):
     def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
         R = self.config.rotary_dim
         inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=x.device) / R)
-        cos, sin = rotary_angles(inv_freq, tokens.query_positions(limit=self.config.n_positions), self.dtype)
+        cos, sin = rotary_angles(
+            inv_freq, tokens.query_positions(limit=self.config.n_positions), self.dtype
+        )
         return x, Step(tokens.causal_mask(), cache, cos, sin)
 
     def leave(self, x: Tensor) -> Tensor:

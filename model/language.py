@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.devices import Stage, place_of
 from model.parts import Cache, Step, Tokens, moved
 from model.sites import Embedding
-from model.split import Stage, place_of
 
 
 class LanguageModel(nn.Module):
@@ -34,7 +34,9 @@ class LanguageModel(nn.Module):
         self.dtype = torch.float32  # of the computation
         self.depends_on_length = False  # the angles of a token depend on how long its row is
         self.told_length = False  # `note_length` has spoken
-        self.stages: tuple[Stage, ...] = ()  # the devices that the blocks lie on, where there are several (model/split.py)
+        self.stages: tuple[
+            Stage, ...
+        ] = ()  # the devices that the blocks lie on, where there are several (model/devices.py)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -50,7 +52,9 @@ class LanguageModel(nn.Module):
         if not self.stages:
             return self.device
         place = place_of(self, name)
-        return next((stage.device for stage in self.stages if place < stage.end), self.stages[-1].device)
+        return next(
+            (stage.device for stage in self.stages if place < stage.end), self.stages[-1].device
+        )
 
     @property
     def input_embedding(self) -> Embedding:
@@ -68,10 +72,14 @@ class LanguageModel(nn.Module):
         """An empty cache for `batch` rows of at most `length` tokens."""
         c = self.config
         length += sum(adapter.virtual for adapter in self.input_embedding.active)
-        devices = [stage.device for stage in self.stages for _ in range(stage.first, stage.end)] or [self.device] * len(self.blocks)
+        devices = [
+            stage.device for stage in self.stages for _ in range(stage.first, stage.end)
+        ] or [self.device] * len(self.blocks)
         return Cache(batch, c.kv_heads, length, c.head_size, self.dtype, devices)
 
-    def tokens(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> Tokens:
+    def tokens(
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None
+    ) -> Tokens:
         """The tokens of a pass, with room for the virtual ones of the adapters that are on."""
         filled = cache.filled if cache else 0
         prompt = sum(adapter.virtual for adapter in self.input_embedding.active)
@@ -80,7 +88,9 @@ class LanguageModel(nn.Module):
             mask = torch.cat((mask.new_ones(len(ids), prefix + prompt), mask), dim=1)
         if filled == 0 and prompt:
             ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
-        return Tokens(ids, mask, positions, filled + prefix, prompt if filled == 0 else 0, prefix + prompt)
+        return Tokens(
+            ids, mask, positions, filled + prefix, prompt if filled == 0 else 0, prefix + prompt
+        )
 
     def note_length(self, tokens: Tokens, limit: int) -> None:
         """Warn, once a model, of a text that is longer than the `limit` of tokens it was trained
@@ -110,7 +120,11 @@ class LanguageModel(nn.Module):
         for stage in stages or self.stages or (Stage(self.device, 0, len(self.blocks)),):
             x, step = moved(x, stage.device), step.to(stage.device)
             for number in range(stage.first, stage.end):
-                if self.checkpointing and number % self.checkpointing == 0 and torch.is_grad_enabled():
+                if (
+                    self.checkpointing
+                    and number % self.checkpointing == 0
+                    and torch.is_grad_enabled()
+                ):
                     x = checkpoint(self.blocks[number], x, step, use_reentrant=False)
                 else:
                     x = self.blocks[number](x, step)
@@ -124,7 +138,13 @@ class LanguageModel(nn.Module):
             cache.filled += x.shape[1]
         return x
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """Token ids [B, T] -> their last hidden states [B, T, C]; arguments as those of `forward`."""
         tokens = self.tokens(ids, mask, positions, cache)
         return self.transform(self.embed(tokens), tokens, cache)[:, tokens.prompt :]
@@ -135,7 +155,13 @@ class LanguageModel(nn.Module):
             hidden = adapter.unembed(hidden)
         return self.lm_head(hidden.to(self.lm_head.weight.device)).float()
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """ids int64 [B, T], mask 1 = real token [B, past + T] -> logits [B, T, V].
 
         With a cache that holds `past` positions, ids are the tokens behind them. positions [B, T] (BLOOM: of all keys, [B, past + T])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 from model.language import LanguageModel
 from model.llama_rows import check_row, window_of
 from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotate_halves
@@ -20,12 +20,24 @@ from model.rope import check_rope, depends_on_length, rope_angles, trained_lengt
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-    "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attn.kv_site",
-    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "attn": "attn_site",
+    "mlp": "mlp_site",
+    "kv": "self_attn.kv_site",
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
 }
-OUTER_SITES = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}  # the same -> attribute of the Model
+OUTER_SITES = {
+    "embed": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+}  # the same -> attribute of the Model
 
 PICTURE = """\
 x ─┬─ [attn_norm] ─┬─ [q] ─ rotary ─┐
@@ -49,13 +61,25 @@ x ─┬─ [attn_norm] ─┬─ [q] ─ [q_norm] ─ rotary ─┐
 SPELLINGS = {}  # other names of the fields below
 HARMLESS = {"is_llama_config", "pretraining_tp"}  # fields that change nothing here
 ONLY = {"use_rope": True, "rope": True}  # fields known in one value
-QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
-        "max_position_embeddings": 32768, "sliding_window": 4096, "use_sliding_window": False,
-        "max_window_layers": 28}
+QWEN = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+}
 ROWS = {  # model_type -> the defaults that are not those of Config
-    "llama": {}, "qwen2": QWEN, "qwen3": {**QWEN, "head_dim": 128},
-    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8,
-                "max_position_embeddings": 131072, "sliding_window": 4096},
+    "llama": {},
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "head_dim": 128},
+    "mistral": {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
 }
 
 
@@ -97,11 +121,17 @@ class Config:
         if self.hidden_act not in ACTIVATIONS:
             raise unknown("hidden_act", self.hidden_act, ACTIVATIONS)
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise UserError(f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+            raise UserError(
+                f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.num_attention_heads % self.kv_heads:
-            raise UserError(f"config.json: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.kv_heads}")
+            raise UserError(
+                f"config.json: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.kv_heads}"
+            )
         if self.head_size % 2:
-            raise UserError(f"config.json: head_dim {self.head_size} is odd; rotary positions need pairs")
+            raise UserError(
+                f"config.json: head_dim {self.head_size} is odd; rotary positions need pairs"
+            )
         check_rope(self.rope_scaling or {}, self.head_size)
         check_row(self)
 
@@ -177,7 +207,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.input_layernorm(x)
-        x = x + self.attn_site(self.self_attn(h, step), h)  # a site sees output and input; empty, it returns the output
+        x = x + self.attn_site(
+            self.self_attn(h, step), h
+        )  # a site sees output and input; empty, it returns the output
         h = self.post_attention_layernorm(x)
         return x + self.mlp_site(self.mlp(h), h)
 

@@ -11,7 +11,7 @@ A sliding window lets a query see its last keys alone, in
 Biases of all attention Linears and of the MLP's are a setting of some.
 """
 
-from model.errors import UserError
+from files.errors import UserError
 
 TYPES = {"full_attention", "sliding_attention"}
 BIASES = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",)}  # setting -> who has it

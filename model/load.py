@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from files.errors import UserError, unknown
+from files.reading import read_json, tensors
 from model.config import read_config, skeleton
-from model.errors import UserError, unknown
-from model.files import read_json, tensors
+from model.devices import device_named, split
+from model.fsdp import first_pass, is_part, part_of, shard
 from model.quantize import STORED_AS, how_stored, quantization_of, quantize_skeleton, quantized
 from model.registry import resolve
-from model.shard import first_pass, is_part, part_of, shard
-from model.split import device_named, split
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -33,27 +33,40 @@ def load_model(
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 
     dtype is that of storage and computation, None keeps the checkpoint's own. quantize stores the weights of the Linears in the blocks in fewer bits
-    ("int8", "llm-int8", "nf4": model/quantize.py); a folder that is quantised already is loaded as it is. Over several devices the layers are split,
-    each tensor going straight to its own (model/split.py). mesh: a DeviceMesh of processes that hold the blocks together (model/shard.py).
+    ("int8", "llm-int8", "nf4": model/quantize/__init__.py); a folder that is quantised already is loaded as it is. Over several devices the layers are split,
+    each tensor going straight to its own (model/devices.py). mesh: a DeviceMesh of processes that hold the blocks together (model/fsdp.py).
     Raises UserError for anything wrong with the name or the files.
     """
     if quantize and quantize not in STORED_AS:
         raise unknown("quantization", quantize, STORED_AS)
-    places = [device if isinstance(device, torch.device) else device_named(device) for device in devices or [device]]
+    places = [
+        device if isinstance(device, torch.device) else device_named(device)
+        for device in devices or [device]
+    ]
     folder = resolve(name, revision)
     family, config = read_config(folder)
     model = skeleton(family, config)
     stored, fingerprint = quantization_of(read_json(folder / "config.json"), str(folder))
     how = how_stored(quantize or "", stored, str(folder))
     if mesh is not None and (how or len(places) > 1):
-        raise UserError("shard lays whole weights over processes: leave out quantize and devices, and give a model that is not quantised")
+        raise UserError(
+            "shard lays whole weights over processes: leave out quantize and devices, and give a model that is not quantised"
+        )
     if how:
         quantize_skeleton(model, how)
     if len(places) > 1:
         split(model, places, layers_per_device)
     if mesh is not None:
         shard(model, mesh)
-    found = load_weights(model, family.rename, tensors(folder), dtype, places[0], where=str(folder), stored=bool(stored))
+    found = load_weights(
+        model,
+        family.rename,
+        tensors(folder),
+        dtype,
+        places[0],
+        where=str(folder),
+        stored=bool(stored),
+    )
     model.dtype = next(model.parameters()).dtype
     for linear in quantized(model).values():
         linear.dtype = model.dtype
@@ -67,11 +80,19 @@ def load_model(
 
 def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether no element is NaN or infinite, as dtype; the extremes say so (NaN is both) without a second tensor of the same size."""
-    return tensor.numel() == 0 or all(bool(extreme.to(dtype or tensor.dtype).isfinite()) for extreme in tensor.aminmax())
+    return tensor.numel() == 0 or all(
+        bool(extreme.to(dtype or tensor.dtype).isfinite()) for extreme in tensor.aminmax()
+    )
 
 
 def load_weights(
-    model: nn.Module, rename, pairs, dtype: torch.dtype | None, device: torch.device, where: str, stored: bool = False,
+    model: nn.Module,
+    rename,
+    pairs,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    where: str,
+    stored: bool = False,
 ) -> str:
     """Put every tensor into the parameter of its name, exactly once; missing, extra, misshapen and non-finite ones are errors.
 
@@ -80,11 +101,26 @@ def load_weights(
     """
     waiting = {name: parameter.shape for name, parameter in model.named_parameters()}
     linears = quantized(model)
-    parts = {f"{path}.{leaf}": (linear, leaf) for path, linear in linears.items() for leaf in linear.layout()} if stored else {}
+    parts = (
+        {
+            f"{path}.{leaf}": (linear, leaf)
+            for path, linear in linears.items()
+            for leaf in linear.layout()
+        }
+        if stored
+        else {}
+    )
     weights = {} if stored else {f"{path}.weight": linear for path, linear in linears.items()}
     waiting |= {name: getattr(linear, leaf).shape for name, (linear, leaf) in parts.items()}
-    waiting |= {name: torch.Size((linear.out_features, linear.in_features)) for name, linear in weights.items()}
-    embedding = next(name for name, parameter in model.named_parameters() if parameter is model.input_embedding.weight)
+    waiting |= {
+        name: torch.Size((linear.out_features, linear.in_features))
+        for name, linear in weights.items()
+    }
+    embedding = next(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter is model.input_embedding.weight
+    )
     tied = "lm_head.weight" not in waiting
     if tied:  # files may hold the head all the same, or the head alone
         waiting["lm_head.weight"] = waiting[embedding]
@@ -99,10 +135,14 @@ def load_weights(
         if name in samples:
             raise UserError(f"{where}: tensor {key!r:.200} is there twice")
         if name not in waiting:
-            raise UserError(f"{where}: {unknown('tensor', key, waiting, 'the model has none of that name')}")
+            raise UserError(
+                f"{where}: {unknown('tensor', key, waiting, 'the model has none of that name')}"
+            )
         shape = waiting.pop(name)
         if tensor.shape != shape:
-            raise UserError(f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}")
+            raise UserError(
+                f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}"
+            )
         here = model.device_of(name) if model.stages else device
         if name in parts:
             samples[name] = b""  # the fingerprint is that of the weights it was made from
@@ -113,12 +153,16 @@ def load_weights(
                 raise UserError(f"{where}: tensor {key!r} {error}") from None
             continue
         if not tensor.is_floating_point():
-            raise UserError(f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point")
+            raise UserError(
+                f"{where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point"
+            )
         samples[name] = sample_of(tensor)
         kept = None if name in weights else dtype
         tensor = tensor.to(device=here, dtype=kept)
         if not is_finite(tensor, dtype):
-            raise UserError(f"{where}: tensor {key!r} holds NaN or infinite values, as {dtype or tensor.dtype}")
+            raise UserError(
+                f"{where}: tensor {key!r} holds NaN or infinite values, as {dtype or tensor.dtype}"
+            )
         if name in weights:
             weights[name].store(tensor)
         elif tied and name == "lm_head.weight":
@@ -145,14 +189,20 @@ def load_weights(
         if head is not None and torch.equal(model.input_embedding.weight, head):
             del samples["lm_head.weight"]
         elif head is not None:
-            warnings.warn(f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored", stacklevel=3)
+            warnings.warn(
+                f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored",
+                stacklevel=3,
+            )
             put(model, "lm_head.weight", head)
     return fingerprint_of(model.family, samples)
 
 
 def sample_of(tensor: Tensor) -> bytes:
     """The shape of a tensor and about 64 of its values."""
-    return repr(list(tensor.shape)).encode() + tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy().tobytes()
+    return (
+        repr(list(tensor.shape)).encode()
+        + tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu().numpy().tobytes()
+    )
 
 
 def fingerprint_of(family: str, samples: dict[str, bytes]) -> str:
@@ -168,4 +218,8 @@ def put(model: nn.Module, name: str, tensor: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
     before = getattr(module, leaf)
-    setattr(module, leaf, nn.Parameter(part_of(tensor, before) if is_part(before) else tensor, requires_grad=False))
+    setattr(
+        module,
+        leaf,
+        nn.Parameter(part_of(tensor, before) if is_part(before) else tensor, requires_grad=False),
+    )

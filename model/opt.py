@@ -4,17 +4,29 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 from model.language import LanguageModel
 from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj", "up": "fc1", "down": "fc2",
-    "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attn.kv_site",
-    "attn_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "up": "fc1",
+    "down": "fc2",
+    "attn": "attn_site",
+    "mlp": "mlp_site",
+    "kv": "self_attn.kv_site",
+    "attn_norm": "self_attn_layer_norm",
+    "mlp_norm": "final_layer_norm",
 }
-OUTER_SITES = {"embed": "model.decoder.embed_tokens", "final_norm": "model.decoder.final_layer_norm", "head": "lm_head"}  # -> attribute of the Model
+OUTER_SITES = {
+    "embed": "model.decoder.embed_tokens",
+    "final_norm": "model.decoder.final_layer_norm",
+    "head": "lm_head",
+}  # -> attribute of the Model
 
 PICTURE = """\
 x ─┬─ [attn_norm] ─┬─ [q] ─┐
@@ -51,9 +63,13 @@ class Config:
     num_attention_heads: int = 12
     max_position_embeddings: int = 2048
     activation_function: str = "relu"
-    do_layer_norm_before: bool = True  # opt-350m: norms stand behind the residual add, and there is none at the end
+    do_layer_norm_before: bool = (
+        True  # opt-350m: norms stand behind the residual add, and there is none at the end
+    )
     _remove_final_layer_norm: bool = False
-    word_embed_proj_dim: int | None = None  # opt-350m: embeddings of another size, projected; None: hidden_size
+    word_embed_proj_dim: int | None = (
+        None  # opt-350m: embeddings of another size, projected; None: hidden_size
+    )
     enable_bias: bool = True  # galactica-30b and -120b: no biases, and norms without weights
     layer_norm_elementwise_affine: bool = True
     tie_word_embeddings: bool = True
@@ -75,14 +91,20 @@ class Config:
         if self.activation_function not in ACTIVATIONS:
             raise unknown("activation_function", self.activation_function, ACTIVATIONS)
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+            raise UserError(
+                f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
 
 
 def rename(key: str) -> str:
     """Published tensor name -> ours."""
     if key.startswith("decoder."):
         return "model." + key
-    return "model.decoder." + key if key.startswith(("layers.", "embed_", "final_layer_norm.", "project_")) else key
+    return (
+        "model.decoder." + key
+        if key.startswith(("layers.", "embed_", "final_layer_norm.", "project_"))
+        else key
+    )
 
 
 class Attention(nn.Module):
@@ -150,14 +172,19 @@ class Decoder(nn.Module):
         self.project_out = Linear(C, E) if E != C else None
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         last = config.do_layer_norm_before and not config._remove_final_layer_norm
-        self.final_layer_norm = LayerNorm(C, affine=config.layer_norm_elementwise_affine) if last else None
+        self.final_layer_norm = (
+            LayerNorm(C, affine=config.layer_norm_elementwise_affine) if last else None
+        )
 
 
 class Model(LanguageModel):
     """An OPT language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites = "opt", SITES, OUTER_SITES
-    blocks_at, behind = "model.decoder.layers", ("model.decoder.final_layer_norm.", "model.decoder.project_out.")
+    blocks_at, behind = (
+        "model.decoder.layers",
+        ("model.decoder.final_layer_norm.", "model.decoder.project_out."),
+    )
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -172,7 +199,9 @@ class Model(LanguageModel):
         decoder = self.model.decoder
         positions = tokens.query_positions(limit=self.config.max_position_embeddings)
         x = x if decoder.project_in is None else decoder.project_in(x)
-        return x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(tokens.causal_mask(), cache)
+        return x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(
+            tokens.causal_mask(), cache
+        )
 
     def leave(self, x: Tensor) -> Tensor:
         norm, project = self.model.decoder.final_layer_norm, self.model.decoder.project_out

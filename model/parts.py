@@ -12,19 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.errors import UserError
+from files.errors import UserError
 
 ACTIVATIONS = {  # by the names of config.json
-    "relu": F.relu, "silu": F.silu, "swish": F.silu, "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
 
 
 CHUNK = 256  # positions whose logits exist at the same time
-META_AS = "cpu"  # the device whose kernels a tensor without memory ("meta") stands for: train/footprint.py says
+META_AS = "cpu"  # the device whose kernels a tensor without memory ("meta") stands for: train/plan/footprint.py says
 
 
-def rotary_angles(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    inv_freq: Tensor, positions: Tensor, dtype: torch.dtype, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """factor * cos and sin of position x frequency (Su et al. 2021, eq. 15) -> [B, 1, T, D/2].
 
     inv_freq [D/2] or [B, 1, 1, D/2] and the product are float32 whatever `dtype` is: in bfloat16 positions above 256 would merge.
@@ -45,7 +51,9 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False
+) -> Tensor:
     """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
 
     mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores. float32: the scores are float32
@@ -56,11 +64,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: boo
     if T == 1 or (device == "cpu" and q.dtype != torch.float32):
         out = attention_plain(q, k, v, mask, float32)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H)
+        out = F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H
+        )
     return out.transpose(1, 2).reshape(B, T, H * D)
 
 
-def attention_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False) -> Tensor:
+def attention_plain(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False
+) -> Tensor:
     """The same written out -> [B, H, T, D]. The query heads of one key/value head become rows of one product.
 
     The reference for the fused kernels, and faster than they are for one query row and for bf16 on a CPU.
@@ -88,17 +100,30 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
 class Cache:
     """Keys and values of all layers, room for `length` positions; an argument of the forward pass, never kept on a module."""
 
-    def __init__(self, batch: int, kv_heads: int, length: int, head_dim: int, dtype: torch.dtype, devices: Sequence[torch.device]):
+    def __init__(
+        self,
+        batch: int,
+        kv_heads: int,
+        length: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+    ):
         """`devices`: of each layer."""
-        self.keys = [torch.empty(batch, kv_heads, length, head_dim, dtype=dtype, device=device) for device in devices]
+        self.keys = [
+            torch.empty(batch, kv_heads, length, head_dim, dtype=dtype, device=device)
+            for device in devices
+        ]
         self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.filled = 0  # positions already written, the same for every layer between two forward passes
+        self.filled = (
+            0  # positions already written, the same for every layer between two forward passes
+        )
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [B, K, T, D] behind what is there; returns all keys and values so far [B, K, S, D]."""
         end = self.filled + k.shape[2]
-        self.keys[layer][:, :, self.filled:end] = k
-        self.values[layer][:, :, self.filled:end] = v
+        self.keys[layer][:, :, self.filled : end] = k
+        self.values[layer][:, :, self.filled : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def select(self, rows: Tensor) -> None:
@@ -151,7 +176,9 @@ class Tokens:
         before it, or 0."""
         B, T = self.ids.shape
         if self.given is not None:
-            return self.put_behind(self.virtual, self.past + T - self.virtual, "all {} tokens so far, cached ones too,")
+            return self.put_behind(
+                self.virtual, self.past + T - self.virtual, "all {} tokens so far, cached ones too,"
+            )
         if self.mask is None:
             return torch.arange(self.past + T, device=self.ids.device).expand(B, -1)
         return (self.mask.long().cumsum(dim=1) - 1).clamp_(min=0)
@@ -159,19 +186,29 @@ class Tokens:
     def query_positions(self, limit: int | None = None) -> Tensor:
         """Of the T queries alone [B, T]. Raises UserError for a position that the model's table of `limit` does not have."""
         T = self.ids.shape[1]
-        positions = self.positions()[:, -T:] if self.given is None else self.put_behind(self.prompt, T - self.prompt, "the {} tokens of this pass")
+        positions = (
+            self.positions()[:, -T:]
+            if self.given is None
+            else self.put_behind(self.prompt, T - self.prompt, "the {} tokens of this pass")
+        )
         if limit is not None:
             plain = self.given is None and self.mask is None  # known without a look at the values
             last = self.past + T - 1 if plain else -1 if positions.is_meta else int(positions.max())
             if last >= limit:
-                raise UserError(f"position {last} is past the model's last, {limit - 1}: the text is too long for it")
+                raise UserError(
+                    f"position {last} is past the model's last, {limit - 1}: the text is too long for it"
+                )
         return positions
 
     def put_behind(self, virtual: int, real: int, which: str) -> Tensor:
         """The positions given for the `real` tokens, moved behind all virtual ones, and in front of them those of the last `virtual` of these."""
         if self.given.shape[1] != real:
-            raise UserError(f"the positions of {which.format(real)} are needed; {self.given.shape[1]} are given")
-        front = torch.arange(self.virtual - virtual, self.virtual, device=self.ids.device).expand(len(self.ids), -1)
+            raise UserError(
+                f"the positions of {which.format(real)} are needed; {self.given.shape[1]} are given"
+            )
+        front = torch.arange(self.virtual - virtual, self.virtual, device=self.ids.device).expand(
+            len(self.ids), -1
+        )
         return torch.cat((front, self.given + self.virtual), dim=1)
 
     def may_look(self, window: int | None = None) -> Tensor:
@@ -187,7 +224,9 @@ class Tokens:
             order = order & (columns[:, None, None, :] > columns[:, None, -T:, None] - window)
         if self.mask is None:
             return order
-        itself = torch.eye(T, self.past + T, dtype=torch.bool, device=device).roll(self.past, dims=1)
+        itself = torch.eye(T, self.past + T, dtype=torch.bool, device=device).roll(
+            self.past, dims=1
+        )
         return (order & self.mask.bool()[:, None, None, :]) | itself
 
     def columns(self) -> Tensor:

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model.errors import UserError, unknown
-from model.files import shard_names, weight_files
-from model.writing import write_text
+from files.errors import UserError, unknown
+from files.reading import shard_names, weight_files
+from files.writing import write_text
 
 POCKET = Path(__file__).parent / "pocket"
 
@@ -22,17 +22,47 @@ class Entry:
     revision: str = "main"
 
 
-def llama(repo: str, hidden: int, layers: int, heads: int, inner: int, kv: int | None = None, vocab: int = 32000, **more) -> Entry:
-    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner, "vocab_size": vocab}
+def llama(
+    repo: str,
+    hidden: int,
+    layers: int,
+    heads: int,
+    inner: int,
+    kv: int | None = None,
+    vocab: int = 32000,
+    **more,
+) -> Entry:
+    shape = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+        "vocab_size": vocab,
+    }
     return Entry(repo, {"model_type": "llama", **shape, "num_key_value_heads": kv or heads, **more})
 
 
 def bloom(repo: str, hidden: int, layers: int, heads: int) -> Entry:
-    return Entry(f"bigscience/{repo}", {"model_type": "bloom", "hidden_size": hidden, "n_layer": layers, "n_head": heads, "vocab_size": 250880})
+    return Entry(
+        f"bigscience/{repo}",
+        {
+            "model_type": "bloom",
+            "hidden_size": hidden,
+            "n_layer": layers,
+            "n_head": heads,
+            "vocab_size": 250880,
+        },
+    )
 
 
 def opt(repo: str, hidden: int, layers: int, heads: int, **more) -> Entry:
-    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * hidden, "vocab_size": 50272}
+    shape = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * hidden,
+        "vocab_size": 50272,
+    }
     return Entry(f"facebook/{repo}", {"model_type": "opt", **shape, **more})
 
 
@@ -59,12 +89,22 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
     "llama-2-13b": llama("NousResearch/Llama-2-13b-hf", 5120, 40, 40, 13824),
     "llama-2-70b": llama("NousResearch/Llama-2-70b-hf", 8192, 80, 64, 28672, kv=8),
     "llama-3-8b": llama("meta-llama/Meta-Llama-3-8B", 4096, 32, 32, 14336, kv=8, **LLAMA3),
-    "llama-3.2-1b": llama("meta-llama/Llama-3.2-1B", 2048, 16, 32, 8192, kv=8, head_dim=64, **LLAMA3, **TIED),
-    "llama-3.2-3b": llama("meta-llama/Llama-3.2-3B", 3072, 28, 24, 8192, kv=8, head_dim=128, **LLAMA3, **TIED),
+    "llama-3.2-1b": llama(
+        "meta-llama/Llama-3.2-1B", 2048, 16, 32, 8192, kv=8, head_dim=64, **LLAMA3, **TIED
+    ),
+    "llama-3.2-3b": llama(
+        "meta-llama/Llama-3.2-3B", 3072, 28, 24, 8192, kv=8, head_dim=128, **LLAMA3, **TIED
+    ),
     "tinyllama-1.1b": llama("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 2048, 22, 32, 5632, kv=4, **BF16),
-    "smollm2-135m": llama("HuggingFaceTB/SmolLM2-135M-Instruct", 576, 30, 9, 1536, kv=3, vocab=49152, **TIED, **BF16),
-    "smollm2-360m": llama("HuggingFaceTB/SmolLM2-360M-Instruct", 960, 32, 15, 2560, kv=5, vocab=49152, **TIED, **BF16),
-    "smollm2-1.7b": llama("HuggingFaceTB/SmolLM2-1.7B-Instruct", 2048, 24, 32, 8192, vocab=49152, **TIED, **BF16),
+    "smollm2-135m": llama(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", 576, 30, 9, 1536, kv=3, vocab=49152, **TIED, **BF16
+    ),
+    "smollm2-360m": llama(
+        "HuggingFaceTB/SmolLM2-360M-Instruct", 960, 32, 15, 2560, kv=5, vocab=49152, **TIED, **BF16
+    ),
+    "smollm2-1.7b": llama(
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct", 2048, 24, 32, 8192, vocab=49152, **TIED, **BF16
+    ),
     "mistral-7b": llama("mistralai/Mistral-7B-v0.1", 4096, 32, 32, 14336, kv=8, **MISTRAL),
     "qwen2.5-0.5b": qwen("Qwen2.5-0.5B", 896, 24, 14, 4864, kv=2, **TIED),
     "qwen2.5-1.5b": qwen("Qwen2.5-1.5B", 1536, 28, 12, 8960, kv=2, **TIED),
@@ -105,16 +145,31 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
 }
 
 WORDS = (
-    "config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "generation_config.json",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
 )
-BOT, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"  # the hub's own, and the title of its pull requests
+BOT, CONVERSION = (
+    "SFconvertbot",
+    "Adding `safetensors` variant of this model",
+)  # the hub's own, and the title of its pull requests
 CONVERTED = "safetensors-by-bot"  # our local name for such a branch in the hub's cache
 
 
 def pocket_names() -> list[str]:
     """The models that come with this package, as `pocket-<family>`."""
-    return [f"pocket-{folder.name}" for folder in sorted(POCKET.iterdir()) if (folder / "config.json").is_file()]
+    return [
+        f"pocket-{folder.name}"
+        for folder in sorted(POCKET.iterdir())
+        if (folder / "config.json").is_file()
+    ]
 
 
 def find(name: str) -> Path | Entry:
@@ -132,7 +187,12 @@ def find(name: str) -> Path | Entry:
         return Entry(name)
     if "/" in name or "\\" in name:
         raise UserError(f"model folder {name!r} does not exist")
-    raise unknown("model", name, [*pocket_names(), *REGISTRY], "python run.py models lists the names; a folder or a hub repository will do as well")
+    raise unknown(
+        "model",
+        name,
+        [*pocket_names(), *REGISTRY],
+        "python run.py models lists the names; a folder or a hub repository will do as well",
+    )
 
 
 def resolve(name: str, revision: str | None = None, need: str = "weights") -> Path:
@@ -144,7 +204,9 @@ def resolve(name: str, revision: str | None = None, need: str = "weights") -> Pa
     found = find(name)
     if isinstance(found, Path):
         if revision:
-            raise UserError(f"revision {revision!r}: {name} is a folder here, only repositories of the hub have revisions")
+            raise UserError(
+                f"revision {revision!r}: {name} is a folder here, only repositories of the hub have revisions"
+            )
         return found
     revision = revision or found.revision
     folder = cached(found.repo, revision, need)
@@ -167,7 +229,9 @@ def cached(repo: str, revision: str, need: str, lenient: bool = False) -> Path |
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
     except ValueError as error:  # it reads its environment while it is imported
-        raise UserError(f"huggingface_hub cannot start ({error}): check HF_ENDPOINT and the other HF_ variables") from None
+        raise UserError(
+            f"huggingface_hub cannot start ({error}): check HF_ENDPOINT and the other HF_ variables"
+        ) from None
 
     for branch in (CONVERTED, revision) if revision == "main" else (revision,):
         try:
@@ -184,7 +248,11 @@ def is_complete(folder: Path, need: str, lenient: bool) -> bool:
         return (folder / name).is_file()
 
     if need == "tokenizer":
-        words = there("tokenizer.json") or there("tokenizer.model") or (there("vocab.json") and there("merges.txt"))
+        words = (
+            there("tokenizer.json")
+            or there("tokenizer.model")
+            or (there("vocab.json") and there("merges.txt"))
+        )
         return words and (lenient or there("tokenizer_config.json"))
     try:
         return need == "config" or bool(weight_files(folder))
@@ -208,7 +276,9 @@ def download(repo: str, revision: str, need: str) -> Path:
                 listed = listed if branch == revision else files_of(api, repo, branch)
             files += weights_of(api, repo, branch, listed)
         if "config.json" not in listed:
-            raise UserError(f"{repo} ({revision}) has no config.json: it is no language model that this program reads")
+            raise UserError(
+                f"{repo} ({revision}) has no config.json: it is no language model that this program reads"
+            )
         folder = Path(snapshot_download(repo, revision=branch, allow_patterns=files))
     if branch != revision:
         write_text(folder.parent.parent / "refs" / CONVERTED, folder.name)
@@ -228,21 +298,33 @@ def weights_of(api, repo: str, branch: str, listed: list[str]) -> list[str]:
         if index in listed:
             path = Path(api.hf_hub_download(repo, index, revision=branch))
             return [index, *shard_names(path)]
-    raise UserError(f"{repo} ({branch}) has no weights that this program reads: neither model.safetensors nor pytorch_model.bin, nor an index of shards")
+    raise UserError(
+        f"{repo} ({branch}) has no weights that this program reads: neither model.safetensors nor pytorch_model.bin, nor an index of shards"
+    )
 
 
 def conversion(api, repo: str) -> str | None:
     """The branch on which the hub's own bot put safetensors of what main holds now; None where there is none, or another one's."""
     for request in api.get_repo_discussions(repo, discussion_type="pull_request"):
-        if request.author == BOT and request.title == CONVERSION and request.is_pull_request and request.status == "open":
-            theirs, ours = api.list_repo_commits(repo, revision=request.git_reference), api.list_repo_commits(repo, revision="main")
+        if (
+            request.author == BOT
+            and request.title == CONVERSION
+            and request.is_pull_request
+            and request.status == "open"
+        ):
+            theirs, ours = (
+                api.list_repo_commits(repo, revision=request.git_reference),
+                api.list_repo_commits(repo, revision="main"),
+            )
             if ours[0].commit_id in [commit.commit_id for commit in theirs]:  # not of an older main
                 return request.git_reference
     return None
 
 
 @contextmanager
-def hub_errors(repo: str, revision: str, instead: str = "a local folder with --model") -> Iterator[None]:
+def hub_errors(
+    repo: str, revision: str, instead: str = "a local folder with --model"
+) -> Iterator[None]:
     """What the hub's library raises -> one line that says which repository and what to do; `instead`: what may be given in its place."""
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -259,23 +341,39 @@ def hub_errors(repo: str, revision: str, instead: str = "a local folder with --m
     except UserError:
         raise
     except GatedRepoError:
-        raise UserError(f"{repo} is gated: accept its licence on the hub and set HF_TOKEN, or give {instead}") from None
+        raise UserError(
+            f"{repo} is gated: accept its licence on the hub and set HF_TOKEN, or give {instead}"
+        ) from None
     except RevisionNotFoundError:
         raise UserError(f"{repo} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
-        raise UserError(f"the hub has no repository {repo!r}, or HF_TOKEN may not read it: check the name and the token") from None
+        raise UserError(
+            f"the hub has no repository {repo!r}, or HF_TOKEN may not read it: check the name and the token"
+        ) from None
     except DisabledRepoError:
         raise UserError(f"{repo} is disabled on the hub") from None
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no hub repository name: {str(error).partition(chr(10))[0]}") from None
+        raise UserError(
+            f"{repo!r} is no hub repository name: {str(error).partition(chr(10))[0]}"
+        ) from None
     except ValueError as error:  # a character that no header can hold, an address that is none
-        raise UserError(f"{repo}: the request cannot be made ({type(error).__name__}: {str(error)[:100]}): check HF_TOKEN and HF_ENDPOINT") from None
+        raise UserError(
+            f"{repo}: the request cannot be made ({type(error).__name__}: {str(error)[:100]}): check HF_TOKEN and HF_ENDPOINT"
+        ) from None
     except (HTTPError, OSError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None) if isinstance(error, HfHubHTTPError) else None
+        status = (
+            getattr(getattr(error, "response", None), "status_code", None)
+            if isinstance(error, HfHubHTTPError)
+            else None
+        )
         if status in (401, 403):
-            raise UserError(f"the hub refuses the token for {repo} (status {status}): set HF_TOKEN to a valid one, or unset it for public models") from None
+            raise UserError(
+                f"the hub refuses the token for {repo} (status {status}): set HF_TOKEN to a valid one, or unset it for public models"
+            ) from None
         if status is not None:
-            raise UserError(f"the hub answers {status} for {repo}: try again later, or give {instead}") from None
+            raise UserError(
+                f"the hub answers {status} for {repo}: try again later, or give {instead}"
+            ) from None
         raise UserError(
             f"{repo} is no folder here and not in the local cache, and the hub cannot be reached ({type(error).__name__}): "
             f"check the network, unset HF_HUB_OFFLINE, or give {instead}"

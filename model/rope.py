@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
 from model.parts import rotary_angles
 
 TYPES = {  # rope_type -> its options; those with ! must be there
@@ -13,7 +13,15 @@ TYPES = {  # rope_type -> its options; those with ! must be there
     "linear": ("factor!",),
     "dynamic": ("factor!",),
     "llama3": ("factor!", "low_freq_factor!", "high_freq_factor!"),
-    "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "yarn": (
+        "factor",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
 }
 EVERYWHERE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings", "finetuned")
 
@@ -26,7 +34,9 @@ def check_rope(scaling: dict, head_size: int) -> None:
     """Raise UserError for an extension that is unknown, incomplete, or has options of another."""
     kind = rope_type(scaling)
     if not isinstance(kind, str) or kind not in TYPES:
-        raise UserError(f"config.json: rope type {kind!r:.100} is not supported; there is: {', '.join(TYPES)}")
+        raise UserError(
+            f"config.json: rope type {kind!r:.100} is not supported; there is: {', '.join(TYPES)}"
+        )
     options = [option.rstrip("!") for option in TYPES[kind]]
     for key, value in scaling.items():
         if key == "partial_rotary_factor" and value == 1:
@@ -34,16 +44,22 @@ def check_rope(scaling: dict, head_size: int) -> None:
         if value is None and f"{key}!" not in TYPES[kind]:
             continue
         if key not in options and key not in EVERYWHERE:
-            raise UserError(f"config.json: {unknown(f'setting of rope type {kind}', key, [*options, *EVERYWHERE])}")
+            raise UserError(
+                f"config.json: {unknown(f'setting of rope type {kind}', key, [*options, *EVERYWHERE])}"
+            )
         if key in ("rope_type", "type", "truncate", "finetuned"):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            raise UserError(f"config.json: rope {key:.100} = {value!r:.100} should be a positive number")
+            raise UserError(
+                f"config.json: rope {key:.100} = {value!r:.100} should be a positive number"
+            )
     for option in TYPES[kind]:
         if option.endswith("!") and option.rstrip("!") not in scaling:
             raise UserError(f"config.json: rope type {kind} needs {option.rstrip('!')!r}")
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        raise UserError(f"config.json: rope high_freq_factor {scaling['high_freq_factor']} must be above low_freq_factor {scaling['low_freq_factor']}")
+        raise UserError(
+            f"config.json: rope high_freq_factor {scaling['high_freq_factor']} must be above low_freq_factor {scaling['low_freq_factor']}"
+        )
     if kind == "dynamic" and head_size <= 2:
         raise UserError("config.json: rope type dynamic needs a head_dim above 2")
 
@@ -75,7 +91,11 @@ def rope_frequencies(config, positions: Tensor) -> tuple[Tensor, float]:
 
     positions [B, T] decide for `dynamic` alone, where each row's own largest counts, so that no row depends on its neighbours.
     """
-    D, scaling, longest = config.head_size, config.rope_scaling or {}, config.max_position_embeddings
+    D, scaling, longest = (
+        config.head_size,
+        config.rope_scaling or {},
+        config.max_position_embeddings,
+    )
     kind, theta = rope_type(scaling), config.rope_theta
     exponents = torch.arange(0, D, 2, dtype=torch.float32, device=positions.device) / D
     inv_freq = theta**-exponents
@@ -84,9 +104,13 @@ def rope_frequencies(config, positions: Tensor) -> tuple[Tensor, float]:
         return inv_freq / factor, 1.0
     if kind == "dynamic":  # a larger base, as far as the text is longer than what was trained
         length = (positions.max(dim=1).values + 1).clamp(min=longest)[:, None, None, None]
-        return (theta * (factor * length / longest - (factor - 1)) ** (D / (D - 2))) ** -exponents, 1.0
+        return (
+            theta * (factor * length / longest - (factor - 1)) ** (D / (D - 2))
+        ) ** -exponents, 1.0
     old = scaling.get("original_max_position_embeddings") or longest
-    if kind == "llama3":  # long wavelengths are stretched by `factor`, short ones kept, a smooth band between
+    if (
+        kind == "llama3"
+    ):  # long wavelengths are stretched by `factor`, short ones kept, a smooth band between
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = old * inv_freq / (2 * math.pi)  # rotations within the old context
         keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -96,7 +120,9 @@ def rope_frequencies(config, positions: Tensor) -> tuple[Tensor, float]:
     return inv_freq, 1.0
 
 
-def yarn(inv_freq: Tensor, theta: float, D: int, old: int, scaling: dict, factor: float) -> tuple[Tensor, float]:
+def yarn(
+    inv_freq: Tensor, theta: float, D: int, old: int, scaling: dict, factor: float
+) -> tuple[Tensor, float]:
     """YaRN (Peng et al. 2023, section 3.2 and eq. 22): a ramp over the dimensions between keeping and stretching, and sharper attention."""
 
     def dimension(turns: float) -> float:  # the one that turns so often within the old context
@@ -109,7 +135,12 @@ def yarn(inv_freq: Tensor, theta: float, D: int, old: int, scaling: dict, factor
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, D - 1)
-    ramp = torch.arange(D // 2, dtype=torch.float32, device=inv_freq.device).sub(low).div(high - low or 0.001).clamp(0, 1)
+    ramp = (
+        torch.arange(D // 2, dtype=torch.float32, device=inv_freq.device)
+        .sub(low)
+        .div(high - low or 0.001)
+        .clamp(0, 1)
+    )
     attention = scaling.get("attention_factor")
     if attention is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
         attention = temperature(scaling["mscale"]) / temperature(scaling["mscale_all_dim"])

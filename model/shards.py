@@ -11,18 +11,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.errors import UserError
-from model.files import DTYPES, inside, safetensors, weight_files
-from model.writing import write_atomically, write_text
+from files.errors import UserError
+from files.reading import DTYPES, inside, safetensors, weight_files
+from files.writing import write_atomically, write_text
 
-COPIED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-          "chat_template.jinja", "generation_config.json")
+COPIED = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 def check_empty(folder: Path) -> None:
     """Raises UserError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not {'empty' if folder.is_dir() else 'a folder'}: give another one for the model")
+        raise UserError(
+            f"{folder} exists and is not {'empty' if folder.is_dir() else 'a folder'}: give another one for the model"
+        )
 
 
 def copy_words(source: Path, folder: Path) -> None:
@@ -38,14 +49,21 @@ def check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     needed, free = sum(map(size, tensors.values())), shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{folder} needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left: nothing was written")
+        raise UserError(
+            f"{folder} needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left: nothing was written"
+        )
 
 
 def size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.itemsize
 
 
-def write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int, values: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+def write_shards(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    shard_bytes: int,
+    values: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> None:
     """model.safetensors, or model-00001-of-0000N.safetensors and so on, and behind them their index; `values` makes what is written of each tensor."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
@@ -56,31 +74,47 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int, val
         shards[-1][name] = tensor
         filled += size(tensor)
     if len(shards) == 1:
-        write_atomically(folder / "model.safetensors", lambda path: write_safetensors(path, tensors, values))
+        write_atomically(
+            folder / "model.safetensors", lambda path: write_safetensors(path, tensors, values)
+        )
         return
     index: dict = {"metadata": {"total_size": sum(map(size, tensors.values()))}, "weight_map": {}}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_atomically(folder / file, lambda path, shard=shard: write_safetensors(path, shard, values))
+        write_atomically(
+            folder / file, lambda path, shard=shard: write_safetensors(path, shard, values)
+        )
         index["weight_map"] |= dict.fromkeys(shard, file)
     write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], values: Callable[[Tensor], Tensor]) -> None:
+def write_safetensors(
+    path: Path, tensors: dict[str, Tensor], values: Callable[[Tensor], Tensor]
+) -> None:
     """One file, tensor by tensor: 8 bytes with the header's length, a JSON header, the data. (The library's own writer copies all of them first.)"""
     words = {dtype: word for word, dtype in DTYPES.items()}
-    ordered = sorted(tensors.items(), key=lambda one: -one[1].itemsize)  # so that each begins at a multiple of its elements' size
+    ordered = sorted(
+        tensors.items(), key=lambda one: -one[1].itemsize
+    )  # so that each begins at a multiple of its elements' size
     header: dict = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in ordered:
-        header[name] = {"dtype": words[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + size(tensor)]}
+        header[name] = {
+            "dtype": words[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + size(tensor)],
+        }
         end += size(tensor)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            file.write(memoryview(values(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            file.write(
+                memoryview(
+                    values(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                )
+            )
 
 
 def compare(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -88,10 +122,18 @@ def compare(folder: Path, tensors: dict[str, Tensor]) -> None:
     left = dict(tensors)
     for name, tensor in read_back(folder):
         expected = left.pop(name, None)
-        if expected is None or tensor.dtype != expected.dtype or not torch.equal(tensor, expected.detach().cpu()):
-            raise UserError(f"{folder} does not hold what was written at {name}; the disk may be failing")
+        if (
+            expected is None
+            or tensor.dtype != expected.dtype
+            or not torch.equal(tensor, expected.detach().cpu())
+        ):
+            raise UserError(
+                f"{folder} does not hold what was written at {name}; the disk may be failing"
+            )
     if left:
-        raise UserError(f"{folder} does not hold {next(iter(left))}, which was written; the disk may be failing")
+        raise UserError(
+            f"{folder} does not hold {next(iter(left))}, which was written; the disk may be failing"
+        )
 
 
 def read_back(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -27,14 +27,24 @@ def models_text() -> str:
     for name in pocket_names():
         family, config, _ = describe(name)
         size = (POCKET / name.removeprefix("pocket-") / "model.safetensors").stat().st_size
-        lines.append(f"{name:16}{config.model_type:8}{parameters(family, config):16,}{size_text(size):>13}  comes with this package")
+        lines.append(
+            f"{name:16}{config.model_type:8}{parameters(family, config):16,}{size_text(size):>13}  comes with this package"
+        )
     for name, entry in REGISTRY.items():
         family, config = family_and_config(entry.config, "registry")
         total = parameters(family, config)
         here = "  (in the cache)" if cached(entry.repo, entry.revision, "weights") else ""
         branch = "" if entry.revision == "main" else f" @ {entry.revision}"
-        lines.append(f"{name:16}{config.model_type:8}{total:16,}{size_text(2 * total):>13}  {entry.repo}{branch}{here}")
-    return "\n".join([*lines, "", "Any other repository of the hub (owner/name) and any folder with config.json and weights will do as well."])
+        lines.append(
+            f"{name:16}{config.model_type:8}{total:16,}{size_text(2 * total):>13}  {entry.repo}{branch}{here}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Any other repository of the hub (owner/name) and any folder with config.json and weights will do as well.",
+        ]
+    )
 
 
 def size_text(size: float) -> str:
@@ -54,7 +64,11 @@ def show_text(name: str, revision: str | None = None) -> str:
     rows = []
     for site, path in model.sites.items():
         module = block.get_submodule(path)
-        shape = f"{module.in_features} -> {module.out_features}" if isinstance(module, Linear) else f"{module.out_features}, {module.kind}"
+        shape = (
+            f"{module.in_features} -> {module.out_features}"
+            if isinstance(module, Linear)
+            else f"{module.out_features}, {module.kind}"
+        )
         rows.append((f"[{site}]", path if count(module) else "", shape, count(module)))
     lines = [f"{name}: {config.model_type}, {count(model):,} parameters", f"from {where}", ""]
     lines += [model.picture, "", f"one block of {depth}:"]
@@ -63,21 +77,35 @@ def show_text(name: str, revision: str | None = None) -> str:
     for part, total in parts(model, block, depth):
         lines.append(f"  {part:72}{total:>14,}")
     lines.append(f"  {'all':72}{count(model):>14,}   {size_text(2 * count(model))} in 16 bits")
-    lines += ["", f"heads: {attention_text(model)}", f"adapters go to any site above: python run.py --model {name} --adapter lora --set 'adapter.sites=[...]'"]
+    lines += [
+        "",
+        f"heads: {attention_text(model)}",
+        f"adapters go to any site above: python run.py --model {name} --adapter lora --set 'adapter.sites=[...]'",
+    ]
     return "\n".join(lines)
 
 
 def parts(model: nn.Module, block: nn.Module, depth: int) -> list[tuple[str, int]]:
     """The parameters outside of the blocks by their names, and all blocks as one."""
-    found = [(f"{model.outer_sites['embed']} {list(model.input_embedding.weight.shape)}", count(model.input_embedding))]
+    found = [
+        (
+            f"{model.outer_sites['embed']} {list(model.input_embedding.weight.shape)}",
+            count(model.input_embedding),
+        )
+    ]
     found.append((f"{depth} blocks", depth * count(block)))
     for path, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if own and not f"{path}.".startswith((f"{model.blocks_at}.", f"{model.outer_sites['embed']}.", "lm_head.")):
+        if own and not f"{path}.".startswith(
+            (f"{model.blocks_at}.", f"{model.outer_sites['embed']}.", "lm_head.")
+        ):
             found.append((path, own))
     if model.lm_head.weight is model.input_embedding.weight:
         bias = 0 if model.lm_head.bias is None else model.lm_head.bias.numel()
-        return [*found, ("lm_head, the embedding's weight" + (" and its own bias" if bias else ""), bias)]
+        return [
+            *found,
+            ("lm_head, the embedding's weight" + (" and its own bias" if bias else ""), bias),
+        ]
     return [*found, (f"lm_head {list(model.lm_head.weight.shape)}", count(model.lm_head))]
 
 
@@ -85,7 +113,9 @@ def attention_text(model: nn.Module) -> str:
     config = model.config
     heads = getattr(config, "num_attention_heads", None) or config.n_head
     shared = "" if config.kv_heads == heads else f", {config.kv_heads} of keys and values"
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    longest = getattr(config, "max_position_embeddings", None) or getattr(
+        config, "n_positions", None
+    )
     positions = f"positions up to {longest:,}" if longest else "no limit on positions"
     return f"{heads} of {config.head_size}{shared}; {positions}{window_text(model)}"
 

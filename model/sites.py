@@ -126,7 +126,9 @@ class KeysValues(Site):
         """How many keys the adapters that are on put in front."""
         return sum(adapter.virtual for adapter in self.active)
 
-    def forward(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """k, v [B, K, S, D] and a mask with a column for each key and for each virtual one of any layer -> those of this layer."""
         for adapter in self.active:
             k, v = adapter.kv(k, v)

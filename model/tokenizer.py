@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from files.errors import UserError
+from files.reading import inside, read_json
 from model.added_tokens import is_token_id, special_names, token_text
-from model.errors import UserError
-from model.files import inside, read_json
 from model.registry import resolve
 from model.tokenizer_json import FileTokenizer, translate_errors
 from model.tokenizer_merges import MergesTokenizer

@@ -6,8 +6,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-from model.errors import UserError
-from model.files import inside
+from files.errors import UserError
+from files.reading import inside
 
 LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 SPACE = "▁"  # sentencepiece's sign for a space

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from files.errors import UserError
+from files.reading import inside, read_json
 from model.added_tokens import is_token_id, read_added_tokens
-from model.errors import UserError
-from model.files import inside, read_json
 from model.tokenizer_json import FileTokenizer, translate_errors
 
 CUTS = {"GPT2Tokenizer": "gpt2", "CodeGenTokenizer": "gpt2", "Qwen2Tokenizer": "qwen2"}

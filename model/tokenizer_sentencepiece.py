@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from files.errors import UserError
+from files.reading import inside
 from model.added_tokens import AddedToken, read_added_tokens
-from model.errors import UserError
-from model.files import inside
 from model.tokenizer_json import SPACE, translate_errors
 
 

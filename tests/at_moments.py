@@ -16,10 +16,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from model.writing import JsonLines
+from files.writing import JsonLines
 from train import pipeline
 
-FILES = {"log.jsonl": "step", "predictions-base.jsonl.part": "base", "predictions.jsonl.part": "measuring"}  # whose next line is there
+FILES = {
+    "log.jsonl": "step",
+    "predictions-base.jsonl.part": "base",
+    "predictions.jsonl.part": "measuring",
+}  # whose next line is there
 MOMENTS = json.loads(sys.argv[1])
 seen = dict.fromkeys(("starting", "saving", "micro-batch", *FILES.values()), 0)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LLM_ADAPTERS_MIRROR"] = "http://127.0.0.1:9"  # where nothing listens
-os.environ["LLM_ADAPTERS_CACHE"] = f"{__file__}/cache"  # no folder, and none can be made: no test finds what another, or the user, has fetched
+os.environ["LLM_ADAPTERS_CACHE"] = (
+    f"{__file__}/cache"  # no folder, and none can be made: no test finds what another, or the user, has fetched
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
 
 import pytest
@@ -18,10 +20,22 @@ from safetensors.torch import save_file
 from model import load_model
 from model.config import family_and_config
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    ),
+]
 
 
-def write_checkpoint(folder: Path, family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Path:
+def write_checkpoint(
+    folder: Path,
+    family: str = "llama",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **changes,
+) -> Path:
     """A tiny checkpoint with every weight random, norms and biases too: fresh zeros and ones would hide mistakes."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = config_of(family, **changes)
@@ -39,10 +53,18 @@ def write_checkpoint(folder: Path, family: str = "llama", seed: int = 0, dtype: 
 
 def write_sums(path: Path) -> Path:
     """Forty rows to train on: a run on them begins at once."""
-    path.write_text(json.dumps([
-        {"instruction": f"Tom has {n} pens. Amy gives Tom {n + 3} more. How many pens does Tom have now?",
-         "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. The answer is {2 * n + 3}.", "answer": str(2 * n + 3)} for n in range(40)
-    ]))
+    path.write_text(
+        json.dumps(
+            [
+                {
+                    "instruction": f"Tom has {n} pens. Amy gives Tom {n + 3} more. How many pens does Tom have now?",
+                    "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. The answer is {2 * n + 3}.",
+                    "answer": str(2 * n + 3),
+                }
+                for n in range(40)
+            ]
+        )
+    )
     return path
 
 

@@ -63,7 +63,10 @@ def serving(hub: Hub):
 
         def do_GET(self):
             path = unquote(urlparse(self.path).path)
-            match = re.match(r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)(?:/(tree|revision|commits|discussions)(?:/(.*))?)?$", path)
+            match = re.match(
+                r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)(?:/(tree|revision|commits|discussions)(?:/(.*))?)?$",
+                path,
+            )
             file = re.match(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.*)$", path)
             repo = (match or file)[1] if match or file else ""
             if repo in hub.refuse:
@@ -72,7 +75,13 @@ def serving(hub: Hub):
             if repo not in hub.repos:
                 return self.answer(404, X_Error_Code="RepoNotFound")
             if match and match[2] == "discussions":
-                return self.json({"discussions": hub.requests.get(repo, []), "count": len(hub.requests.get(repo, [])), "start": 0})
+                return self.json(
+                    {
+                        "discussions": hub.requests.get(repo, []),
+                        "count": len(hub.requests.get(repo, [])),
+                        "start": 0,
+                    }
+                )
             found = hub.find(repo, (match[3] if match else file[2]) or "main")
             if found is None:
                 return self.answer(404, X_Error_Code="RevisionNotFound")
@@ -84,15 +93,40 @@ def serving(hub: Hub):
                 body = target.read_bytes()
                 if self.command == "GET":
                     hub.gets.append(file[3])
-                return self.answer(200, body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=commit)
+                return self.answer(
+                    200, body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=commit
+                )
             names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
             if match[2] == "tree":
-                return self.json([{"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": "0" * 40} for name in names])
+                return self.json(
+                    [
+                        {
+                            "type": "file",
+                            "path": name,
+                            "size": (folder / name).stat().st_size,
+                            "oid": "0" * 40,
+                        }
+                        for name in names
+                    ]
+                )
             if match[2] == "commits":
                 authors = [{"user": "someone"}]
-                return self.json([{"id": c, "title": "t", "message": "", "date": DATE, "authors": authors} for c in [commit, *hub.parents[commit]]])
+                return self.json(
+                    [
+                        {"id": c, "title": "t", "message": "", "date": DATE, "authors": authors}
+                        for c in [commit, *hub.parents[commit]]
+                    ]
+                )
             repo = repo.removeprefix("datasets/")
-            return self.json({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": [{"rfilename": name} for name in names]})
+            return self.json(
+                {
+                    "id": repo,
+                    "modelId": repo,
+                    "sha": commit,
+                    "private": False,
+                    "siblings": [{"rfilename": name} for name in names],
+                }
+            )
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -103,6 +137,16 @@ def serving(hub: Hub):
         server.server_close()
 
 
-def pull_request(number: int, author: str, title: str = "Adding `safetensors` variant of this model", status: str = "open") -> dict:
-    more = {"author": {"name": author}, "isPullRequest": True, "createdAt": DATE, "repo": {"name": "someone/model", "type": "model"}}
+def pull_request(
+    number: int,
+    author: str,
+    title: str = "Adding `safetensors` variant of this model",
+    status: str = "open",
+) -> dict:
+    more = {
+        "author": {"name": author},
+        "isPullRequest": True,
+        "createdAt": DATE,
+        "repo": {"name": "someone/model", "type": "model"},
+    }
     return {"num": number, "title": title, "status": status, **more}

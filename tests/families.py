@@ -6,17 +6,45 @@ COMMON = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id"
 
 TINY = {
     "llama": {
-        **COMMON, "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        **COMMON,
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
     },
     "bloom": {**COMMON, "model_type": "bloom", "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "opt": {
-        **COMMON, "model_type": "opt", "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64,
+        **COMMON,
+        "model_type": "opt",
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
     },
-    "gptj": {**COMMON, "model_type": "gptj", "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
+    "gptj": {
+        **COMMON,
+        "model_type": "gptj",
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "rotary_dim": 4,
+        "n_positions": 64,
+    },
 }
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 MISTRAL = {"model_type": "mistral", "sliding_window": 4}
@@ -40,18 +68,38 @@ CONFIGS = {
         "gelu": {"hidden_act": "gelu"},
         "gelu_new": {"hidden_act": "gelu_new"},
         "rope linear, old spelling": {"rope_scaling": {"type": "linear", "factor": 4.0}},
-        "rope linear, new spelling": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+        "rope linear, new spelling": {
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+        },
         "rope llama3": {"rope_scaling": LLAMA3},
-        "rope llama3, length of the config": {"rope_scaling": {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}},
+        "rope llama3, length of the config": {
+            "rope_scaling": {
+                k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"
+            }
+        },
         "rope yarn": {"rope_scaling": YARN},
         "rope yarn, attention factor": {"rope_scaling": YARN | {"attention_factor": 1.7}},
         "rope yarn, mscale": {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}},
-        "rope yarn, beta_fast": {"rope_scaling": YARN | {"original_max_position_embeddings": 64, "beta_fast": 2, "truncate": False}},
-        "rope yarn, beta_slow": {"rope_scaling": YARN | {"original_max_position_embeddings": 64, "beta_slow": 0.25, "truncate": False}},
-        "rope yarn, not truncated": {"rope_parameters": YARN | {"beta_fast": 2, "truncate": False, "rope_theta": 10000.0}},
-        "rope dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 5},
+        "rope yarn, beta_fast": {
+            "rope_scaling": YARN
+            | {"original_max_position_embeddings": 64, "beta_fast": 2, "truncate": False}
+        },
+        "rope yarn, beta_slow": {
+            "rope_scaling": YARN
+            | {"original_max_position_embeddings": 64, "beta_slow": 0.25, "truncate": False}
+        },
+        "rope yarn, not truncated": {
+            "rope_parameters": YARN | {"beta_fast": 2, "truncate": False, "rope_theta": 10000.0}
+        },
+        "rope dynamic": {
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+            "max_position_embeddings": 5,
+        },
         "theta inside": {"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}},
-        "theta inside wins": {"rope_theta": 5.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 777.0}},
+        "theta inside wins": {
+            "rope_theta": 5.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 777.0},
+        },
         "mistral": MISTRAL,
         "mistral, explicit head_dim": MISTRAL | {"head_dim": 12, "sliding_window": 2},
         "mistral, a window longer than the text": {"model_type": "mistral"},
@@ -76,8 +124,18 @@ CONFIGS = {
         "untied head": {"tie_word_embeddings": False},
         "eps": {"layer_norm_epsilon": 0.1},
         "n_embed": {"hidden_size": None, "n_embed": 32},
-        "long names": {"n_layer": None, "n_head": None, "num_hidden_layers": 3, "num_attention_heads": 4},
-        "fields that change nothing": {"pretraining_tp": 4, "offset_alibi": 100, "skip_bias_add": True, "masked_softmax_fusion": True},
+        "long names": {
+            "n_layer": None,
+            "n_head": None,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+        },
+        "fields that change nothing": {
+            "pretraining_tp": 4,
+            "offset_alibi": 100,
+            "skip_bias_add": True,
+            "masked_softmax_fusion": True,
+        },
     },
     "opt": {
         "plain": {},
@@ -87,7 +145,11 @@ CONFIGS = {
         "no last norm": {"_remove_final_layer_norm": True},
         "no biases": {"enable_bias": False},
         "norms without weights": {"layer_norm_elementwise_affine": False},
-        "galactica": {"enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+        "galactica": {
+            "enable_bias": False,
+            "layer_norm_elementwise_affine": False,
+            "activation_function": "gelu",
+        },
         "gelu": {"activation_function": "gelu"},
         "untied head": {"tie_word_embeddings": False},
         "head size no power of two": {"hidden_size": 60},
@@ -106,7 +168,14 @@ CONFIGS = {
         "head size no power of two": {"n_embd": 60, "rotary_dim": 6},
         "one head": {"n_head": 1, "rotary_dim": 16},
         "two heads": {"n_head": 2},
-        "long names": {"n_layer": None, "n_head": None, "n_embd": None, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32},
+        "long names": {
+            "n_layer": None,
+            "n_head": None,
+            "n_embd": None,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "hidden_size": 32,
+        },
     },
 }
 

@@ -18,7 +18,7 @@ from test_training import S, examples
 from adapters import named_parameters, parameters
 from eval.generate import generate
 from model import UserError, load_model
-from model.shard import is_part
+from model.fsdp import is_part
 from model.sites import Linear
 from run import leave
 from train import loop
@@ -31,11 +31,24 @@ CASES = {  # name -> (method, its options, settings); 3 micro-batches a step: to
     "adalora": ("adalora", {}, S),
     "float16": ("parallel", {}, S),
 }
-SHARDED = {"sharded": ("series", {"size": 4}, replace(S, checkpointing="every 2")), "dora": ("dora", {}, S), "pissa": ("pissa", {}, S),
-           "full": ("full head", {"sites": ["down"]}, S)}
+SHARDED = {
+    "sharded": ("series", {"size": 4}, replace(S, checkpointing="every 2")),
+    "dora": ("dora", {}, S),
+    "pissa": ("pissa", {}, S),
+    "full": ("full head", {"sites": ["down"]}, S),
+}
 
 
-def trained(base: Path, case, processes: Processes = ALONE, mesh=None, stop: int = 0, dtype=None, watch=lambda model: None, **more) -> dict:
+def trained(
+    base: Path,
+    case,
+    processes: Processes = ALONE,
+    mesh=None,
+    stop: int = 0,
+    dtype=None,
+    watch=lambda model: None,
+    **more,
+) -> dict:
     """{losses, weights, signal, skipped} of a run; stop: the last process sends itself a signal after this step."""
     method, options, s = case
     model = load_model(str(base / "tiny"), mesh=mesh, dtype=dtype)
@@ -49,10 +62,24 @@ def trained(base: Path, case, processes: Processes = ALONE, mesh=None, stop: int
         if entry["step"] == stop and processes.rank == processes.world - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    arguments = {"seed": 1, "pad_id": 0, "folder": base, "fingerprints": {"base model": "b"}, "log": log, "processes": processes} | more
+    arguments = {
+        "seed": 1,
+        "pad_id": 0,
+        "folder": base,
+        "fingerprints": {"base model": "b"},
+        "log": log,
+        "processes": processes,
+    } | more
     outcome = train(model, named_parameters(model), examples(), s, **arguments)
-    return {"losses": [one["loss"] for one in entries], "norms": [one["gradient_norm"] for one in entries], "signal": outcome.signal,
-            "skipped": outcome.skipped, "step": outcome.step, "weights": [one.detach().clone() for one in parameters(model)], "model": model}
+    return {
+        "losses": [one["loss"] for one in entries],
+        "norms": [one["gradient_norm"] for one in entries],
+        "signal": outcome.signal,
+        "skipped": outcome.skipped,
+        "step": outcome.step,
+        "weights": [one.detach().clone() for one in parameters(model)],
+        "model": model,
+    }
 
 
 def poisoned(folder: Path, processes: Processes) -> dict:
@@ -75,22 +102,39 @@ def poisoned(folder: Path, processes: Processes) -> dict:
 
 def main(folder: Path) -> None:
     with started() as processes:
+
         def keep(name: str, found) -> None:
             if processes.is_writer:
-                found = {key: value for key, value in found.items() if key != "model"} if isinstance(found, dict) else found
+                found = (
+                    {key: value for key, value in found.items() if key != "model"}
+                    if isinstance(found, dict)
+                    else found
+                )
                 torch.save(found, folder / f"{name}-{processes.world}.pt")
 
         stopped = folder / "stopped"
         stopped.mkdir(exist_ok=True)
-        for name, case in CASES.items() if processes.world == 2 else [("adalora", CASES["adalora"]), ("dropout", CASES["dropout"])]:
-            keep(name, trained(folder, case, processes, dtype=torch.float16 if name == "float16" else None))
+        for name, case in (
+            CASES.items()
+            if processes.world == 2
+            else [("adalora", CASES["adalora"]), ("dropout", CASES["dropout"])]
+        ):
+            keep(
+                name,
+                trained(
+                    folder, case, processes, dtype=torch.float16 if name == "float16" else None
+                ),
+            )
         keep("refused", processes.exchange(refusal(processes)))
         keep("gradients", processes.exchange(added(processes)))
         if processes.world == 4:
             found = trained(folder, CASES["dropout"], processes, stop=3, folder=stopped)
             keep("stopped", processes.exchange((found["signal"], found["step"])))
         else:
-            keep("resumed", trained(folder, CASES["dropout"], processes, resume=True, stop=6, folder=stopped))  # what four had begun
+            keep(
+                "resumed",
+                trained(folder, CASES["dropout"], processes, resume=True, stop=6, folder=stopped),
+            )  # what four had begun
             trained(folder, CASES["dropout"], processes, stop=5)
             keep("exact", trained(folder, CASES["dropout"], processes, resume=True))
             keep("poisoned", poisoned(folder, processes))
@@ -122,20 +166,36 @@ def sharded(folder: Path, processes: Processes, keep) -> None:
     mesh = processes.mesh(torch.device("cpu"))
     for name, case in SHARDED.items():
         gathered: list[int] = []
-        found = trained(folder, case, processes, mesh, watch=lambda model, gathered=gathered: count_gathered(model, gathered))
+        found = trained(
+            folder,
+            case,
+            processes,
+            mesh,
+            watch=lambda model, gathered=gathered: count_gathered(model, gathered),
+        )
         keep(name, found)
         if name == "sharded":
             ids, mask = batch("left")
             keep("answers", generate(found["model"], ids, mask, max_new_tokens=6))
-            blocks = [tensor for block in found["model"].blocks for path, tensor in block.named_parameters()
-                      if ".adapters." not in path and tensor.dim() > 1]
+            blocks = [
+                tensor
+                for block in found["model"].blocks
+                for path, tensor in block.named_parameters()
+                if ".adapters." not in path and tensor.dim() > 1
+            ]
             held = sum(one.to_local().untyped_storage().nbytes() for one in blocks)
-            keep("bytes", processes.exchange((held, sum(one.numel() * one.element_size() for one in blocks), gathered)))
+            keep(
+                "bytes",
+                processes.exchange(
+                    (held, sum(one.numel() * one.element_size() for one in blocks), gathered)
+                ),
+            )
 
 
 def count_gathered(model, counts: list[int]) -> None:
     """Whenever a block's last Linear computes, with a whole weight, note how many blocks have theirs whole."""
     for block in model.blocks:
+
         def compute(x, weight, bias, linear=block.mlp.down_proj):
             assert weight.shape == (linear.out_features, linear.in_features)
             counts.append(sum(not is_part(one.mlp.down_proj.weight) for one in model.blocks))

@@ -7,13 +7,32 @@ from adapters.config import AdapterConfig, presets, resolve
 
 IDS = torch.randint(3, 61, (2, 7), generator=torch.Generator().manual_seed(2))
 SIZES = {  # kind -> options that make it tiny
-    "bottleneck": {"size": 5}, "lora": {"r": 3, "dropout": 0.0}, "dora": {"r": 3, "dropout": 0.0}, "pissa": {"r": 3}, "vera": {"r": 8},
-    "adalora": {"init_r": 4, "target_r": 2}, "prefix": {"length": 4}, "prompt": {"length": 4}, "p_tuning": {"length": 4, "hidden": 6},
+    "bottleneck": {"size": 5},
+    "lora": {"r": 3, "dropout": 0.0},
+    "dora": {"r": 3, "dropout": 0.0},
+    "pissa": {"r": 3},
+    "vera": {"r": 8},
+    "adalora": {"init_r": 4, "target_r": 2},
+    "prefix": {"length": 4},
+    "prompt": {"length": 4},
+    "p_tuning": {"length": 4, "hidden": 6},
 }
 MORE = {  # what no preset shows
-    "bottleneck at the input": {"preset": "parallel", "writes": "input", "sites": {"any": ["up"], "llama": ["gate", "up"]}, "size": 5},
-    "lora everywhere": {"kind": "lora", "r": 2, "sites": {"any": ["q", "k", "v", "o", "up", "down"], "llama": ["q", "k", "v", "o", "gate", "up", "down"],
-                                                          "bloom": ["qkv", "o", "up", "down"]}},
+    "bottleneck at the input": {
+        "preset": "parallel",
+        "writes": "input",
+        "sites": {"any": ["up"], "llama": ["gate", "up"]},
+        "size": 5,
+    },
+    "lora everywhere": {
+        "kind": "lora",
+        "r": 2,
+        "sites": {
+            "any": ["q", "k", "v", "o", "up", "down"],
+            "llama": ["q", "k", "v", "o", "gate", "up", "down"],
+            "bloom": ["qkv", "o", "up", "down"],
+        },
+    },
     "lora on the embedding": {"kind": "lora", "r": 3, "sites": ["embed"]},
     "lora on the head": {"kind": "lora", "r": 3, "sites": ["head"]},
     "sizes by layer": {"preset": "series", "size": [2, 3, 4]},
@@ -23,12 +42,34 @@ MORE = {  # what no preset shows
 ALONE = [name for name, preset in presets().items() if preset.get("kind") != "fusion"]
 ALL = [*ALONE, *MORE, "token rows", "fusion"]
 VARIANTS = {  # presets that differ from another one of their kind by options alone: tested in one family (conftest.py)
-    "series-pfeiffer", "scaled-parallel", "learned-parallel", "prefix-projection", "paper-lora", "paper-series-p", "rslora", "lora-bias",
-    "p-tuning-lstm", "sizes by layer",
+    "series-pfeiffer",
+    "scaled-parallel",
+    "learned-parallel",
+    "prefix-projection",
+    "paper-lora",
+    "paper-series-p",
+    "rslora",
+    "lora-bias",
+    "p-tuning-lstm",
+    "sizes by layer",
 }
 MERGEABLE = [
-    "lora", "paper-lora", "rslora", "lora-bias", "dora", "pissa", "adalora", "vera", "ia3", "ln-tuning", "lora everywhere", "lora on the embedding",
-    "lora on the head", "full head", "full embedding and norm", "token rows",
+    "lora",
+    "paper-lora",
+    "rslora",
+    "lora-bias",
+    "dora",
+    "pissa",
+    "adalora",
+    "vera",
+    "ia3",
+    "ln-tuning",
+    "lora everywhere",
+    "lora on the embedding",
+    "lora on the head",
+    "full head",
+    "full embedding and norm",
+    "token rows",
 ]
 
 
@@ -37,13 +78,26 @@ def table_of(name: str, model) -> dict:
     if name in MORE:
         return dict(MORE[name])
     if name == "token rows":
-        return {"kind": "token_rows", "sites": ["embed", "head"] if model.tied else ["embed"], "ids": [5, int(IDS[0, 1]), int(IDS[1, 3])]}
+        return {
+            "kind": "token_rows",
+            "sites": ["embed", "head"] if model.tied else ["embed"],
+            "ids": [5, int(IDS[0, 1]), int(IDS[1, 3])],
+        }
     if name == "fusion":
         return {"preset": "fusion", "of": ["one", "two"]}
     preset = presets()[name]
     if "kind" in preset:
-        return {"preset": name} | SIZES.get(preset["kind"], {}) | ({"projection": 6} if "projection" in preset else {})
-    parts = {part: {"preset": table["preset"]} | table | SIZES.get(presets()[table["preset"]]["kind"], {}) for part, table in preset.items()}
+        return (
+            {"preset": name}
+            | SIZES.get(preset["kind"], {})
+            | ({"projection": 6} if "projection" in preset else {})
+        )
+    parts = {
+        part: {"preset": table["preset"]}
+        | table
+        | SIZES.get(presets()[table["preset"]]["kind"], {})
+        for part, table in preset.items()
+    }
     return parts
 
 
@@ -63,4 +117,6 @@ def randomise(model, size: float = 0.3) -> None:
     for site in model.modules():
         for adapter in getattr(site, "adapters", {}).values():
             for parameter in adapter.parameters():
-                parameter.data = parameter.data + size * torch.randn(parameter.shape, generator=generator)
+                parameter.data = parameter.data + size * torch.randn(
+                    parameter.shape, generator=generator
+                )

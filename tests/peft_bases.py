@@ -11,17 +11,10 @@ from families import TINY, batch, difference
 from safetensors.torch import load_file, save_file
 
 from adapters import load_adapter
-from adapters.files import CONFIG, WEIGHTS
+from adapters.formats.folders import CONFIG, WEIGHTS
 from model import load_model
 
-ADALORA = {
-    "init_r": 5,
-    "target_r": 2,
-    "lora_alpha": 9,
-    "total_step": 50,
-    "tinit": 5,
-    "tfinal": 10,
-}
+ADALORA = {"init_r": 5, "target_r": 2, "lora_alpha": 9, "total_step": 50, "tinit": 5, "tfinal": 10}
 IDS = [3, 9, 4]  # of tokens
 
 FAMILIES = list(TINY)

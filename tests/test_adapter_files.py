@@ -8,7 +8,16 @@ from conftest import write_checkpoint
 from methods import ALL, IDS, attach_small, randomise
 from safetensors.torch import load_file, save_file
 
-from adapters import attach, load_adapter, load_adapters, named_parameters, parameters, save_adapter, save_adapters, use
+from adapters import (
+    attach,
+    load_adapter,
+    load_adapters,
+    named_parameters,
+    parameters,
+    save_adapter,
+    save_adapters,
+    use,
+)
 from adapters.attach import adapter_names, in_order
 from adapters.config import resolve
 from adapters.places import all_sites
@@ -34,7 +43,10 @@ def test_saved_and_loaded_is_the_same_to_the_last_parameter(any_folder, tmp_path
         name = "again"
     torch.testing.assert_close(other(IDS), model(IDS), rtol=1e-5, atol=1e-5)
     assert len(parameters(other)) == len(parameters(model))
-    before = {path.replace("adapters.math", f"adapters.{name}"): parameter for path, parameter in named_parameters(model).items()}
+    before = {
+        path.replace("adapters.math", f"adapters.{name}"): parameter
+        for path, parameter in named_parameters(model).items()
+    }
     for path, parameter in named_parameters(other).items():
         torch.testing.assert_close(parameter, before[path], rtol=1e-6, atol=1e-6)
 
@@ -101,10 +113,22 @@ def break_file(folder, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("misspelled key", r"q_proj.lora_A.weight' is missing; the file has .*q_prj"), ("missing key", "is missing"), ("extra key", "unknown tensor .*_2'"),
-        ("shape", "the configuration asks for"), ("nan", "NaN"), ("integers", "not as floating point"), ("family", "made for a opt model"),
-        ("base", "another base model"), ("option", "rang"), ("section", "no table 'adapter'"), ("table", "no table 'adapter'"), ("no type", "peft_type"),
-        ("cut short", "cannot be read"), ("no file", "is missing"), ("no json", "cannot be read as JSON"), ("link", "outside"),
+        ("misspelled key", r"q_proj.lora_A.weight' is missing; the file has .*q_prj"),
+        ("missing key", "is missing"),
+        ("extra key", "unknown tensor .*_2'"),
+        ("shape", "the configuration asks for"),
+        ("nan", "NaN"),
+        ("integers", "not as floating point"),
+        ("family", "made for a opt model"),
+        ("base", "another base model"),
+        ("option", "rang"),
+        ("section", "no table 'adapter'"),
+        ("table", "no table 'adapter'"),
+        ("no type", "peft_type"),
+        ("cut short", "cannot be read"),
+        ("no file", "is missing"),
+        ("no json", "cannot be read as JSON"),
+        ("link", "outside"),
     ],
 )
 def test_loading_is_strict_and_leaves_the_model_as_it_was(tiny, tmp_path, what, said):
@@ -118,7 +142,10 @@ def test_loading_is_strict_and_leaves_the_model_as_it_was(tiny, tmp_path, what, 
     assert "\n" not in str(error.value)
     assert adapter_names(tiny) == ["default", "stays"]
     assert in_order(tiny) == ["stays"]
-    assert all(site.active == tuple(one for name, one in site.adapters.items() if name == "stays") for _, site in all_sites(tiny))
+    assert all(
+        site.active == tuple(one for name, one in site.adapters.items() if name == "stays")
+        for _, site in all_sites(tiny)
+    )
 
 
 def test_an_encoder_that_does_not_make_its_prompt_is_refused(tiny, tmp_path):
@@ -155,11 +182,17 @@ def test_non_finite_adapters_are_not_saved(tiny, tmp_path):
 def test_an_older_file_of_the_other_kind_does_not_stay_beside_a_new_one(tiny, tmp_path):
     attach(tiny, "paper-lora", r=2)
     save_adapter(tiny, tmp_path / "saved", format="paper")
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"adapter_config.json", "adapter_model.bin"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.bin",
+    }
     with pytest.raises(UserError, match="holds an adapter already"):
         save_adapter(tiny, tmp_path / "saved")
     save_adapter(tiny, tmp_path / "saved", overwrite=True)
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 def test_formats_are_named(tiny, tmp_path):
@@ -174,12 +207,21 @@ def test_formats_are_named(tiny, tmp_path):
 
 def test_parts_of_one_method_do_not_get_into_each_others_way(tiny, tmp_path):
     """Two bottlenecks at one site, two soft prompts: their keys begin with the name of the part."""
-    table = {"a": {"preset": "series", "size": 2}, "b": {"preset": "parallel", "size": 3}, "p": {"preset": "prefix", "length": 2}, "s": {"preset": "prompt"}}
+    table = {
+        "a": {"preset": "series", "size": 2},
+        "b": {"preset": "parallel", "size": 3},
+        "p": {"preset": "prefix", "length": 2},
+        "s": {"preset": "prompt"},
+    }
     attach(tiny, resolve(**table))
     randomise(tiny)
     save_adapter(tiny, tmp_path / "saved")
     keys = load_file(str(tmp_path / "saved" / "adapter_model.safetensors"))
-    assert {"a:base_model.model.model.layers.0.attn_site.adapter_down.weight", "p:prompt_embeddings", "s:prompt_embeddings"} <= keys.keys()
+    assert {
+        "a:base_model.model.model.layers.0.attn_site.adapter_down.weight",
+        "p:prompt_embeddings",
+        "s:prompt_embeddings",
+    } <= keys.keys()
     load_adapter(tiny, tmp_path / "saved", name="again")
     use(tiny, ["default"])
     whole = tiny(IDS)

@@ -24,17 +24,27 @@ def adalora(folder):
     return model
 
 
-def test_ranks_are_cut_and_a_run_that_was_stopped_between_cuts_ends_with_the_same_bits(folder, tmp_path):
+def test_ranks_are_cut_and_a_run_that_was_stopped_between_cuts_ends_with_the_same_bits(
+    folder, tmp_path
+):
     s = replace(S, max_steps=16)
     whole = adalora(folder)
     (tmp_path / "whole").mkdir()
     run(whole, tmp_path / "whole", s)
     ranks = [int(adapter.kept.sum()) for adapter in adapters_named(whole, "default").values()]
     assert sum(ranks) == 2 * 6
-    assert all(((adapter.lora_E != 0) == adapter.kept).all() for adapter in adapters_named(whole, "default").values())
+    assert all(
+        ((adapter.lora_E != 0) == adapter.kept).all()
+        for adapter in adapters_named(whole, "default").values()
+    )
 
     half = adalora(folder)
-    outcome, _ = run(half, tmp_path, s, log=lambda entry: os.kill(os.getpid(), signal.SIGTERM) if entry["step"] == 7 else None)
+    outcome, _ = run(
+        half,
+        tmp_path,
+        s,
+        log=lambda entry: os.kill(os.getpid(), signal.SIGTERM) if entry["step"] == 7 else None,
+    )
     assert outcome.step == 7
     other = adalora(folder)
     run(other, tmp_path, s, resume=True)
@@ -56,10 +66,18 @@ def test_a_frozen_adapter_below_is_neither_cut_nor_penalised(folder, tmp_path):
     model = adalora(folder)
     attach(model, "parallel", name="above", size=3)
     use(model, ["default", "above"], train=["above"])
-    below = {leaf: tensor.clone() for one in adapters_named(model, "default").values() for leaf, tensor in one.state_dict().items()}
+    below = {
+        leaf: tensor.clone()
+        for one in adapters_named(model, "default").values()
+        for leaf, tensor in one.state_dict().items()
+    }
     assert penalty(model) is None
     run(model, tmp_path, replace(S, max_steps=16))
-    after = {leaf: tensor for one in adapters_named(model, "default").values() for leaf, tensor in one.state_dict().items()}
+    after = {
+        leaf: tensor
+        for one in adapters_named(model, "default").values()
+        for leaf, tensor in one.state_dict().items()
+    }
     assert all(torch.equal(after[leaf], tensor) for leaf, tensor in below.items())
 
 
@@ -71,9 +89,25 @@ def test_parts_learn_at_their_own_rates(folder, tmp_path):
         attach(model, "lora+bitfit", lora={"r": 2}, bitfit={"rate": rate})
         start = {name: p.detach().clone() for name, p in named_parameters(model).items()}
         found = rates(model)
-        train(model, named_parameters(model), examples(), replace(S, max_steps=1), seed=1, pad_id=0, folder=tmp_path, fingerprints={}, rates=found)
-        moved[rate] = {kind: max(float((p - start[name]).abs().max()) for name, p in named_parameters(model).items() if name.endswith(kind))
-                       for kind in ("lora_B", "bias")}
+        train(
+            model,
+            named_parameters(model),
+            examples(),
+            replace(S, max_steps=1),
+            seed=1,
+            pad_id=0,
+            folder=tmp_path,
+            fingerprints={},
+            rates=found,
+        )
+        moved[rate] = {
+            kind: max(
+                float((p - start[name]).abs().max())
+                for name, p in named_parameters(model).items()
+                if name.endswith(kind)
+            )
+            for kind in ("lora_B", "bias")
+        }
     assert moved[0.01]["lora_B"] == moved[1.0]["lora_B"] > 0
     assert moved[0.01]["bias"] == pytest.approx(0.01 * moved[1.0]["bias"], rel=1e-3)
 
@@ -82,7 +116,16 @@ def main(*words) -> int:
     return command_line.main([str(word) for word in words])
 
 
-SHORT = ("--max-steps", 4, "--items", 2, "--set", "eval.before=false", "--set", "eval.max_new_tokens=4")
+SHORT = (
+    "--max-steps",
+    4,
+    "--items",
+    2,
+    "--set",
+    "eval.before=false",
+    "--set",
+    "eval.max_new_tokens=4",
+)
 
 
 @pytest.fixture
@@ -94,10 +137,39 @@ def short(tmp_path) -> tuple:
 def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short):
     """Two runs, a fusion on top of both, a stack on one of them; each folder restores what it was."""
     for name in ("one", "two"):
-        assert main("--adapter", "parallel", "--seed", len(name) + ord(name[0]), *short, "--out", tmp_path / name) == 0
-    loads = [word for name in ("one", "two") for word in ("--load", f"{name}={tmp_path / name / 'adapter'}")]
+        assert (
+            main(
+                "--adapter",
+                "parallel",
+                "--seed",
+                len(name) + ord(name[0]),
+                *short,
+                "--out",
+                tmp_path / name,
+            )
+            == 0
+        )
+    loads = [
+        word
+        for name in ("one", "two")
+        for word in ("--load", f"{name}={tmp_path / name / 'adapter'}")
+    ]
     sites = 'adapter.sites=["q", "k", "v", "up"]'
-    assert main("--adapter", "fusion", "--set", 'adapter.of=["one", "two"]', "--set", sites, *loads, *short, "--out", tmp_path / "both") == 0
+    assert (
+        main(
+            "--adapter",
+            "fusion",
+            "--set",
+            'adapter.of=["one", "two"]',
+            "--set",
+            sites,
+            *loads,
+            *short,
+            "--out",
+            tmp_path / "both",
+        )
+        == 0
+    )
     assert main("--adapter", "lora", *loads[:2], *short, "--out", tmp_path / "stack") == 0
     for name, on in (("both", ["default"]), ("stack", ["one", "default"])):
         setup = json.loads((tmp_path / name / "adapter" / "adapters.json").read_text())
@@ -107,15 +179,41 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short)
     load_adapters(model, tmp_path / "stack" / "adapter")
     first = load_model("pocket-llama", dtype=torch.float32)
     load_adapter(first, tmp_path / "one" / "adapter", "one")
-    assert same(parameters(first), [p for path, p in model.named_parameters() if ".adapters.one." in path])  # what was loaded stayed as it was
+    assert same(
+        parameters(first), [p for path, p in model.named_parameters() if ".adapters.one." in path]
+    )  # what was loaded stayed as it was
     pair = [word for name in ("one", "two") for word in ("--adapter", tmp_path / name / "adapter")]
     capsys.readouterr()
-    assert main("evaluate", "--model", "pocket-llama", *pair, "--average", "--items", 2, "--out", tmp_path / "mean") == 0
+    assert (
+        main(
+            "evaluate",
+            "--model",
+            "pocket-llama",
+            *pair,
+            "--average",
+            "--items",
+            2,
+            "--out",
+            tmp_path / "mean",
+        )
+        == 0
+    )
     assert "average of" in capsys.readouterr().out
     assert main("evaluate", "--model", "pocket-llama", *pair[:2], "--average", "--items", 2) == 1
     assert "two adapters or more" in capsys.readouterr().err
     folders = [tmp_path / name / "adapter" for name in ("one", "two")]
-    assert main("combine", f"{folders[0]}=0.5", f"{folders[1]}=-1", "--model", "pocket-llama", "--out", tmp_path / "sum") == 0
+    assert (
+        main(
+            "combine",
+            f"{folders[0]}=0.5",
+            f"{folders[1]}=-1",
+            "--model",
+            "pocket-llama",
+            "--out",
+            tmp_path / "sum",
+        )
+        == 0
+    )
     assert "0.5 x" in capsys.readouterr().out
     added = load_model("pocket-llama", dtype=torch.float32)
     load_adapter(added, tmp_path / "sum")
@@ -126,8 +224,11 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short)
     ids = torch.randint(3, 100, (1, 9))
     torch.testing.assert_close(added(ids), both(ids), rtol=1e-4, atol=1e-4)
     for words, said in (
-        ((f"{folders[0]}",), "FOLDER=WEIGHT"), ((f"{folders[0]}=x",), "FOLDER=WEIGHT"), ((f"{folders[0]}=1", "--how", "sum"), "outputs, weights"),
-        ((f"{tmp_path}/none=1",), "no adapter folder"), ((f"{folders[0]}=1", "--model", "pocket-opt"), "made for a llama model"),
+        ((f"{folders[0]}",), "FOLDER=WEIGHT"),
+        ((f"{folders[0]}=x",), "FOLDER=WEIGHT"),
+        ((f"{folders[0]}=1", "--how", "sum"), "outputs, weights"),
+        ((f"{tmp_path}/none=1",), "no adapter folder"),
+        ((f"{folders[0]}=1", "--model", "pocket-opt"), "made for a llama model"),
     ):
         assert main("combine", *words, "--out", tmp_path / "wrong") == 1
         assert said in capsys.readouterr().err
@@ -139,13 +240,29 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short)
 
 
 def test_a_mixture_is_trained_repeated_and_resumed_from_its_own_file(tmp_path, short):
-    assert main("--adapter", "unipelt", "--set", "adapter.prefix.length=3", *short, "--out", tmp_path / "mix") == 0
+    assert (
+        main(
+            "--adapter",
+            "unipelt",
+            "--set",
+            "adapter.prefix.length=3",
+            *short,
+            "--out",
+            tmp_path / "mix",
+        )
+        == 0
+    )
     assert main("--config", tmp_path / "mix" / "run.toml", "--out", tmp_path / "again") == 0
-    first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("mix", "again"))
+    first, second = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("mix", "again")
+    )
     assert first["after"] == second["after"]
-    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("mix", "again")]
+    weights = [
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("mix", "again")
+    ]
     assert weights[0] == weights[1]
-    assert 'length = 3' in (tmp_path / "mix" / "run.toml").read_text()
+    assert "length = 3" in (tmp_path / "mix" / "run.toml").read_text()
 
 
 def test_the_plan_and_the_drawing_on_the_command_line(capsys):
@@ -157,8 +274,10 @@ def test_the_plan_and_the_drawing_on_the_command_line(capsys):
     shown = capsys.readouterr().out
     assert "{qkv} ─ {kv}" in shown
     for words, said in (
-        (("plan", "--model", "llama7b"), "did you mean 'llama-7b'"), (("plan", "--adapter", "paralel"), "did you mean 'parallel'"),
-        (("plan", "--model", "llama-7b", "--set", "adapter.size=0"), "at least one unit"), (("show", "--adapter", "lora", "--set", "x"), "KEY=VALUE"),
+        (("plan", "--model", "llama7b"), "did you mean 'llama-7b'"),
+        (("plan", "--adapter", "paralel"), "did you mean 'parallel'"),
+        (("plan", "--model", "llama-7b", "--set", "adapter.size=0"), "at least one unit"),
+        (("show", "--adapter", "lora", "--set", "x"), "KEY=VALUE"),
     ):
         assert main(*words) == 1
         error = capsys.readouterr().err

@@ -29,7 +29,9 @@ def loss_of(model) -> torch.Tensor:
 def test_training_starts_where_it_says_and_off_restores_the_base_to_the_bit(any_tiny, method):
     base = any_tiny(IDS, MASK)
     attach_small(any_tiny, method)
-    promised = all(adapter.starts_at_base for adapter in adapters_named(any_tiny, "default").values())
+    promised = all(
+        adapter.starts_at_base for adapter in adapters_named(any_tiny, "default").values()
+    )
     assert torch.equal(any_tiny(IDS, MASK), base) == promised
     randomise(any_tiny)
     assert not torch.allclose(any_tiny(IDS, MASK), base, atol=1e-3)
@@ -40,7 +42,9 @@ def test_training_starts_where_it_says_and_off_restores_the_base_to_the_bit(any_
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_every_parameter_gets_a_gradient_also_after_a_pass_without_and_the_same_under_checkpointing(any_tiny, method):
+def test_every_parameter_gets_a_gradient_also_after_a_pass_without_and_the_same_under_checkpointing(
+    any_tiny, method
+):
     attach_small(any_tiny, method)
     randomise(any_tiny)
     gradients = []
@@ -50,7 +54,9 @@ def test_every_parameter_gets_a_gradient_also_after_a_pass_without_and_the_same_
             any_tiny(IDS, MASK)
         any_tiny.zero_grad()
         loss_of(any_tiny).backward()
-        gradients.append({name: parameter.grad.clone() for name, parameter in named_parameters(any_tiny).items()})
+        gradients.append(
+            {name: parameter.grad.clone() for name, parameter in named_parameters(any_tiny).items()}
+        )
     for name, parameter in named_parameters(any_tiny).items():
         assert parameter.grad.abs().max() > 0, name
         assert parameter.dtype == torch.float32
@@ -64,12 +70,18 @@ def test_every_parameter_gets_a_gradient_also_after_a_pass_without_and_the_same_
 def test_training_lowers_the_loss_and_leaves_every_base_weight_as_it_was(any_tiny, method):
     before = {name: parameter.clone() for name, parameter in any_tiny.named_parameters()}
     attach_small(any_tiny, method)
-    frozen = {name: parameter.clone() for name, parameter in any_tiny.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name: parameter.clone()
+        for name, parameter in any_tiny.named_parameters()
+        if not parameter.requires_grad
+    }
     optimizer = torch.optim.AdamW(parameters(any_tiny), lr=3e-3)
     any_tiny.train()
     losses = []
     for _ in range(12):
-        loss = torch.nn.functional.cross_entropy(any_tiny(IDS, MASK)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(
+            any_tiny(IDS, MASK)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -80,7 +92,9 @@ def test_training_lowers_the_loss_and_leaves_every_base_weight_as_it_was(any_tin
     assert before.keys() <= frozen.keys()
 
 
-@pytest.mark.parametrize(("family", "dtype"), [*((family, torch.bfloat16) for family in TINY), ("llama", torch.float16)])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, torch.bfloat16) for family in TINY), ("llama", torch.float16)]
+)
 @pytest.mark.parametrize("method", ALL)
 def test_half_precision(tmp_path, family, method, dtype):
     """Float32 masters, finite gradients, and logits that differ from float32 no more than the base's own do."""
@@ -93,9 +107,13 @@ def test_half_precision(tmp_path, family, method, dtype):
                 torch.manual_seed(0)
                 attach_small(model, method)
                 randomise(model, 0.05)
-            state = {name: p.data for name, p in models[0].named_parameters() if ".adapters." in name}
+            state = {
+                name: p.data for name, p in models[0].named_parameters() if ".adapters." in name
+            }
             for name, parameter in models[1].named_parameters():
-                if name in state:  # PiSSA and full copies start at the rounded weights: take those of the float32 model
+                if (
+                    name in state
+                ):  # PiSSA and full copies start at the rounded weights: take those of the float32 model
                     parameter.data = state[name].clone()
         true, half = (model(IDS, MASK)[MASK.bool()].float() for model in models)
         errors.append(((half - true).abs().mean() / true.std()).item())
@@ -131,7 +149,9 @@ def test_cached_steps_equal_the_full_pass(any_tiny, method):
     cache = any_tiny.new_cache(2, 7)
     parts = [any_tiny(IDS[:, :4], MASK[:, :4], cache=cache)]
     parts += [any_tiny(IDS[:, i : i + 1], MASK[:, : i + 1], cache=cache) for i in range(4, 7)]
-    torch.testing.assert_close(torch.cat(parts, dim=1)[MASK.bool()], whole[MASK.bool()], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.cat(parts, dim=1)[MASK.bool()], whole[MASK.bool()], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -151,7 +171,9 @@ def test_positions_given_are_those_of_the_real_tokens(any_tiny):
     torch.testing.assert_close(any_tiny(IDS, positions=given), any_tiny(IDS))
     cache = any_tiny.new_cache(2, 7)
     any_tiny(IDS[:, :5], positions=given[:, :5], cache=cache)
-    last = any_tiny(IDS[:, 5:], positions=given if any_tiny.family == "bloom" else given[:, 5:], cache=cache)
+    last = any_tiny(
+        IDS[:, 5:], positions=given if any_tiny.family == "bloom" else given[:, 5:], cache=cache
+    )
     torch.testing.assert_close(last, any_tiny(IDS)[:, 5:], rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match=r"the positions of .* 7 tokens .*; 2 are given"):
         any_tiny(IDS, positions=given[:, :2])
@@ -163,14 +185,24 @@ def test_a_site_that_does_not_fit_is_refused_with_the_list_of_those_that_do(any_
     assert len(by_kind) == 5
     for kind, method in METHODS.items():
         for place, site in by_kind.items():
-            table = {"kind": kind, "sites": [site], **({"of": ["a", "b"]} if kind == "fusion" else {}), **({"ids": [1]} if kind == "token_rows" else {})}
+            table = {
+                "kind": kind,
+                "sites": [site],
+                **({"of": ["a", "b"]} if kind == "fusion" else {}),
+                **({"ids": [1]} if kind == "token_rows" else {}),
+            }
             if place in method.works_on and kind not in ("fusion", "token_rows"):
                 attach(any_tiny, resolve(**table), "fits")
                 remove(any_tiny, "fits")
             elif place not in method.works_on:
-                with pytest.raises(UserError, match=rf"{kind} works on .*\) is .*{place}; there is: ") as error:
+                with pytest.raises(
+                    UserError, match=rf"{kind} works on .*\) is .*{place}; there is: "
+                ) as error:
                     attach(any_tiny, resolve(**table))
-                assert all(named_sites(any_tiny)[name].kind in method.works_on for name in str(error.value).partition("there is: ")[2].split(", "))
+                assert all(
+                    named_sites(any_tiny)[name].kind in method.works_on
+                    for name in str(error.value).partition("there is: ")[2].split(", ")
+                )
 
 
 def test_parameter_counts_follow_the_shapes(tiny):
@@ -193,7 +225,11 @@ def test_layers():
 
 def test_sizes_by_layer_by_reduction_and_by_place(tiny):
     attach(tiny, "series", size=[2, 4], layers=[0, 2], name="layers")
-    assert [site.adapters["layers"].adapter_down.shape[0] for path, site in all_sites(tiny) if "layers" in site.adapters] == [2, 2, 4, 4]
+    assert [
+        site.adapters["layers"].adapter_down.shape[0]
+        for path, site in all_sites(tiny)
+        if "layers" in site.adapters
+    ] == [2, 2, 4, 4]
     attach(tiny, "parallel", sites=["attn", "down"], reduction=16, name="reduced")
     assert tiny.blocks[0].attn_site.adapters["reduced"].adapter_down.shape == (2, 32)
     assert tiny.blocks[0].mlp.down_proj.adapters["reduced"].adapter_down.shape == (3, 48)
@@ -201,30 +237,44 @@ def test_sizes_by_layer_by_reduction_and_by_place(tiny):
     attach(tiny, "lora", r=2, overrides=overrides, name="placed")
     ranks = [adapter.lora_A.shape[0] for adapter in adapters_named(tiny, "placed").values()]
     assert ranks == [7, 2, 5, 2, 5, 2]
-    assert tiny.blocks[0].self_attn.q_proj.adapters["placed"].scale == 1 / 7  # the first override that fits counts, for each option
+    assert (
+        tiny.blocks[0].self_attn.q_proj.adapters["placed"].scale == 1 / 7
+    )  # the first override that fits counts, for each option
     for sizes in ([2, 3], [2, 3, 4, 5]):
         with pytest.raises(UserError, match="values"):
             attach(tiny, "series", size=sizes, name="wrong")
 
 
 def test_a_mixture_meets_at_one_site(tiny):
-    table = {"low": {"preset": "lora", "r": 2, "sites": ["q"]}, "bias": {"preset": "bitfit", "sites": ["q"]}, "soft": {"preset": "prompt", "length": 2}}
+    table = {
+        "low": {"preset": "lora", "r": 2, "sites": ["q"]},
+        "bias": {"preset": "bitfit", "sites": ["q"]},
+        "soft": {"preset": "prompt", "length": 2},
+    }
     attach(tiny, resolve(**table))
     randomise(tiny)
     q, x = tiny.blocks[0].self_attn.q_proj, torch.randn(1, 3, 32)
     group = q.adapters["default"]
     low, bias = group.parts["low"], group.parts["bias"]
-    torch.testing.assert_close(q(x), x @ q.weight.T + 8 * x @ low.lora_A.T @ low.lora_B.T + bias.bias)
+    torch.testing.assert_close(
+        q(x), x @ q.weight.T + 8 * x @ low.lora_A.T @ low.lora_B.T + bias.bias
+    )
     assert len(parameters(tiny)) == 3 * (2 + 1) + 1
     assert resolve(**resolve(**table).table()) == resolve(**table)
 
 
 def test_several_presets_are_a_mixture_too(tiny):
     config = attach(tiny, "lora+prefix", lora={"r": 2}, prefix={"length": 3})
-    assert [(name, part.kind) for name, part in config.parts.items()] == [("lora", "lora"), ("prefix", "prefix")]
+    assert [(name, part.kind) for name, part in config.parts.items()] == [
+        ("lora", "lora"),
+        ("prefix", "prefix"),
+    ]
     assert tiny.blocks[0].self_attn.q_proj.adapters["default"].options.r == 2
     for preset, changes, said in (
-        ("lora+lora", {}, "twice"), ("lora+lara", {}, "did you mean 'lora'"), ("mam", {"size": 4}, "parallel.size|prefix.size"), ("mam+lora", {}, "mixture"),
+        ("lora+lora", {}, "twice"),
+        ("lora+lara", {}, "did you mean 'lora'"),
+        ("mam", {"size": 4}, "parallel.size|prefix.size"),
+        ("mam+lora", {}, "mixture"),
     ):
         with pytest.raises(UserError, match=said):
             attach(tiny, preset, name="wrong", **changes)
@@ -232,7 +282,10 @@ def test_several_presets_are_a_mixture_too(tiny):
 
 def test_rates_of_parts(tiny):
     attach(tiny, "lora+prefix", prefix={"rate": 10.0})
-    assert {("prefix" in name, rate) for name, rate in rates(tiny).items()} == {(True, 10.0), (False, 1.0)}
+    assert {("prefix" in name, rate) for name, rate in rates(tiny).items()} == {
+        (True, 10.0),
+        (False, 1.0),
+    }
 
 
 def test_no_option_of_a_method_hides_behind_a_word_of_placement():
@@ -263,7 +316,10 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "parallel", "act": "tan"}, "did you mean 'tanh'"),
         ({"preset": "parallel", "layers": [3]}, "layers 0 to 2"),
         ({"preset": "parallel", "rate": 0}, "rate"),
-        ({"preset": "lora", "sites": ["attn"]}, r"lora works on a Linear or an embedding, and attn \(model.layers.0.attn_site\) is a whole sub-layer"),
+        (
+            {"preset": "lora", "sites": ["attn"]},
+            r"lora works on a Linear or an embedding, and attn \(model.layers.0.attn_site\) is a whole sub-layer",
+        ),
         ({"preset": "parallel", "writes": "input"}, "not on whole sub-layers"),
         ({"preset": "series", "writes": "input", "sites": ["up"]}, "not there yet"),
         ({"preset": "lora", "r": 0}, "rank"),
@@ -274,7 +330,10 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "lora", "alpha": float("inf")}, "finite"),
         ({"preset": "lora", "name": "1math"}, "no digit first"),
         ({"preset": "lora", "name": "keys"}, "torch's own"),
-        ({"preset": "lora", "overrides": {"q": {"rank": 4}}}, "unknown option of lora adapters 'rank'"),
+        (
+            {"preset": "lora", "overrides": {"q": {"rank": 4}}},
+            "unknown option of lora adapters 'rank'",
+        ),
         ({"preset": "lora", "overrides": {"q": 4}}, "should hold tables"),
         ({"preset": "lora", "overrides": {"q(": {"r": 4}}}, "neither a site nor a pattern"),
         ({"preset": "lora", "overrides": {"q": {"r": 0}}}, "rank"),
@@ -285,7 +344,10 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "lora", "alpha": 1e300}, "out of range"),
         ({"preset": "pissa", "alpha": -8.0}, "must be positive"),
         ({"preset": "lora", "kind": "prompt"}, "is of the kind lora, not 'prompt'"),
-        ({"preset": "mam", "prefx": {"length": 3}}, "unknown part of adapter mam 'prefx'; did you mean 'prefix'"),
+        (
+            {"preset": "mam", "prefx": {"length": 3}},
+            "unknown part of adapter mam 'prefx'; did you mean 'prefix'",
+        ),
         ({"preset": "mam", "prefix": 3}, "set its options"),
         ({"preset": "fusion+lora", "fusion": {"of": ["a", "b"]}}, "stands alone"),
         ({"preset": resolve("lora"), "r": 4}, "takes no changes"),
@@ -293,7 +355,10 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "dora", "bias": True}, "neither a bias"),
         ({"preset": "adalora", "target_r": 20}, "target_r"),
         ({"preset": "prefix", "length": 0}, "at least one token"),
-        ({"preset": "prefix", "overrides": {"model.layers.0.self_attn.kv_site": {"length": 3}}}, "cannot have different options"),
+        (
+            {"preset": "prefix", "overrides": {"model.layers.0.self_attn.kv_site": {"length": 3}}},
+            "cannot have different options",
+        ),
         ({"preset": "vera", "overrides": {"q": {"r": 3}}}, "share their projections"),
         ({"preset": "ia3", "scales": "inputs"}, "did you mean 'input'"),
         ({"preset": "prompt", "init": "vocabular"}, "did you mean 'vocabulary'"),
@@ -303,7 +368,10 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "fusion"}, "names of two adapters"),
         ({"preset": "fusion", "of": ["a", "b"]}, "no adapter 'a' is loaded"),
         ({"preset": resolve(kind="token_rows", sites=["embed"], ids=[99])}, "token ids 0 to 60"),
-        ({"preset": resolve(kind="token_rows", sites=["embed", "head"], ids=[9])}, "weight of its own"),
+        (
+            {"preset": resolve(kind="token_rows", sites=["embed", "head"], ids=[9])},
+            "weight of its own",
+        ),
     ],
 )
 def test_mistakes_are_named_and_change_nothing(tiny, arguments, said):
@@ -316,9 +384,14 @@ def test_mistakes_are_named_and_change_nothing(tiny, arguments, said):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"kind": "token_rows", "sites": ["embed"]}, "token ids"), ({"kind": "token_rows", "sites": ["embed"], "ids": [1, 1]}, "each once"),
-        ({"sites": ["q"]}, "no 'kind'"), ({}, "no 'kind'"), ({"kind": "lora"}, "no 'sites'"), ({"kind": "lara", "sites": ["q"]}, "did you mean 'lora'"),
-        ({"a": {"preset": "lora"}, "b": {"preset": "mam"}}, "a mixture"), ({"a b": {"preset": "lora"}}, "letters"),
+        ({"kind": "token_rows", "sites": ["embed"]}, "token ids"),
+        ({"kind": "token_rows", "sites": ["embed"], "ids": [1, 1]}, "each once"),
+        ({"sites": ["q"]}, "no 'kind'"),
+        ({}, "no 'kind'"),
+        ({"kind": "lora"}, "no 'sites'"),
+        ({"kind": "lara", "sites": ["q"]}, "did you mean 'lora'"),
+        ({"a": {"preset": "lora"}, "b": {"preset": "mam"}}, "a mixture"),
+        ({"a b": {"preset": "lora"}}, "letters"),
         ({"keys": {"preset": "lora"}}, "torch's own"),
     ],
 )
@@ -332,7 +405,9 @@ def test_a_norm_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="has no final_norm"):
         attach(model, "ln-tuning")
     attach(model, "ln-tuning", sites=["attn_norm", "mlp_norm"])
-    bare = load_model(str(write_checkpoint(tmp_path / "bare", "opt", layer_norm_elementwise_affine=False)))
+    bare = load_model(
+        str(write_checkpoint(tmp_path / "bare", "opt", layer_norm_elementwise_affine=False))
+    )
     with pytest.raises(UserError, match="neither weight nor bias"):
         attach(bare, "ln-tuning")
 
@@ -360,13 +435,19 @@ def test_sites_by_family(tmp_path):
     """BLOOM has one Linear for q, k and v: presets say so, a table without the family's sites falls back to `any`."""
     bloom = load_model(str(write_checkpoint(tmp_path / "bloom", "bloom")))
     assert attach(bloom, "lora", r=2).only.sites == ("qkv",)
-    assert attach(load_model(str(write_checkpoint(tmp_path / "opt", "opt"))), "lora", r=2).only.sites == ("q", "v")
+    assert attach(
+        load_model(str(write_checkpoint(tmp_path / "opt", "opt"))), "lora", r=2
+    ).only.sites == ("q", "v")
     with pytest.raises(UserError, match="unknown site of bloom 'q'"):
         attach(bloom, "lora", name="other", sites=["q"])
     config = resolve("lora", sites={"any": ["o"], "opt": ["q", "up"]})
     assert resolve(None, **config.table()) == config
     assert (config.on("opt").only.sites, config.on("gptj").only.sites) == (("q", "up"), ("o",))
-    for sites, said in (({"opt": ["q"]}, "no 'any'"), ({"any": ["q"], "opd": ["q"]}, "did you mean 'opt'"), ({"any": "q"}, "list of site names")):
+    for sites, said in (
+        ({"opt": ["q"]}, "no 'any'"),
+        ({"any": ["q"], "opd": ["q"]}, "did you mean 'opt'"),
+        ({"any": "q"}, "list of site names"),
+    ):
         with pytest.raises(UserError, match=said):
             resolve("lora", sites=sites)
 
@@ -379,7 +460,9 @@ def test_the_drawing_marks_the_sites(any_tiny):
     assert "{mlp}" in text
     assert "[o]" in text
     assert "all 3" in text
-    attach(any_tiny, "lora", name="more", r=2, sites=[linear_sites(any_tiny)[0], "head"], layers=[0, 2])
+    attach(
+        any_tiny, "lora", name="more", r=2, sites=[linear_sites(any_tiny)[0], "head"], layers=[0, 2]
+    )
     assert "outside of the blocks: head" in draw(any_tiny, "more")
     assert "0, 2" in draw(any_tiny, "more")
 
@@ -390,11 +473,16 @@ def test_table_1_of_the_paper():
     from model.registry import REGISTRY
 
     figures = {
-        "llama-7b": (4_194_304, 201_326_592, 201_326_592, 201_326_592), "bloom-7b1": (3_932_160, 125_829_120, 188_743_680, 125_829_120),
+        "llama-7b": (4_194_304, 201_326_592, 201_326_592, 201_326_592),
+        "bloom-7b1": (3_932_160, 125_829_120, 188_743_680, 125_829_120),
         "gptj-6b": (3_670_016, 117_440_512, 176_160_768, 176_160_768),
     }
     for name, counts in figures.items():
-        for adapter, count in zip(("paper-lora", "paper-series-h", "paper-series-p", "paper-parallel"), counts, strict=True):
+        for adapter, count in zip(
+            ("paper-lora", "paper-series-h", "paper-series-p", "paper-parallel"),
+            counts,
+            strict=True,
+        ):
             model = skeleton(*family_and_config(REGISTRY[name].config, "registry"))
             attach(model, adapter)
             assert trained(model) == count

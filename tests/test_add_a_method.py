@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import pytest
-from test_readme import README, ROOT, tracked
+from test_readme import README, ROOMS, ROOT, tracked
 
 
 def blocks() -> dict[str, str]:
     """The page's code blocks by the file they go to."""
     page = README.split("### Add an adapter in one file", 1)[1].split("\n## ", 1)[0]
-    found = re.findall(r"`(adapters/[\w.]+)`:\n\n```\w+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    found = re.findall(
+        r"`(adapters/[\w./]+)`:\n\n```\w+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE
+    )
     return dict(found)
 
 
@@ -22,37 +24,72 @@ def copy(tmp_path_factory):
     """The repository with the page's file, row and preset."""
     folder = tmp_path_factory.mktemp("copy")
     for name in tracked():
-        if name.split("/")[0] in ("model", "adapters", "train", "eval", "data", "run.py"):
+        if name.split("/")[0] in (*ROOMS, "run.py"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     pieces = blocks()
-    assert list(pieces) == ["adapters/ssf.py", "adapters/config.py", "adapters/presets.toml"]
-    assert not (folder / "adapters" / "ssf.py").exists()
-    (folder / "adapters" / "ssf.py").write_text(pieces["adapters/ssf.py"])
+    assert list(pieces) == [
+        "adapters/methods/ssf.py",
+        "adapters/config.py",
+        "adapters/presets.toml",
+    ]
+    assert not (folder / "adapters" / "methods" / "ssf.py").exists()
+    (folder / "adapters" / "methods" / "ssf.py").write_text(pieces["adapters/methods/ssf.py"])
     config = folder / "adapters" / "config.py"
     row = pieces["adapters/config.py"]
     assert row.count("\n") == 1
-    config.write_text(config.read_text().replace('    "bottleneck": "bottleneck.Bottleneck",\n', '    "bottleneck": "bottleneck.Bottleneck",\n' + row))
+    config.write_text(
+        config.read_text().replace(
+            '    "bottleneck": "bottleneck.Bottleneck",\n',
+            '    "bottleneck": "bottleneck.Bottleneck",\n' + row,
+        )
+    )
     presets = folder / "adapters" / "presets.toml"
     presets.write_text(presets.read_text() + "\n" + pieces["adapters/presets.toml"])
     return folder
 
 
 def command(copy, *words) -> str:
-    done = subprocess.run([sys.executable, "run.py", *words], cwd=copy, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "run.py", *words], cwd=copy, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("family", ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("bloom", "opt", "gptj"))])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("bloom", "opt", "gptj")),
+    ],
+)
 def test_it_trains_is_saved_and_is_loaded(copy, family):
-    short = ("--max-steps", "40", "--items", "2", "--set", "eval.before=false", "--set", "eval.max_new_tokens=4")
-    command(copy, "--model", f"pocket-{family}", "--adapter", "ssf", *short, "--out", f"runs/{family}")
-    losses = [json.loads(line)["loss"] for line in (copy / "runs" / family / "log.jsonl").read_text().splitlines()]
+    short = (
+        "--max-steps",
+        "40",
+        "--items",
+        "2",
+        "--set",
+        "eval.before=false",
+        "--set",
+        "eval.max_new_tokens=4",
+    )
+    command(
+        copy, "--model", f"pocket-{family}", "--adapter", "ssf", *short, "--out", f"runs/{family}"
+    )
+    losses = [
+        json.loads(line)["loss"]
+        for line in (copy / "runs" / family / "log.jsonl").read_text().splitlines()
+    ]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert "with adapter" in command(copy, "evaluate", f"runs/{family}", "--items", "2")
 
 
 def test_the_other_commands_know_it(copy):
-    assert json.loads(command(copy, "plan", "--model", "llama-7b", "--adapter", "ssf", "--json"))["trainable_parameters"] == 32 * 2 * (3 * 4096 + 11008)
-    assert "{qkv}" in command(copy, "show", "--model", "bloom-7b1", "--adapter", "ssf", "--set", "adapter.shift=false")
+    assert json.loads(command(copy, "plan", "--model", "llama-7b", "--adapter", "ssf", "--json"))[
+        "trainable_parameters"
+    ] == 32 * 2 * (3 * 4096 + 11008)
+    assert "{qkv}" in command(
+        copy, "show", "--model", "bloom-7b1", "--adapter", "ssf", "--set", "adapter.shift=false"
+    )

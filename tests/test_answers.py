@@ -27,7 +27,11 @@ NUMBERS = [  # text, strict, paper
     ("The answer is twelve.", 12, None),
     ("I do not know.", None, None),
     ("", None, None),
-    ("The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4.", 5, 4),
+    (
+        "The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4.",
+        5,
+        4,
+    ),
     ("The answer is 7. Wait. The answer is 9.", 9, 9),
     ("The answer is\n\n", None, None),
     ("49 - 34 leaves 15", 15, 15),
@@ -149,7 +153,7 @@ STRICT_LETTERS = [
     ("The answer is not A but C", "C"),
     ("( C )", "C"),
     ("The answer is ( C ).", "C"),
-    ("The answer is \"C\".", "C"),
+    ('The answer is "C".', "C"),
     ("The answer is (c)", "C"),
     ("C", "C"),
     ("C.", "C"),
@@ -235,7 +239,9 @@ def test_labels(dataset, text, strict, paper):
 
 @pytest.mark.parametrize(("text", "expected"), STRICT_NUMBERS)
 def test_numbers_read_strictly(text, expected):
-    assert read_answer(text, "number") == (None if expected is None else pytest.approx(expected, rel=1e-12))
+    assert read_answer(text, "number") == (
+        None if expected is None else pytest.approx(expected, rel=1e-12)
+    )
 
 
 @pytest.mark.parametrize(("text", "expected"), STRICT_LETTERS)
@@ -253,11 +259,19 @@ def test_texts(text, gold, right):
     assert is_right(read_answer(text, "text"), gold) == right
 
 
-@pytest.mark.parametrize(("rationale", "gold", "there"), [
-    ("The answer is True.", "True", True), ("The answer is Paris.", "Paris", True), ("The answer is U.S.A.", "U.S.A.", True),
-    ("The cat sat.", "The cat sat.", True),
-    ("The answer is True.", "False", False), ("The answer is (C).", "C", True), ("It makes 7.", "7.0", True), ("It makes 7.", "", False),
-])
+@pytest.mark.parametrize(
+    ("rationale", "gold", "there"),
+    [
+        ("The answer is True.", "True", True),
+        ("The answer is Paris.", "Paris", True),
+        ("The answer is U.S.A.", "U.S.A.", True),
+        ("The cat sat.", "The cat sat.", True),
+        ("The answer is True.", "False", False),
+        ("The answer is (C).", "C", True),
+        ("It makes 7.", "7.0", True),
+        ("It makes 7.", "", False),
+    ],
+)
 def test_a_rationale_reaches_its_answer(rationale, gold, there):
     assert reaches(rationale, gold) is there
 
@@ -266,9 +280,51 @@ KINDS = (
     "number", "number:comma", "letter", "letters:a|b|c|1|2", "labels:true|false", "labels:option1|option2",
     "text",
 )  # fmt: skip
-PIECES = ["the answer is ", "total is ", "not ", "####", "###", " Instruction", "\\boxed{", "\\frac{", "{", "}", "^", "e5", "10", "0", "/", ".", ",", " ", "\n",
-          "-", "½", "⁹", "٣", "A", "(C)", "c", "option ", "is correct", "twenty", "-one", " hundred", " and ", " million", "k", "=", "$", "**", "'", "n't ",
-          "true", "option 2", "x 10^", "²"]
+PIECES = [
+    "the answer is ",
+    "total is ",
+    "not ",
+    "####",
+    "###",
+    " Instruction",
+    "\\boxed{",
+    "\\frac{",
+    "{",
+    "}",
+    "^",
+    "e5",
+    "10",
+    "0",
+    "/",
+    ".",
+    ",",
+    " ",
+    "\n",
+    "-",
+    "½",
+    "⁹",
+    "٣",
+    "A",
+    "(C)",
+    "c",
+    "option ",
+    "is correct",
+    "twenty",
+    "-one",
+    " hundred",
+    " and ",
+    " million",
+    "k",
+    "=",
+    "$",
+    "**",
+    "'",
+    "n't ",
+    "true",
+    "option 2",
+    "x 10^",
+    "²",
+]
 
 
 @settings(max_examples=400, deadline=None)
@@ -278,23 +334,62 @@ def test_any_text_is_read_without_an_error(text):
     for kind in KINDS:
         for mode in ("strict", "paper"):
             answer = read_answer(text, kind, mode)
-            assert answer is None or (isinstance(answer, float) and abs(answer) < 1e300) if kind.startswith("number") else answer is None or answer
+            assert (
+                answer is None or (isinstance(answer, float) and abs(answer) < 1e300)
+                if kind.startswith("number")
+                else answer is None or answer
+            )
             if mode == "strict" and kind.startswith("number"):
                 assert answer is None or abs(answer) <= 1e100
     reaches(text, "True")
     is_right(text, text)
 
 
-@pytest.mark.parametrize("unit", [
-    "1,", " ", "the answer is ", "9", "1/", "\n", "(", "#", "###", "### ", "{", "\\boxed{", "\\boxed{a", "\\frac{1", "^", "- ", "'", "\"a", "A. ", "A) B ",
-    "not ", "one ", "million ",
-    "answer (", "answer to ", "is the answer ", "A: 5 B: 6 ", "½", "1 000", "A\n", "= ", "total is 5. "])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "1,",
+        " ",
+        "the answer is ",
+        "9",
+        "1/",
+        "\n",
+        "(",
+        "#",
+        "###",
+        "### ",
+        "{",
+        "\\boxed{",
+        "\\boxed{a",
+        "\\frac{1",
+        "^",
+        "- ",
+        "'",
+        '"a',
+        "A. ",
+        "A) B ",
+        "not ",
+        "one ",
+        "million ",
+        "answer (",
+        "answer to ",
+        "is the answer ",
+        "A: 5 B: 6 ",
+        "½",
+        "1 000",
+        "A\n",
+        "= ",
+        "total is 5. ",
+    ],
+)
 def test_a_long_text_of_any_kind_is_read_at_once(unit):
     text = (unit * 100_000)[:100_000] + "x"
     for kind in KINDS:
         start = time.process_time()
         read_answer(text, kind)
-        assert time.process_time() - start < 10, kind  # it takes a tenth of a second; a quadratic one takes minutes
+        assert time.process_time() - start < 10, (
+            kind
+        )  # it takes a tenth of a second; a quadratic one takes minutes
 
 
 def test_verdicts():

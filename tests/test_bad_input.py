@@ -27,7 +27,13 @@ import run as command_line
 from model.registry import POCKET
 
 ROOT = Path(__file__).parent.parent
-FUZZ = settings(max_examples=150, deadline=20_000, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+FUZZ = settings(
+    max_examples=150,
+    deadline=20_000,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
+)
 
 
 def generate(folder: Path, *what: str) -> tuple[int, str]:
@@ -35,7 +41,9 @@ def generate(folder: Path, *what: str) -> tuple[int, str]:
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         limit = () if "--max-new-tokens" in what else ("--max-new-tokens", "2")
-        status = command_line.main(["generate", "--model", str(folder), *(what or ("--prompt-ids", "5,6,7")), *limit])
+        status = command_line.main(
+            ["generate", "--model", str(folder), *(what or ("--prompt-ids", "5,6,7")), *limit]
+        )
     return status, errors.getvalue()
 
 
@@ -64,8 +72,12 @@ def change_config(folder: Path, **changes) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
-def write_header(folder: Path, header: bytes, data: bytes = b"\0" * 16, length: int | None = None) -> None:
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
+def write_header(
+    folder: Path, header: bytes, data: bytes = b"\0" * 16, length: int | None = None
+) -> None:
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header) if length is None else length) + header + data
+    )
 
 
 def sparse(path: Path, size: int) -> None:
@@ -167,7 +179,17 @@ def test_settings_of_a_family_that_cannot_be_computed(tmp_path, family, changes,
 
 def test_the_command_as_a_user_runs_it(folder):
     """In a process of its own: status, one line, no traceback, memory; --debug shows the traceback."""
-    command = [sys.executable, str(ROOT / "run.py"), "generate", "--model", str(folder), "--prompt-ids", "5,6,7", "--max-new-tokens", "2"]
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "generate",
+        "--model",
+        str(folder),
+        "--prompt-ids",
+        "5,6,7",
+        "--max-new-tokens",
+        "2",
+    ]
     good = subprocess.run(command, capture_output=True, text=True)
     assert good.returncode == 0
     assert len(good.stdout.strip().split(",")) == 2
@@ -178,7 +200,9 @@ def test_the_command_as_a_user_runs_it(folder):
     assert peak < 10**9
     assert bad.stderr.startswith("run.py: ")
     assert bad.stderr.count("\n") == 1
-    assert "Traceback" in subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
+    assert (
+        "Traceback" in subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
+    )
 
 
 MEASURED = """
@@ -217,16 +241,35 @@ def with_words(folder: Path, **files: str) -> Path:
         ({}, "holds no tokenizer"),
         ({"tokenizer__json": "{}"}, "tokenizer.json cannot be read"),
         ({"tokenizer__json": ""}, "tokenizer.json cannot be read"),
-        ({"tokenizer__json": '{"model": {"type": "BPE", "vocab": {"a": 4294967299}, "merges": []}}'}, "tokenizer.json cannot be read"),
+        (
+            {
+                "tokenizer__json": '{"model": {"type": "BPE", "vocab": {"a": 4294967299}, "merges": []}}'
+            },
+            "tokenizer.json cannot be read",
+        ),
         ({"tokenizer__model": "x"}, "tokenizer.model cannot be read"),
         ({"vocab__json": '{"a": 0}'}, "merges.txt is missing"),
         ({"vocab__json": '{"a": 0}', "merges__txt": "a b c"}, "merges.txt cannot be read"),
         ({"tokenizer_config__json": "[1]"}, "tokenizer_config.json holds"),
         ({"special_tokens_map__json": "{"}, "special_tokens_map.json cannot be read"),
-        ({"tokenizer__json": '{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"[UNK]"}}'}, "cannot be read"),
-        ({"tokenizer__model": "x", "tokenizer_config__json": '{"add_prefix_space": false}'}, "add_prefix_space"),
-        ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": 7}'}, "added_tokens.json"),
-        ({"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": "c"}'}, "added_tokens.json"),
+        (
+            {
+                "tokenizer__json": '{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"[UNK]"}}'
+            },
+            "cannot be read",
+        ),
+        (
+            {"tokenizer__model": "x", "tokenizer_config__json": '{"add_prefix_space": false}'},
+            "add_prefix_space",
+        ),
+        (
+            {"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": 7}'},
+            "added_tokens.json",
+        ),
+        (
+            {"vocab__json": '{"a": 0}', "merges__txt": "", "added_tokens__json": '{"b": "c"}'},
+            "added_tokens.json",
+        ),
         ({"tokenizer__model": "x", "added_tokens__json": '{"": 1}'}, "added_tokens.json"),
     ],
 )
@@ -236,7 +279,9 @@ def test_broken_tokenizers_are_named(folder, files, said):
 
 def test_a_tokenizer_larger_than_the_embedding(folder):
     shutil.copy(POCKET / "llama" / "tokenizer.json", folder)
-    assert "the tokenizer has 896 entries, the embedding only 61" in check(folder, "--prompt", "hello")
+    assert "the tokenizer has 896 entries, the embedding only 61" in check(
+        folder, "--prompt", "hello"
+    )
 
 
 def test_added_tokens_beyond_the_embedding_are_an_error_only_where_they_are_used(tmp_path):
@@ -251,7 +296,14 @@ def test_added_tokens_beyond_the_embedding_are_an_error_only_where_they_are_used
     assert "the model's embedding has 900 rows" in check(folder, "--prompt", "Tom has <PAD2> pens.")
 
 
-@pytest.mark.parametrize("what", [("--prompt", "a\udcff"), ("--instruction", "a\udcff"), ("--prompt-ids", "5", "--max-new-tokens", "100000000000")])
+@pytest.mark.parametrize(
+    "what",
+    [
+        ("--prompt", "a\udcff"),
+        ("--instruction", "a\udcff"),
+        ("--prompt-ids", "5", "--max-new-tokens", "100000000000"),
+    ],
+)
 def test_options_that_cannot_be_carried_out(what):
     assert check(Path("pocket-llama"), *what)
 
@@ -270,12 +322,22 @@ def test_a_sparse_tokenizer_of_a_gigabyte_is_not_read(folder):
 # ---------------------------------------------------------------- fuzzing
 
 NUMBERS = st.one_of(
-    st.integers(-3, 70), st.integers(), st.floats(), st.booleans(),
+    st.integers(-3, 70),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
     st.sampled_from([0, 1, 2, 3, 4, 8, 16, 31, 32, 61, 64, 2**24, 2**31, 2**63, 10**400, 1e308]),
 )
 JSON = st.recursive(
-    st.one_of(st.none(), NUMBERS, st.text(max_size=8), st.sampled_from(["linear", "yarn", "dynamic", "llama3", "gelu", "relu", "BF16", "F32"])),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    st.one_of(
+        st.none(),
+        NUMBERS,
+        st.text(max_size=8),
+        st.sampled_from(["linear", "yarn", "dynamic", "llama3", "gelu", "relu", "BF16", "F32"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 ROPE = st.dictionaries(
@@ -298,7 +360,11 @@ def test_fuzzed_configs(checkpoints, family):
     fields = sorted({*config_of(family), *CONFIG_FIELDS[family]})
 
     @FUZZ
-    @given(st.dictionaries(st.sampled_from(fields), JSON, min_size=1, max_size=2), st.one_of(st.none(), ROPE), st.booleans())
+    @given(
+        st.dictionaries(st.sampled_from(fields), JSON, min_size=1, max_size=2),
+        st.one_of(st.none(), ROPE),
+        st.booleans(),
+    )
     def fuzz(changes, rope, spelled_new):
         config = config_of(family) | changes
         if rope is not None and family == "llama":
@@ -310,11 +376,47 @@ def test_fuzzed_configs(checkpoints, family):
 
 
 CONFIG_FIELDS = {
-    "llama": ["model_type", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
-              "architectures", "head_dim", "hidden_act", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias", "rms_norm_eps", "num_key_value_heads"],
-    "bloom": ["n_embed", "num_attention_heads", "num_hidden_layers", "layer_norm_epsilon", "slow_but_exact", "pretraining_tp", "n_inner"],
-    "opt": ["word_embed_proj_dim", "do_layer_norm_before", "enable_bias", "activation_function", "_remove_final_layer_norm", "layer_norm_elementwise_affine"],
-    "gptj": ["n_inner", "rotary_dim", "activation_function", "layer_norm_epsilon", "hidden_size", "num_attention_heads"],
+    "llama": [
+        "model_type",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "architectures",
+        "head_dim",
+        "hidden_act",
+        "rope_theta",
+        "rope_scaling",
+        "attention_bias",
+        "mlp_bias",
+        "rms_norm_eps",
+        "num_key_value_heads",
+    ],
+    "bloom": [
+        "n_embed",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "layer_norm_epsilon",
+        "slow_but_exact",
+        "pretraining_tp",
+        "n_inner",
+    ],
+    "opt": [
+        "word_embed_proj_dim",
+        "do_layer_norm_before",
+        "enable_bias",
+        "activation_function",
+        "_remove_final_layer_norm",
+        "layer_norm_elementwise_affine",
+    ],
+    "gptj": [
+        "n_inner",
+        "rotary_dim",
+        "activation_function",
+        "layer_norm_epsilon",
+        "hidden_size",
+        "num_attention_heads",
+    ],
 }
 
 
@@ -334,7 +436,11 @@ def test_fuzzed_headers(folder):
     def fuzz(changes, noise, at):
         made = dict(header)
         for name, change in changes.items():
-            made[name] = {**header[name], change[0]: change[1]} if isinstance(change, tuple) and "dtype" in header[name] else change
+            made[name] = (
+                {**header[name], change[0]: change[1]}
+                if isinstance(change, tuple) and "dtype" in header[name]
+                else change
+            )
         write_header(folder, json.dumps(made).encode(), data)
         check(folder)
         if noise is not None:
@@ -346,14 +452,19 @@ def test_fuzzed_headers(folder):
 
 def test_fuzzed_bins_and_indexes(folder):
     raw = io.BytesIO()
-    torch.save({key: tensor[:1] for key, tensor in load_file(str(folder / "model.safetensors")).items()}, raw)
+    torch.save(
+        {key: tensor[:1] for key, tensor in load_file(str(folder / "model.safetensors")).items()},
+        raw,
+    )
     raw = raw.getvalue()
     (folder / "model.safetensors").unlink()
 
     @settings(FUZZ, max_examples=80)
     @given(st.binary(min_size=1, max_size=30), st.integers(0, len(raw)), st.booleans(), JSON)
     def fuzz(noise, at, cut, index):
-        (folder / "pytorch_model.bin").write_bytes(raw[:at] + noise + (b"" if cut else raw[at + len(noise) :]))
+        (folder / "pytorch_model.bin").write_bytes(
+            raw[:at] + noise + (b"" if cut else raw[at + len(noise) :])
+        )
         check(folder)
         (folder / "pytorch_model.bin").unlink()
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
@@ -395,7 +506,12 @@ def test_fuzzed_sentencepiece_models(tmp_path):
     shutil.copytree(POCKET / "llama", folder)
     (folder / "tokenizer.json").unlink()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sat on the mat"] * 50), model_writer=made, vocab_size=270, model_type="bpe", byte_fallback=True, minloglevel=2,
+        sentence_iterator=iter(["the cat sat on the mat"] * 50),
+        model_writer=made,
+        vocab_size=270,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
         hard_vocab_limit=False,
     )
     raw = made.getvalue()

@@ -139,8 +139,7 @@ def test_spans_in_what_jinja_collects_before_it_writes():
 
 
 @pytest.mark.parametrize(
-    "changed",
-    ["x|reverse", "x|trim", "x|length", "x|truncate(3, true, '', 0)", "x.split('b')[0]"],
+    "changed", ["x|reverse", "x|trim", "x|length", "x|truncate(3, true, '', 0)", "x.split('b')[0]"]
 )
 def test_spans_that_a_filter_moved_are_refused(changed):
     block = "{% set x %}{% generation %} b {% endgeneration %}!{% endset %}"

@@ -168,7 +168,9 @@ def test_an_answer_that_the_question_holds_too(text):
         {"role": "assistant", "content": "red"},
     ]
     chat = conversation(Template("chat", text, chat=True).render_spans, messages)
-    for (start, end), answer, other in zip(chat.spans, ("blue", "red"), ("red", "blue"), strict=True):
+    for (start, end), answer, other in zip(
+        chat.spans, ("blue", "red"), ("red", "blue"), strict=True
+    ):
         assert answer in chat.text[start:end]
         assert other not in chat.text[start:end]
     behind = chat.text[chat.spans[0][1] :]
@@ -204,7 +206,9 @@ def test_a_thought_that_the_prompt_opens():
         assert chat.text == "<|user|>Add 1 and 2.<|assistant|><think>\nSo 3.</think>3<end>"
         assert chat.text[slice(*chat.spans[0])] == "So 3.</think>3<end>"
         assert chat.opens == "<think>\n"
-    assert form.whole({"instruction": "a", "output": "b"}).startswith(form.prompt({"instruction": "a"}))
+    assert form.whole({"instruction": "a", "output": "b"}).startswith(
+        form.prompt({"instruction": "a"})
+    )
 
 
 def test_earlier_thoughts_that_a_template_drops():
@@ -226,7 +230,9 @@ def test_a_response_that_the_prompt_does_not_lead_to():
     other = CHATML.replace("'<|assistant|>'", "'<|assistant|>Well, '")
     with pytest.raises(RefusedMessages, match="something else in front of a response"):
         said(other)
-    hidden = CHATML.replace("m.content", "(m.content if loop.last or m.role != 'assistant' else '?')")
+    hidden = CHATML.replace(
+        "m.content", "(m.content if loop.last or m.role != 'assistant' else '?')"
+    )
     with pytest.raises(RefusedMessages, match="an earlier assistant turn is not in what"):
         said(hidden)
 
@@ -239,7 +245,9 @@ def words(tmp_path):
     def make(text: str):
         names = json.loads((POCKET / "llama" / "tokenizer_config.json").read_text())
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | {"chat_template": text}))
-        (tmp_path / "tokenizer.json").write_bytes((POCKET / "llama" / "tokenizer.json").read_bytes())
+        (tmp_path / "tokenizer.json").write_bytes(
+            (POCKET / "llama" / "tokenizer.json").read_bytes()
+        )
         theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
         return load_tokenizer(str(tmp_path)), theirs
 

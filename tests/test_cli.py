@@ -21,7 +21,13 @@ QUICK = ["--max-steps", "3", "--items", "4"]
 def run(*arguments, cwd=None, **more):
     environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=900, **more
+        [sys.executable, str(ROOT / "run.py"), *map(str, arguments)],
+        cwd=cwd or ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        **more,
     )
 
 
@@ -37,14 +43,31 @@ def finished(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_everything_behind(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"run.toml", "log.jsonl", "adapter", "predictions-base.jsonl", "predictions.jsonl", "result.json", "report.html", "checkpoint-000003.pt",
-                     "leakage.json"}
+    assert names == {
+        "run.toml",
+        "log.jsonl",
+        "adapter",
+        "predictions-base.jsonl",
+        "predictions.jsonl",
+        "result.json",
+        "report.html",
+        "checkpoint-000003.pt",
+        "leakage.json",
+    }
     settings = tomllib.loads((finished / "run.toml").read_text())
-    assert (settings["seed"], settings["train"]["max_steps"], settings["adapter"]["preset"]) == (3, 3, "parallel")
-    assert [json.loads(line)["step"] for line in (finished / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert (settings["seed"], settings["train"]["max_steps"], settings["adapter"]["preset"]) == (
+        3,
+        3,
+        "parallel",
+    )
+    assert [
+        json.loads(line)["step"] for line in (finished / "log.jsonl").read_text().splitlines()
+    ] == [1, 2, 3]
     result = json.loads((finished / "result.json").read_text())
     assert result["after"]["multiarith"]["total"] == result["before"]["multiarith"]["total"] == 4
-    predictions = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    predictions = [
+        json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()
+    ]
     assert len(predictions) == 4 * 7
     page = (finished / "report.html").read_text()
     assert "http://" not in page
@@ -58,25 +81,37 @@ def test_run_toml_repeats_the_run(finished, tmp_path):
     assert again.returncode == 0, again.stderr
     for name in ("predictions.jsonl", "predictions-base.jsonl"):
         assert (tmp_path / "again" / name).read_text() == (finished / name).read_text()
-    losses = [[json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (finished, tmp_path / "again")]
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (finished, tmp_path / "again")
+    ]
     assert losses[0] == losses[1]
 
 
 def test_evaluate_repeats_the_runs_own_numbers(finished, tmp_path):
     done = run("evaluate", finished, "--out", tmp_path / "e", "--batch-size", 3)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "e" / "predictions.jsonl").read_text() == (finished / "predictions.jsonl").read_text()
+    assert (tmp_path / "e" / "predictions.jsonl").read_text() == (
+        finished / "predictions.jsonl"
+    ).read_text()
     assert f"adapter {finished / 'adapter'}, data wordproblems" in done.stdout
     assert "with adapter" in done.stdout
     base = run("evaluate", "--model", "pocket-llama", "--items", 4, "--out", tmp_path / "b")
     assert base.returncode == 0, base.stderr
     assert "no adapter, data wordproblems" in base.stdout
     assert "with adapter" not in base.stdout
-    assert (tmp_path / "b" / "predictions.jsonl").read_text() == (finished / "predictions-base.jsonl").read_text()
+    assert (tmp_path / "b" / "predictions.jsonl").read_text() == (
+        finished / "predictions-base.jsonl"
+    ).read_text()
 
 
 def test_generate(finished, folder):
-    told = run("generate", finished, "--instruction", "Tom has 3 pens. Amy gives Tom 4 more. How many pens does Tom have now?")
+    told = run(
+        "generate",
+        finished,
+        "--instruction",
+        "Tom has 3 pens. Amy gives Tom 4 more. How many pens does Tom have now?",
+    )
     assert told.returncode == 0, told.stderr
     assert "The answer is" in told.stdout
     first = run("generate", "--model", folder, "--prompt-ids", "5,6,7", "--max-new-tokens", "2")
@@ -87,13 +122,31 @@ def test_generate(finished, folder):
 def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
     """Ctrl-C after the first steps, then --resume: the same adapter as the undisturbed run, to the bit."""
     out = tmp_path / "out"
-    whole = run("--config", finished / "run.toml", "--out", tmp_path / "whole", "--set", "train.max_steps=12")
+    whole = run(
+        "--config",
+        finished / "run.toml",
+        "--out",
+        tmp_path / "whole",
+        "--set",
+        "train.max_steps=12",
+    )
     assert whole.returncode == 0, whole.stderr
-    status, output, error = finish("--config", finished / "run.toml", "--out", out, "--set", "train.max_steps=12", at=[("step", 2, 0, signal.SIGINT)])
+    status, output, error = finish(
+        "--config",
+        finished / "run.toml",
+        "--out",
+        out,
+        "--set",
+        "train.max_steps=12",
+        at=[("step", 2, 0, signal.SIGINT)],
+    )
     assert status == 130, error
     assert f"--resume {out}" in output
     assert not (out / "adapter").exists()
-    assert f"not finished, it has no adapter yet: continue it with --resume {out}" in run("evaluate", out).stderr
+    assert (
+        f"not finished, it has no adapter yet: continue it with --resume {out}"
+        in run("evaluate", out).stderr
+    )
     done = run("--resume", out)
     assert done.returncode == 0, done.stderr
     name = "adapter/adapter_model.safetensors"
@@ -168,7 +221,10 @@ def test_another_adapter_over_a_saved_configuration_is_that_adapter(finished, tm
     made = settings(str(finished / "run.toml"), options={"adapter": {"preset": "series"}})
     assert made.adapter == settings(options={"adapter": {"preset": "series"}}).adapter
     assert made.adapter["reads"] == "output"
-    assert settings(str(finished / "run.toml"), sets=["adapter.size=9"]).adapter == settings(sets=["adapter.size=9"]).adapter
+    assert (
+        settings(str(finished / "run.toml"), sets=["adapter.size=9"]).adapter
+        == settings(sets=["adapter.size=9"]).adapter
+    )
 
 
 def test_recipes_are_read_whole(tmp_path, checked):
@@ -177,10 +233,16 @@ def test_recipes_are_read_whole(tmp_path, checked):
     path = tmp_path / "mine.toml"
     path.write_text('[adapter]\npreset = "lora"\nr = 4\n[adapters.series]\nsize = 6\n')
     assert settings(recipe_name=str(path)).adapter["r"] == 4
-    assert settings(recipe_name=str(path), options={"adapter": {"preset": "series"}}).adapter["size"] == 6
+    assert (
+        settings(recipe_name=str(path), options={"adapter": {"preset": "series"}}).adapter["size"]
+        == 6
+    )
     for text, said in (
-        ("[adapters.paralel]", "did you mean 'parallel'"), ("adapters = 3", "should hold tables"), ('adapter = "lora"', "should be a table"),
-        ("[adapters]\nparallel = 3", "should hold tables"), ("[train]\nclipp = 1.0", "mine.toml [train]: unknown setting 'clipp'"),
+        ("[adapters.paralel]", "did you mean 'parallel'"),
+        ("adapters = 3", "should hold tables"),
+        ('adapter = "lora"', "should be a table"),
+        ("[adapters]\nparallel = 3", "should hold tables"),
+        ("[train]\nclipp = 1.0", "mine.toml [train]: unknown setting 'clipp'"),
     ):
         path.write_text(text)
         checked("--recipe", path, said=said)
@@ -200,14 +262,27 @@ def test_an_unknown_command(checked):
 
 def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(checked, tmp_path):
     (tmp_path / "my.toml").write_text("[train]\nlearnin_rate = 1e-3\n")
-    checked("--config", tmp_path / "my.toml", said="my.toml [train]: unknown setting 'learnin_rate'; did you mean 'learning_rate'")
+    checked(
+        "--config",
+        tmp_path / "my.toml",
+        said="my.toml [train]: unknown setting 'learnin_rate'; did you mean 'learning_rate'",
+    )
     (tmp_path / "my.toml").write_text("[train\n")
     checked("--config", tmp_path / "my.toml", said="cannot be read as TOML")
 
 
 def test_results_are_never_overwritten(checked, finished):
-    assert "--resume" not in checked("--out", finished, said="exists and is not empty: give another --out")  # it is complete
-    checked("evaluate", "--adapter", finished, "--model", "pocket-llama", said=f"its adapter is {finished / 'adapter'}")
+    assert "--resume" not in checked(
+        "--out", finished, said="exists and is not empty: give another --out"
+    )  # it is complete
+    checked(
+        "evaluate",
+        "--adapter",
+        finished,
+        "--model",
+        "pocket-llama",
+        said=f"its adapter is {finished / 'adapter'}",
+    )
     before = (finished / "result.json").read_text()
     done = run(*QUICK, "--seed", "4", "--set", "eval.before=false", cwd=finished.parent.parent)
     assert done.returncode == 0, done.stderr
@@ -217,8 +292,19 @@ def test_results_are_never_overwritten(checked, finished):
 
 def test_a_tokenizer_larger_than_the_embedding(checked, tmp_path):
     folder = write_checkpoint(tmp_path / "tiny")
-    (folder / "tokenizer.json").write_bytes((ROOT / "model/pocket/llama/tokenizer.json").read_bytes())
-    checked("evaluate", "--model", folder, "--data", "wordproblems", "--out", tmp_path / "out", said="the embedding only 61")
+    (folder / "tokenizer.json").write_bytes(
+        (ROOT / "model/pocket/llama/tokenizer.json").read_bytes()
+    )
+    checked(
+        "evaluate",
+        "--model",
+        folder,
+        "--data",
+        "wordproblems",
+        "--out",
+        tmp_path / "out",
+        said="the embedding only 61",
+    )
 
 
 def test_a_mistake_in_a_process_of_its_own():
@@ -245,8 +331,15 @@ def test_help_names_every_command():
 def test_pretrain_makes_a_model_that_trains(tmp_path):
     done = run("pretrain", "--max-steps", "2", "--out", tmp_path / "fresh")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "fresh").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    tuned = run("--model", tmp_path / "fresh", "--recipe", "pocket-tune", *QUICK, "--out", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "fresh").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    tuned = run(
+        "--model", tmp_path / "fresh", "--recipe", "pocket-tune", *QUICK, "--out", tmp_path / "out"
+    )
     assert tuned.returncode == 0, tuned.stderr
 
 
@@ -254,15 +347,19 @@ def test_pretrain_makes_a_model_that_trains(tmp_path):
 def test_a_missing_package_is_one_line(command):
     words = ["run.py", command] + (["list"] if command == "data" else [])
     code = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {words!r}; runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 1
     assert done.stderr == "run.py: the package torch is missing: pip install -r requirements.txt\n"
 
 
-def test_data_without_training_rows_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+def test_data_without_training_rows_is_refused_before_the_model_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
     def loaded(*_):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("train.experiment.load_base", loaded)
+    monkeypatch.setattr("experiments.run.load_base", loaded)
     assert command_line.main(["--data", "none", "--out", str(tmp_path / "out")]) == 1
     assert "data none has no rows to train on" in capsys.readouterr().err

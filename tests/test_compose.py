@@ -7,7 +7,20 @@ import torch
 from methods import ALONE, IDS, attach_small, randomise
 from safetensors.torch import load_file, save_file
 
-from adapters import Average, Rows, attach, combine, load_adapter, load_adapters, named_parameters, parameters, remove, save_adapter, save_adapters, use
+from adapters import (
+    Average,
+    Rows,
+    attach,
+    combine,
+    load_adapter,
+    load_adapters,
+    named_parameters,
+    parameters,
+    remove,
+    save_adapter,
+    save_adapters,
+    use,
+)
 from adapters.attach import adapter_names, adapters_named, in_order
 from adapters.config import resolve
 from adapters.places import all_sites
@@ -22,9 +35,14 @@ THREE = torch.cat((IDS, IDS[:1].flip(1)))
 def several(any_tiny):
     """A model with bottlenecks a, b, c (c of a's shape), LoRAs l, m, prefixes p, q and a soft prompt s."""
     for name, preset, changes in (
-        ("a", "parallel", {"size": 3}), ("b", "parallel", {"size": 4, "scale": 2.0}), ("c", "parallel", {"size": 3}),
-        ("l", "lora", {"r": 2, "dropout": 0.0}), ("m", "adalora", {"init_r": 3, "target_r": 2}),
-        ("p", "prefix", {"length": 3}), ("q", "prefix", {"length": 3}), ("s", "prompt", {"length": 2}),
+        ("a", "parallel", {"size": 3}),
+        ("b", "parallel", {"size": 4, "scale": 2.0}),
+        ("c", "parallel", {"size": 3}),
+        ("l", "lora", {"r": 2, "dropout": 0.0}),
+        ("m", "adalora", {"init_r": 3, "target_r": 2}),
+        ("p", "prefix", {"length": 3}),
+        ("q", "prefix", {"length": 3}),
+        ("s", "prompt", {"length": 2}),
     ):
         attach(any_tiny, preset, name=name, **changes)
     randomise(any_tiny, 0.1)
@@ -55,14 +73,22 @@ def test_an_average_is_of_what_the_adapters_add(several):
     for path, site in all_sites(several):
         if "a" in site.adapters:
             x, y = torch.randn(1, 2, site.in_features), torch.randn(1, 2, site.out_features)
-            torch.testing.assert_close(site.after(y, x), y + 0.7 * (a[path].after(y, x, site) - y) - 0.2 * (c[path].after(y, x, site) - y))
+            torch.testing.assert_close(
+                site.after(y, x),
+                y + 0.7 * (a[path].after(y, x, site) - y) - 0.2 * (c[path].after(y, x, site) - y),
+            )
     torch.testing.assert_close(out(several, Average("a", weights=[1.0])), out(several, "a"))
     torch.testing.assert_close(out(several, Average("a", weights=[0.0])), out(several))
     assert Average("a", "b").weights == [0.5, 0.5]
 
 
 def test_outputs_added_in_one_adapter_are_the_average_while_it_runs(several):
-    for weights in ({"a": 0.7, "b": -0.3}, {"a": 1.0, "b": 1.0, "c": -1.0}, {"l": 0.5, "m": -2.0}, {"m": 0.5}):
+    for weights in (
+        {"a": 0.7, "b": -0.3},
+        {"a": 1.0, "b": 1.0, "c": -1.0},
+        {"l": 0.5, "m": -2.0},
+        {"m": 0.5},
+    ):
         expected = out(several, Average(*weights, weights=list(weights.values())))
         config = combine(several, weights, "sum")
         assert config.kind in ("bottleneck", "lora")
@@ -91,7 +117,10 @@ def test_weights_added(tiny, method):
     combine(tiny, {"one": 1.0}, "same", how="weights")
     torch.testing.assert_close(out(tiny, "same"), out(tiny, "one"))
     combine(tiny, {"one": 0.5, "two": 0.5}, "mean", how="weights")
-    one, two, mean = ({path: one.state_dict() for path, one in adapters_named(tiny, name).items()} for name in ("one", "two", "mean"))
+    one, two, mean = (
+        {path: one.state_dict() for path, one in adapters_named(tiny, name).items()}
+        for name in ("one", "two", "mean")
+    )
     for path, tensors in mean.items():
         for leaf, tensor in tensors.items():
             torch.testing.assert_close(tensor, (one[path][leaf] + two[path][leaf]) / 2)
@@ -117,7 +146,9 @@ def test_rows_keep_their_adapters_in_generation(several):
         found = []
         for row, name in enumerate(rows):
             use(several, [name] if name else [])
-            found.append(generate(several, prompts[row : row + 1], max_new_tokens=8, stop_ids=stop)[0])
+            found.append(
+                generate(several, prompts[row : row + 1], max_new_tokens=8, stop_ids=stop)[0]
+            )
         return found
 
     stop = [tokens[1] for tokens in alone([])[:2]]  # ends rows 0 and 1 early, half of the batch
@@ -132,18 +163,26 @@ def test_rows_are_trained_together(several):
     use(several, [Rows("a", "c", None)])
     several(THREE)[0].square().mean().backward()
     for name, moved in (("a", True), ("c", False)):
-        gradients = [p.grad for one in adapters_named(several, name).values() for p in one.parameters()]
+        gradients = [
+            p.grad for one in adapters_named(several, name).values() for p in one.parameters()
+        ]
         assert all((g is not None and bool(g.abs().max() > 0)) == moved for g in gradients)
 
 
 def test_what_is_on_is_trained_or_what_is_named(several):
     use(several, ["a", "l"], train=["l"])
     trained = {id(p) for p in parameters(several)}
-    assert trained == {id(p) for one in adapters_named(several, "l").values() for p in one.parameters()}
+    assert trained == {
+        id(p) for one in adapters_named(several, "l").values() for p in one.parameters()
+    }
     several(THREE).square().mean().backward()
-    assert all(p.grad is None for one in adapters_named(several, "a").values() for p in one.parameters())
+    assert all(
+        p.grad is None for one in adapters_named(several, "a").values() for p in one.parameters()
+    )
     use(several, ["a"])
-    assert {id(p) for p in parameters(several)} == {id(p) for one in adapters_named(several, "a").values() for p in one.parameters()}
+    assert {id(p) for p in parameters(several)} == {
+        id(p) for one in adapters_named(several, "a").values() for p in one.parameters()
+    }
 
 
 def test_all_of_it_is_saved_and_restored(several, tmp_path):
@@ -167,8 +206,13 @@ def test_a_folder_that_does_not_fit_leaves_the_model_as_it_was(several, tmp_path
     save_adapters(several, tmp_path / "all")
     again = load_model(str(several.folder))
     attach(again, "lora", name="mine")
-    for on, said in ((["a", "x"], "unknown adapter name 'x'"), ([{"avrage": []}], "neither an adapter's name"), ("a", "should list"),
-                     ([{"average": ["a", "p"], "weights": [1, 1]}], "adds nothing"), ([{"average": ["a"], "weights": []}], "as many weights")):
+    for on, said in (
+        (["a", "x"], "unknown adapter name 'x'"),
+        ([{"avrage": []}], "neither an adapter's name"),
+        ("a", "should list"),
+        ([{"average": ["a", "p"], "weights": [1, 1]}], "adds nothing"),
+        ([{"average": ["a"], "weights": []}], "as many weights"),
+    ):
         setup = json.loads((tmp_path / "all" / "adapters.json").read_text()) | {"on": on}
         (tmp_path / "all" / "adapters.json").write_text(json.dumps(setup))
         with pytest.raises(UserError, match=said):
@@ -188,14 +232,23 @@ def test_a_folder_that_does_not_fit_leaves_the_model_as_it_was(several, tmp_path
         (lambda m: out(m, Rows("a", "b")), "for a batch of 2 rows, this one has 3"),
         (lambda m: combine(m, {"a": 1.0, "l": 1.0}, "x"), "bottleneck and lora"),
         (lambda m: combine(m, {"p": 1.0}, "x"), "have no|has no sum"),
-        (lambda m: combine(m, {"a": 1.0, "b": 1.0}, "x", how="weights"), "same places, sizes and options"),
-        (lambda m: combine(m, {"a": 1.0, "l": 1.0}, "x", how="weights"), "same places, sizes and options"),
+        (
+            lambda m: combine(m, {"a": 1.0, "b": 1.0}, "x", how="weights"),
+            "same places, sizes and options",
+        ),
+        (
+            lambda m: combine(m, {"a": 1.0, "l": 1.0}, "x", how="weights"),
+            "same places, sizes and options",
+        ),
         (lambda m: combine(m, {}, "x"), "a weight each"),
         (lambda m: combine(m, {"a": 1.0}, "a"), "already has"),
         (lambda m: combine(m, {"a": 1.0}, "x", how="output"), "did you mean 'outputs'"),
         (lambda m: attach(m, "fusion", name="x", of=["a", "z"]), "no adapter 'z' is loaded"),
         (lambda m: attach(m, "fusion", name="x", of=["a"]), "two adapters"),
-        (lambda m: attach(m, "fusion", name="x", of=["p", "q"], sites=["q"]), "more than to add|sits where its members do|unknown site"),
+        (
+            lambda m: attach(m, "fusion", name="x", of=["p", "q"], sites=["q"]),
+            "more than to add|sits where its members do|unknown site",
+        ),
         (lambda m: use(m, ["a", "a"]), "named twice"),
         (lambda m: use(m, "a"), "a list of names"),
         (lambda m: use(m, ["a"], train=["b"]), "to be trained and is not on"),
@@ -243,9 +296,14 @@ def test_a_fusion_takes_its_members_out_of_compositions(several):
 def test_members_of_a_fusion_are_frozen_even_if_they_were_trained_before(several):
     use(several, ["a", "b"], train=["b"])
     attach(several, "fusion", name="f", of=["a", "b"])
-    assert all("fusion_key" in path or "query" in path or "value" in path for path in named_parameters(several))
+    assert all(
+        "fusion_key" in path or "query" in path or "value" in path
+        for path in named_parameters(several)
+    )
     several(THREE).square().mean().backward()
-    assert all(p.grad is None for one in adapters_named(several, "b").values() for p in one.parameters())
+    assert all(
+        p.grad is None for one in adapters_named(several, "b").values() for p in one.parameters()
+    )
 
 
 def test_what_is_removed_is_gone_everywhere(tiny):

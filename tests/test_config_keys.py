@@ -32,21 +32,31 @@ def config_with(changes: dict, family: str = "llama"):
 
 PASSED = [
     # off
-    {"sliding_window": None}, {"use_sliding_window": False}, {"use_mrope": False},
+    {"sliding_window": None},
+    {"use_sliding_window": False},
+    {"use_mrope": False},
     {"max_window_layers": 28, "use_sliding_window": False, "sliding_window": 4096},
-    {"layer_types": ["full_attention"] * 3}, {"final_logit_softcapping": None},
-    {"query_pre_attn_scalar": None}, {"alibi": False}, {"qk_layernorm": False}, {"some_new": None},
-    {"rope_scaling": None, "rope_parameters": None}, {"rope_scaling": False},
+    {"layer_types": ["full_attention"] * 3},
+    {"final_logit_softcapping": None},
+    {"query_pre_attn_scalar": None},
+    {"alibi": False},
+    {"qk_layernorm": False},
+    {"some_new": None},
+    {"rope_scaling": None, "rope_parameters": None},
+    {"rope_scaling": False},
     {"no_rope_layers": []},
     {"quantization": None, "quantization_config": None, "compression_config": None},
     {"attention_bias": None, "mlp_bias": None, "rope_theta": None, "tie_word_embeddings": None},
-    {"num_experts": 0, "num_local_experts": 0}, {"rope_interleaved": False},
+    {"num_experts": 0, "num_local_experts": 0},
+    {"rope_interleaved": False},
     # neutral
     {"partial_rotary_factor": 1.0, "rotary_pct": 1, "is_causal": True, "use_rope": True},
     {"embedding_multiplier": 1.0, "logits_scaling": 1, "residual_multiplier": 1},
     {"rope_scaling": {"rope_type": "default", "factor": None, "rope_theta": None}},
     # of training, saving, serving and generation
-    {"unsloth_fixed": True}, {"unsloth_version": "2024.9"}, {"_attn_implementation": "eager"},
+    {"unsloth_fixed": True},
+    {"unsloth_version": "2024.9"},
+    {"_attn_implementation": "eager"},
     {"attn_implementation": "flash_attention_2", "_attn_implementation_internal": "sdpa"},
     {"keys_to_ignore_at_inference": ["past_key_values"], "num_labels": 3},
     {"sequence_parallel_enabled": True, "tensor_parallel_degree": 8, "use_flash_attn": True},
@@ -60,8 +70,13 @@ PASSED = [
 
 @pytest.mark.parametrize("changes", PASSED, ids=lambda changes: next(iter(changes)))
 def test_what_changes_nothing_is_passed_over(changes):
-    said = {"layer_types", "max_window_layers", "rope_scaling", "sliding_window",
-            "use_sliding_window"}
+    said = {
+        "layer_types",
+        "max_window_layers",
+        "rope_scaling",
+        "sliding_window",
+        "use_sliding_window",
+    }
     found, plain = (vars(config_with(some)) for some in (changes, {}))
     assert {**found, **dict.fromkeys(said)} == {**plain, **dict.fromkeys(said)}
 
@@ -81,13 +96,26 @@ def test_false_and_null_pass_in_every_family(family):
 
 
 REFUSED = [
-    {"is_causal": False}, {"use_rope": False}, {"partial_rotary_factor": 0.5},
-    {"embedding_multiplier": 12.0}, {"qk_layernorm": True}, {"use_mrope": True},
-    {"alibi": True}, {"num_experts": 8}, {"final_logit_softcapping": 30.0},
-    {"parallel_residual": True}, {"clip_qkv": 8.0}, {"is_encoder_decoder": True},
-    {"add_cross_attention": True}, {"mm_vision_tower": "clip"}, {"vision_config": {"x": 1}},
-    {"dual_chunk_attention_config": {"chunk_size": 2}}, {"draft_vocab_size": 32000},
-    {"quantization": {"bits": 4}}, {"norm_type": "layernorm"}, {"num_nextn_predict_layers": 1},
+    {"is_causal": False},
+    {"use_rope": False},
+    {"partial_rotary_factor": 0.5},
+    {"embedding_multiplier": 12.0},
+    {"qk_layernorm": True},
+    {"use_mrope": True},
+    {"alibi": True},
+    {"num_experts": 8},
+    {"final_logit_softcapping": 30.0},
+    {"parallel_residual": True},
+    {"clip_qkv": 8.0},
+    {"is_encoder_decoder": True},
+    {"add_cross_attention": True},
+    {"mm_vision_tower": "clip"},
+    {"vision_config": {"x": 1}},
+    {"dual_chunk_attention_config": {"chunk_size": 2}},
+    {"draft_vocab_size": 32000},
+    {"quantization": {"bits": 4}},
+    {"norm_type": "layernorm"},
+    {"num_nextn_predict_layers": 1},
 ]
 
 
@@ -130,10 +158,18 @@ def test_a_null_that_would_change_a_default_of_true_is_refused():
 
 
 LOADED = [
-    None, [], ["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["MistralForCausalLM"],
+    None,
+    [],
+    ["LlamaForCausalLM"],
+    ["LLaMAForCausalLM"],
+    ["MistralForCausalLM"],
     "LlamaForCausalLM",
-    ["FSDPLlamaForCausalLM"], ["OptimizedModule"], ["PeftModelForCausalLM"], ["YiForCausalLM"],
-    ["LlamaForCausalLMPipe"], ["LlamaLMHeadModel"],
+    ["FSDPLlamaForCausalLM"],
+    ["OptimizedModule"],
+    ["PeftModelForCausalLM"],
+    ["YiForCausalLM"],
+    ["LlamaForCausalLMPipe"],
+    ["LlamaLMHeadModel"],
 ]
 
 
@@ -145,19 +181,28 @@ def test_classes_that_are_causal_models(names):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("LlamaForCausalLMEagle", "a draft head"), ("EagleLlamaModel", "a draft head"),
-        ("Eagle3LlamaForCausalLM", "a draft head"), ("MedusaModel", "a draft head"),
-        ("LlamaMTPForCausalLM", "a draft head"), ("DFlashDraftModel", "a draft head"),
+        ("LlamaForCausalLMEagle", "a draft head"),
+        ("EagleLlamaModel", "a draft head"),
+        ("Eagle3LlamaForCausalLM", "a draft head"),
+        ("MedusaModel", "a draft head"),
+        ("LlamaMTPForCausalLM", "a draft head"),
+        ("DFlashDraftModel", "a draft head"),
         ("LlamaForSequenceClassification", "a classifier"),
-        ("LlamaForTokenClassification", "a classifier"), ("LlamaForRewardModel", "a classifier"),
-        ("Qwen2ForProcessRewardModel", "a classifier"), ("LlamaForScore", "a classifier"),
+        ("LlamaForTokenClassification", "a classifier"),
+        ("LlamaForRewardModel", "a classifier"),
+        ("Qwen2ForProcessRewardModel", "a classifier"),
+        ("LlamaForScore", "a classifier"),
         ("AutoModelForCausalLMWithValueHead", "a classifier"),
-        ("LlamaForQuestionAnswering", "an encoder"), ("LlamaBiModel", "an encoder"),
-        ("LlamaBidirectionalModel", "an encoder"), ("LlamaEncoderModel", "an encoder"),
+        ("LlamaForQuestionAnswering", "an encoder"),
+        ("LlamaBiModel", "an encoder"),
+        ("LlamaBidirectionalModel", "an encoder"),
+        ("LlamaEncoderModel", "an encoder"),
         ("LlavaLlamaForCausalLM", "more than text"),
         ("Qwen2VLForConditionalGeneration", "more than text"),
-        ("MixtralForCausalLM", "a mixture of experts"), ("LlamaModel", "without an output head"),
-        ("SomethingElse", "no causal language model"), ("LlamaForDiffusion", "no causal"),
+        ("MixtralForCausalLM", "a mixture of experts"),
+        ("LlamaModel", "without an output head"),
+        ("SomethingElse", "no causal language model"),
+        ("LlamaForDiffusion", "no causal"),
     ],
 )
 def test_classes_that_are_not_are_refused_by_name(folder, name, said):

@@ -13,8 +13,8 @@ from data.prompts import PREAMBLE, RESPONSE
 from data.sources import load_data
 from data.split import MATH_SETS, paper_split
 from data.wordproblems import HELD_OUT, MANNERS, problems, side
+from experiments.pretrain import encode_line, lines
 from model import UserError, load_tokenizer
-from train.pretrain import encode_line, lines
 from train.settings import recipe
 
 PAPER = Path(__file__).parent.parent.parent / "shared" / "data" / "LLM-Adapters"
@@ -49,17 +49,25 @@ def test_no_test_problem_is_in_any_training_data(words):
     """Neither in what adapters learn from nor in what the pocket model was made of."""
     tests = {row["instruction"] for rows in words.tests.values() for row in rows}
     assert len(tests) == sum(map(len, words.tests.values()))
-    assert not tests & {row["instruction"] for seed in (0, 1) for row in load_data("wordproblems", seed=seed).train}
+    assert not tests & {
+        row["instruction"] for seed in (0, 1) for row in load_data("wordproblems", seed=seed).train
+    }
     shown = set()
-    for line in lines(SHIPPED["train"]["max_steps"] * SHIPPED["train"]["batch_size"], SHIPPED["seed"]):
+    for line in lines(
+        SHIPPED["train"]["max_steps"] * SHIPPED["train"]["batch_size"], SHIPPED["seed"]
+    ):
         shown.add(line[0][0].removeprefix(PREAMBLE).removesuffix(RESPONSE))
     assert len(shown) > 40_000
     assert not tests & shown
 
 
 def test_sides_are_decided_by_the_question_alone():
-    assert {side(row["instruction"]) for row in islice(problems("gsm8k", "train", 5), 200)} == {"train"}
-    assert {side(row["instruction"]) for row in islice(problems("gsm8k", "test", 5), 200)} == {"test"}
+    assert {side(row["instruction"]) for row in islice(problems("gsm8k", "train", 5), 200)} == {
+        "train"
+    }
+    assert {side(row["instruction"]) for row in islice(problems("gsm8k", "test", 5), 200)} == {
+        "test"
+    }
 
 
 def test_unseen_templates_are_never_trained_on(words):
@@ -68,13 +76,19 @@ def test_unseen_templates_are_never_trained_on(words):
     assert len(set(unseen)) > 100
     assert not trained & set(unseen)
     openings = {template.split("?")[0].partition(".")[0] for template in trained}
-    assert not openings & {template.split("?")[0].partition(".")[0] for template in unseen if ". " not in template.partition("{b}")[0]}
+    assert not openings & {
+        template.split("?")[0].partition(".")[0]
+        for template in unseen
+        if ". " not in template.partition("{b}")[0]
+    }
 
 
 def test_the_pretraining_text_has_the_words_of_the_held_out_manner_but_no_problem_of_it():
     text = ["".join(part for part, _ in line) for line in lines(6000, seed=0)]
     shown = set(re.findall(r"[A-Za-z]+", " ".join(text)))
-    asked = " ".join(row["instruction"] + row["output"] for row in islice(problems(HELD_OUT, "train", 0), 2000))
+    asked = " ".join(
+        row["instruction"] + row["output"] for row in islice(problems(HELD_OUT, "train", 0), 2000)
+    )
     assert set(re.findall(r"[A-Za-z]+", asked)) <= shown
     pattern = re.compile(r"First, \d+ [-+] \d+ = \d+\. Then, \d+ [*/]")
     assert pattern.search(asked)
@@ -95,12 +109,20 @@ def test_pretraining_weights_results_and_rationales():
         assert len(example.ids) == len(example.weights)
         weights = dict(line)
         assert set(weights.values()) <= {0.0, 0.1, 1.0}
-        assert tokenizer.decode(example.ids, skip_special_tokens=False) == "".join(text for text, _ in line)
+        assert tokenizer.decode(example.ids, skip_special_tokens=False) == "".join(
+            text for text, _ in line
+        )
 
 
 def test_the_same_seed_gives_the_same_problems():
-    assert load_data("wordproblems", seed=4).fingerprint == load_data("wordproblems", seed=4).fingerprint
-    assert load_data("wordproblems", seed=4).fingerprint != load_data("wordproblems", seed=5).fingerprint
+    assert (
+        load_data("wordproblems", seed=4).fingerprint
+        == load_data("wordproblems", seed=4).fingerprint
+    )
+    assert (
+        load_data("wordproblems", seed=4).fingerprint
+        != load_data("wordproblems", seed=5).fingerprint
+    )
     assert load_data("wordproblems", seed=4).tests == load_data("wordproblems", seed=5).tests
 
 
@@ -109,10 +131,20 @@ def write_paper_folder(folder: Path, count: int = 10) -> Path:
     for name, file in MATH_SETS.items():
         path = folder / "dataset" / file
         path.parent.mkdir(parents=True)
-        rows = [{"question": f"{name} {i}?", "chain-of-thought": f"\nA: {i}.", "pred": i, "answer": float(i)} for i in range(count)]
+        rows = [
+            {
+                "question": f"{name} {i}?",
+                "chain-of-thought": f"\nA: {i}.",
+                "pred": i,
+                "answer": float(i),
+            }
+            for i in range(count)
+        ]
         path.write_text(json.dumps(rows))
         if name == "AddSub":
-            path.with_name("AddSub.json").write_text(json.dumps([{"lSolutions": [f"{i}.00"]} for i in range(count)]))
+            path.with_name("AddSub.json").write_text(
+                json.dumps([{"lSolutions": [f"{i}.00"]} for i in range(count)])
+            )
     return folder
 
 
@@ -125,14 +157,19 @@ def test_the_split_is_80_to_20_in_the_order_of_one_generator(tmp_path):
     assert split["AddSub"][0][0]["answer"].endswith(".00")  # the set's own label strings
     assert len(split["union"]) == 48
     digest = hashlib.md5(json.dumps(split["union"], indent=4).encode()).hexdigest()
-    assert digest == "fccb8e6e07c24695f777ba29c0b747aa"  # as the paper's own script, with random.seed(2023), makes it of this folder
+    assert (
+        digest == "fccb8e6e07c24695f777ba29c0b747aa"
+    )  # as the paper's own script, with random.seed(2023), makes it of this folder
     assert paper_split(tmp_path) == split
 
 
 @pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's data is not beside the repository")
 def test_the_papers_union_byte_for_byte():
     split = paper_split(PAPER)
-    assert hashlib.md5(json.dumps(split["union"], indent=4).encode()).hexdigest() == "4a8f89d116cec1b31c1a9353bd4d1538"
+    assert (
+        hashlib.md5(json.dumps(split["union"], indent=4).encode()).hexdigest()
+        == "4a8f89d116cec1b31c1a9353bd4d1538"
+    )
     assert [len(split[name][1]) for name in MATH_SETS] == [79, 120, 102, 51, 264, 200]
 
 
@@ -144,10 +181,18 @@ def test_missing_and_malformed_files_are_named(tmp_path):
     folder = write_paper_folder(tmp_path)
     path = folder / "dataset" / MATH_SETS["SVAMP"]
     for text, said in (
-        ("[{}, {}]", "not the paper's file"), ("{}", "not a list"), ("[", "cannot be read as JSON"), ("[1, 2]", "not a list"), ("[]", "not a list"),
-        ("[" * 100_000, "cannot be read as JSON"), ("9" * 5000, "cannot be read as JSON"),
+        ("[{}, {}]", "not the paper's file"),
+        ("{}", "not a list"),
+        ("[", "cannot be read as JSON"),
+        ("[1, 2]", "not a list"),
+        ("[]", "not a list"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("9" * 5000, "cannot be read as JSON"),
         ('[{"question": null, "chain-of-thought": "a", "answer": 1}, {}]', "not the paper's file"),
-        ('[{"question": null, "chain-of-thought": "a", "answer": 1}, {"question": "b", "chain-of-thought": "c", "answer": 2}]', "item 1: the question"),
+        (
+            '[{"question": null, "chain-of-thought": "a", "answer": 1}, {"question": "b", "chain-of-thought": "c", "answer": 2}]',
+            "item 1: the question",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=said) as error:

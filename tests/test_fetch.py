@@ -29,20 +29,35 @@ class Server:
 
     def __init__(self, body: bytes = BODY):
         self.body, self.manner, self.asked = body, "ranges", []
-        self.sent, self.killed = threading.Event(), threading.Event()  # the slow manner has sent its first half; it may go
+        self.sent, self.killed = (
+            threading.Event(),
+            threading.Event(),
+        )  # the slow manner has sent its first half; it may go
 
     def answer(self, handler):
         wanted = handler.headers.get("Range")
         self.asked.append((handler.path, wanted))
         body, headers, status = self.body, {}, 200
-        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.manner != "no ranges" else 0
+        start = (
+            int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+            if wanted and self.manner != "no ranges"
+            else 0
+        )
         if self.manner == "missing":
             status, body = 404, b"no"
         elif start >= len(body):
-            status, headers, body = 416, {"Content-Range": f"bytes */{len(body)}"} if self.manner != "bare 416" else {}, b""
+            status, headers, body = (
+                416,
+                {"Content-Range": f"bytes */{len(body)}"} if self.manner != "bare 416" else {},
+                b"",
+            )
         elif start:
             at = 7 if self.manner == "another part" else start
-            status, headers, body = 206, {"Content-Range": f"bytes {at}-{len(body) - 1}/{len(body)}"}, body[at:]
+            status, headers, body = (
+                206,
+                {"Content-Range": f"bytes {at}-{len(body) - 1}/{len(body)}"},
+                body[at:],
+            )
         handler.send_response(status)
         if self.manner != "no length":
             headers["Content-Length"] = str(len(body))
@@ -100,7 +115,11 @@ def unpinned(server: Server) -> File:
 def kept() -> dict[str, bytes]:
     """What the cache holds."""
     folder = cache_folder()
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def part(body: bytes) -> None:
@@ -161,7 +180,9 @@ def test_a_server_that_sends_something_else_than_the_range(server, manner):
 def test_a_part_that_is_the_whole(server):
     part(BODY)
     fetch([pinned(server)])
-    assert server.asked == [("/far/test.json", f"bytes={len(BODY)}-")]  # answered with 416: nothing is behind it
+    assert server.asked == [
+        ("/far/test.json", f"bytes={len(BODY)}-")
+    ]  # answered with 416: nothing is behind it
     assert kept() == {"dataset/set/test.json": BODY}
 
 
@@ -183,7 +204,9 @@ def test_a_part_of_another_file_is_not_kept(server):
 
 def test_broken_off_then_completed(server):
     server.manner = "breaks off"
-    assert f"broke off after {len(BODY) // 2:,} of {len(BODY):,} bytes: try again" in failure(pinned(server))
+    assert f"broke off after {len(BODY) // 2:,} of {len(BODY):,} bytes: try again" in failure(
+        pinned(server)
+    )
     assert kept() == {"dataset/set/test.json.part": BODY[: len(BODY) // 2]}
     server.manner = "ranges"
     fetch([pinned(server)])
@@ -192,8 +215,12 @@ def test_broken_off_then_completed(server):
 
 
 def process(code: str) -> subprocess.Popen:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom data.fetch import File, fetch\n{code}"
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom data.fetch import File, fetch\n{code}"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_killed_in_the_middle_then_completed(server):
@@ -260,7 +287,14 @@ def test_without_a_sum_and_a_length_nobody_knows_whether_it_is_whole(server):
 # ---------------------------------------------------------------- one line for what goes wrong
 def test_offline_says_what_to_do():
     said = failure(File("dataset/set/test.json", "http://127.0.0.1:9/far/test.json"))
-    for part_ in ("http://127.0.0.1:9/far/test.json", "refused", "try again", MIRROR, "--data-dir FOLDER", "dataset/set/test.json"):
+    for part_ in (
+        "http://127.0.0.1:9/far/test.json",
+        "refused",
+        "try again",
+        MIRROR,
+        "--data-dir FOLDER",
+        "dataset/set/test.json",
+    ):
         assert part_ in said
     assert kept() == {}
 
@@ -273,7 +307,9 @@ def test_a_file_that_is_not_there(server):
     assert kept() == {}
 
 
-@pytest.mark.parametrize("address", ["nonsense", "http://[", "http://127.0.0.1:port", "http://a b", "ftp://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "http://[", "http://127.0.0.1:port", "http://a b", "ftp://127.0.0.1:9"]
+)
 def test_a_mirror_that_is_no_address(monkeypatch, address):
     monkeypatch.setenv(MIRROR, address)
     assert "cannot be fetched" in failure(File("a.json", "http://127.0.0.1:9/a.json"))
@@ -283,6 +319,7 @@ def test_a_server_that_speaks_no_http(server, monkeypatch):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as plain:
+
         def talk():
             for _ in range(2):
                 client = plain.accept()[0]
@@ -291,7 +328,9 @@ def test_a_server_that_speaks_no_http(server, monkeypatch):
                 client.close()
 
         threading.Thread(target=talk, daemon=True).start()
-        assert "cannot be fetched" in failure(File("a.json", f"http://127.0.0.1:{plain.getsockname()[1]}/a.json"))
+        assert "cannot be fetched" in failure(
+            File("a.json", f"http://127.0.0.1:{plain.getsockname()[1]}/a.json")
+        )
 
 
 def test_the_mirror_holds_the_same_paths(server, monkeypatch):
@@ -313,7 +352,9 @@ def test_a_disk_that_cannot_be_written(server, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE, str(tmp_path / "file" / "cache"))  # below a file
     assert "cannot make the folder" in failure(pinned(server))
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    (tmp_path / "cache" / "dataset" / "set" / "test.json.part").mkdir(parents=True)  # stands for a folder without permission: root may write anywhere
+    (tmp_path / "cache" / "dataset" / "set" / "test.json.part").mkdir(
+        parents=True
+    )  # stands for a folder without permission: root may write anywhere
     said = failure(pinned(server))
     assert "cannot write" in said
     assert CACHE in said

@@ -31,18 +31,28 @@ def test_each_token_is_the_most_likely_after_those_before(folder, device):
 
 def test_results_do_not_depend_on_batch_padding_or_order(tiny):
     attach(tiny, "parallel", size=4, init="bert")
-    stop = [generate(tiny, torch.tensor([row]), max_new_tokens=3)[0][2] for row in PROMPTS[:2]]  # so that rows end at different times
-    alone = [generate(tiny, *left_pad([row], 0, "cpu"), max_new_tokens=12, stop_ids=stop)[0] for row in PROMPTS]
+    stop = [
+        generate(tiny, torch.tensor([row]), max_new_tokens=3)[0][2] for row in PROMPTS[:2]
+    ]  # so that rows end at different times
+    alone = [
+        generate(tiny, *left_pad([row], 0, "cpu"), max_new_tokens=12, stop_ids=stop)[0]
+        for row in PROMPTS
+    ]
     assert len({len(row) for row in alone}) > 1
     for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 17):
-        together = generate(tiny, *left_pad([PROMPTS[i] for i in order], 0, "cpu"), max_new_tokens=12, stop_ids=stop)
+        together = generate(
+            tiny, *left_pad([PROMPTS[i] for i in order], 0, "cpu"), max_new_tokens=12, stop_ids=stop
+        )
         assert together == [alone[i] for i in order]
 
 
 def test_a_stop_token_ends_a_row_and_is_not_returned(tiny):
     free = generate(tiny, torch.tensor([PROMPTS[0]]), max_new_tokens=6)[0]
     first = free.index(free[3])
-    assert generate(tiny, torch.tensor([PROMPTS[0]]), max_new_tokens=6, stop_ids=[free[3]])[0] == free[:first]
+    assert (
+        generate(tiny, torch.tensor([PROMPTS[0]]), max_new_tokens=6, stop_ids=[free[3]])[0]
+        == free[:first]
+    )
 
 
 def test_what_cannot_be_continued_says_so(tiny):
@@ -71,12 +81,38 @@ def test_what_cannot_be_continued_says_so(tiny):
 
 
 def test_accuracy_does_not_depend_on_batch_size_and_predictions_are_kept_whole():
-    model, tokenizer = load_model("pocket-llama", dtype=torch.float32), load_tokenizer("pocket-llama")
-    tests = {name: list(itertools.islice(problems(name, "test", 0), 8)) for name in ("addsub", "aqua")}
-    one, many = (predict(model, tokenizer, tests, template=template("alpaca"), how=Eval(batch_size=size, max_new_tokens=48)) for size in (3, 16))
+    model, tokenizer = (
+        load_model("pocket-llama", dtype=torch.float32),
+        load_tokenizer("pocket-llama"),
+    )
+    tests = {
+        name: list(itertools.islice(problems(name, "test", 0), 8)) for name in ("addsub", "aqua")
+    }
+    one, many = (
+        predict(
+            model,
+            tokenizer,
+            tests,
+            template=template("alpaca"),
+            how=Eval(batch_size=size, max_new_tokens=48),
+        )
+        for size in (3, 16)
+    )
     assert one == many
     assert [(p["set"], p["index"]) for p in one] == [(name, i) for name in tests for i in range(8)]
-    assert set(one[0]) == {"set", "index", "instruction", "prompt", "gold", "output", "answer", "right", "paper_answer", "paper_right", "cut"}
+    assert set(one[0]) == {
+        "set",
+        "index",
+        "instruction",
+        "prompt",
+        "gold",
+        "output",
+        "answer",
+        "right",
+        "paper_answer",
+        "paper_right",
+        "cut",
+    }
     assert scores(one)["addsub"].right == sum(p["right"] for p in one if p["set"] == "addsub") >= 6
 
 
@@ -107,40 +143,79 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
 
     folder = tmp_path / "gptj"
     shutil.copytree(POCKET / "gptj", folder)
-    weights, config = load_file(str(folder / "model.safetensors")), json.loads((folder / "config.json").read_text())
-    for name, value in (("transformer.wte.weight", 0.0), ("lm_head.weight", 0.0), ("lm_head.bias", 1000.0)):
-        weights[name] = torch.cat((weights[name], torch.full((7, *weights[name].shape[1:]), value, dtype=torch.float16)))
+    weights, config = (
+        load_file(str(folder / "model.safetensors")),
+        json.loads((folder / "config.json").read_text()),
+    )
+    for name, value in (
+        ("transformer.wte.weight", 0.0),
+        ("lm_head.weight", 0.0),
+        ("lm_head.bias", 1000.0),
+    ):
+        weights[name] = torch.cat(
+            (weights[name], torch.full((7, *weights[name].shape[1:]), value, dtype=torch.float16))
+        )
     save_file(weights, str(folder / "model.safetensors"))
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 7}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"vocab_size": config["vocab_size"] + 7})
+    )
     tests = {"addsub": list(itertools.islice(problems("addsub", "test", 0), 4))}
     found = [
-        predict(load_model(name, dtype=torch.float32), load_tokenizer(name), tests, template=template("alpaca"), how=Eval(batch_size=4, max_new_tokens=40))
+        predict(
+            load_model(name, dtype=torch.float32),
+            load_tokenizer(name),
+            tests,
+            template=template("alpaca"),
+            how=Eval(batch_size=4, max_new_tokens=40),
+        )
         for name in ("pocket-gptj", str(folder))
     ]
     assert found[0] == found[1]
 
 
-def by_transformers(reference, rows: list[list[int]], stop_ids: Sequence[int], **settings) -> list[list[int]]:
+def by_transformers(
+    reference, rows: list[list[int]], stop_ids: Sequence[int], **settings
+) -> list[list[int]]:
     """The new tokens of transformers' generate on a left-padded batch, cut in front of the stop token."""
     ids, mask = left_pad(rows, 0, "cpu")
-    found = reference.generate(ids, attention_mask=mask, do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=0, **settings)[:, ids.shape[1] :]
-    return [list(itertools.takewhile(lambda token: token not in stop_ids, row)) for row in found.tolist()]
+    found = reference.generate(
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=0,
+        **settings,
+    )[:, ids.shape[1] :]
+    return [
+        list(itertools.takewhile(lambda token: token not in stop_ids, row))
+        for row in found.tolist()
+    ]
 
 
 @pytest.mark.parametrize("family", TINY)
 def test_beams_find_what_transformers_finds(tmp_path, family):
     from test_parity import reference
 
-    write_checkpoint(tmp_path, family, tie_word_embeddings=False)  # with its head tied, a random BLOOM repeats one token
+    write_checkpoint(
+        tmp_path, family, tie_word_embeddings=False
+    )  # with its head tied, a random BLOOM repeats one token
     model, theirs = load_model(str(tmp_path)), reference(tmp_path)
     free = [generate(model, torch.tensor([row]), max_new_tokens=10, beams=3)[0] for row in PROMPTS]
     lengths = set()
-    for beams, stop_ids in itertools.product((2, 3, 5), ([], [free[0][3]], [free[1][4], free[3][2], free[4][5]], range(45))):
-        found = generate(model, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=10, beams=beams, stop_ids=stop_ids)
-        assert found == by_transformers(theirs, PROMPTS, stop_ids, num_beams=beams, max_new_tokens=10)
+    for beams, stop_ids in itertools.product(
+        (2, 3, 5), ([], [free[0][3]], [free[1][4], free[3][2], free[4][5]], range(45))
+    ):
+        found = generate(
+            model, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=10, beams=beams, stop_ids=stop_ids
+        )
+        assert found == by_transformers(
+            theirs, PROMPTS, stop_ids, num_beams=beams, max_new_tokens=10
+        )
         lengths.update(map(len, found))
     assert len(lengths) > 3  # stop tokens were met, early and late
-    assert generate(model, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=10, vocab_size=40, beams=3) == by_transformers(
+    assert generate(
+        model, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=10, vocab_size=40, beams=3
+    ) == by_transformers(
         theirs, PROMPTS, [], num_beams=3, max_new_tokens=10, suppress_tokens=list(range(40, 61))
     )
 
@@ -153,12 +228,18 @@ def as_transformers_model(model):
         config_class = transformers.PretrainedConfig
 
         def __init__(self):
-            super().__init__(transformers.PretrainedConfig(vocab_size=model.config.vocab_size, num_hidden_layers=1))
+            super().__init__(
+                transformers.PretrainedConfig(
+                    vocab_size=model.config.vocab_size, num_hidden_layers=1
+                )
+            )
             self.place = torch.nn.Parameter(torch.zeros(1))  # where it is
             self.inner = [model]  # in a list: not to be counted, moved or initialised
 
         def forward(self, input_ids, attention_mask=None, **_):
-            return transformers.modeling_outputs.CausalLMOutput(logits=self.inner[0](input_ids, attention_mask))
+            return transformers.modeling_outputs.CausalLMOutput(
+                logits=self.inner[0](input_ids, attention_mask)
+            )
 
         def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
             return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -177,8 +258,12 @@ def test_beams_with_adapters_on(tmp_path, family, preset):
     wrapped = as_transformers_model(model)
     free = generate(model, torch.tensor([PROMPTS[0]]), max_new_tokens=8, beams=3)[0]
     for stop_ids in ([], [free[2]]):
-        found = generate(model, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=8, beams=3, stop_ids=stop_ids)
-        assert found == by_transformers(wrapped, PROMPTS, stop_ids, num_beams=3, max_new_tokens=8, use_cache=False)
+        found = generate(
+            model, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=8, beams=3, stop_ids=stop_ids
+        )
+        assert found == by_transformers(
+            wrapped, PROMPTS, stop_ids, num_beams=3, max_new_tokens=8, use_cache=False
+        )
 
 
 def test_a_beam_goes_on_however_many_stop_tokens_are_likelier(tiny, monkeypatch):
@@ -190,16 +275,38 @@ def test_a_beam_goes_on_however_many_stop_tokens_are_likelier(tiny, monkeypatch)
     monkeypatch.setattr(tiny, "hidden", lambda ids, *_, **__: table[ids])
     monkeypatch.setattr(tiny, "logits", lambda hidden: hidden)
     found = generate(tiny, torch.tensor([[5]]), max_new_tokens=8, beams=2, stop_ids=[10, 11, 12])
-    assert found == [list(range(30, 38))] == by_transformers(as_transformers_model(tiny), [[5]], [10, 11, 12], num_beams=2, max_new_tokens=8, use_cache=False)
+    assert (
+        found
+        == [list(range(30, 38))]
+        == by_transformers(
+            as_transformers_model(tiny),
+            [[5]],
+            [10, 11, 12],
+            num_beams=2,
+            max_new_tokens=8,
+            use_cache=False,
+        )
+    )
 
 
 def test_beams_of_a_row_depend_on_nothing_but_the_row(any_tiny):
-    free = [generate(any_tiny, torch.tensor([row]), max_new_tokens=9, beams=4)[0] for row in PROMPTS]
+    free = [
+        generate(any_tiny, torch.tensor([row]), max_new_tokens=9, beams=4)[0] for row in PROMPTS
+    ]
     stop = [free[0][2], free[1][4]]
-    alone = [generate(any_tiny, torch.tensor([row]), max_new_tokens=9, beams=4, stop_ids=stop)[0] for row in PROMPTS]
+    alone = [
+        generate(any_tiny, torch.tensor([row]), max_new_tokens=9, beams=4, stop_ids=stop)[0]
+        for row in PROMPTS
+    ]
     assert alone != free
     for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 29):
-        together = generate(any_tiny, *left_pad([PROMPTS[i] for i in order], 0, "cpu"), max_new_tokens=9, beams=4, stop_ids=stop)
+        together = generate(
+            any_tiny,
+            *left_pad([PROMPTS[i] for i in order], 0, "cpu"),
+            max_new_tokens=9,
+            beams=4,
+            stop_ids=stop,
+        )
         assert together == [alone[i] for i in order]
 
 
@@ -210,7 +317,17 @@ def test_beams_and_adapters_by_row_do_not_go_together(tiny):
         generate(tiny, torch.tensor(PROMPTS[3:4] * 2), beams=2)
 
 
-FILTERS = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 12, 0.6), (1.0, 100, 1e-9), (2.0, 1, 1.0), (1.0, 0, 0.5), (0.5, 3, 0.999)]
+FILTERS = [
+    (1.0, 0, 1.0),
+    (0.7, 0, 1.0),
+    (1.0, 5, 1.0),
+    (1.0, 0, 0.8),
+    (1.3, 12, 0.6),
+    (1.0, 100, 1e-9),
+    (2.0, 1, 1.0),
+    (1.0, 0, 0.5),
+    (0.5, 3, 0.999),
+]
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), FILTERS)
@@ -218,8 +335,14 @@ def test_the_distribution_to_draw_from_is_that_of_transformers(temperature, top_
     transformers = pytest.importorskip("transformers")
     logits = 3 * torch.randn(7, 61, generator=torch.Generator().manual_seed(0))
     logits[0, :30] = logits[0, 30]  # equals
-    logits[1] = torch.tensor([0.0] * 4 + [float("-inf")] * 57)  # a share of 0.5 ends between two of them
-    expected = transformers.TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
+    logits[1] = torch.tensor(
+        [0.0] * 4 + [float("-inf")] * 57
+    )  # a share of 0.5 ends between two of them
+    expected = (
+        transformers.TemperatureLogitsWarper(temperature)(None, logits)
+        if temperature != 1
+        else logits
+    )
     expected = transformers.TopKLogitsWarper(top_k)(None, expected) if top_k else expected
     expected = transformers.TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
     assert torch.equal(Sampling(temperature, top_k, top_p).filter(logits), expected)
@@ -236,13 +359,21 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 def test_a_sampled_row_depends_on_its_seed_and_nothing_else(any_tiny):
     how, seeds = Sampling(temperature=1.5, top_k=20, top_p=0.95), [11, 12, 13, 14, 15]
-    free = [generate(any_tiny, torch.tensor([row]), sampling=how, seeds=[seed])[0] for row, seed in zip(PROMPTS, seeds, strict=True)]
+    free = [
+        generate(any_tiny, torch.tensor([row]), sampling=how, seeds=[seed])[0]
+        for row, seed in zip(PROMPTS, seeds, strict=True)
+    ]
     stop = [free[0][2], free[1][5]]
-    alone = [generate(any_tiny, torch.tensor([row]), stop_ids=stop, sampling=how, seeds=[seed])[0] for row, seed in zip(PROMPTS, seeds, strict=True)]
+    alone = [
+        generate(any_tiny, torch.tensor([row]), stop_ids=stop, sampling=how, seeds=[seed])[0]
+        for row, seed in zip(PROMPTS, seeds, strict=True)
+    ]
     assert len({len(row) for row in alone}) > 1
     for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 29):
         rows = left_pad([PROMPTS[i] for i in order], 0, "cpu")
-        assert generate(any_tiny, *rows, stop_ids=stop, sampling=how, seeds=[seeds[i] for i in order]) == [alone[i] for i in order]
+        assert generate(
+            any_tiny, *rows, stop_ids=stop, sampling=how, seeds=[seeds[i] for i in order]
+        ) == [alone[i] for i in order]
     many = generate(any_tiny, torch.tensor(PROMPTS[:1] * 6), sampling=how, seeds=[1, 2, 3, 1, 2, 3])
     assert many[:3] == many[3:]
     assert len(set(map(tuple, many))) == 3
@@ -264,8 +395,14 @@ def test_a_row_ends_when_its_own_condition_is_met(tiny):
         asked.append(tuple(new))
         return tuple(new) in ends
 
-    found = generate(tiny, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=9, stop=stop, stream=streamed.append)
+    found = generate(
+        tiny, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=9, stop=stop, stream=streamed.append
+    )
     lengths = [3, 9, 5, 9, 1]
     assert found == [row[:length] for row, length in zip(free, lengths, strict=True)]
-    assert sorted(asked) == sorted(tuple(row[:n]) for row, length in zip(free, lengths, strict=True) for n in range(1, length + 1))
+    assert sorted(asked) == sorted(
+        tuple(row[:n])
+        for row, length in zip(free, lengths, strict=True)
+        for n in range(1, length + 1)
+    )
     assert sum(map(len, streamed)) == sum(lengths)

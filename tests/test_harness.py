@@ -24,16 +24,28 @@ pytest.importorskip("lm_eval")
 
 TEXTS = [
     ("Tom has 3 apples and gets 4 more. How many apples has he?", " 7"),
-    ("Tom has 3 apples and gets 4 more. How many apples has he? ", "7 apples"),  # the space belongs to what follows
+    (
+        "Tom has 3 apples and gets 4 more. How many apples has he? ",
+        "7 apples",
+    ),  # the space belongs to what follows
     ("Tom has 3 apples.\n\n", "Tom has 12 pears."),
     ("", "Tom has 3 apples."),
-    ("<eos>Ann", " has 3 pears."),  # not Tom's apples: HFLM takes two requests of the same ids for one, wherever their contexts end
+    (
+        "<eos>Ann",
+        " has 3 pears.",
+    ),  # not Tom's apples: HFLM takes two requests of the same ids for one, wherever their contexts end
     ("one two " * 400, "three"),  # longer than the model
 ]
-RULES = "task: {}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {}}}}}\ntest_split: test\n"
-CHOICE = RULES + "output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: gold\ndoc_to_choice: choices\nmetric_list: [{{metric: acc}}]\n"
+RULES = (
+    "task: {}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {}}}}}\ntest_split: test\n"
+)
+CHOICE = (
+    RULES
+    + "output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: gold\ndoc_to_choice: choices\nmetric_list: [{{metric: acc}}]\n"
+)
 WRITE = (
-    RULES + "output_type: generate_until\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: '{{{{a}}}}'\ntarget_delimiter: ''\n"
+    RULES
+    + "output_type: generate_until\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: '{{{{a}}}}'\ntarget_delimiter: ''\n"
     "generation_kwargs: {{until: [' ', '.'], max_gen_toks: 12, do_sample: false, temperature: 0.0}}\n"
     "metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]\n"
 )
@@ -54,16 +66,26 @@ def test_likelihoods_are_those_of_the_harness_own_model(pocket):
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(POCKET / "llama", dtype=torch.float32)
-    theirs = huggingface.HFLM(pretrained=reference, tokenizer=str(POCKET / "llama"), batch_size=2, device="cpu")
+    theirs = huggingface.HFLM(
+        pretrained=reference, tokenizer=str(POCKET / "llama"), batch_size=2, device="cpu"
+    )
     ours = harness_model(*pocket, batch_size=2)
-    expected, found = (lm.loglikelihood(requests(*TEXTS), disable_tqdm=True) for lm in (theirs, ours))
+    expected, found = (
+        lm.loglikelihood(requests(*TEXTS), disable_tqdm=True) for lm in (theirs, ours)
+    )
     assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-4, rel=0)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    whole = requests(("Tom has 3 apples.",), ("one two three " * 300,), ("",))  # of one window, of several, of none
+    whole = requests(
+        ("Tom has 3 apples.",), ("one two three " * 300,), ("",)
+    )  # of one window, of several, of none
     expected, found = (lm.loglikelihood_rolling(whole, disable_tqdm=True) for lm in (theirs, ours))
     assert found == pytest.approx(expected, abs=1e-4, rel=1e-6)
     assert found[2] == 0
-    for settings in ({"until": ["."]}, {"until": "has", "do_sample": False}, {"until": [" 7", "Tom"]}):
+    for settings in (
+        {"until": ["."]},
+        {"until": "has", "do_sample": False},
+        {"until": [" 7", "Tom"]},
+    ):
         asked = requests(*[(text, settings | {"max_gen_toks": 20}) for text, _ in TEXTS if text])
         assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
 
@@ -136,31 +158,48 @@ def test_tasks_give_what_is_computed_directly(pocket, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     model, tokenizer = pocket
     sums = [(a, b) for a in (2, 3, 5, 8) for b in (1, 4, 6)]
-    questions = [f"Tom has {a} apples. Tom gets {b} more apples. How many apples does Tom have now?" for a, b in sums]
+    questions = [
+        f"Tom has {a} apples. Tom gets {b} more apples. How many apples does Tom have now?"
+        for a, b in sums
+    ]
     options = [[str(a + b), str(a + b + 1), str(a)] for a, b in sums]
     pairs = []
     for question, choices in zip(questions, options, strict=True):
         before = tokenizer.encode(question)
-        pairs += [(before, tokenizer.encode(f"{question} {choice}")[len(before) :]) for choice in choices]
+        pairs += [
+            (before, tokenizer.encode(f"{question} {choice}")[len(before) :]) for choice in choices
+        ]
     logs = torch.tensor([one for one, _ in log_likelihoods(model, pairs)]).view(-1, 3)
     accuracy = (logs.argmax(dim=1) == 0).double().mean().item()
     written = []
     for question in questions:
-        new = generate(model, torch.tensor([tokenizer.encode(question)]), max_new_tokens=12, stop_ids=[tokenizer.eos_id])[0]
+        new = generate(
+            model,
+            torch.tensor([tokenizer.encode(question)]),
+            max_new_tokens=12,
+            stop_ids=[tokenizer.eos_id],
+        )[0]
         written.append(tokenizer.decode(new).partition(" ")[0].partition(".")[0])
     answers = [text if number % 3 else "something else" for number, text in enumerate(written)]
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    rows = [{"q": q, "choices": o, "gold": 0, "a": a} for q, o, a in zip(questions, options, answers, strict=True)]
+    rows = [
+        {"q": q, "choices": o, "gold": 0, "a": a}
+        for q, o, a in zip(questions, options, answers, strict=True)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tasks / "choice.yaml").write_text(CHOICE.format("sums_choice", tmp_path / "rows.jsonl"))
     (tasks / "write.yaml").write_text(WRITE.format("sums_write", tmp_path / "rows.jsonl"))
     (tmp_path / "torn.jsonl").write_text('{"q": ')
     (tasks / "torn.yaml").write_text(CHOICE.format("sums_torn", tmp_path / "torn.jsonl"))
     (tasks / "gone.yaml").write_text(CHOICE.format("sums_gone", tmp_path / "gone.jsonl"))
-    manager = harness.harness("tasks").TaskManager(include_path=tasks, include_defaults=False)  # to index the others takes seconds
+    manager = harness.harness("tasks").TaskManager(
+        include_path=tasks, include_defaults=False
+    )  # to index the others takes seconds
     monkeypatch.setattr(harness.harness("tasks"), "TaskManager", lambda include_path: manager)
-    found = run_tasks(model, tokenizer, ["sums_choice", "sums_write"], include_path=tasks, batch_size=5)["results"]
+    found = run_tasks(
+        model, tokenizer, ["sums_choice", "sums_write"], include_path=tasks, batch_size=5
+    )["results"]
     assert 0 < accuracy < 1
     assert found["sums_choice"]["acc,none"] == pytest.approx(accuracy)
     assert found["sums_write"]["exact_match,none"] == pytest.approx(8 / 12)
@@ -191,40 +230,75 @@ def test_a_template_is_put_around_the_contexts(pocket):
     bare, inside = harness_model(*pocket), harness_model(*pocket, template="alpaca")
     row = {"instruction": TEXTS[0][0]}
     whole = TEMPLATES["alpaca"].prompt(row)
-    ids = [pocket[1].encode(text) for text in (whole, whole + "7")]  # as in training: the response without the space in front of it
-    expected = log_likelihoods(pocket[0], [(ids[0], ids[1][len(ids[0]) :])], vocab_size=pocket[1].size)
+    ids = [
+        pocket[1].encode(text) for text in (whole, whole + "7")
+    ]  # as in training: the response without the space in front of it
+    expected = log_likelihoods(
+        pocket[0], [(ids[0], ids[1][len(ids[0]) :])], vocab_size=pocket[1].size
+    )
     expected += bare.loglikelihood(requests(TEXTS[3]))
     found = inside.loglikelihood(requests(TEXTS[0], TEXTS[3]))
     assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-4, rel=0)
     settings = {"max_gen_toks": 20}
-    assert inside.generate_until(requests((row["instruction"], settings))) == bare.generate_until(requests((whole, settings)))
+    assert inside.generate_until(requests((row["instruction"], settings))) == bare.generate_until(
+        requests((whole, settings))
+    )
     with pytest.raises(UserError, match="unknown prompt template"):
         harness_model(*pocket, template="alpacca")
 
 
 def test_a_text_that_brings_its_own_bos_has_no_second(pocket):
-    words = SimpleNamespace(bos_id=5, eos_id=6, encode=lambda text, bos: [5] * bos + [5 if word == "<s>" else 7 for word in text.split()])
+    words = SimpleNamespace(
+        bos_id=5,
+        eos_id=6,
+        encode=lambda text, bos: [5] * bos + [5 if word == "<s>" else 7 for word in text.split()],
+    )
     lm = harness_model(pocket[0], words)
-    assert lm.tok_encode("<s> word") == lm.tok_encode("word") == lm.tok_encode("<s> word", add_special_tokens=False) == [5, 7]
+    assert (
+        lm.tok_encode("<s> word")
+        == lm.tok_encode("word")
+        == lm.tok_encode("<s> word", add_special_tokens=False)
+        == [5, 7]
+    )
     assert lm.tok_encode("word", add_special_tokens=False) == [7]
     assert lm.prefix_token_id == 5
 
 
 def test_sampling_is_seeded_by_the_number_of_the_request(pocket):
-    lm, settings = harness_model(*pocket, batch_size=2), {"do_sample": True, "temperature": 2.0, "top_k": 40, "max_gen_toks": 8}
+    lm, settings = (
+        harness_model(*pocket, batch_size=2),
+        {"do_sample": True, "temperature": 2.0, "top_k": 40, "max_gen_toks": 8},
+    )
     found = lm.generate_until(requests(*[(TEXTS[0][0], settings)] * 5))
     assert found == lm.generate_until(requests(*[(TEXTS[0][0], settings)] * 5))
     assert len(set(found)) > 1
     ids = torch.tensor([pocket[1].encode(TEXTS[0][0])])
-    alone = generate(pocket[0], ids, max_new_tokens=8, stop_ids=[pocket[1].eos_id], sampling=Sampling(2.0, 40), seeds=[3])
+    alone = generate(
+        pocket[0],
+        ids,
+        max_new_tokens=8,
+        stop_ids=[pocket[1].eos_id],
+        sampling=Sampling(2.0, 40),
+        seeds=[3],
+    )
     assert found[3] == pocket[1].decode(alone[0])
 
 
 def test_settings_of_a_task_are_kept_or_refused():
     assert decoding({}, 7) == ((), 7, None)
-    assert decoding({"until": "\n", "do_sample": False, "temperature": 1, "max_gen_toks": 3}, 7) == (("\n",), 3, None)
-    assert decoding({"until": ["a", ""], "temperature": 0.5, "max_new_tokens": 3}, 7) == (("a",), 3, Sampling(0.5))
-    assert decoding({"do_sample": True, "top_p": 0.9, "num_beams": 1}, 7) == ((), 7, Sampling(top_p=0.9))
+    assert decoding(
+        {"until": "\n", "do_sample": False, "temperature": 1, "max_gen_toks": 3}, 7
+    ) == (("\n",), 3, None)
+    assert decoding({"until": ["a", ""], "temperature": 0.5, "max_new_tokens": 3}, 7) == (
+        ("a",),
+        3,
+        Sampling(0.5),
+    )
+    assert decoding({"do_sample": True, "top_p": 0.9, "num_beams": 1}, 7) == (
+        (),
+        7,
+        Sampling(top_p=0.9),
+    )
     for said, settings in {
         "repetition_penalty": {"repetition_penalty": 1.2},
         "temperature should be": {"do_sample": True, "temperature": 0.0},
@@ -242,7 +316,9 @@ def test_what_the_model_cannot_answer_says_so(pocket, monkeypatch):
     model, tokenizer = pocket
     lm = harness_model(model, tokenizer)
     with pytest.raises(UserError, match="leaves no room for a prompt"):
-        lm.generate_until(requests(("Tom", {})))  # 256 tokens unless the task says another number, all that the model has
+        lm.generate_until(
+            requests(("Tom", {}))
+        )  # 256 tokens unless the task says another number, all that the model has
     for name in ("batch_size", "max_new_tokens"):
         with pytest.raises(UserError, match=f"{name} should be 1 or more"):
             harness_model(model, tokenizer, **{name: 0})
@@ -252,7 +328,9 @@ def test_what_the_model_cannot_answer_says_so(pocket, monkeypatch):
         lm.loglikelihood(requests(("Tom", " has" * 300)))
     with pytest.warns(UserWarning, match="lost their beginning"):
         lm.generate_until(requests(("Tom has " * 300, {"max_gen_toks": 2})))
-    nameless = SimpleNamespace(bos_id=None, eos_id=None, size=tokenizer.size, encode=tokenizer.encode)
+    nameless = SimpleNamespace(
+        bos_id=None, eos_id=None, size=tokenizer.size, encode=tokenizer.encode
+    )
     with pytest.raises(UserError, match="neither a BOS nor an EOS"):
         harness_model(model, nameless).loglikelihood(requests(("", "Tom")))
     attached = load_model("pocket-llama")

@@ -35,7 +35,10 @@ def test_signatures(function):
     names = SIGNATURES[function].split()
     assert list(given)[: len(names)] == names
     for name in list(given)[len(names) :]:
-        assert given[name].default is not inspect.Parameter.empty or given[name].kind is inspect.Parameter.VAR_KEYWORD
+        assert (
+            given[name].default is not inspect.Parameter.empty
+            or given[name].kind is inspect.Parameter.VAR_KEYWORD
+        )
     for name, parameter in given.items():
         if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             assert parameter.annotation is not inspect.Parameter.empty, name
@@ -51,7 +54,14 @@ def test_defaults():
 
 def test_exports():
     assert set(model.__all__) >= {"load_model", "load_tokenizer"}
-    assert set(adapters.__all__) >= {"attach", "load_adapter", "save_adapter", "use", "merge", "parameters"}
+    assert set(adapters.__all__) >= {
+        "attach",
+        "load_adapter",
+        "save_adapter",
+        "use",
+        "merge",
+        "parameters",
+    }
 
 
 def test_the_tokenizer_has_its_special_ids():

@@ -10,8 +10,8 @@ import pytest
 from data.leakage import NEAR, Leak, leakage, seen_sets
 from data.sources import load_data
 from data.split import random_split, same_questions
+from experiments.rows import check_leakage
 from model import UserError
-from train.rows import check_leakage
 
 PAPER = Path(__file__).parent.parent.parent / "shared" / "data" / "LLM-Adapters"
 
@@ -43,13 +43,24 @@ def test_what_is_no_twin(one, other):
     assert found(rows(f"Is it {one}?"), rows(f"Is it {other}?"), near=False) == {}
 
 
-@pytest.mark.parametrize(("one", "other"), [("3 - 4", "3\u22124"), ("COVID-19", "covid 19"), ("yes/no", "Yes, no"), ("**3** cats", "3 cats")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("3 - 4", "3\u22124"),
+        ("COVID-19", "covid 19"),
+        ("yes/no", "Yes, no"),
+        ("**3** cats", "3 cats"),
+    ],
+)
 def test_signs_that_are_punctuation(one, other):
     assert found(rows(f"Is it {one}?"), rows(f"Is it {other}?"), near=False) == {0: ("twin", 0)}
 
 
 def test_the_input_counts():
-    train = [{"instruction": "Answer.", "input": "How many?"}, {"instruction": "Answer.", "input": None}]
+    train = [
+        {"instruction": "Answer.", "input": "How many?"},
+        {"instruction": "Answer.", "input": None},
+    ]
     assert found(train, [{"instruction": "Answer. How", "input": "many?"}]) == {0: ("twin", 0)}
     assert found(train, [{"instruction": "Answer.", "input": "How much?"}]) == {}
     assert found(train, [{"instruction": "Answer."}]) == {0: ("twin", 1)}
@@ -68,7 +79,10 @@ def test_the_threshold_of_near_twins():
     """8 words have 6 three-word runs; of two texts that share the first 8 of n words each, 6 of 2 (n - 2) - 6 runs are in both."""
     same = numbered(0, 8)
     for more, alike in ((2, 6 / 10), (3, 6 / 12)):
-        train, test = rows("other", f"{same} {numbered(100, more)}"), rows(f"{same} {numbered(200, more)}")
+        train, test = (
+            rows("other", f"{same} {numbered(100, more)}"),
+            rows(f"{same} {numbered(200, more)}"),
+        )
         assert found(train, test) == ({0: ("near", 1)} if alike >= NEAR else {})
         assert found(train, test, near=False) == {}
     assert NEAR == 6 / 10
@@ -76,16 +90,22 @@ def test_the_threshold_of_near_twins():
 
 def test_the_most_alike_row_is_named():
     text = numbered(0, 20)
-    assert found(rows(f"{text} a b c d", f"{text} a", f"{text} a b"), rows(text)) == {0: ("near", 1)}
+    assert found(rows(f"{text} a b c d", f"{text} a", f"{text} a b"), rows(text)) == {
+        0: ("near", 1)
+    }
 
 
 def test_what_many_problems_have_in_common_makes_no_near_twin():
     form = "please answer the following question with true or false without any further explanation question"
     test = rows(*(f"{form} is {name} right" for name in map(str, range(40))))
     assert found(rows(f"{form} is 99 right"), test) == {}
-    assert found(rows(f"{form} is 99 right"), test[:1]) == {0: ("near", 0)}  # alone it is no common form
+    assert found(rows(f"{form} is 99 right"), test[:1]) == {
+        0: ("near", 0)
+    }  # alone it is no common form
     unlike = "does the quick brown fox jump over one lazy dog"
-    assert found(rows(f"{form} {unlike} now"), [*test, *rows(f"{form} {unlike} today")]) == {40: ("near", 0)}  # what is left decides
+    assert found(rows(f"{form} {unlike} now"), [*test, *rows(f"{form} {unlike} today")]) == {
+        40: ("near", 0)
+    }  # what is left decides
 
 
 def test_near_twins_are_those_of_every_pair_compared():
@@ -106,13 +126,18 @@ def test_near_twins_are_those_of_every_pair_compared():
             words = one.split()
             return {tuple(words[i : i + 3]) for i in range(len(words) - 2)} or {tuple(words)}
 
-        expected = {number: ("twin", train.index(one)) for number, one in enumerate(test) if one in train}
+        expected = {
+            number: ("twin", train.index(one)) for number, one in enumerate(test) if one in train
+        }
         left = [number for number in range(len(test)) if number not in expected]
         often = Counter(gram for number in left for gram in grams(test[number]))
         common = {gram for gram, count in often.items() if count > 10}
         for number in left:
             mine = grams(test[number]) - common
-            alike = [len(mine & (grams(one) - common)) / len(mine | (grams(one) - common) or {0}) for one in train]
+            alike = [
+                len(mine & (grams(one) - common)) / len(mine | (grams(one) - common) or {0})
+                for one in train
+            ]
             if max(alike) >= NEAR:
                 expected[number] = ("near", alike.index(max(alike)))
         assert found(rows(*train), rows(*test)) == expected
@@ -123,7 +148,10 @@ def test_near_twins_are_those_of_every_pair_compared():
 # ---------------------------------------------------------------- what is said of it
 def test_counts_and_clean_problems_of_several_sets():
     same = numbered(0, 30)
-    leaks = leakage(rows("a b c", same), {"one": rows("x y z", "A b c", f"{same} more"), "two": rows("q"), "none": []})
+    leaks = leakage(
+        rows("a b c", same),
+        {"one": rows("x y z", "A b c", f"{same} more"), "two": rows("q"), "none": []},
+    )
     assert leaks["one"].table() == {
         "total": 3, "twins": 1, "near": 1, "found": [{"test": 1, "train": 0, "kind": "twin"}, {"test": 2, "train": 1, "kind": "near"}],
     }  # fmt: skip
@@ -136,7 +164,9 @@ def test_a_set_more_than_half_of_which_is_there_is_training_data():
     def leak(twins: int, near: int) -> Leak:
         return Leak(10, {i: ("twin" if i < twins else "near", 0) for i in range(twins + near)})
 
-    assert seen_sets({"most": leak(6, 0), "half": leak(5, 0), "alike": leak(0, 10), "none": Leak(0, {})}) == ["most"]
+    assert seen_sets(
+        {"most": leak(6, 0), "half": leak(5, 0), "alike": leak(0, 10), "none": Leak(0, {})}
+    ) == ["most"]
 
 
 def test_no_training_rows():
@@ -147,7 +177,14 @@ def test_no_training_rows():
 def test_the_papers_split():
     data = load_data("math-v1", str(PAPER))
     leaks = leakage(data.train, data.tests)
-    assert {name: leak.count("twin") for name, leak in leaks.items()} == {"AddSub": 14, "MultiArith": 11, "SingleEq": 19, "AQuA": 0, "gsm8k": 0, "SVAMP": 0}
+    assert {name: leak.count("twin") for name, leak in leaks.items()} == {
+        "AddSub": 14,
+        "MultiArith": 11,
+        "SingleEq": 19,
+        "AQuA": 0,
+        "gsm8k": 0,
+        "SVAMP": 0,
+    }
     assert leaks["gsm8k"].found == leaks["AQuA"].found == {}
     assert not seen_sets(leaks)
     for leak in leaks.values():
@@ -329,8 +366,6 @@ def test_rows_without_an_answer_do_not_bring_held_out_questions_back(tmp_path):
     assert found(data.train, data.tests["mine"], near=False) == {}
     lost = 65 - 10 - len(data.train)
     assert lost == sum(int(row["instruction"].split()[1]) < 25 for row in data.tests["mine"]) > 0
-    assert (
-        f"{lost} of these ask what a held-out row asks and are left out" in data.notes
-    )
+    assert f"{lost} of these ask what a held-out row asks and are left out" in data.notes
     alone = load_data(str(tmp_path / "mine.jsonl"), test_share=0.0)
     assert (len(alone.train), alone.notes) == (65, [])

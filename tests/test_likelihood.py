@@ -12,20 +12,32 @@ from eval.generate import generate
 from eval.likelihood import log_likelihoods
 from model import UserError, load_model
 
-PAIRS = [([5, 6, 7], [8, 9]), ([10], [11]), ([12, 13, 14, 15, 16, 17, 18], [19]), ([20, 21], [22, 23, 24, 25, 26, 27, 28, 29]), ([5, 6, 7], [40, 41, 42])]
+PAIRS = [
+    ([5, 6, 7], [8, 9]),
+    ([10], [11]),
+    ([12, 13, 14, 15, 16, 17, 18], [19]),
+    ([20, 21], [22, 23, 24, 25, 26, 27, 28, 29]),
+    ([5, 6, 7], [40, 41, 42]),
+]
 
 
 def directly(logits_of, context: list[int], continuation: list[int]) -> tuple[float, bool]:
     """By a pass over the one text and log_softmax of all its logits."""
     with torch.no_grad():
-        logits = logits_of(torch.tensor([context + continuation]))[0, len(context) - 1 : -1].double()
+        logits = logits_of(torch.tensor([context + continuation]))[
+            0, len(context) - 1 : -1
+        ].double()
     chosen = torch.tensor(continuation)
-    return logits.log_softmax(-1).gather(-1, chosen[:, None]).sum().item(), bool((logits.argmax(-1) == chosen).all())
+    return logits.log_softmax(-1).gather(-1, chosen[:, None]).sum().item(), bool(
+        (logits.argmax(-1) == chosen).all()
+    )
 
 
 def assert_same(found, expected):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert [logs for logs, _ in found] == pytest.approx([logs for logs, _ in expected], abs=1e-4, rel=0)
+    assert [logs for logs, _ in found] == pytest.approx(
+        [logs for logs, _ in expected], abs=1e-4, rel=0
+    )
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -33,13 +45,20 @@ def test_likelihoods_equal_transformers(tmp_path, family):
     from test_parity import reference
 
     model, theirs = load_model(str(write_checkpoint(tmp_path, family))), reference(tmp_path)
-    greedy = [(context, generate(model, torch.tensor([context]), max_new_tokens=4)[0]) for context, _ in PAIRS]
-    pairs = PAIRS + greedy + [(context, [*best[:-1], (best[-1] + 1) % 61]) for context, best in greedy]
+    greedy = [
+        (context, generate(model, torch.tensor([context]), max_new_tokens=4)[0])
+        for context, _ in PAIRS
+    ]
+    pairs = (
+        PAIRS + greedy + [(context, [*best[:-1], (best[-1] + 1) % 61]) for context, best in greedy]
+    )
     expected = [directly(lambda ids: theirs(ids).logits, *pair) for pair in pairs]
     assert [one for _, one in expected] == [False] * 5 + [True] * 5 + [False] * 5
     for batch_size in (1, 4, 64):
         assert_same(log_likelihoods(model, pairs, batch_size=batch_size), expected)
-        assert_same(log_likelihoods(model, pairs[::-1], batch_size=batch_size, pad_id=60), expected[::-1])
+        assert_same(
+            log_likelihoods(model, pairs[::-1], batch_size=batch_size, pad_id=60), expected[::-1]
+        )
 
 
 @pytest.mark.parametrize("preset", ["parallel", "prefix", "prompt", "invertible"])
@@ -56,7 +75,9 @@ def test_adapters_count(any_tiny, preset):
 
 def test_a_row_whose_rotary_angles_depend_on_its_length(tmp_path):
     model = load_model(str(write_checkpoint(tmp_path, **CONFIGS["llama"]["rope dynamic"])))
-    assert_same(log_likelihoods(model, PAIRS), [log_likelihoods(model, [pair])[0] for pair in PAIRS])
+    assert_same(
+        log_likelihoods(model, PAIRS), [log_likelihoods(model, [pair])[0] for pair in PAIRS]
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -74,7 +95,10 @@ def test_greedy_is_among_the_tokens_there_are(tiny):
     """Rows of the head that no token names are never chosen, but do have a share of the probability."""
     best = generate(tiny, torch.tensor([[5, 6]]), max_new_tokens=1)[0][0]
     second = generate(tiny, torch.tensor([[5, 6]]), max_new_tokens=1, vocab_size=best)[0][0]
-    free, named = log_likelihoods(tiny, [([5, 6], [second])]), log_likelihoods(tiny, [([5, 6], [second])], vocab_size=best)
+    free, named = (
+        log_likelihoods(tiny, [([5, 6], [second])]),
+        log_likelihoods(tiny, [([5, 6], [second])], vocab_size=best),
+    )
     assert free == [(named[0][0], False)]
     assert named[0][1]
 

@@ -27,13 +27,17 @@ def test_rotary_turns_by_position_times_frequency():
     x = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4)
     cos, sin = rotary_angles(torch.tensor([0.5, 0.1]), torch.tensor([[3]]), torch.float32)
     angle = torch.tensor(1.5)
-    torch.testing.assert_close(rotate_halves(x, cos, sin).flatten(), torch.tensor([angle.cos(), 0.0, angle.sin(), 0.0]))
+    torch.testing.assert_close(
+        rotate_halves(x, cos, sin).flatten(), torch.tensor([angle.cos(), 0.0, angle.sin(), 0.0])
+    )
 
 
 def test_rmsnorm_divides_in_float32():
     norm = RMSNorm(4, eps=0.0)
     norm.weight.data.fill_(1.0)
-    x = torch.tensor([[300.0, 300.0, 300.0, 300.0]], dtype=torch.float16)  # its square overflows float16
+    x = torch.tensor(
+        [[300.0, 300.0, 300.0, 300.0]], dtype=torch.float16
+    )  # its square overflows float16
     torch.testing.assert_close(norm(x).float(), torch.ones(1, 4))
 
 
@@ -66,7 +70,14 @@ def test_unsupported_settings_are_refused_by_name(folder, change, named):
 def test_settings_that_change_nothing_are_passed_over(folder):
     """What published files carry besides: conversions, training, serving."""
     config = json.loads((folder / "config.json").read_text())
-    more = {"max_sequence_length": 2048, "pretraining_tp": 2, "rope_interleaved": False, "torch_dtype": "float16", "rope_scaling": None, "pad_token_id": -1}
+    more = {
+        "max_sequence_length": 2048,
+        "pretraining_tp": 2,
+        "rope_interleaved": False,
+        "torch_dtype": "float16",
+        "rope_scaling": None,
+        "pad_token_id": -1,
+    }
     before = load_model(str(folder))(torch.tensor([[3, 4]]))
     (folder / "config.json").write_text(json.dumps(config | more))
     assert torch.equal(load_model(str(folder))(torch.tensor([[3, 4]])), before)
@@ -74,7 +85,10 @@ def test_settings_that_change_nothing_are_passed_over(folder):
 
 def test_rotary_angles_are_float32_whatever_the_models_dtype():
     """Positions above 256 are no bfloat16 numbers; frequencies are not either."""
-    positions, inv_freq = torch.tensor([[1000, 1001, 2047]]), 10000.0 ** -(torch.arange(0, 8, 2) / 8)
+    positions, inv_freq = (
+        torch.tensor([[1000, 1001, 2047]]),
+        10000.0 ** -(torch.arange(0, 8, 2) / 8),
+    )
     exact = rotary_angles(inv_freq, positions, torch.float32)
     for half, whole in zip(rotary_angles(inv_freq, positions, torch.bfloat16), exact, strict=True):
         assert torch.equal(half, whole.bfloat16())

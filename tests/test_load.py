@@ -13,8 +13,8 @@ import torch
 from conftest import write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from files.reading import tensors
 from model import UserError, load_model, load_tokenizer
-from model.files import tensors
 
 IDS = torch.tensor([[3, 4, 5, 6]])
 
@@ -27,7 +27,9 @@ def shard(folder, count: int = 3) -> None:
     where = {key: names[i % count] for i, key in enumerate(sorted(whole))}
     for name in names:
         save_file({key: whole[key] for key in whole if where[key] == name}, str(folder / name))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
 
 
 def test_shards_give_the_same_model(folder):
@@ -51,13 +53,21 @@ def test_any_stored_dtype_into_any_asked_for(tmp_path, stored, asked):
 def test_the_fingerprint_is_of_the_stored_weights(tmp_path):
     one = write_checkpoint(tmp_path / "one", dtype=torch.bfloat16)
     assert load_model(str(one)).fingerprint == load_model(str(one), dtype=torch.float32).fingerprint
-    assert load_model(str(one)).fingerprint != load_model(str(write_checkpoint(tmp_path / "two", seed=1, dtype=torch.bfloat16))).fingerprint
+    assert (
+        load_model(str(one)).fingerprint
+        != load_model(
+            str(write_checkpoint(tmp_path / "two", seed=1, dtype=torch.bfloat16))
+        ).fingerprint
+    )
 
 
 def test_one_tensor_of_the_file_at_a_time(folder):
     """A tensor is read when it is asked for: what stands further back in the file may still change."""
     path = folder / "model.safetensors"
-    whole, pairs = {key: tensor.clone() for key, tensor in load_file(str(path)).items()}, tensors(folder)
+    whole, pairs = (
+        {key: tensor.clone() for key, tensor in load_file(str(path)).items()},
+        tensors(folder),
+    )
     found = dict([next(pairs)])
     raw = path.read_bytes()
     with open(path, "r+b") as file:  # zeros over the last tensor's bytes
@@ -83,7 +93,9 @@ print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parame
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_loading_holds_one_copy_of_the_model(tmp_path):
-    folder = write_checkpoint(tmp_path, vocab_size=100_000, hidden_size=256, num_hidden_layers=1, tie_word_embeddings=True)  # 103 MB
+    folder = write_checkpoint(
+        tmp_path, vocab_size=100_000, hidden_size=256, num_hidden_layers=1, tie_word_embeddings=True
+    )  # 103 MB
     code = MEASURE.format(root=str(Path(__file__).parent.parent), folder=str(folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.8 < float(done.stdout) < 1.3
@@ -102,7 +114,9 @@ def test_a_weight_too_large_for_the_asked_dtype_is_refused(folder):
 def test_the_spelling_of_the_config_does_not_change_the_fingerprint(folder):
     before = load_model(str(folder)).fingerprint
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"head_dim": 8, "rope_theta": 10000, "max_position_embeddings": 99}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"head_dim": 8, "rope_theta": 10000, "max_position_embeddings": 99})
+    )
     assert load_model(str(folder)).fingerprint == before
 
 
@@ -114,7 +128,9 @@ def test_a_folder_has_no_revisions(folder):
 def test_a_file_replaced_after_loading_does_not_reach_the_model(folder):
     model = load_model(str(folder))
     before = model(IDS)
-    (folder / "model.safetensors").write_bytes(b"\0" * (folder / "model.safetensors").stat().st_size)
+    (folder / "model.safetensors").write_bytes(
+        b"\0" * (folder / "model.safetensors").stat().st_size
+    )
     assert torch.equal(model(IDS), before)
 
 
@@ -134,7 +150,11 @@ def test_a_tied_head_that_is_also_in_the_file(tmp_path):
         untied = load_model(str(folder))
     torch.testing.assert_close(untied(IDS), 2 * tied(IDS))
     assert untied.fingerprint != tied.fingerprint
-    for wrong, said in ((torch.ones(7, 32), "config asks for"), (torch.full((61, 32), torch.nan), "NaN"), (torch.ones(61, 32).long(), "floating point")):
+    for wrong, said in (
+        (torch.ones(7, 32), "config asks for"),
+        (torch.full((61, 32), torch.nan), "NaN"),
+        (torch.ones(61, 32).long(), "floating point"),
+    ):
         weights["lm_head.weight"] = wrong
         save_file(weights, path)
         with pytest.raises(UserError, match=said):
@@ -180,10 +200,20 @@ def edit(folder, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("missing", "1 tensors are missing, the first is 'model.norm.weight'"), ("extra", "unknown tensor"), ("shape", "the config asks for"),
-        ("nan", "NaN or infinite"), ("integers", "floating point"), ("twice", "twice"), ("truncated", "cannot be read"),
-        ("header length", "cannot be read"), ("no weights", "neither model.safetensors nor"), ("not json", "cannot be read as JSON"),
-        ("list", "not a JSON object"), ("utf-8", "cannot be read as JSON"), ("no config", "config.json is missing"), ("no type", "model_type None"),
+        ("missing", "1 tensors are missing, the first is 'model.norm.weight'"),
+        ("extra", "unknown tensor"),
+        ("shape", "the config asks for"),
+        ("nan", "NaN or infinite"),
+        ("integers", "floating point"),
+        ("twice", "twice"),
+        ("truncated", "cannot be read"),
+        ("header length", "cannot be read"),
+        ("no weights", "neither model.safetensors nor"),
+        ("not json", "cannot be read as JSON"),
+        ("list", "not a JSON object"),
+        ("utf-8", "cannot be read as JSON"),
+        ("no config", "config.json is missing"),
+        ("no type", "model_type None"),
     ],
 )
 def test_broken_checkpoints_are_named(folder, what, said):
@@ -200,29 +230,47 @@ ONE = '"model.norm.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8
 @pytest.mark.parametrize(
     "header",
     [
-        "{" + ONE + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}',  # overlapping
-        "{" + ONE + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 99]}}',  # past the end
-        "{" + ONE + ', "b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 16]}}',  # shape and extent differ
+        "{"
+        + ONE
+        + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}',  # overlapping
+        "{"
+        + ONE
+        + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 99]}}',  # past the end
+        "{"
+        + ONE
+        + ', "b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 16]}}',  # shape and extent differ
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 16]}}',
-        "{" + ONE + ', "b": {"dtype": "F32", "shape": [0, 1' + "0" * 99 + '], "data_offsets": [8, 8]}}',
+        "{"
+        + ONE
+        + ', "b": {"dtype": "F32", "shape": [0, 1'
+        + "0" * 99
+        + '], "data_offsets": [8, 8]}}',
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [2.0], "data_offsets": [8, 16]}}',
-        "{" + ONE + ', "b": {"dtype": "F9", "shape": [2], "data_offsets": [8, 16]}}',  # unknown type
+        "{"
+        + ONE
+        + ', "b": {"dtype": "F9", "shape": [2], "data_offsets": [8, 16]}}',  # unknown type
         "{" + ONE + ', "b": {"dtype": "F32", "shape": [2]}}',
         "{" + ONE + ", " + ONE + "}",  # twice
         "{" + ONE + "}",  # data left over
         "{" + ONE + ', "b": 7}',
         "[" * 100_000,
-        "[1]", "{", "\udcff",
+        "[1]",
+        "{",
+        "\udcff",
     ],
 )
 def test_malformed_headers_are_refused(folder, header):
     path = folder / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header.encode("utf-8", "surrogateescape") + b"\0" * 16)
+    path.write_bytes(
+        struct.pack("<Q", len(header)) + header.encode("utf-8", "surrogateescape") + b"\0" * 16
+    )
     with pytest.raises(UserError, match=r"model\.safetensors"):
         load_model(str(folder))
 
 
-@pytest.mark.parametrize("name", ["../model-1.safetensors", "/etc/passwd", "sub/model.safetensors", ""])
+@pytest.mark.parametrize(
+    "name", ["../model-1.safetensors", "/etc/passwd", "sub/model.safetensors", ""]
+)
 def test_an_index_may_not_leave_its_folder(folder, name):
     shard(folder)
     path = folder / "model.safetensors.index.json"
@@ -250,13 +298,21 @@ def as_bin(folder: Path, shards: int = 1, **options) -> Path:
     names = [f"pytorch_model-{i + 1:05}-of-{shards:05}.bin" for i in range(shards)]
     where = {key: names[i % shards] for i, key in enumerate(sorted(whole))}
     for name in names:
-        torch.save({key: whole[key] for key in whole if where[key] == name}, folder / name, **options)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        torch.save(
+            {key: whole[key] for key in whole if where[key] == name}, folder / name, **options
+        )
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
     return folder
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "opt", "gptj"])
-@pytest.mark.parametrize("options", [{}, {"shards": 3}, {"_use_new_zipfile_serialization": False}], ids=["one", "shards", "before torch 1.6"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shards": 3}, {"_use_new_zipfile_serialization": False}],
+    ids=["one", "shards", "before torch 1.6"],
+)
 def test_torchs_own_files_give_the_same_model(tmp_path, family, options):
     folder = write_checkpoint(tmp_path, family, dtype=torch.float16)
     expected = load_model(str(folder))
@@ -278,12 +334,17 @@ def test_tensors_of_a_bin_are_views_strides_and_parameters(folder):
     big = torch.zeros(100, 32)
     big[7:68] = whole["lm_head.weight"]
     whole["lm_head.weight"] = big[7:68]
-    whole["model.layers.0.self_attn.q_proj.weight"] = whole["model.layers.0.self_attn.q_proj.weight"].t().contiguous().t()
+    whole["model.layers.0.self_attn.q_proj.weight"] = (
+        whole["model.layers.0.self_attn.q_proj.weight"].t().contiguous().t()
+    )
     whole = {key: torch.nn.Parameter(value) for key, value in whole.items()}
     torch.save(whole, folder / "pytorch_model.bin")
     model = load_model(str(folder))
     assert torch.equal(model(IDS), expected)
-    assert all(p.is_contiguous() and p.untyped_storage().nbytes() == p.numel() * 4 for p in model.parameters())
+    assert all(
+        p.is_contiguous() and p.untyped_storage().nbytes() == p.numel() * 4
+        for p in model.parameters()
+    )
 
 
 class Evil:
@@ -319,11 +380,17 @@ def test_broken_bins_are_named(folder):
     as_bin(folder)
     path = folder / "pytorch_model.bin"
     raw = path.read_bytes()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(folder / "packed", "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(folder / "packed", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     for content, said in (
-        (raw[: len(raw) // 2], "cannot be read"), (b"", "cannot be read"), (b"PK\x03\x04" + b"x" * 50, "cannot be read"), (b"x" * 1000, "pytorch_model.bin"),
+        (raw[: len(raw) // 2], "cannot be read"),
+        (b"", "cannot be read"),
+        (b"PK\x03\x04" + b"x" * 50, "cannot be read"),
+        (b"x" * 1000, "pytorch_model.bin"),
         ((folder / "packed").read_bytes(), "is compressed"),
     ):
         path.write_bytes(content)
@@ -356,7 +423,9 @@ def test_spellings_of_published_names(tmp_path, family, spelling):
     found = load_model(str(folder))
     assert torch.equal(found(IDS), expected(IDS))
     assert found.fingerprint == expected.fingerprint
-    weights["transformer.h.0.attn.extra_bias"] = torch.ones(2)  # only the known buffers are passed over
+    weights["transformer.h.0.attn.extra_bias"] = torch.ones(
+        2
+    )  # only the known buffers are passed over
     save_file(weights, path)
     with pytest.raises(UserError, match="unknown tensor"):
         load_model(str(folder))
@@ -368,7 +437,11 @@ def test_a_tied_head_absent_doubled_or_alone(tmp_path, family, held):
     folder = write_checkpoint(tmp_path, family, tie_word_embeddings=True)
     path = str(folder / "model.safetensors")
     expected, weights = load_model(str(folder)), load_file(path)
-    embedding = next(key for key in weights if key.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight")))
+    embedding = next(
+        key
+        for key in weights
+        if key.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight"))
+    )
     if held != "embedding":
         weights["lm_head.weight"] = weights[embedding].clone()
     if held == "head":
@@ -380,12 +453,23 @@ def test_a_tied_head_absent_doubled_or_alone(tmp_path, family, held):
     assert found.fingerprint == expected.fingerprint
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
 def test_links_out_of_the_folder_are_not_followed(folder, tmp_path, name):
     if name == "model.safetensors.index.json":
         shard(folder)
     outside = tmp_path / "outside"
-    outside.write_text((folder / name).read_text() if name.endswith("json") and (folder / name).exists() else "{}")
+    outside.write_text(
+        (folder / name).read_text() if name.endswith("json") and (folder / name).exists() else "{}"
+    )
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(outside)
     with pytest.raises(UserError, match=r"is a link to .*outside the model's folder"):

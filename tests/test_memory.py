@@ -9,35 +9,45 @@ from methods import IDS
 from test_training import S, model_with, run, same, state
 
 from adapters import attach, parameters
+from benchmarks.random_weights import random_checkpoint
 from model import UserError, load_model
-from model.random_weights import random_checkpoint
 from run import main
-from train import loop, memory
+from train import loop
+from train import offload as memory
 from train.base import check_together, for_processes
-from train.memory import offloaded
+from train.offload import offloaded
 from train.parallel import Processes
 from train.settings import Settings, Train
 
 
 # ---------------------------------------------------------------- checkpointing
-@pytest.mark.parametrize(("said", "every"), [("none", 0), ("block", 1), ("every 1", 1), ("every 2", 2), ("every 12", 12)])
+@pytest.mark.parametrize(
+    ("said", "every"), [("none", 0), ("block", 1), ("every 1", 1), ("every 2", 2), ("every 12", 12)]
+)
 def test_checkpointing_in_words(said, every):
     assert Train(checkpointing=said).checkpoint_every == every
 
 
-@pytest.mark.parametrize("said", ["all", "every", "every 0", "every -1", "every two", "every ²", "Block", ""])
+@pytest.mark.parametrize(
+    "said", ["all", "every", "every 0", "every -1", "every two", "every ²", "Block", ""]
+)
 def test_other_words_are_refused(said, capsys):
     with pytest.raises(UserError, match=r"train\.checkpointing"):
         Train(checkpointing=said).check()
 
 
-@pytest.mark.parametrize(("said", "again"), [("none", [0, 0, 0]), ("block", [1, 1, 1]), ("every 2", [1, 0, 1]), ("every 3", [1, 0, 0])])
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [("none", [0, 0, 0]), ("block", [1, 1, 1]), ("every 2", [1, 0, 1]), ("every 3", [1, 0, 0])],
+)
 def test_every_nth_block_is_computed_again(any_tiny, said, again):
     attach(any_tiny, "series", size=4)
     any_tiny.checkpointing = Train(checkpointing=said).checkpoint_every
     calls = [0, 0, 0]
     for number, block in enumerate(any_tiny.blocks):
-        block.register_forward_pre_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+        block.register_forward_pre_hook(
+            lambda *_, number=number: calls.__setitem__(number, calls[number] + 1)
+        )
     any_tiny(IDS).sum().backward()
     assert [one - 1 for one in calls] == again
 
@@ -69,13 +79,24 @@ def test_what_is_saved_elsewhere_comes_back_the_same_and_weights_stay(any_tiny, 
     assert all(torch.equal(a, b) for a, b in zip(plain, elsewhere, strict=True))
     weights = [parameter for parameter in any_tiny.parameters() if parameter.numel() > 1]
     assert copied
-    assert not any(one.shape in (weight.shape, weight.T.shape) and torch.equal(one, weight if one.shape == weight.shape else weight.T)
-                   for one in copied for weight in weights)
+    assert not any(
+        one.shape in (weight.shape, weight.T.shape)
+        and torch.equal(one, weight if one.shape == weight.shape else weight.T)
+        for one in copied
+        for weight in weights
+    )
 
 
-def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("train.base.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
-    for words, said in ((["--set", "train.offload=true"], "this run is on the CPU"), (["--shard"], "there is one: start with torchrun")):
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "train.base.load_model", lambda *_, **__: pytest.fail("the model was loaded")
+    )
+    for words, said in (
+        (["--set", "train.offload=true"], "this run is on the CPU"),
+        (["--shard"], "there is one: start with torchrun"),
+    ):
         assert main([*words, "--out", str(tmp_path / "out")]) == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
@@ -83,7 +104,23 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(tm
 
 def test_a_run_that_was_offloaded_is_measured_on_the_cpu(tmp_path):
     out = tmp_path / "run"
-    assert main(["--data", str(write_sums(tmp_path / "sums.json")), "--max-steps", "1", "--items", "1", "--set", "eval.before=false", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "--data",
+                str(write_sums(tmp_path / "sums.json")),
+                "--max-steps",
+                "1",
+                "--items",
+                "1",
+                "--set",
+                "eval.before=false",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     told = out / "run.toml"
     told.write_text(told.read_text().replace("offload = false", "offload = true"))
     assert main(["evaluate", str(out), "--items", "1", "--out", str(tmp_path / "measured")]) == 0
@@ -95,9 +132,12 @@ def test_what_goes_with_which_devices():
     check_together(Settings(shard=True), [first], world=2)
     check_together(Settings(train=Train(offload=True)), [cpu, first])
     for s, devices, world, said in (
-        (Settings(), [first, first], 1, "names a GPU twice"), (Settings(), [cpu, cpu], 2, "devices of one process"),
-        (Settings(layers_per_device=[2, 2]), [cpu], 1, "for several devices"), (Settings(shard=True), [first], 1, "start with torchrun"),
-        (Settings(shard=True, quantize="int8"), [first], 2, "do not go together"), (Settings(shard=True, train=Train(offload=True)), [first], 2, "do not go"),
+        (Settings(), [first, first], 1, "names a GPU twice"),
+        (Settings(), [cpu, cpu], 2, "devices of one process"),
+        (Settings(layers_per_device=[2, 2]), [cpu], 1, "for several devices"),
+        (Settings(shard=True), [first], 1, "start with torchrun"),
+        (Settings(shard=True, quantize="int8"), [first], 2, "do not go together"),
+        (Settings(shard=True, train=Train(offload=True)), [first], 2, "do not go"),
     ):
         with pytest.raises(UserError, match=said):
             check_together(s, devices, world)
@@ -120,8 +160,30 @@ def test_offloaded_training_is_training(folder, tmp_path):
 # ---------------------------------------------------------------- the scripts
 @pytest.mark.parametrize("how", ["none", "int8", "nf4"])
 def test_a_step_is_measured(capsys, how):
-    assert main(["benchmark", "--case", "step", "--model", "pocket-llama", "--quantize", how, "--tokens", "16", "--rows", "2", "--repeats", "1",
-                 "--checkpointing", "every 2", "--dtype", "float32"]) == 0  # not every CPU is fast in bfloat16
+    assert (
+        main(
+            [
+                "benchmark",
+                "--case",
+                "step",
+                "--model",
+                "pocket-llama",
+                "--quantize",
+                how,
+                "--tokens",
+                "16",
+                "--rows",
+                "2",
+                "--repeats",
+                "1",
+                "--checkpointing",
+                "every 2",
+                "--dtype",
+                "float32",
+            ]
+        )
+        == 0
+    )  # not every CPU is fast in bfloat16
     said = capsys.readouterr().out
     assert "tokens/s" in said
     assert "% of a plain matrix product's" in said
@@ -129,35 +191,77 @@ def test_a_step_is_measured(capsys, how):
 
 def test_a_step_without_the_memory_names_the_benchmarks_own_options(monkeypatch, capsys):
     """Not those of a training run, whose loop it goes through."""
+
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(loop, "accumulate", full)
-    assert main(["benchmark", "--case", "step", "--model", "pocket-llama", "--tokens", "16", "--rows", "2", "--dtype", "float32"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == ("run.py: out of memory on cpu: lower --rows or --tokens, or give --checkpointing block or "
-                                                        "--quantize nf4")
+    assert (
+        main(
+            [
+                "benchmark",
+                "--case",
+                "step",
+                "--model",
+                "pocket-llama",
+                "--tokens",
+                "16",
+                "--rows",
+                "2",
+                "--dtype",
+                "float32",
+            ]
+        )
+        == 1
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "run.py: out of memory on cpu: lower --rows or --tokens, or give --checkpointing block or "
+        "--quantize nf4"
+    )
 
 
 def test_random_files_are_a_model(tmp_path):
     written = random_checkpoint("pocket-gptj", tmp_path / "model")
     model = load_model(str(tmp_path / "model"))
     assert written == sum(one.nbytes for one in model.parameters())
-    assert {name: one.shape for name, one in model.named_parameters()} == {name: one.shape for name, one in load_model("pocket-gptj").named_parameters()}
+    assert {name: one.shape for name, one in model.named_parameters()} == {
+        name: one.shape for name, one in load_model("pocket-gptj").named_parameters()
+    }
     assert all(0.01 < one.float().std() < 0.03 for one in model.parameters())
 
 
 def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys):
-    assert main(["benchmark", "--case", "llama-7b-fits", "--model", "pocket-gptj", "--tokens", "16"]) == 0
-    stages = [line.partition("  ")[0].partition(":")[0] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert stages[1:] == ["loaded, int8", "parallel", "a training step, checkpoint saved", "adapter saved"]
+    assert (
+        main(["benchmark", "--case", "llama-7b-fits", "--model", "pocket-gptj", "--tokens", "16"])
+        == 0
+    )
+    stages = [
+        line.partition("  ")[0].partition(":")[0]
+        for line in capsys.readouterr().out.splitlines()[2:]
+    ]
+    assert stages[1:] == [
+        "loaded, int8",
+        "parallel",
+        "a training step, checkpoint saved",
+        "adapter saved",
+    ]
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--case", "steps"], "unknown benchmark case 'steps'; did you mean 'step'?"), (["--case", "load", "--rows", "2"], "--rows has no meaning for --case load"),
-    (["--case", "step", "--tokens", "0"], "--tokens 0 must be at least 1"), (["--case", "step", "--dtype", "int8"], "--dtype 'int8' is not one of"),
-    (["--case", "step", "--quantize", "int4", "--model", "pocket-llama"], "unknown quantization 'int4'"),
-    (["--case", "step", "--device", "cuda:77"], "torch sees"), (["--case", "step", "--checkpointing", "all"], "'all' should be none, block"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--case", "steps"], "unknown benchmark case 'steps'; did you mean 'step'?"),
+        (["--case", "load", "--rows", "2"], "--rows has no meaning for --case load"),
+        (["--case", "step", "--tokens", "0"], "--tokens 0 must be at least 1"),
+        (["--case", "step", "--dtype", "int8"], "--dtype 'int8' is not one of"),
+        (
+            ["--case", "step", "--quantize", "int4", "--model", "pocket-llama"],
+            "unknown quantization 'int4'",
+        ),
+        (["--case", "step", "--device", "cuda:77"], "torch sees"),
+        (["--case", "step", "--checkpointing", "all"], "'all' should be none, block"),
+    ],
+)
 def test_mistakes_are_one_line(capsys, words, said):
     assert main(["benchmark", *words]) == 1
     error = capsys.readouterr().err

@@ -53,17 +53,26 @@ def test_a_learned_scale_and_a_gate(tiny):
     randomise(tiny)
     gate = torch.sigmoid(X @ adapter.adapter_gate.T)
     assert gate.shape == (2, 4, 1)
-    torch.testing.assert_close(site(y, X), y + 2 * gate * (torch.tanh(X @ adapter.adapter_down.T) @ adapter.adapter_up.T))
+    torch.testing.assert_close(
+        site(y, X), y + 2 * gate * (torch.tanh(X @ adapter.adapter_down.T) @ adapter.adapter_up.T)
+    )
 
 
 def test_lora_rslora_bias_and_gate(tiny, q):
-    for changes, scale in (({}, 6 / 4), ({"rslora": True}, 6 / 2), ({"bias": True}, 6 / 4), ({"gate": True}, 6 / 4)):
+    for changes, scale in (
+        ({}, 6 / 4),
+        ({"rslora": True}, 6 / 2),
+        ({"bias": True}, 6 / 4),
+        ({"gate": True}, 6 / 4),
+    ):
         name = "_".join(["lora", *changes])
         attach(tiny, "lora", name=name, r=4, alpha=6, dropout=0.0, **changes)
         use(tiny, [name])
         randomise(tiny)
         adapter = q.adapters[name]
-        delta = X @ adapter.lora_A.T @ adapter.lora_B.T + (adapter.lora_B_bias if "bias" in changes else 0)
+        delta = X @ adapter.lora_A.T @ adapter.lora_B.T + (
+            adapter.lora_B_bias if "bias" in changes else 0
+        )
         gate = torch.sigmoid(X @ adapter.lora_gate.T) if "gate" in changes else 1
         torch.testing.assert_close(q(X), X @ q.weight.T + gate * scale * delta)
 
@@ -74,7 +83,10 @@ def test_lora_on_the_embedding_leaves_a_tied_head(tmp_path):
     randomise(model)
     site = model.input_embedding
     adapter = site.adapters["default"]
-    torch.testing.assert_close(site(IDS), site.weight[IDS] + 2 * (adapter.lora_embedding_B @ adapter.lora_embedding_A).T[IDS])
+    torch.testing.assert_close(
+        site(IDS),
+        site.weight[IDS] + 2 * (adapter.lora_embedding_B @ adapter.lora_embedding_A).T[IDS],
+    )
     hidden = torch.randn(1, 2, 32)
     torch.testing.assert_close(model.logits(hidden), hidden @ site.weight.T)
 
@@ -83,15 +95,25 @@ def test_dora_turns_rows_and_sets_their_length(tmp_path):
     model = load_model(str(write_checkpoint(tmp_path, attention_bias=True)))
     q = model.blocks[0].self_attn.q_proj
     attach(model, "dora", r=4, alpha=6, dropout=0.0)
-    torch.testing.assert_close(q.adapters["default"].lora_magnitude_vector.detach(), q.weight.norm(dim=1))
+    torch.testing.assert_close(
+        q.adapters["default"].lora_magnitude_vector.detach(), q.weight.norm(dim=1)
+    )
     randomise(model)
     adapter = q.adapters["default"]
     V = q.weight + 1.5 * adapter.lora_B @ adapter.lora_A
-    expected = X @ (adapter.lora_magnitude_vector[:, None] * V / V.norm(dim=1, keepdim=True)).T + q.bias
+    expected = (
+        X @ (adapter.lora_magnitude_vector[:, None] * V / V.norm(dim=1, keepdim=True)).T + q.bias
+    )
     torch.testing.assert_close(q(X), expected)
-    constant = (V / V.norm(dim=1, keepdim=True).detach()) * adapter.lora_magnitude_vector[:, None]  # section 4.3: the norm has no gradient
-    wanted = torch.autograd.grad((X @ constant.T + q.bias).square().sum(), [adapter.lora_A, adapter.lora_magnitude_vector])
-    given = torch.autograd.grad(q(X).square().sum(), [adapter.lora_A, adapter.lora_magnitude_vector])
+    constant = (V / V.norm(dim=1, keepdim=True).detach()) * adapter.lora_magnitude_vector[
+        :, None
+    ]  # section 4.3: the norm has no gradient
+    wanted = torch.autograd.grad(
+        (X @ constant.T + q.bias).square().sum(), [adapter.lora_A, adapter.lora_magnitude_vector]
+    )
+    given = torch.autograd.grad(
+        q(X).square().sum(), [adapter.lora_A, adapter.lora_magnitude_vector]
+    )
     for one, other in zip(given, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
@@ -102,22 +124,33 @@ def test_pissa_starts_at_the_principal_singular_values(tiny, q):
     singular = torch.linalg.svdvals(q.weight)
     start = 1.5 * adapter.lora_B @ adapter.lora_A
     torch.testing.assert_close(torch.linalg.svdvals(start)[:4], singular[:4], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(torch.linalg.svdvals(q.weight - start)[0], singular[4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(q.weight - start)[0], singular[4], rtol=1e-4, atol=1e-4
+    )
     randomise(tiny)
-    torch.testing.assert_close(q(X), X @ (q.weight - start.detach() + 1.5 * adapter.lora_B @ adapter.lora_A).T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        q(X),
+        X @ (q.weight - start.detach() + 1.5 * adapter.lora_B @ adapter.lora_A).T,
+        rtol=1e-4,
+        atol=1e-4,
+    )
     A, B = adapter.factors()
     assert A.shape == (8, 32)
     torch.testing.assert_close(q(X), X @ (q.weight + B @ A).T, rtol=1e-4, atol=1e-4)
 
 
 def test_pissa_of_a_large_weight_is_found_by_a_randomised_method():
-    from adapters.pissa import principal
+    from adapters.methods.pissa import principal
 
-    weight = torch.randn(1100, 1050) + 30 * torch.randn(1100, 3) @ torch.randn(3, 1050) / math.sqrt(1000)
+    weight = torch.randn(1100, 1050) + 30 * torch.randn(1100, 3) @ torch.randn(3, 1050) / math.sqrt(
+        1000
+    )
     state = torch.get_rng_state()
     B, A = principal(weight, 3)
     assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(torch.linalg.svdvals(B @ A)[:3], torch.linalg.svdvals(weight)[:3], rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(B @ A)[:3], torch.linalg.svdvals(weight)[:3], rtol=1e-3, atol=1e-2
+    )
 
 
 def test_adalora(tiny, q):
@@ -125,9 +158,16 @@ def test_adalora(tiny, q):
     randomise(tiny)
     adapter = q.adapters["default"]
     scale = 6 / (4 + 1e-5)
-    torch.testing.assert_close(q(X), X @ (q.weight + scale * adapter.lora_B @ torch.diag(adapter.lora_E[:, 0]) @ adapter.lora_A).T)
+    torch.testing.assert_close(
+        q(X),
+        X
+        @ (q.weight + scale * adapter.lora_B @ torch.diag(adapter.lora_E[:, 0]) @ adapter.lora_A).T,
+    )
     one = torch.eye(4)
-    sums = [(A @ A.T - one).norm() + (B.T @ B - one).norm() for A, B in ((a.lora_A, a.lora_B) for a in adapters_named(tiny, "default").values())]
+    sums = [
+        (A @ A.T - one).norm() + (B.T @ B - one).norm()
+        for A, B in ((a.lora_A, a.lora_B) for a in adapters_named(tiny, "default").values())
+    ]
     torch.testing.assert_close(penalty(tiny), 0.3 * sum(sums) / len(sums))
 
 
@@ -152,17 +192,29 @@ def test_adalora_cuts_to_its_budget_what_matters_least(tiny):
     assert kept[34:] == [12] * 16  # six sites of two on average, from step 35 on
     assert all(not adapter.kept[1] for adapter in adapters)
     assert all((adapter.lora_E[~adapter.kept] == 0).all() for adapter in adapters)
-    assert len({int(adapter.kept.sum()) for adapter in adapters}) > 1  # not the same rank everywhere
+    assert (
+        len({int(adapter.kept.sum()) for adapter in adapters}) > 1
+    )  # not the same rank everywhere
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7])
 def test_adalora_comes_to_its_budget_in_short_runs_and_by_part(tiny, total):
-    table = {"x": {"preset": "adalora", "sites": ["q"], "init_r": 4, "target_r": 2}, "y": {"preset": "adalora", "sites": ["v"], "init_r": 6, "target_r": 5}}
+    table = {
+        "x": {"preset": "adalora", "sites": ["q"], "init_r": 4, "target_r": 2},
+        "y": {"preset": "adalora", "sites": ["v"], "init_r": 6, "target_r": 5},
+    }
     attach(tiny, resolve(**table))
     for step in range(1, total + 1):
         tiny(IDS).square().mean().backward()
         after_step(tiny, step, total)
-    left = {part: sum(int(one.kept.sum()) for one in adapters_named(tiny, "default").values() if one.part == part) for part in table}
+    left = {
+        part: sum(
+            int(one.kept.sum())
+            for one in adapters_named(tiny, "default").values()
+            if one.part == part
+        )
+        for part in table
+    }
     assert left == {"x": 3 * 2, "y": 3 * 5}
 
 
@@ -191,7 +243,16 @@ def test_vera_shares_its_matrices(tiny):
     assert sum(p.numel() for p in parameters(tiny)) == 6 * (6 + 32)
     down, x = tiny.blocks[0].mlp.down_proj, torch.randn(2, 3, 48)
     one = down.adapters["default"]
-    expected = x @ (down.weight + torch.diag(one.vera_lambda_b) @ one.shared.B @ torch.diag(one.vera_lambda_d) @ one.shared.A).T
+    expected = (
+        x
+        @ (
+            down.weight
+            + torch.diag(one.vera_lambda_b)
+            @ one.shared.B
+            @ torch.diag(one.vera_lambda_d)
+            @ one.shared.A
+        ).T
+    )
     torch.testing.assert_close(down(x), expected)
 
 
@@ -199,7 +260,11 @@ def test_ia3(tmp_path):
     model = load_model(str(write_checkpoint(tmp_path, attention_bias=True)))
     attach(model, "ia3")
     randomise(model)
-    k, down, x = model.blocks[0].self_attn.k_proj, model.blocks[0].mlp.down_proj, torch.randn(2, 3, 48)
+    k, down, x = (
+        model.blocks[0].self_attn.k_proj,
+        model.blocks[0].mlp.down_proj,
+        torch.randn(2, 3, 48),
+    )
     torch.testing.assert_close(k(X), k.adapters["default"].ia3_l[:, 0] * (X @ k.weight.T + k.bias))
     torch.testing.assert_close(down(x), (down.adapters["default"].ia3_l * x) @ down.weight.T)
 
@@ -212,7 +277,9 @@ def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(any_tiny):
     whole = any_tiny(IDS[:1])[:, 3:]
     attach(any_tiny, "prefix", length=3, scale=10.0)
     for layer, adapter in enumerate(adapters_named(any_tiny, "default").values()):
-        keys, values = (kept[layer][0].transpose(0, 1).flatten(1) for kept in (cache.keys, cache.values))  # [3, K * D]
+        keys, values = (
+            kept[layer][0].transpose(0, 1).flatten(1) for kept in (cache.keys, cache.values)
+        )  # [3, K * D]
         adapter.prefix.data = torch.cat((keys, values), dim=1) / 10
     torch.testing.assert_close(any_tiny(rest), whole, rtol=1e-4, atol=1e-4)
     padded = torch.cat((torch.zeros(1, 2, dtype=torch.long), rest), dim=1)
@@ -237,7 +304,9 @@ def test_a_prefix_projection_is_one_table_and_a_part_of_an_mlp_for_each_layer(ti
     assert len({id(adapter.table) for adapter in adapters}) == 1
     assert sum(p.numel() for p in parameters(tiny)) == 4 * 6 + 3 * 2 * 16 * 6
     randomise(tiny)
-    torch.testing.assert_close(adapters[1].pairs(), torch.tanh(adapters[0].table.weight) @ adapters[1].project.T)
+    torch.testing.assert_close(
+        adapters[1].pairs(), torch.tanh(adapters[0].table.weight) @ adapters[1].project.T
+    )
 
 
 @pytest.mark.parametrize("preset", ["prompt", "p-tuning", "p-tuning-lstm"])
@@ -246,18 +315,27 @@ def test_a_prompt_of_real_words_is_these_words(any_tiny, preset):
     whole = any_tiny(IDS)[:, 3:]
     attach(any_tiny, preset, length=3)
     for row in range(2):
-        any_tiny.input_embedding.adapters["default"].embeddings = lambda row=row: any_tiny.input_embedding.weight[IDS[row, :3]]
-        torch.testing.assert_close(any_tiny(IDS[row : row + 1, 3:]), whole[row : row + 1], rtol=1e-4, atol=1e-4)
+        any_tiny.input_embedding.adapters["default"].embeddings = lambda row=row: (
+            any_tiny.input_embedding.weight[IDS[row, :3]]
+        )
+        torch.testing.assert_close(
+            any_tiny(IDS[row : row + 1, 3:]), whole[row : row + 1], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_where_prompts_start():
     model = load_model("pocket-llama", dtype=torch.float32)
     attach(model, "prompt", length=3, scale=2.0)
     prompt = model.input_embedding.adapters["default"].embeddings()
-    assert all((model.input_embedding.weight == row).all(dim=1).any() for row in prompt)  # words of the vocabulary
+    assert all(
+        (model.input_embedding.weight == row).all(dim=1).any() for row in prompt
+    )  # words of the vocabulary
     attach(model, "prompt", name="text", length=5, text="Tom has")
     ids = load_tokenizer("pocket-llama").encode("Tom has", bos=False)
-    torch.testing.assert_close(model.input_embedding.adapters["text"].prompt, model.input_embedding.weight[torch.tensor((ids * 5)[:5])])
+    torch.testing.assert_close(
+        model.input_embedding.adapters["text"].prompt,
+        model.input_embedding.weight[torch.tensor((ids * 5)[:5])],
+    )
 
 
 def test_invertible_is_undone(any_tiny):
@@ -270,7 +348,9 @@ def test_invertible_is_undone(any_tiny):
     torch.testing.assert_close(adapter.unembed(changed), x, rtol=1e-4, atol=1e-4)
     one, two = x.chunk(2, dim=-1)
     y = one + torch.relu(two @ adapter.F_down.T) @ adapter.F_up.T
-    torch.testing.assert_close(changed, torch.cat((y, two + torch.relu(y @ adapter.G_down.T) @ adapter.G_up.T), dim=-1))
+    torch.testing.assert_close(
+        changed, torch.cat((y, two + torch.relu(y @ adapter.G_down.T) @ adapter.G_up.T), dim=-1)
+    )
 
 
 def test_several_input_adapters_are_undone_in_the_other_order(tiny):
@@ -281,8 +361,14 @@ def test_several_input_adapters_are_undone_in_the_other_order(tiny):
     h = torch.randn(1, 2, 32)
     expected = tiny.lm_head(one.unembed(two.unembed(h)))
     torch.testing.assert_close(tiny.logits(h), expected)
-    attach(tiny, resolve(one={"preset": "invertible"}, two={"preset": "invertible", "reduction": 4.0}), name="both")  # the same as a mixture
-    for part, alone in zip(tiny.input_embedding.adapters["both"].parts.values(), (one, two), strict=True):
+    attach(
+        tiny,
+        resolve(one={"preset": "invertible"}, two={"preset": "invertible", "reduction": 4.0}),
+        name="both",
+    )  # the same as a mixture
+    for part, alone in zip(
+        tiny.input_embedding.adapters["both"].parts.values(), (one, two), strict=True
+    ):
         part.load_state_dict(alone.state_dict())
     use(tiny, ["both"])
     torch.testing.assert_close(tiny.logits(h), expected)
@@ -291,7 +377,9 @@ def test_several_input_adapters_are_undone_in_the_other_order(tiny):
 def test_ln_tuning_and_bitfit(any_tiny):
     attach(any_tiny, "ln-tuning", name="norms")
     randomise(any_tiny)
-    norm = any_tiny.blocks[0].get_submodule(any_tiny.sites.get("attn_norm", any_tiny.sites.get("norm")))
+    norm = any_tiny.blocks[0].get_submodule(
+        any_tiny.sites.get("attn_norm", any_tiny.sites.get("norm"))
+    )
     own = norm.adapters["norms"]
     assert own.weight is not norm.weight
     torch.testing.assert_close(norm(X), norm.compute(X, own.weight, own.bias))
@@ -306,7 +394,10 @@ def test_ln_tuning_and_bitfit(any_tiny):
 def test_rows_of_tokens(tmp_path, tied):
     model = load_model(str(write_checkpoint(tmp_path, tie_word_embeddings=tied)))
     base, table = model(IDS), model.input_embedding.weight.clone()
-    attach(model, resolve(kind="token_rows", sites=["embed", "head"] if tied else ["embed"], ids=[54, 9]))
+    attach(
+        model,
+        resolve(kind="token_rows", sites=["embed", "head"] if tied else ["embed"], ids=[54, 9]),
+    )
     assert len(parameters(model)) == 1
     randomise(model)
     rows = parameters(model)[0]
@@ -314,7 +405,9 @@ def test_rows_of_tokens(tmp_path, tied):
     x = model.input_embedding(IDS)
     torch.testing.assert_close(x, table[IDS])
     hidden = torch.randn(2, 3, 32)
-    torch.testing.assert_close(model.logits(hidden), hidden @ (table if tied else model.lm_head.weight).T)
+    torch.testing.assert_close(
+        model.logits(hidden), hidden @ (table if tied else model.lm_head.weight).T
+    )
     assert not torch.allclose(model(IDS), base, atol=1e-2)
 
 
@@ -324,7 +417,9 @@ def test_a_full_copy_of_a_tied_head_leaves_the_embedding(tmp_path):
     randomise(model)
     assert torch.equal(model.input_embedding(IDS), model.input_embedding.weight[IDS])
     hidden = torch.randn(1, 2, 32)
-    torch.testing.assert_close(model.logits(hidden), hidden @ model.lm_head.adapters["default"].weight.T)
+    torch.testing.assert_close(
+        model.logits(hidden), hidden @ model.lm_head.adapters["default"].weight.T
+    )
 
 
 def test_fusion_attends_to_what_its_members_add(tiny):
@@ -332,13 +427,25 @@ def test_fusion_attends_to_what_its_members_add(tiny):
     attach(tiny, "parallel", name="two", size=4)
     randomise(tiny)
     attach(tiny, "fusion", name="both", of=["one", "two"])
-    assert all("both" in name for name in [path for path in tiny.state_dict() if path.endswith("fusion_key")])
-    assert len(parameters(tiny)) == 2 * 3 * 3  # its own matrices at six sites; the members are frozen
+    assert all(
+        "both" in name
+        for name in [path for path in tiny.state_dict() if path.endswith("fusion_key")]
+    )
+    assert (
+        len(parameters(tiny)) == 2 * 3 * 3
+    )  # its own matrices at six sites; the members are frozen
     fused = tiny.blocks[0].mlp_site.adapters["both"]
     torch.nn.init.normal_(fused.query)
     torch.nn.init.normal_(fused.fusion_key)
     torch.nn.init.normal_(fused.value)
     site, y = tiny.blocks[0].mlp_site, torch.randn(2, 4, 32)
     one, two = (site.adapters[name].after(y, X, site) - y for name in ("one", "two"))
-    scores = torch.stack([((y @ fused.query.T) * (d @ fused.fusion_key.T)).sum(-1) for d in (one, two)], dim=-1).softmax(-1)
-    torch.testing.assert_close(site(y, X), y + (scores[..., :1] * one + scores[..., 1:] * two) @ fused.value.T, rtol=1e-4, atol=1e-4)
+    scores = torch.stack(
+        [((y @ fused.query.T) * (d @ fused.fusion_key.T)).sum(-1) for d in (one, two)], dim=-1
+    ).softmax(-1)
+    torch.testing.assert_close(
+        site(y, X),
+        y + (scores[..., :1] * one + scores[..., 1:] * two) @ fused.value.T,
+        rtol=1e-4,
+        atol=1e-4,
+    )

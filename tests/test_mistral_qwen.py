@@ -17,14 +17,14 @@ from test_plan import model_of, peak, step_of
 
 from adapters import attach, load_adapter, merge, parameters, save_adapter
 from adapters.config import resolve
-from adapters.export import export_model
+from adapters.formats.merged_model import export_model
+from benchmarks.random_weights import random_checkpoint
 from eval.generate import generate
 from eval.likelihood import log_likelihoods
 from eval.score import left_pad
 from model import UserError, load_model, load_tokenizer
 from model.config import describe
-from model.random_weights import random_checkpoint
-from train.dry_run import answer
+from train.plan.dry_run import answer
 from train.settings import Eval
 
 ROWS = {"mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
@@ -119,8 +119,10 @@ def test_beams_and_likelihoods_equal_transformers(folder):
 
 PEFTS = {
     "lora": ("LoraConfig", {"r": 3, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
-    "ia3": ("IA3Config", {
-        "target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "ia3": (
+        "IA3Config",
+        {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    ),
     "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm", "norm"]}),
     "prefix": ("PrefixTuningConfig", {"num_virtual_tokens": 3}),
     "long prefix": ("PrefixTuningConfig", {"num_virtual_tokens": 6}),
@@ -241,7 +243,8 @@ def test_windows_and_biases_that_contradict_are_refused(tmp_path, base, change, 
 @pytest.mark.parametrize(
     ("base", "change"),
     [
-        (MISTRAL, {"sliding_window": None}), (MISTRAL, {"sliding_window": False}),
+        (MISTRAL, {"sliding_window": None}),
+        (MISTRAL, {"sliding_window": False}),
         (MISTRAL, {"layer_types": ["sliding_attention"] * 3, "head_dim": 8}),
         (MISTRAL, {"layer_types": LAYER_TYPES, "head_dim": 8}),  # Ministral, in transformers
         (MISTRAL, {"num_key_value_heads": 2, "head_dim": None, "use_sliding_window": None}),
@@ -258,8 +261,11 @@ def test_windows_that_are_off_are_off(tmp_path, base, change):
     raw = json.loads((folder / "config.json").read_text()) | change
     (folder / "config.json").write_text(json.dumps(raw))
     ours = load_model(str(folder))
-    strict = {key: value for key, value in raw.items() if value is not None or key in (
-        "sliding_window", "head_dim", "layer_types")}
+    strict = {
+        key: value
+        for key, value in raw.items()
+        if value is not None or key in ("sliding_window", "head_dim", "layer_types")
+    }
     if strict.get("sliding_window") is False:
         strict["sliding_window"] = None
     (folder / "config.json").write_text(json.dumps(strict))
@@ -273,8 +279,14 @@ def test_windows_that_are_off_are_off(tmp_path, base, change):
 
 
 TEXTS = [
-    "Hello this is a test.", "  two  spaces\n\nand lines\t\ttabs ", "I'll say 1234567 or 3.14!",
-    "cafe\u0301 Ünï", "人工智能 🦙", "<|im_start|>user\nhi<|im_end|>\n", "a</s>b", "",
+    "Hello this is a test.",
+    "  two  spaces\n\nand lines\t\ttabs ",
+    "I'll say 1234567 or 3.14!",
+    "cafe\u0301 Ünï",
+    "人工智能 🦙",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "a</s>b",
+    "",
 ]
 
 
@@ -306,13 +318,18 @@ def qwen_like():
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    tokenizer.add_special_tokens([
-        AddedToken(token, special=True, normalized=False)
-        for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    ])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+        ]
+    )
     return tokenizer, {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": None,
-        "pad_token": "<|endoftext|>", "add_bos_token": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "bos_token": None,
+        "pad_token": "<|endoftext|>",
+        "add_bos_token": False,
     }
 
 
@@ -325,20 +342,36 @@ def mistral_like():
     merges = [("▁", "t"), ("h", "e"), ("l", "l"), ("i", "s"), ("▁t", "he"), ("ll", "o")]
     pieces += [first + second for first, second in merges]
     vocab = {piece: number for number, piece in enumerate(pieces)}
-    bpe = models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True,
-                     fuse_unk=True, ignore_merges=False)
+    bpe = models.BPE(
+        vocab=vocab,
+        merges=merges,
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+        ignore_merges=False,
+    )
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-        decoders.Strip(content=" ", left=1)])
-    tokenizer.add_special_tokens([
-        AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
     return tokenizer, {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
         "unk_token": "<unk>",
     }
 

@@ -13,10 +13,10 @@ from adapters import load_adapter, use
 from data.batches import pack_text
 from data.prompts import template
 from data.sources import load_data
+from experiments.rows import encode_rows
 from model import UserError, load_model, load_tokenizer
 from model.registry import POCKET
 from train.loss import mean_loss
-from train.rows import encode_rows
 from train.settings import settings
 
 CHATML = (
@@ -48,7 +48,16 @@ def chat_model(tmp_path) -> Path:
 
 
 def run(*arguments) -> int:
-    few = ["--dtype", "float32", "--max-steps", "2", "--set", "train.warmup_steps=0", "--set", "train.batch_size=4"]
+    few = [
+        "--dtype",
+        "float32",
+        "--max-steps",
+        "2",
+        "--set",
+        "train.warmup_steps=0",
+        "--set",
+        "train.batch_size=4",
+    ]
     return command_line.main([*map(str, arguments), *few])
 
 
@@ -60,7 +69,10 @@ def test_a_run_on_conversations_measures_the_loss_before_and_after(tmp_path, cha
     assert "held out (test_share), to measure the loss on before and after: 3 of the rows" in said
     result = json.loads((out / "result.json").read_text())
     loss = result["held_out_loss"]
-    assert f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3)" in said
+    assert (
+        f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3)"
+        in said
+    )
     assert result["after"] == {}
 
     # the same figures by hand
@@ -158,7 +170,9 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path):
     rows = load_data(str(path), test_share=0.0).train
     encoded = encode_rows(tokenizer, rows, False, form, s)
     assert len(encoded.examples) == 5
-    assert encoded.lines[0].startswith("2 of 7 rows are left out, the template has no form for them: ")
+    assert encoded.lines[0].startswith(
+        "2 of 7 rows are left out, the template has no form for them: "
+    )
     assert encoded.lines[0].endswith("front of (2, the first with 'Hello.')")  # one reason, once
     assert encoded.refused == 2
     held_out = encode_rows(tokenizer, rows[5:], False, form, s, held_out=True)
@@ -173,7 +187,9 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path):
 def test_chat_lines_say_what_a_template_does(tmp_path, chat_model):
     def lines(text: str) -> list[str]:
         names = json.loads((chat_model / "tokenizer_config.json").read_text())
-        (chat_model / "tokenizer_config.json").write_text(json.dumps(names | {"chat_template": text}))
+        (chat_model / "tokenizer_config.json").write_text(
+            json.dumps(names | {"chat_template": text})
+        )
         tokenizer = load_tokenizer(str(chat_model))
         rows = [{"instruction": "a", "output": "b"}]
         return encode_rows(tokenizer, rows, False, template("chat", tokenizer), settings()).lines

@@ -20,8 +20,9 @@ from in_processes import CASES, SHARDED, trained
 import run as command_line
 from eval.generate import generate
 from eval.journal import Journal, answers_in, journal_of, remove_journals
+from experiments import run as experiment
 from model import UserError, load_model
-from train import base, experiment, parallel
+from train import base, parallel
 from train.checkpoint import checkpoints
 from train.parallel import Processes, started
 from train.settings import settings, to_toml
@@ -39,12 +40,34 @@ def free_port() -> int:
             return port
 
 
-def launch(world: int, *command, cwd: Path | None = None, path: Path = ROOT, more: dict[str, str] | None = None) -> list[subprocess.Popen]:
+def launch(
+    world: int,
+    *command,
+    cwd: Path | None = None,
+    path: Path = ROOT,
+    more: dict[str, str] | None = None,
+) -> list[subprocess.Popen]:
     """As torchrun does, without its own three seconds."""
-    common = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                           "PYTHONPATH": str(path), **(more or {})}
-    return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd or ROOT, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(world)]
+    common = os.environ | {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(path),
+        **(more or {}),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=cwd or ROOT,
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
 
 
 def finish(processes: list[subprocess.Popen], timeout: int = 900) -> list[tuple[int, str, str]]:
@@ -64,7 +87,9 @@ def folder(tmp_path_factory) -> Path:
     write_checkpoint(folder / "tiny")
     for world in WORLDS:
         ended = finish(launch(world, ROOT / "tests" / "in_processes.py", folder))
-        assert [status for status, *_ in ended] == [0] * world, "\n".join(error[-3000:] for *_, error in ended)
+        assert [status for status, *_ in ended] == [0] * world, "\n".join(
+            error[-3000:] for *_, error in ended
+        )
     return folder
 
 
@@ -73,13 +98,22 @@ def found(folder: Path, name: str, world: int):
 
 
 def close(a, b, **tolerance) -> None:
-    torch.testing.assert_close(torch.tensor(a["losses"]), torch.tensor(b["losses"]), rtol=1e-5, atol=0)
-    torch.testing.assert_close(torch.tensor(a["norms"]), torch.tensor(b["norms"]), rtol=1e-4, atol=0)
-    torch.testing.assert_close(a["weights"], b["weights"], **{"rtol": 1e-3, "atol": 1e-5} | tolerance)
+    torch.testing.assert_close(
+        torch.tensor(a["losses"]), torch.tensor(b["losses"]), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        torch.tensor(a["norms"]), torch.tensor(b["norms"]), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(
+        a["weights"], b["weights"], **{"rtol": 1e-3, "atol": 1e-5} | tolerance
+    )
 
 
 # ---------------------------------------------------------------- the same steps
-@pytest.mark.parametrize(("name", "world"), [("parallel", 2), ("dropout", 2), ("dropout", 4), ("adalora", 2), ("adalora", 4)])
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [("parallel", 2), ("dropout", 2), ("dropout", 4), ("adalora", 2), ("adalora", 4)],
+)
 def test_any_number_of_processes_takes_the_steps_of_one(folder, tmp_path, name, world):
     """Dropout too; AdaLoRA's penalty counts once; three micro-batches a step, one in the last: some process has fewer than others, or none."""
     close(found(folder, name, world), trained(folder, CASES[name], folder=tmp_path))
@@ -90,7 +124,10 @@ def test_what_is_not_finite_in_one_process_is_skipped_in_all(folder, tmp_path):
     assert one["skipped"] == 1
     assert one["norms"].index(None) == 2
     half = found(folder, "float16", 2)  # its loss scale, too, follows what all have
-    assert half["skipped"] == trained(folder, CASES["float16"], folder=tmp_path, dtype=torch.float16)["skipped"]
+    assert (
+        half["skipped"]
+        == trained(folder, CASES["float16"], folder=tmp_path, dtype=torch.float16)["skipped"]
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -103,7 +140,9 @@ def test_gradients_are_added_and_what_none_has_stays_none(folder, world):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_processes_that_differ_are_refused_in_all_of_them(folder, world):
-    assert set(found(folder, "refused", world)) == {"process 1 differs from process 0 in: data; all need the same command, files and versions"}
+    assert set(found(folder, "refused", world)) == {
+        "process 1 differs from process 0 in: data; all need the same command, files and versions"
+    }
 
 
 # ---------------------------------------------------------------- stopping and going on
@@ -112,8 +151,16 @@ def test_a_signal_to_one_stops_all_behind_the_same_step_and_any_number_goes_on(f
     assert found(folder, "stopped", 4) == [(signal.SIGTERM, 3)] * 4
     middle = found(folder, "resumed", 2)
     assert (middle["signal"], middle["step"]) == (signal.SIGTERM, 6)
-    end, whole = trained(folder, CASES["dropout"], resume=True, folder=folder / "stopped"), trained(folder, CASES["dropout"], folder=tmp_path)
-    torch.testing.assert_close(torch.tensor(middle["losses"] + end["losses"]), torch.tensor(whole["losses"][3:]), rtol=1e-5, atol=0)
+    end, whole = (
+        trained(folder, CASES["dropout"], resume=True, folder=folder / "stopped"),
+        trained(folder, CASES["dropout"], folder=tmp_path),
+    )
+    torch.testing.assert_close(
+        torch.tensor(middle["losses"] + end["losses"]),
+        torch.tensor(whole["losses"][3:]),
+        rtol=1e-5,
+        atol=0,
+    )
     torch.testing.assert_close(end["weights"], whole["weights"], rtol=1e-3, atol=1e-5)
 
 
@@ -132,9 +179,13 @@ def test_a_base_in_parts_trains_as_a_whole_one_does(folder, tmp_path, name):
 
 def test_each_process_holds_its_share_of_the_blocks_and_gathers_one_to_use_it(folder, tmp_path):
     for held, whole, gathered in found(folder, "bytes", 2):
-        assert held == whole // 2  # storage, behind training and answers: nothing gathered is left, nothing of the loading either
+        assert (
+            held == whole // 2
+        )  # storage, behind training and answers: nothing gathered is left, nothing of the loading either
         assert len(gathered) > 3 * 22  # forward, the second forward of checkpointed blocks, answers
-        assert max(gathered) <= 2  # of three: the one that computes, in the backward pass the one that comes next
+        assert (
+            max(gathered) <= 2
+        )  # of three: the one that computes, in the backward pass the one that comes next
     model = trained(folder, SHARDED["sharded"], folder=tmp_path)["model"]
     ids, mask = batch("left")
     assert found(folder, "answers", 2) == generate(model, ids, mask, max_new_tokens=6)
@@ -169,7 +220,11 @@ def test_answers_of_any_number_of_processes_are_gone_on_with(tmp_path):
         with Journal(journal_of(path, rank), "same") as journal:
             journal.write({"job": rank + 5, "output": f"answer {rank}"})
     (tmp_path / "predictions.jsonl.partial").write_text("of somebody else")
-    assert {number: answer["output"] for number, answer in answers_in(path, "same").items()} == {5: "answer 0", 6: "answer 1", 7: "answer 2"}
+    assert {number: answer["output"] for number, answer in answers_in(path, "same").items()} == {
+        5: "answer 0",
+        6: "answer 1",
+        7: "answer 2",
+    }
     with pytest.raises(UserError, match="holds answers to other problems"):
         answers_in(path, "other")
     remove_journals(path)
@@ -180,12 +235,25 @@ def test_processes_that_were_not_started_by_torchrun_say_so(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="RANK, MASTER_ADDR, MASTER_PORT is not set: start several processes with torchrun"), started():
+    with (
+        pytest.raises(
+            UserError,
+            match="RANK, MASTER_ADDR, MASTER_PORT is not set: start several processes with torchrun",
+        ),
+        started(),
+    ):
         pass
 
 
 def test_a_connection_that_broke_is_told_from_other_mistakes():
-    assert isinstance(parallel.lost(RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")), parallel.Lost)
+    assert isinstance(
+        parallel.lost(
+            RuntimeError(
+                "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"
+            )
+        ),
+        parallel.Lost,
+    )
     for other in (RuntimeError("shapes do not fit"), UserError("gloo is a word, too")):
         assert parallel.lost(other) is other
 
@@ -194,8 +262,19 @@ def test_a_connection_that_broke_is_told_from_other_mistakes():
 def rows_of_sums(folder: Path) -> list[str]:
     """A few rows in a file, and the options of a short run on them."""
     write_sums(folder / "sums.json")
-    sets = ["eval.before=false", "eval.max_new_tokens=30", "train.batch_size=4", "train.micro_batch_size=1"]
-    return ["--data", "sums.json", "--adapter", "lora", *(word for one in sets for word in ("--set", one))]
+    sets = [
+        "eval.before=false",
+        "eval.max_new_tokens=30",
+        "train.batch_size=4",
+        "train.micro_batch_size=1",
+    ]
+    return [
+        "--data",
+        "sums.json",
+        "--adapter",
+        "lora",
+        *(word for one in sets for word in ("--set", one)),
+    ]
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -205,15 +284,24 @@ def log_of(folder: Path) -> list[dict]:
 
 def test_a_mistake_is_one_line_of_one_process(tmp_path):
     """And none of the processes takes Python apart at its end: with gloo's threads still there, that aborts one of them now and then."""
-    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(lambda: os._exit(99))\n")  # Python imports it when it starts
-    first, second = finish(launch(2, ROOT / "run.py", "--adapter", "lorra", cwd=tmp_path, path=tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\natexit.register(lambda: os._exit(99))\n"
+    )  # Python imports it when it starts
+    first, second = finish(
+        launch(2, ROOT / "run.py", "--adapter", "lorra", cwd=tmp_path, path=tmp_path)
+    )
     assert (first[0], second[0]) == (1, 1)
     assert first[2] == "run.py: unknown adapter 'lorra'; did you mean 'lora'?\n"
     assert second[1:] == ("", "")
 
 
 def test_rank_0_speaks_though_it_comes_to_a_mistake_seconds_later(monkeypatch):
-    store, mistake, clock, spoke = torch.distributed.HashStore(), UserError("unknown adapter"), [0.0], []
+    store, mistake, clock, spoke = (
+        torch.distributed.HashStore(),
+        UserError("unknown adapter"),
+        [0.0],
+        [],
+    )
 
     def sleep(seconds: float) -> None:
         clock[0] += seconds
@@ -229,21 +317,29 @@ def test_rank_0_speaks_though_it_comes_to_a_mistake_seconds_later(monkeypatch):
 @pytest.mark.parametrize("words", [("--nonsense",), ("--max-steps", "x"), ("--adapter", "lorra")])
 def test_who_has_nothing_to_say_ends_behind_who_has(tmp_path, words):
     """torchrun ends all processes as soon as one has ended: the one that speaks was cut off where another was faster."""
-    first, second = launch(2, ROOT / "run.py", *words, cwd=tmp_path, more={"TORCHELASTIC_RUN_ID": "one"})
+    first, second = launch(
+        2, ROOT / "run.py", *words, cwd=tmp_path, more={"TORCHELASTIC_RUN_ID": "one"}
+    )
     try:
         assert first.communicate(timeout=300)[1].count("run.py: ") == 1
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(timeout=1)
         second.terminate()
         assert second.communicate(timeout=60) == ("", "")
-        assert second.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)  # the second where it is starting yet
+        assert second.returncode in (
+            -signal.SIGTERM,
+            128 + signal.SIGTERM,
+        )  # the second where it is starting yet
     finally:
         first.kill(), second.kill()
 
 
 def test_other_commands_are_for_one_process(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, said in (("0", "run.py: models is for one process: start it with python, not with torchrun\n"), ("1", "")):
+    for rank, said in (
+        ("0", "run.py: models is for one process: start it with python, not with torchrun\n"),
+        ("1", ""),
+    ):
         monkeypatch.setenv("RANK", rank)
         assert command_line.main(["models"]) == 1
         assert capsys.readouterr().err == said
@@ -252,23 +348,69 @@ def test_other_commands_are_for_one_process(monkeypatch, capsys):
 def test_two_processes_answer_and_write_what_one_does(tmp_path):
     """The whole job, begun under torchrun, where one process is killed (kill -9) and the job ends at once; continued by two, without it; one process alone
     comes to the same."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(ROOT / "tests" / "at_moments.py"), json.dumps([("micro-batch", 7, 0, signal.SIGKILL, 1)])]  # in the fourth step: each has two of four
-    words = [*rows_of_sums(tmp_path), "--max-steps", "12", "--set", "train.save_every=2", "--out", "two"]
-    job = subprocess.run([*torchrun, *script, *words], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, capture_output=True,
-                         text=True, timeout=900)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    script = [
+        str(ROOT / "tests" / "at_moments.py"),
+        json.dumps([("micro-batch", 7, 0, signal.SIGKILL, 1)]),
+    ]  # in the fourth step: each has two of four
+    words = [
+        *rows_of_sums(tmp_path),
+        "--max-steps",
+        "12",
+        "--set",
+        "train.save_every=2",
+        "--out",
+        "two",
+    ]
+    job = subprocess.run(
+        [*torchrun, *script, *words],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert job.returncode != 0
-    assert "forcefully exiting via" not in job.stderr  # torchrun's word for a process that has not ended half a minute after it was told to
+    assert (
+        "forcefully exiting via" not in job.stderr
+    )  # torchrun's word for a process that has not ended half a minute after it was told to
     assert not (tmp_path / "two" / "result.json").exists()
-    assert job.stderr.count("another process of this job ended or does not answer") <= 1  # torchrun may have ended the other before it says so
+    assert (
+        job.stderr.count("another process of this job ended or does not answer") <= 1
+    )  # torchrun may have ended the other before it says so
     assert [torch.load(path)["step"] for path in checkpoints(tmp_path / "two")] == [2]
 
     for status, _, error in finish(launch(2, ROOT / "run.py", "--resume", "two", cwd=tmp_path)):
         assert status == 0, error
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"run.toml", "log.jsonl", "adapter", "predictions.jsonl", "result.json", "report.html",
-                                                                   "checkpoint-000012.pt", "leakage.json"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "run.toml",
+        "log.jsonl",
+        "adapter",
+        "predictions.jsonl",
+        "result.json",
+        "report.html",
+        "checkpoint-000012.pt",
+        "leakage.json",
+    }
     experiment.run(settings(config=str(tmp_path / "two" / "run.toml")), tmp_path / "one")
-    two, one = ({entry["step"]: entry["loss"] for entry in log_of(tmp_path / name)} for name in ("two", "one"))  # steps behind the checkpoint stand there twice
-    torch.testing.assert_close(torch.tensor([two[step] for step in one]), torch.tensor(list(one.values())), rtol=1e-4, atol=0)
-    assert (tmp_path / "one" / "predictions.jsonl").read_text() == (tmp_path / "two" / "predictions.jsonl").read_text()
+    two, one = (
+        {entry["step"]: entry["loss"] for entry in log_of(tmp_path / name)}
+        for name in ("two", "one")
+    )  # steps behind the checkpoint stand there twice
+    torch.testing.assert_close(
+        torch.tensor([two[step] for step in one]),
+        torch.tensor(list(one.values())),
+        rtol=1e-4,
+        atol=0,
+    )
+    assert (tmp_path / "one" / "predictions.jsonl").read_text() == (
+        tmp_path / "two" / "predictions.jsonl"
+    ).read_text()
     assert json.loads((tmp_path / "two" / "result.json").read_text())["processes"] == 2

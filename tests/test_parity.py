@@ -30,7 +30,11 @@ def reference(folder: Path, dtype: torch.dtype = torch.float32):
 
 def positions_of(model, mask: torch.Tensor) -> dict:
     """The positions as an argument, for the families whose reference takes them."""
-    return {} if model.config.model_type == "bloom" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    return (
+        {}
+        if model.config.model_type == "bloom"
+        else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    )
 
 
 @pytest.fixture(params=ALL, ids=lambda pair: " ".join(pair), scope="module")
@@ -47,13 +51,22 @@ def test_logits_equal_transformers(pair, side):
     ids, mask = batch(side)
     with torch.no_grad():
         if by_row:  # the reference lets the longest row decide for the whole batch; ours gives each row what it gets alone
-            rows = [copy.deepcopy(theirs)(ids[i : i + 1], attention_mask=mask[i : i + 1], **positions_of(theirs, mask[i : i + 1])).logits for i in range(3)]
+            rows = [
+                copy.deepcopy(theirs)(
+                    ids[i : i + 1],
+                    attention_mask=mask[i : i + 1],
+                    **positions_of(theirs, mask[i : i + 1]),
+                ).logits
+                for i in range(3)
+            ]
             expected = torch.cat(rows)
         else:
             expected = theirs(ids, attention_mask=mask, **positions_of(theirs, mask)).logits
     assert difference(ours(ids, mask), expected, mask) < 1e-4
     assert difference(ours(ids, mask, (mask.cumsum(1) - 1).clamp(min=0)), expected, mask) < 1e-4
-    if side in ("plain", "right") and not by_row:  # right padding hides behind causal order: no mask needed
+    if (
+        side in ("plain", "right") and not by_row
+    ):  # right padding hides behind causal order: no mask needed
         assert difference(ours(ids), expected, mask) < 1e-4
 
 
@@ -64,22 +77,42 @@ def test_cached_steps_equal_transformers(pair):
         ids, mask = batch(side)
         cache, past = ours.new_cache(3, 9), None
         for start, end in ((0, 6), (6, 7), (7, 8), (8, 9)):
-            where = {key: value[:, start:] for key, value in positions_of(theirs, mask[:, :end]).items()}
+            where = {
+                key: value[:, start:] for key, value in positions_of(theirs, mask[:, :end]).items()
+            }
             with torch.no_grad():
-                out = theirs(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=past, use_cache=True, **where)
+                out = theirs(
+                    ids[:, start:end],
+                    attention_mask=mask[:, :end],
+                    past_key_values=past,
+                    use_cache=True,
+                    **where,
+                )
             past = out.past_key_values
-            assert difference(ours(ids[:, start:end], mask[:, :end], cache=cache), out.logits, mask[:, start:end]) < 1e-4
+            assert (
+                difference(
+                    ours(ids[:, start:end], mask[:, :end], cache=cache),
+                    out.logits,
+                    mask[:, start:end],
+                )
+                < 1e-4
+            )
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_cached_steps_equal_the_full_pass(pair, side):
     ours, _, by_row = pair
     if by_row:
-        pytest.skip("keys in the cache were rotated for the length of their time, as in the reference")
+        pytest.skip(
+            "keys in the cache were rotated for the length of their time, as in the reference"
+        )
     ids, mask = batch(side)
     full = ours(ids, mask)
     cache = ours.new_cache(3, 9)
-    pieces = [ours(ids[:, :4], mask[:, :4], cache=cache), ours(ids[:, 4:6], mask[:, :6], cache=cache)]
+    pieces = [
+        ours(ids[:, :4], mask[:, :4], cache=cache),
+        ours(ids[:, 4:6], mask[:, :6], cache=cache),
+    ]
     pieces += [ours(ids[:, t : t + 1], mask[:, : t + 1], cache=cache) for t in range(6, 9)]
     assert difference(torch.cat(pieces, dim=1), full, mask) < 1e-4
     if side == "plain":
@@ -96,7 +129,13 @@ def test_greedy_tokens_depend_on_nothing_but_the_row(pair):
     if by_row:
         return
     for row, new in zip(PROMPTS, alone, strict=True):
-        out = theirs.generate(torch.tensor([row]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+        out = theirs.generate(
+            torch.tensor([row]),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         assert out[0, len(row) :].tolist() == new
 
 
@@ -111,7 +150,10 @@ def test_golden_logits(family, side, device):
     logits = ours(ids.to(device), mask.to(device)).cpu()
     assert difference(logits, golden[f"{side}.logits"], mask) < 1e-4
     cache = ours.new_cache(*ids.shape)
-    steps = [ours(ids[:, t : t + 1].to(device), mask[:, : t + 1].to(device), cache=cache) for t in range(ids.shape[1])]
+    steps = [
+        ours(ids[:, t : t + 1].to(device), mask[:, : t + 1].to(device), cache=cache)
+        for t in range(ids.shape[1])
+    ]
     assert difference(torch.cat(steps, dim=1).cpu(), golden[f"{side}.logits"], mask) < 1e-4
 
 
@@ -182,7 +224,9 @@ def test_every_site_is_in_the_table_and_in_the_picture(tmp_path, family):
 
     model = load_model(str(write_checkpoint(tmp_path, family)))
     block = model.blocks[0]
-    assert {path for path, module in block.named_modules() if isinstance(module, Site)} == set(model.sites.values())
+    assert {path for path, module in block.named_modules() if isinstance(module, Site)} == set(
+        model.sites.values()
+    )
     for site, path in model.sites.items():
         assert block.get_submodule(path).active == ()
         assert f"[{site}]" in model.picture
@@ -200,7 +244,12 @@ def test_a_finished_row_takes_no_positions_from_the_others(tmp_path):
     long = torch.randint(3, 61, (62,), generator=torch.Generator().manual_seed(4)).tolist()
     stop = generate(model, torch.tensor([long]), max_new_tokens=1)[0]
     rows = [long, *PROMPTS]
-    alone = [generate(model, torch.tensor([row]), max_new_tokens=10 if row is not long else 2, stop_ids=stop)[0] for row in rows]
+    alone = [
+        generate(
+            model, torch.tensor([row]), max_new_tokens=10 if row is not long else 2, stop_ids=stop
+        )[0]
+        for row in rows
+    ]
     assert generate(model, *left_pad(rows, 0, "cpu"), max_new_tokens=10, stop_ids=stop) == alone
 
 
@@ -211,4 +260,11 @@ def test_bloom_takes_positions_of_all_keys(tmp_path):
     with pytest.raises(UserError, match="positions of all 7 tokens"):
         model(ids[:, 6:], positions=torch.tensor([[6]]), cache=cache)
     cache.filled = 6
-    assert difference(model(ids[:, 6:], positions=torch.arange(7)[None], cache=cache), model(ids)[:, 6:], torch.ones(1, 1)) < 1e-4
+    assert (
+        difference(
+            model(ids[:, 6:], positions=torch.arange(7)[None], cache=cache),
+            model(ids)[:, 6:],
+            torch.ones(1, 1),
+        )
+        < 1e-4
+    )

@@ -27,11 +27,13 @@ from safetensors.torch import load_file, save_file
 from adapters import attach, load_adapter, save_adapter
 from adapters.attach import adapter_names, adapters_named
 from adapters.config import resolve
-from adapters.files import CONFIG, WEIGHTS, native_tensors
+from adapters.formats.folders import CONFIG, WEIGHTS, native_tensors
 from eval.generate import generate
 from model import UserError, load_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LoRA tensor.*have invalid shape:UserWarning")  # PEFT, about its own biases of B
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LoRA tensor.*have invalid shape:UserWarning"
+)  # PEFT, about its own biases of B
 SEEN = [int(token) for token in batch("plain")[0][0, :4]]  # ids of the batch that is compared
 FINAL = {"llama": "norm", "bloom": "ln_f", "opt": "decoder.final_layer_norm", "gptj": "ln_f"}
 
@@ -45,8 +47,14 @@ def file_key(name: str) -> str:
     """PEFT's name of a parameter -> how its file calls it; a bias goes by the module's path alone."""
     if name.startswith("prompt_encoder"):
         return "prompt_embeddings"
-    name = name.replace(".modules_to_save.default", "").replace(".default", "").replace("base_layer.bias", "bias")
-    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector").replace("token_adapter.trainable_tokens_delta.weight", "trainable")
+    name = (
+        name.replace(".modules_to_save.default", "")
+        .replace(".default", "")
+        .replace("base_layer.bias", "bias")
+    )
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector").replace(
+        "token_adapter.trainable_tokens_delta.weight", "trainable"
+    )
 
 
 def our_gradients(model) -> dict[str, torch.Tensor]:
@@ -54,10 +62,16 @@ def our_gradients(model) -> dict[str, torch.Tensor]:
     config = next(iter(adapters.values())).config
     kind = config.kind
     if kind == "prefix":
-        return {"prompt_embeddings": torch.cat([one.prefix.grad for one in adapters.values()], dim=1)}
+        return {
+            "prompt_embeddings": torch.cat([one.prefix.grad for one in adapters.values()], dim=1)
+        }
     if kind == "prompt":
         return {"prompt_embeddings": next(iter(adapters.values())).prompt.grad}
-    return {key.rpartition(":")[2]: tensor.grad for key, tensor in native_tensors(config, adapters).items() if tensor.requires_grad}
+    return {
+        key.rpartition(":")[2]: tensor.grad
+        for key, tensor in native_tensors(config, adapters).items()
+        if tensor.requires_grad
+    }
 
 
 def compare(ours, theirs, gradients: bool = True, soft: bool = False) -> None:
@@ -69,7 +83,11 @@ def compare(ours, theirs, gradients: bool = True, soft: bool = False) -> None:
         return
     for logits in (found, expected):
         logits[mask.bool()].square().mean().backward()
-    right = {file_key(name): parameter.grad for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    right = {
+        file_key(name): parameter.grad
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
     left = our_gradients(ours)
     assert left.keys() == right.keys()
     largest = max(gradient.abs().max() for gradient in right.values())
@@ -94,7 +112,10 @@ def differs_from_base(ours) -> None:
 
 
 def lora(**options):
-    return lambda family: ("LoraConfig", {"r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "target_modules": QV[family]} | options)
+    return lambda family: (
+        "LoraConfig",
+        {"r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "target_modules": QV[family]} | options,
+    )
 
 
 def last(family: str, n: int = 2) -> str:
@@ -109,49 +130,139 @@ THEIRS = {  # a row of the table in formats.md -> the class of PEFT's configurat
     "dora rslora": lora(use_dora=True, use_rslora=True),
     "lora_bias": lora(lora_bias=True),
     "patterns": lambda family: lora(
-        target_modules=ALL[family], rank_pattern={rf".*\.1\..*{QV[family][-1]}": 5, f"{last(family)}.*": 3, f"z*{QV[family][0]}": 2},
+        target_modules=ALL[family],
+        rank_pattern={
+            rf".*\.1\..*{QV[family][-1]}": 5,
+            f"{last(family)}.*": 3,
+            f"z*{QV[family][0]}": 2,
+        },
         alpha_pattern={f"{last(family, 0)}.*": 7, f"z*{QV[family][-1]}": 3},
     )(family),
-    "patterns rslora": lambda family: lora(use_rslora=True, rank_pattern={f"{last(family)}.*": 9}, alpha_pattern={".*": 2.5})(family),
+    "patterns rslora": lambda family: lora(
+        use_rslora=True, rank_pattern={f"{last(family)}.*": 9}, alpha_pattern={".*": 2.5}
+    )(family),
     "layers": lora(layers_to_transform=[0, 2]),
-    "one layer": lambda family: lora(layers_to_transform=1, layers_pattern=BLOCKS[family].rpartition(".")[2])(family),
-    "layers and a whole path": lambda family: lora(target_modules=[QV[family][0], "lm_head"], layers_to_transform=[2])(family),
-    "regex": lambda family: lora(target_modules=rf".*\.(0|2)\..*({'|'.join(ALL[family][:2])})")(family),
+    "one layer": lambda family: lora(
+        layers_to_transform=1, layers_pattern=BLOCKS[family].rpartition(".")[2]
+    )(family),
+    "layers and a whole path": lambda family: lora(
+        target_modules=[QV[family][0], "lm_head"], layers_to_transform=[2]
+    )(family),
+    "regex": lambda family: lora(target_modules=rf".*\.(0|2)\..*({'|'.join(ALL[family][:2])})")(
+        family
+    ),
     "all-linear": lora(target_modules="all-linear", r=2),
-    "excluded": lambda family: lora(target_modules="all-linear", exclude_modules=[ALL[family][-1], f"{last(family, 1)}.fc1"])(family),
-    "excluded by regex": lambda family: lora(target_modules=ALL[family], exclude_modules=r".*\.1\..*")(family),
+    "excluded": lambda family: lora(
+        target_modules="all-linear", exclude_modules=[ALL[family][-1], f"{last(family, 1)}.fc1"]
+    )(family),
+    "excluded by regex": lambda family: lora(
+        target_modules=ALL[family], exclude_modules=r".*\.1\..*"
+    )(family),
     "head": lambda family: lora(target_modules=[*QV[family], "lm_head"])(family),
     "head saved": lora(modules_to_save=["lm_head"]),
-    "embedding and norm saved": lambda family: lora(modules_to_save=[EMBED[family], FINAL[family]])(family),
-    "modules saved by the end of a name": lambda family: lora(modules_to_save=["norm"] if family != "gptj" else ["_1"])(family),
-    "whole MLPs saved": lambda family: lora(modules_to_save=["mlp"] if family != "opt" else ["fc1", "fc2"])(family),
+    "embedding and norm saved": lambda family: lora(modules_to_save=[EMBED[family], FINAL[family]])(
+        family
+    ),
+    "modules saved by the end of a name": lambda family: lora(
+        modules_to_save=["norm"] if family != "gptj" else ["_1"]
+    )(family),
+    "whole MLPs saved": lambda family: lora(
+        modules_to_save=["mlp"] if family != "opt" else ["fc1", "fc2"]
+    )(family),
     "bias all": lora(bias="all"),
     "bias lora_only": lora(bias="lora_only"),
     "bias all, dora": lora(bias="all", use_dora=True),
     "embedding": lambda family: lora(target_modules=[*QV[family], EMBED[family]])(family),
-    "embedding rslora": lambda family: lora(target_modules=[EMBED[family]], use_rslora=True, rank_pattern={EMBED[family]: 5})(family),
+    "embedding rslora": lambda family: lora(
+        target_modules=[EMBED[family]], use_rslora=True, rank_pattern={EMBED[family]: 5}
+    )(family),
     "tokens": lora(trainable_token_indices=[SEEN[2], SEEN[0], SEEN[3]]),
-    "tokens by module": lambda family: lora(trainable_token_indices={EMBED[family]: [SEEN[3], SEEN[1]]})(family),
+    "tokens by module": lambda family: lora(
+        trainable_token_indices={EMBED[family]: [SEEN[3], SEEN[1]]}
+    )(family),
     "everything": lambda family: lora(
-        bias="all", lora_bias=True, use_rslora=True, modules_to_save=[FINAL[family]], trainable_token_indices=[SEEN[2], SEEN[1]])(family),
+        bias="all",
+        lora_bias=True,
+        use_rslora=True,
+        modules_to_save=[FINAL[family]],
+        trainable_token_indices=[SEEN[2], SEEN[1]],
+    )(family),
     "ia3": lambda family: ("IA3Config", {}),
-    "ia3 regex": lambda family: ("IA3Config", {"target_modules": ".*(" + "|".join(ALL[family]) + ")", "feedforward_modules": f".*{ALL[family][-1]}"}),
+    "ia3 regex": lambda family: (
+        "IA3Config",
+        {
+            "target_modules": ".*(" + "|".join(ALL[family]) + ")",
+            "feedforward_modules": f".*{ALL[family][-1]}",
+        },
+    ),
     "ia3, head saved": lambda family: ("IA3Config", {"modules_to_save": ["lm_head"]}),
-    "adalora": lambda family: ("AdaLoraConfig", {"init_r": 5, "target_r": 2, "lora_alpha": 9, "r": 8, "total_step": 50, "tinit": 5, "tfinal": 10}),
+    "adalora": lambda family: (
+        "AdaLoraConfig",
+        {
+            "init_r": 5,
+            "target_r": 2,
+            "lora_alpha": 9,
+            "r": 8,
+            "total_step": 50,
+            "tinit": 5,
+            "tfinal": 10,
+        },
+    ),
     "adalora, head saved, biases": lambda family: (
-        "AdaLoraConfig", {"init_r": 5, "target_r": 2, "lora_alpha": 9, "total_step": 50, "modules_to_save": ["lm_head"], "bias": "lora_only"}),
-    "vera": lambda family: ("VeraConfig", {"r": 8, "target_modules": ALL[family], "vera_dropout": 0.1}),
-    "vera without projection": lambda family: ("VeraConfig", {"r": 8, "target_modules": ALL[family], "save_projection": False, "projection_prng_key": 11}),
+        "AdaLoraConfig",
+        {
+            "init_r": 5,
+            "target_r": 2,
+            "lora_alpha": 9,
+            "total_step": 50,
+            "modules_to_save": ["lm_head"],
+            "bias": "lora_only",
+        },
+    ),
+    "vera": lambda family: (
+        "VeraConfig",
+        {"r": 8, "target_modules": ALL[family], "vera_dropout": 0.1},
+    ),
+    "vera without projection": lambda family: (
+        "VeraConfig",
+        {
+            "r": 8,
+            "target_modules": ALL[family],
+            "save_projection": False,
+            "projection_prng_key": 11,
+        },
+    ),
     "vera in one layer": lambda family: ("VeraConfig", {"r": 8, "layers_to_transform": [1]}),
-    "ln tuning": lambda family: ("LNTuningConfig", {"target_modules": [FINAL[family]] if family == "opt" else None}),
-    "ln tuning in some": lambda family: ("LNTuningConfig", {"target_modules": r".*\.(0|1)\.(.*norm|ln_1)"}),
-    "ln tuning of the last norm": lambda family: ("LNTuningConfig", {"target_modules": [FINAL[family]]}),
+    "ln tuning": lambda family: (
+        "LNTuningConfig",
+        {"target_modules": [FINAL[family]] if family == "opt" else None},
+    ),
+    "ln tuning in some": lambda family: (
+        "LNTuningConfig",
+        {"target_modules": r".*\.(0|1)\.(.*norm|ln_1)"},
+    ),
+    "ln tuning of the last norm": lambda family: (
+        "LNTuningConfig",
+        {"target_modules": [FINAL[family]]},
+    ),
     "prefix": lambda family: ("PrefixTuningConfig", {"num_virtual_tokens": 4}),
-    "prefix projection": lambda family: ("PrefixTuningConfig", {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 6}),
+    "prefix projection": lambda family: (
+        "PrefixTuningConfig",
+        {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 6},
+    ),
     "prompt": lambda family: ("PromptTuningConfig", {"num_virtual_tokens": 4}),
-    "p-tuning": lambda family: ("PromptEncoderConfig", {"num_virtual_tokens": 4, "encoder_hidden_size": 6}),
+    "p-tuning": lambda family: (
+        "PromptEncoderConfig",
+        {"num_virtual_tokens": 4, "encoder_hidden_size": 6},
+    ),
     "p-tuning lstm": lambda family: (
-        "PromptEncoderConfig", {"num_virtual_tokens": 4, "encoder_hidden_size": 6, "encoder_reparameterization_type": "LSTM"}),
+        "PromptEncoderConfig",
+        {
+            "num_virtual_tokens": 4,
+            "encoder_hidden_size": 6,
+            "encoder_reparameterization_type": "LSTM",
+        },
+    ),
 }
 SOFT = ("prefix", "prefix projection", "prompt", "p-tuning", "p-tuning lstm")
 
@@ -167,13 +278,22 @@ def test_we_compute_what_peft_saved(bases, tmp_path, family, row):
     theirs.save_pretrained(tmp_path)
     ours = load_model(str(folder))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if row == "patterns" else "error")  # its base is this one; its patterns overlap
+        warnings.simplefilter(
+            "ignore" if row == "patterns" else "error"
+        )  # its base is this one; its patterns overlap
         load_adapter(ours, tmp_path)
     differs_from_base(ours)
-    compare(ours, theirs, gradients=row not in ("prefix projection", "p-tuning", "p-tuning lstm"), soft=row in SOFT)
+    compare(
+        ours,
+        theirs,
+        gradients=row not in ("prefix projection", "p-tuning", "p-tuning lstm"),
+        soft=row in SOFT,
+    )
     if row in SOFT:
         generates_as_in_one_pass(ours)
-    save_adapter(ours, tmp_path / "again", format="peft")  # and what we make of it, PEFT reads again
+    save_adapter(
+        ours, tmp_path / "again", format="peft"
+    )  # and what we make of it, PEFT reads again
     compare(ours, loaded_by_peft(base, tmp_path / "again"), gradients=False, soft=row in SOFT)
 
 
@@ -185,8 +305,14 @@ def test_files_of_older_versions_are_read(bases, tmp_path):
     theirs.save_pretrained(tmp_path, safe_serialization=False)
     assert not (tmp_path / WEIGHTS).exists()
     few = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path")
-    fields = {key: value for key, value in json.loads((tmp_path / CONFIG).read_text()).items() if key in few}
-    (tmp_path / CONFIG).write_text(json.dumps(fields | {"fan_in_fan_out": False, "enable_lora": None, "merge_weights": False}))
+    fields = {
+        key: value
+        for key, value in json.loads((tmp_path / CONFIG).read_text()).items()
+        if key in few
+    }
+    (tmp_path / CONFIG).write_text(
+        json.dumps(fields | {"fan_in_fan_out": False, "enable_lora": None, "merge_weights": False})
+    )
     ours = load_model(str(folder))
     load_adapter(ours, tmp_path)
     compare(ours, theirs)
@@ -214,15 +340,41 @@ OURS = {  # our tables; what they are called in a PEFT file, and whether PEFT re
     "rslora": ({"preset": "rslora", "r": 3}, "LORA", True),
     "lora-bias": ({"preset": "lora-bias", "r": 3}, "LORA", True),
     "lora by layer": ({"preset": "lora", "r": [2, 3, 4]}, "LORA", True),
-    "lora with overrides": ({"kind": "lora", "sites": ["o", "up", "down"], "r": 3, "overrides": {"down": {"alpha": 5.0}, ".*1.*": {"r": 2}}}, "LORA", True),
-    "lora, rslora in places": ({"kind": "lora", "sites": ["o", "down"], "r": 3, "overrides": {"down": {"rslora": True}}}, "LORA", True),
-    "lora, biases in places": ({"kind": "lora", "sites": ["o", "down"], "r": 3, "overrides": {"down": {"bias": True}}}, "LORA", False),
+    "lora with overrides": (
+        {
+            "kind": "lora",
+            "sites": ["o", "up", "down"],
+            "r": 3,
+            "overrides": {"down": {"alpha": 5.0}, ".*1.*": {"r": 2}},
+        },
+        "LORA",
+        True,
+    ),
+    "lora, rslora in places": (
+        {"kind": "lora", "sites": ["o", "down"], "r": 3, "overrides": {"down": {"rslora": True}}},
+        "LORA",
+        True,
+    ),
+    "lora, biases in places": (
+        {"kind": "lora", "sites": ["o", "down"], "r": 3, "overrides": {"down": {"bias": True}}},
+        "LORA",
+        False,
+    ),
     "lora on the embedding": ({"kind": "lora", "sites": ["embed", "o"], "r": 3}, "LORA", True),
     "dora": ({"preset": "dora", "r": 3}, "LORA", True),
     "pissa": ({"preset": "pissa", "r": 3, "alpha": 5.0}, "LORA", False),
     "pissa with biases": ({"preset": "pissa", "r": 3, "alpha": 5.0, "bias": True}, "LORA", False),
     "adalora": ({"preset": "adalora", "init_r": 4, "target_r": 2}, "ADALORA", True),
-    "adalora of several ranks": ({"preset": "adalora", "init_r": 4, "target_r": 2, "overrides": {"down": {"init_r": 3, "alpha": 9.0}}}, "ADALORA", False),
+    "adalora of several ranks": (
+        {
+            "preset": "adalora",
+            "init_r": 4,
+            "target_r": 2,
+            "overrides": {"down": {"init_r": 3, "alpha": 9.0}},
+        },
+        "ADALORA",
+        False,
+    ),
     "vera": ({"preset": "vera", "r": 8, "seed": 5}, "VERA", True),
     "ia3": ({"preset": "ia3"}, "IA3", True),
     "ia3 in a layer": ({"preset": "ia3", "layers": "last 1"}, "IA3", True),
@@ -231,16 +383,45 @@ OURS = {  # our tables; what they are called in a PEFT file, and whether PEFT re
     "ln-tuning in a layer": ({"preset": "ln-tuning", "layers": [0]}, "LN_TUNING", True),
     "prefix": ({"preset": "prefix", "length": 4}, "PREFIX_TUNING", True),
     "prefix with a gate": ({"preset": "prefix", "length": 4, "gate": True}, "PREFIX_TUNING", True),
-    "prefix-projection": ({"preset": "prefix-projection", "length": 4, "projection": 6}, "PREFIX_TUNING", True),
+    "prefix-projection": (
+        {"preset": "prefix-projection", "length": 4, "projection": 6},
+        "PREFIX_TUNING",
+        True,
+    ),
     "prompt": ({"preset": "prompt", "length": 4, "scale": 2.0}, "PROMPT_TUNING", True),
     "p-tuning": ({"preset": "p-tuning", "length": 4, "hidden": 6}, "P_TUNING", True),
     "p-tuning-lstm": ({"preset": "p-tuning-lstm", "length": 4, "hidden": 6}, "P_TUNING", True),
-    "lora and the head": ({"lora": {"preset": "lora", "r": 3}, "full": {"kind": "full", "sites": ["head", "final_norm"]}}, "LORA", False),
-    "lora and rows": ({"lora": {"preset": "lora", "r": 3}, "rows": {"kind": "token_rows", "sites": ["embed"], "ids": SEEN[:3]}}, "LORA", False),
-    "lora and its biases": ({"lora": {"preset": "lora", "r": 3}, "biases": {"kind": "bitfit", "sites": ["q", "v"]}}, "LORA", False),
-    "dora and all biases": ({"dora": {"preset": "dora", "r": 3}, "biases": {"kind": "bitfit", "sites": []}}, "LORA", False),
+    "lora and the head": (
+        {
+            "lora": {"preset": "lora", "r": 3},
+            "full": {"kind": "full", "sites": ["head", "final_norm"]},
+        },
+        "LORA",
+        False,
+    ),
+    "lora and rows": (
+        {
+            "lora": {"preset": "lora", "r": 3},
+            "rows": {"kind": "token_rows", "sites": ["embed"], "ids": SEEN[:3]},
+        },
+        "LORA",
+        False,
+    ),
+    "lora and its biases": (
+        {"lora": {"preset": "lora", "r": 3}, "biases": {"kind": "bitfit", "sites": ["q", "v"]}},
+        "LORA",
+        False,
+    ),
+    "dora and all biases": (
+        {"dora": {"preset": "dora", "r": 3}, "biases": {"kind": "bitfit", "sites": []}},
+        "LORA",
+        False,
+    ),
 }
-NO_BIAS = ("lora and its biases", "dora and all biases")  # nothing there in families without biases in Linears
+NO_BIAS = (
+    "lora and its biases",
+    "dora and all biases",
+)  # nothing there in families without biases in Linears
 
 
 def ours_with(folder, family: str, table: dict):
@@ -250,11 +431,19 @@ def ours_with(folder, family: str, table: dict):
     if "rows" in table and model.tied:
         table["rows"]["sites"] = ["embed", "head"]
     if "biases" in table:
-        paths = [path for path, module in model.named_modules() if getattr(module, "bias", None) is not None]
+        paths = [
+            path
+            for path, module in model.named_modules()
+            if getattr(module, "bias", None) is not None
+        ]
         table["biases"]["sites"] = paths if not table["biases"]["sites"] else attention(family)
     torch.manual_seed(0)
     attach(model, resolve(**table))
-    randomised(parameter for adapter in adapters_named(model, "default").values() for parameter in adapter.parameters())
+    randomised(
+        parameter
+        for adapter in adapters_named(model, "default").values()
+        for parameter in adapter.parameters()
+    )
     return model
 
 
@@ -268,7 +457,11 @@ def test_peft_computes_what_we_saved(bases, tmp_path, family, row):
     ours = ours_with(folder, family, table)
     differs_from_base(ours)
     soft = kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
-    same_parameters = (as_it_is and not soft) or row in (*NO_BIAS, "lora and the head", "lora and rows")
+    same_parameters = (as_it_is and not soft) or row in (
+        *NO_BIAS,
+        "lora and the head",
+        "lora and rows",
+    )
     save_adapter(ours, tmp_path / "peft", format="peft")
     written = json.loads((tmp_path / "peft" / CONFIG).read_text())
     assert written["peft_type"] == kind
@@ -279,7 +472,9 @@ def test_peft_computes_what_we_saved(bases, tmp_path, family, row):
     assert (written["peft_type"] == kind) == as_it_is
     if as_it_is:
         ours.zero_grad()
-        compare(ours, loaded_by_peft(base, tmp_path / "native"), gradients=same_parameters, soft=soft)
+        compare(
+            ours, loaded_by_peft(base, tmp_path / "native"), gradients=same_parameters, soft=soft
+        )
     for form in ("native", "peft"):  # and so do we again
         again = load_model(str(folder))
         load_adapter(again, tmp_path / form)
@@ -289,7 +484,13 @@ def test_peft_computes_what_we_saved(bases, tmp_path, family, row):
         generates_as_in_one_pass(again)
 
 
-PLAIN = [row for row in OURS if row.startswith(("lora", "rslora", "pissa", "adalora", "vera")) and " and " not in row and "bias" not in row]
+PLAIN = [
+    row
+    for row in OURS
+    if row.startswith(("lora", "rslora", "pissa", "adalora", "vera"))
+    and " and " not in row
+    and "bias" not in row
+]
 
 
 @pytest.mark.parametrize("row", PLAIN)
@@ -300,34 +501,71 @@ def test_a_plain_lora_is_right_for_who_knows_only_alpha_and_r(bases, tmp_path, r
     save_adapter(ours, tmp_path, format="peft", plain=True)
     fields, tensors = json.loads((tmp_path / CONFIG).read_text()), load_file(tmp_path / WEIGHTS)
     assert fields["lora_alpha"] == fields["r"]
-    assert not any(key.endswith("_pattern") or key.startswith("use_") for key, value in fields.items() if value and key != "layers_pattern")
-    assert all(fields["r"] == (len(tensor) if "_A" in key else tensor.shape[1]) for key, tensor in tensors.items())
+    assert not any(
+        key.endswith("_pattern") or key.startswith("use_")
+        for key, value in fields.items()
+        if value and key != "layers_pattern"
+    )
+    assert all(
+        fields["r"] == (len(tensor) if "_A" in key else tensor.shape[1])
+        for key, tensor in tensors.items()
+    )
     assert all(re.search(r"\.(lora_[AB]\.weight|lora_embedding_[AB])$", key) for key in tensors)
     compare(ours, loaded_by_peft(base, tmp_path), gradients=False)
 
 
-@pytest.mark.parametrize(("table", "plain", "says"), [
-    ({"preset": "series", "size": 3}, False, "PEFT has no place for bottleneck"),
-    ({"preset": "mam"}, False, "PEFT has no place for bottleneck beside prefix"),
-    ({"preset": "unipelt"}, False, "PEFT has no place for prefix [+] lora [+] bottleneck"),
-    ({"preset": "bitfit"}, False, "PEFT has no place for bitfit"),
-    ({"preset": "invertible"}, False, "PEFT has no place for invertible"),
-    ({"preset": "lora", "gate": True}, False, "PEFT has no place for that"),
-    ({"preset": "prefix", "layers": "first 2"}, False, "prefix in some of the layers"),
-    ({"kind": "full", "sites": ["head"]}, False, "PEFT has no place for full"),
-    ({"one": {"preset": "lora"}, "two": {"preset": "lora", "sites": ["o"]}}, False, "PEFT has no place for lora"),
-    ({"one": {"preset": "lora"}, "biases": {"kind": "bitfit", "sites": ["q"]}}, False, "biases of all modules"),
-    ({"biases": {"kind": "bitfit", "sites": ["q", "v"]}, "one": {"preset": "dora"}}, False, "PEFT does not scale the trained biases beside DoRA"),
-    ({"one": {"preset": "lora"}, "full": {"kind": "full", "sites": ["q"]}}, False, r"no place for full and lora at one module \(model.layers.0"),
-    ({"one": {"preset": "lora"}, "full": {"kind": "full", "sites": ["head"]}}, True, "plain LoRA has no place for full"),
-    ({"kind": "lora", "sites": ["embed", "q"], "overrides": {"q": {"bias": True}}}, False, "biases of B beside a LoRA on the embedding"),
-    ({"preset": "dora"}, True, "DoRA changes the length"),
-    ({"preset": "ia3"}, True, "no product of two matrices"),
-    ({"preset": "prompt"}, True, "no product of two matrices"),
-    ({"preset": "lora-bias"}, True, "no place for the biases of B"),
-    ({"preset": "lora", "gate": True}, True, "PEFT has no place for that"),
-], ids=str)
-def test_what_peft_has_no_place_for_is_said_and_nothing_is_written(tiny, tmp_path, table, plain, says):
+@pytest.mark.parametrize(
+    ("table", "plain", "says"),
+    [
+        ({"preset": "series", "size": 3}, False, "PEFT has no place for bottleneck"),
+        ({"preset": "mam"}, False, "PEFT has no place for bottleneck beside prefix"),
+        ({"preset": "unipelt"}, False, "PEFT has no place for prefix [+] lora [+] bottleneck"),
+        ({"preset": "bitfit"}, False, "PEFT has no place for bitfit"),
+        ({"preset": "invertible"}, False, "PEFT has no place for invertible"),
+        ({"preset": "lora", "gate": True}, False, "PEFT has no place for that"),
+        ({"preset": "prefix", "layers": "first 2"}, False, "prefix in some of the layers"),
+        ({"kind": "full", "sites": ["head"]}, False, "PEFT has no place for full"),
+        (
+            {"one": {"preset": "lora"}, "two": {"preset": "lora", "sites": ["o"]}},
+            False,
+            "PEFT has no place for lora",
+        ),
+        (
+            {"one": {"preset": "lora"}, "biases": {"kind": "bitfit", "sites": ["q"]}},
+            False,
+            "biases of all modules",
+        ),
+        (
+            {"biases": {"kind": "bitfit", "sites": ["q", "v"]}, "one": {"preset": "dora"}},
+            False,
+            "PEFT does not scale the trained biases beside DoRA",
+        ),
+        (
+            {"one": {"preset": "lora"}, "full": {"kind": "full", "sites": ["q"]}},
+            False,
+            r"no place for full and lora at one module \(model.layers.0",
+        ),
+        (
+            {"one": {"preset": "lora"}, "full": {"kind": "full", "sites": ["head"]}},
+            True,
+            "plain LoRA has no place for full",
+        ),
+        (
+            {"kind": "lora", "sites": ["embed", "q"], "overrides": {"q": {"bias": True}}},
+            False,
+            "biases of B beside a LoRA on the embedding",
+        ),
+        ({"preset": "dora"}, True, "DoRA changes the length"),
+        ({"preset": "ia3"}, True, "no product of two matrices"),
+        ({"preset": "prompt"}, True, "no product of two matrices"),
+        ({"preset": "lora-bias"}, True, "no place for the biases of B"),
+        ({"preset": "lora", "gate": True}, True, "PEFT has no place for that"),
+    ],
+    ids=str,
+)
+def test_what_peft_has_no_place_for_is_said_and_nothing_is_written(
+    tiny, tmp_path, table, plain, says
+):
     attach(tiny, resolve(**table))
     with pytest.raises(UserError, match=says) as error:
         save_adapter(tiny, tmp_path / "out", format="peft", plain=plain)
@@ -335,7 +573,10 @@ def test_what_peft_has_no_place_for_is_said_and_nothing_is_written(tiny, tmp_pat
     assert not (tmp_path / "out").exists()
     save_adapter(tiny, tmp_path / "native")
     fields = json.loads((tmp_path / "native" / CONFIG).read_text())
-    assert plain or fields["peft_type"] not in ("LORA", "PREFIX_TUNING")  # so that PEFT does not read what it cannot compute
+    assert plain or fields["peft_type"] not in (
+        "LORA",
+        "PREFIX_TUNING",
+    )  # so that PEFT does not read what it cannot compute
 
 
 def test_a_bottleneck_says_what_each_module_has(tiny, tmp_path):
@@ -344,8 +585,11 @@ def test_a_bottleneck_says_what_each_module_has(tiny, tmp_path):
     fields = json.loads((tmp_path / CONFIG).read_text())
     assert fields["peft_type"] == "BOTTLENECK"
     assert fields["bottleneck_size"] == 3
-    assert fields["modules"] == {"model.layers.1.mlp.gate_proj": "mh_adapter", "model.layers.1.mlp.up_proj": "mh_adapter",
-                                 "model.layers.1.mlp.down_proj": "output_adapter"}
+    assert fields["modules"] == {
+        "model.layers.1.mlp.gate_proj": "mh_adapter",
+        "model.layers.1.mlp.up_proj": "mh_adapter",
+        "model.layers.1.mlp.down_proj": "output_adapter",
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -353,7 +597,16 @@ def test_adalora_whose_ranks_peft_has_cut(bases, tmp_path, family):
     import peft
 
     folder, base = bases[family]
-    options = {"init_r": 5, "target_r": 2, "lora_alpha": 9, "total_step": 8, "tinit": 1, "tfinal": 2, "deltaT": 1, "target_modules": ALL[family]}
+    options = {
+        "init_r": 5,
+        "target_r": 2,
+        "lora_alpha": 9,
+        "total_step": 8,
+        "tinit": 1,
+        "tfinal": 2,
+        "deltaT": 1,
+        "target_modules": ALL[family],
+    }
     theirs = theirs_from(base, peft.AdaLoraConfig(task_type="CAUSAL_LM", **options))
     ids, mask = batch("left")
     for step in range(1, 8):
@@ -361,7 +614,11 @@ def test_adalora_whose_ranks_peft_has_cut(bases, tmp_path, family):
         theirs.base_model.update_and_allocate(step)
     theirs.zero_grad()
     theirs.save_pretrained(tmp_path)
-    shapes = {tensor.shape[0] for key, tensor in load_file(tmp_path / WEIGHTS).items() if key.endswith("lora_E")}
+    shapes = {
+        tensor.shape[0]
+        for key, tensor in load_file(tmp_path / WEIGHTS).items()
+        if key.endswith("lora_E")
+    }
     assert len(shapes) > 1  # it did cut
     ours = load_model(str(folder))
     load_adapter(ours, tmp_path)
@@ -373,7 +630,11 @@ def test_adalora_whose_ranks_peft_has_cut(bases, tmp_path, family):
     compare(ours, loaded_by_peft(base, tmp_path / "again"), gradients=False)
     fields = json.loads((tmp_path / CONFIG).read_text())
     name, masked = next(iter(fields["rank_pattern"].items()))
-    for wrong, says in ((masked[1:], "should be init_r = 5 times"), (3, "should be init_r = 5 times"), ([not one for one in masked], "leaves a rank of")):
+    for wrong, says in (
+        (masked[1:], "should be init_r = 5 times"),
+        (3, "should be init_r = 5 times"),
+        ([not one for one in masked], "leaves a rank of"),
+    ):
         (tmp_path / CONFIG).write_text(json.dumps(fields | {"rank_pattern": {name: wrong}}))
         with pytest.raises(UserError, match=says):
             load_adapter(load_model(str(folder)), tmp_path)
@@ -381,13 +642,25 @@ def test_adalora_whose_ranks_peft_has_cut(bases, tmp_path, family):
 
 def made_by_hand(folder, r: int = 4) -> tuple[dict, dict[str, torch.Tensor]]:
     """The two files of a LoRA on the queries and values of the tiny LLaMA, without PEFT."""
-    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(folder), "inference_mode": True, "r": r, "lora_alpha": 8,
-              "lora_dropout": 0.0, "bias": "none", "target_modules": ["q_proj", "v_proj"]}
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(folder),
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": ["q_proj", "v_proj"],
+    }
     tensors = {}
     for layer in range(3):
         for name, out in (("q_proj", 32), ("v_proj", 16)):
             path = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            tensors |= {f"{path}.lora_A.weight": torch.randn(r, 32), f"{path}.lora_B.weight": torch.randn(out, r)}
+            tensors |= {
+                f"{path}.lora_A.weight": torch.randn(r, 32),
+                f"{path}.lora_B.weight": torch.randn(out, r),
+            }
     return fields, tensors
 
 
@@ -413,28 +686,68 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"arrow_config": {"top_k": 3}}, {}, "arrow_config"),
     ({"alora_invocation_tokens": [1, 2]}, {}, "alora_invocation_tokens"),
     ({"enable_lora": [True, False, True]}, {}, "enable_lora"),
-    ({"invented_next_year": 0.5, "peft_version": "0.99.1"}, {},
-     "invented_next_year = 0.5: not known here"),
-    ({"init_lora_weights": "pissa"}, {},
-     "init_lora_weights = 'pissa': not computed here.* altered the weights of the base"),
+    (
+        {"invented_next_year": 0.5, "peft_version": "0.99.1"},
+        {},
+        "invented_next_year = 0.5: not known here",
+    ),
+    (
+        {"init_lora_weights": "pissa"},
+        {},
+        "init_lora_weights = 'pissa': not computed here.* altered the weights of the base",
+    ),
     ({"init_lora_weights": "loftq"}, {}, "init_lora_weights"),
-    ({"use_dora": True, "target_modules": ["embed_tokens"]}, {}, "use_dora = True with an embedding"),
-    ({"target_modules": ["q_proj", "v_prj"]}, {}, "unknown target module of a llama model 'v_prj'; did you mean 'v_proj'"),
-    ({"target_modules": ["query_key_value"]}, {}, "unknown target module of a llama model 'query_key_value'"),
+    (
+        {"use_dora": True, "target_modules": ["embed_tokens"]},
+        {},
+        "use_dora = True with an embedding",
+    ),
+    (
+        {"target_modules": ["q_proj", "v_prj"]},
+        {},
+        "unknown target module of a llama model 'v_prj'; did you mean 'v_proj'",
+    ),
+    (
+        {"target_modules": ["query_key_value"]},
+        {},
+        "unknown target module of a llama model 'query_key_value'",
+    ),
     ({"target_modules": ".*nothing"}, {}, "unknown target module"),
     ({"target_modules": "((("}, {}, "is not a regular expression"),
-    ({"target_modules": ["q_proj", "input_layernorm"]}, {}, "lora works on a Linear or an embedding, and attn_norm .* is a norm"),
-    ({"target_modules": 5}, {}, "target_modules = 5 should be a list of module names or one expression"),
+    (
+        {"target_modules": ["q_proj", "input_layernorm"]},
+        {},
+        "lora works on a Linear or an embedding, and attn_norm .* is a norm",
+    ),
+    (
+        {"target_modules": 5},
+        {},
+        "target_modules = 5 should be a list of module names or one expression",
+    ),
     ({"target_modules": ["q_proj", 5]}, {}, "should be a list of module names"),
     ({"target_modules": []}, {}, "names no module"),
     ({"exclude_modules": ["q_proj", "v_proj"]}, {}, "leaves no module"),
-    ({"layers_to_transform": [7]}, {},
-     "layers_to_transform names layer 7: the model has layers 0 to 2"),
-    ({"layers_to_transform": [0, 7]}, {},
-     "layers_to_transform names layer 7.* has no place without it"),
+    (
+        {"layers_to_transform": [7]},
+        {},
+        "layers_to_transform names layer 7: the model has layers 0 to 2",
+    ),
+    (
+        {"layers_to_transform": [0, 7]},
+        {},
+        "layers_to_transform names layer 7.* has no place without it",
+    ),
     ({"layers_to_transform": "x"}, {}, "layers_to_transform"),
-    ({"layers_to_transform": [1], "layers_pattern": "(("}, {}, "layers_pattern = .* is not a regular expression"),
-    ({"layers_to_transform": [1], "target_modules": ".*q_proj"}, {}, "does not go with a target_modules that is an expression"),
+    (
+        {"layers_to_transform": [1], "layers_pattern": "(("},
+        {},
+        "layers_pattern = .* is not a regular expression",
+    ),
+    (
+        {"layers_to_transform": [1], "target_modules": ".*q_proj"},
+        {},
+        "does not go with a target_modules that is an expression",
+    ),
     ({"layers_to_transform": [1]}, {}, "unknown tensor"),
     ({"r": "x"}, {}, "r = 'x' should be a whole number"),
     ({"r": True}, {}, "r = True should be a whole number"),
@@ -453,35 +766,87 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"alpha_pattern": {"q_proj": None}}, {}, "alpha_pattern = .* should be a number"),
     ({"bias": "some"}, {}, "bias = 'some' should be none, all or lora_only"),
     ({"bias": 3}, {}, "bias = 3 should be"),
-    ({"modules_to_save": ["nrm"]}, {f"{N}.weight": torch.ones(32)},
-     "unknown module to save of a llama model 'nrm'; did you mean 'norm'"),
-    ({"modules_to_save": "lm_head"}, {}, "modules_to_save = 'lm_head' should be a list of module names"),
+    (
+        {"modules_to_save": ["nrm"]},
+        {f"{N}.weight": torch.ones(32)},
+        "unknown module to save of a llama model 'nrm'; did you mean 'norm'",
+    ),
+    (
+        {"modules_to_save": "lm_head"},
+        {},
+        "modules_to_save = 'lm_head' should be a list of module names",
+    ),
     ({"modules_to_save": ["lm_head"]}, {}, "lm_head.weight' is missing"),
-    ({"trainable_token_indices": [1, "2"]}, {}, "trainable_token_indices = .* should be a list of token ids"),
-    ({"trainable_token_indices": [99]}, {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(1, 32)}, "the model has token ids 0 to 60"),
-    ({"trainable_token_indices": {"lm_head": [1]}}, {}, "trainable_token_indices .* names 'lm_head': trained rows are known here"),
-    ({"trainable_token_indices": [1], "target_modules": ["q_proj", "v_proj", "embed_tokens"]}, {}, "another part of the adapter at the same module"),
-    ({"trainable_token_indices": [3]}, {}, "trainable_tokens_delta' is missing, which modules_to_save, bias or"),
-    ({"trainable_token_indices": [3]}, {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(2, 32)}, r"is \[2, 32\], the configuration asks for \[1, 32"),
+    (
+        {"trainable_token_indices": [1, "2"]},
+        {},
+        "trainable_token_indices = .* should be a list of token ids",
+    ),
+    (
+        {"trainable_token_indices": [99]},
+        {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(1, 32)},
+        "the model has token ids 0 to 60",
+    ),
+    (
+        {"trainable_token_indices": {"lm_head": [1]}},
+        {},
+        "trainable_token_indices .* names 'lm_head': trained rows are known here",
+    ),
+    (
+        {"trainable_token_indices": [1], "target_modules": ["q_proj", "v_proj", "embed_tokens"]},
+        {},
+        "another part of the adapter at the same module",
+    ),
+    (
+        {"trainable_token_indices": [3]},
+        {},
+        "trainable_tokens_delta' is missing, which modules_to_save, bias or",
+    ),
+    (
+        {"trainable_token_indices": [3]},
+        {f"{E}.token_adapter.trainable_tokens_delta": torch.ones(2, 32)},
+        r"is \[2, 32\], the configuration asks for \[1, 32",
+    ),
     ({}, {f"{Q0}.lora_A.weight": None}, f"tensor '{Q0}.lora_A.weight' is missing"),
     ({}, {f"{Q0}.lora_C.weight": torch.ones(2)}, f"unknown tensor '{Q0}.lora_C.weight'"),
-    ({}, {f"{Q0}.lora_B.weight": torch.ones(31, 4)}, r"lora_B.weight' is \[31, 4\], the configuration asks for \[32, 4\]"),
+    (
+        {},
+        {f"{Q0}.lora_B.weight": torch.ones(31, 4)},
+        r"lora_B.weight' is \[31, 4\], the configuration asks for \[32, 4\]",
+    ),
     ({}, {f"{Q0}.lora_B.weight": torch.full((32, 4), math.nan)}, "holds NaN or infinite values"),
     ({}, {f"{Q0}.lora_B.weight": torch.ones(32, 4, dtype=torch.int64)}, "not as floating point"),
     ({}, {f"{Q0}.lora_A.weight": torch.tensor(1.0)}, r"is \[\], the configuration asks for 4 rows"),
-    ({}, {"base_model.model.lm_head.weight": torch.ones(62, 32)},
-     r"lm_head.weight' is a copy of the base's \[62, 32\], and this model's is \[61, 32\]"),
-    ({}, {"base_model.model.model.embed_tokens.weight": torch.ones(70, 32)}, "its vocabulary was changed"),
-    ({"peft_type": "IA3", "feedforward_modules": 3}, {},
-     "feedforward_modules = 3 should be a list"),
-    ({"peft_type": "VERA", "r": 4, "save_projection": 1}, {},
-     "save_projection = 1 should be true or false"),
+    (
+        {},
+        {"base_model.model.lm_head.weight": torch.ones(62, 32)},
+        r"lm_head.weight' is a copy of the base's \[62, 32\], and this model's is \[61, 32\]",
+    ),
+    (
+        {},
+        {"base_model.model.model.embed_tokens.weight": torch.ones(70, 32)},
+        "its vocabulary was changed",
+    ),
+    (
+        {"peft_type": "IA3", "feedforward_modules": 3},
+        {},
+        "feedforward_modules = 3 should be a list",
+    ),
+    (
+        {"peft_type": "VERA", "r": 4, "save_projection": 1},
+        {},
+        "save_projection = 1 should be true or false",
+    ),
     ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}, {}, "'prompt_embeddings' is missing"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "tensors", "says"), BROKEN, ids=[says[:40] for *_, says in BROKEN])
-def test_a_broken_file_is_refused_in_one_line_and_the_model_stays_as_it_was(tiny, folder, tmp_path, fields, tensors, says):
+@pytest.mark.parametrize(
+    ("fields", "tensors", "says"), BROKEN, ids=[says[:40] for *_, says in BROKEN]
+)
+def test_a_broken_file_is_refused_in_one_line_and_the_model_stays_as_it_was(
+    tiny, folder, tmp_path, fields, tensors, says
+):
     good_fields, good_tensors = made_by_hand(folder)
     changed = {key: value for key, value in (good_tensors | tensors).items() if value is not None}
     put(tmp_path / "adapter", good_fields | fields, changed)
@@ -499,18 +864,57 @@ def test_a_broken_file_is_refused_in_one_line_and_the_model_stays_as_it_was(tiny
 SOFT_FIELDS = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
 
 
-@pytest.mark.parametrize(("fields", "tensors", "says"), [
-    ({"peft_type": "PREFIX_TUNING"}, {}, "'prompt_embeddings' is missing"),
-    ({"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": torch.ones(4, 100)}, r"is \[4, 100\], this model's prefix would be \[4, 96\]"),
-    ({"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": torch.ones(3, 96)}, "asks for 4 rows"),
-    ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": None}, {"prompt_embeddings": torch.ones(4, 96)}, "num_virtual_tokens = None should be"),
-    ({"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 2}, {"prompt_embeddings": torch.ones(4, 96)}, "encoder-decoder"),
-    ({"peft_type": "PREFIX_TUNING", "modules_to_save": ["lm_head"]}, {"prompt_embeddings": torch.ones(4, 96)}, "modules_to_save"),
-    ({"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": torch.ones(4, 33)}, r"is \[4, 33\], the configuration asks for \[4, 32\]"),
-    ({"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": torch.ones(4, 32), "more": torch.ones(1)}, "unknown tensor 'more'"),
-    ({"peft_type": "P_TUNING", "num_virtual_tokens": 2**19}, {"prompt_embeddings": torch.ones(4, 32)}, "asks for 524288 rows"),
-    ({"peft_type": "MULTITASK_PROMPT_TUNING"}, {"prompt_embeddings": torch.ones(4, 32)}, "is not known here"),
-])
+@pytest.mark.parametrize(
+    ("fields", "tensors", "says"),
+    [
+        ({"peft_type": "PREFIX_TUNING"}, {}, "'prompt_embeddings' is missing"),
+        (
+            {"peft_type": "PREFIX_TUNING"},
+            {"prompt_embeddings": torch.ones(4, 100)},
+            r"is \[4, 100\], this model's prefix would be \[4, 96\]",
+        ),
+        (
+            {"peft_type": "PREFIX_TUNING"},
+            {"prompt_embeddings": torch.ones(3, 96)},
+            "asks for 4 rows",
+        ),
+        (
+            {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": None},
+            {"prompt_embeddings": torch.ones(4, 96)},
+            "num_virtual_tokens = None should be",
+        ),
+        (
+            {"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 2},
+            {"prompt_embeddings": torch.ones(4, 96)},
+            "encoder-decoder",
+        ),
+        (
+            {"peft_type": "PREFIX_TUNING", "modules_to_save": ["lm_head"]},
+            {"prompt_embeddings": torch.ones(4, 96)},
+            "modules_to_save",
+        ),
+        (
+            {"peft_type": "PROMPT_TUNING"},
+            {"prompt_embeddings": torch.ones(4, 33)},
+            r"is \[4, 33\], the configuration asks for \[4, 32\]",
+        ),
+        (
+            {"peft_type": "PROMPT_TUNING"},
+            {"prompt_embeddings": torch.ones(4, 32), "more": torch.ones(1)},
+            "unknown tensor 'more'",
+        ),
+        (
+            {"peft_type": "P_TUNING", "num_virtual_tokens": 2**19},
+            {"prompt_embeddings": torch.ones(4, 32)},
+            "asks for 524288 rows",
+        ),
+        (
+            {"peft_type": "MULTITASK_PROMPT_TUNING"},
+            {"prompt_embeddings": torch.ones(4, 32)},
+            "is not known here",
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*does not identify its base")
 def test_a_broken_soft_prompt_is_refused(tiny, tmp_path, fields, tensors, says):
     put(tmp_path, SOFT_FIELDS | fields, tensors or {"other": torch.ones(1)})
@@ -527,7 +931,9 @@ def test_rows_beside_a_tied_head_with_a_bias_are_refused_both_ways(bases, tmp_pa
 
     folder = write_checkpoint(tmp_path / "tiny", "gptj", tie_word_embeddings=True)
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    theirs_from(base, peft.LoraConfig(task_type="CAUSAL_LM", trainable_token_indices=SEEN)).save_pretrained(tmp_path / "theirs")
+    theirs_from(
+        base, peft.LoraConfig(task_type="CAUSAL_LM", trainable_token_indices=SEEN)
+    ).save_pretrained(tmp_path / "theirs")
     with pytest.raises(UserError, match="make PEFT forget the bias of lm_head"):
         load_adapter(load_model(str(folder)), tmp_path / "theirs")
     ours = ours_with(folder, "gptj", OURS["lora and rows"][0])
@@ -540,16 +946,29 @@ def test_an_adapter_of_another_family_is_refused(tmp_path):
     folder = write_checkpoint(tmp_path / "opt", "opt")
     put(tmp_path / "adapter", *made_by_hand(folder))
     model = load_model(str(folder))
-    with pytest.raises(UserError, match=r"decoder\.layers\.0\.self_attn\.q_proj\.lora_A\.weight' is missing; the file has"):
+    with pytest.raises(
+        UserError,
+        match=r"decoder\.layers\.0\.self_attn\.q_proj\.lora_A\.weight' is missing; the file has",
+    ):
         load_adapter(model, tmp_path / "adapter")
     assert not adapter_names(model)
 
 
-@pytest.mark.parametrize(("said", "warns"), [
-    (None, "does not identify its base model"), ("", "does not identify its base model"), (5, "does not identify its base model"),
-    ("huggyllama/llama-7b", "was trained on 'huggyllama/llama-7b', this model is"), ("me/tiny", None), ("TINY", None), ("/some/where/tiny/", None),
-    (r"C:\models\tiny", None), ("/hub/models--me--tiny/snapshots/abc", None), ("/hub/models--me--other/snapshots/tiny", "was trained on"),
-])
+@pytest.mark.parametrize(
+    ("said", "warns"),
+    [
+        (None, "does not identify its base model"),
+        ("", "does not identify its base model"),
+        (5, "does not identify its base model"),
+        ("huggyllama/llama-7b", "was trained on 'huggyllama/llama-7b', this model is"),
+        ("me/tiny", None),
+        ("TINY", None),
+        ("/some/where/tiny/", None),
+        (r"C:\models\tiny", None),
+        ("/hub/models--me--tiny/snapshots/abc", None),
+        ("/hub/models--me--other/snapshots/tiny", "was trained on"),
+    ],
+)
 def test_a_warning_where_the_base_is_not_identified(tiny, folder, tmp_path, said, warns):
     fields, tensors = made_by_hand(folder)
     put(tmp_path / "adapter", fields | {"base_model_name_or_path": said}, tensors)
@@ -569,7 +988,10 @@ def test_a_folder_of_the_hubs_cache_goes_by_its_repository(tmp_path):
         warnings.simplefilter("error")
         load_adapter(model, tmp_path / "adapter")
     save_adapter(model, tmp_path / "out", format="peft")
-    assert json.loads((tmp_path / "out" / CONFIG).read_text())["base_model_name_or_path"] == "me/tiny--one"
+    assert (
+        json.loads((tmp_path / "out" / CONFIG).read_text())["base_model_name_or_path"]
+        == "me/tiny--one"
+    )
 
 
 def test_patterns_whose_order_peft_may_have_changed_are_pointed_at(tiny, folder, tmp_path):
@@ -579,22 +1001,45 @@ def test_patterns_whose_order_peft_may_have_changed_are_pointed_at(tiny, folder,
         load_adapter(tiny, tmp_path / "adapter")
     adapters = adapters_named(tiny, "default")
     assert {path: one.scale for path, one in adapters.items() if ".0." in path} == {
-        "model.layers.0.self_attn.q_proj": 1.0, "model.layers.0.self_attn.v_proj": 0.5}
+        "model.layers.0.self_attn.q_proj": 1.0,
+        "model.layers.0.self_attn.v_proj": 0.5,
+    }
 
 
-@pytest.mark.parametrize(("fields", "sites", "layers"), [
-    ({}, ("q", "v"), "all"),
-    ({"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]},
-     ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"), "all"),
-    ({"layers_to_transform": [1]}, ("q", "v"), (1,)),
-])
-def test_what_is_read_has_names_of_sites_where_it_can(tiny, folder, tmp_path, fields, sites, layers):
-    from adapters.peft_places import targeted
+@pytest.mark.parametrize(
+    ("fields", "sites", "layers"),
+    [
+        ({}, ("q", "v"), "all"),
+        (
+            {
+                "target_modules": [
+                    "model.layers.0.self_attn.q_proj",
+                    "model.layers.1.self_attn.v_proj",
+                ]
+            },
+            ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"),
+            "all",
+        ),
+        ({"layers_to_transform": [1]}, ("q", "v"), (1,)),
+    ],
+)
+def test_what_is_read_has_names_of_sites_where_it_can(
+    tiny, folder, tmp_path, fields, sites, layers
+):
+    from adapters.formats.peft_places import targeted
 
     good, tensors = made_by_hand(folder)
     good |= fields
     paths = targeted(tiny, good["target_modules"], good.get("layers_to_transform"))
-    put(tmp_path / "adapter", good, {key: tensor for key, tensor in tensors.items() if any(f".{path}." in key for path in paths)})
+    put(
+        tmp_path / "adapter",
+        good,
+        {
+            key: tensor
+            for key, tensor in tensors.items()
+            if any(f".{path}." in key for path in paths)
+        },
+    )
     load_adapter(tiny, tmp_path / "adapter")
     part = next(iter(adapters_named(tiny, "default").values())).config.only
     assert (part.sites, part.layers) == (sites, layers)

@@ -8,22 +8,28 @@ import torch
 
 from adapters import attach, named_parameters, remove, save_adapter
 from adapters.config import resolve
+from benchmarks import plan_check
+from files.errors import UserError
 from model import load_model
 from model.config import family_and_config, skeleton
-from model.errors import UserError
 from model.load import put
 from model.quantize import save_quantized
 from run import main as run_main
 from tests.families import TINY, config_of
-from train import plan_check
-from train.dry_run import answer, training_step
-from train.fit import parse_memory, parse_rate, usable
+from train.plan.advice import parse_memory, parse_rate, usable
+from train.plan.dry_run import answer, training_step
 from train.settings import Eval, Train
 
 ROWS, LENGTH = 3, 16
 
 
-def model_of(family: str, adapter: str = "lora", dtype: torch.dtype = torch.float32, memory: bool = False, **changes):
+def model_of(
+    family: str,
+    adapter: str = "lora",
+    dtype: torch.dtype = torch.float32,
+    memory: bool = False,
+    **changes,
+):
     """A tiny model with an adapter; memory=False: on the meta device."""
     module, config = family_and_config(config_of(family, **changes), "test")
     model = skeleton(module, config).to(dtype)
@@ -62,7 +68,9 @@ def test_known_figures_by_hand():
     counters = 2 * 2 * 2 * 4  # AdamW counts steps for each parameter, in a float32
     assert found.optimizer == [0, *[8 * lora + counters // 2] * 3, 0]
     assert peak(found) > sum(found.static)
-    ids_and_weights = ROWS * LENGTH * (8 + 4)  # what is left of a step; the gradients that it began with are gone
+    ids_and_weights = (
+        ROWS * LENGTH * (8 + 4)
+    )  # what is left of a step; the gradients that it began with are gone
     assert sum(size for _, size in found.phase.events) == ids_and_weights - sum(found.gradients)
 
 
@@ -70,18 +78,29 @@ def test_known_figures_by_hand():
 @pytest.mark.parametrize("family", TINY)
 def test_a_step_without_memory_counts_what_a_step_with_memory_makes(family, checkpointing):
     for adapter, share in (("lora", 1.0), ("parallel", 1.0)):
-        dry, wet = (step_of(model_of(family, adapter, memory=memory), share=share, checkpointing=checkpointing) for memory in (False, True))
+        dry, wet = (
+            step_of(
+                model_of(family, adapter, memory=memory), share=share, checkpointing=checkpointing
+            )
+            for memory in (False, True)
+        )
         assert peak(dry) == peak(wet)
         assert dry.phase.kept == wet.phase.kept
         assert dry.phase.flops == wet.phase.flops > 0
         assert dry.gradients == wet.gradients
-        assert (dry.weights, dry.adapter, dry.optimizer) == (wet.weights, wet.adapter, wet.optimizer)
+        assert (dry.weights, dry.adapter, dry.optimizer) == (
+            wet.weights,
+            wet.adapter,
+            wet.optimizer,
+        )
 
 
 @pytest.mark.parametrize("family", TINY)
 def test_in_bfloat16_up_to_the_norms_statistics(family):
     """Torch's CPU kernel keeps a LayerNorm's mean and deviation in bfloat16, its meta kernel counts float32: 4 bytes a token and norm."""
-    dry, wet = (step_of(model_of(family, dtype=torch.bfloat16, memory=memory)) for memory in (False, True))
+    dry, wet = (
+        step_of(model_of(family, dtype=torch.bfloat16, memory=memory)) for memory in (False, True)
+    )
     assert 0 <= peak(dry) - peak(wet) <= 2 * 2 * ROWS * LENGTH * 8
     assert (peak(dry) == peak(wet)) == (family == "llama")
 
@@ -90,22 +109,36 @@ def test_in_bfloat16_up_to_the_norms_statistics(family):
 def test_answers_too(family):
     s = Eval(batch_size=2, max_new_tokens=5)
     for beams in (1, 3):
-        dry, wet = (answer(model_of(family, memory=memory), Eval(**(vars(s) | {"beams": beams})), 9) for memory in (False, True))
+        dry, wet = (
+            answer(model_of(family, memory=memory), Eval(**(vars(s) | {"beams": beams})), 9)
+            for memory in (False, True)
+        )
         assert dry.peak([0] * 5) == wet.peak([0] * 5)
 
 
 def test_the_cache_of_answers_is_there():
     """Twice as many answers need at least their keys and values more: layers x 2 x rows x kv heads x tokens x head size x 4 bytes."""
-    one, two = (answer(model_of("llama"), Eval(batch_size=rows, max_new_tokens=40), 9).peak([0] * 5)[0] for rows in (4, 8))
+    one, two = (
+        answer(model_of("llama"), Eval(batch_size=rows, max_new_tokens=40), 9).peak([0] * 5)[0]
+        for rows in (4, 8)
+    )
     assert two - one >= 3 * 2 * 4 * 2 * 49 * 8 * 4
 
 
 def test_activations_grow_with_the_rows_and_checkpointing_makes_them_less():
-    one, two, three = (sum(step_of(model_of("llama"), micro_batch_size=rows, batch_size=20).phase.kept) for rows in (1, 2, 3))
+    one, two, three = (
+        sum(step_of(model_of("llama"), micro_batch_size=rows, batch_size=20).phase.kept)
+        for rows in (1, 2, 3)
+    )
     assert 0 < three - two == two - one
-    none, some, block = (sum(step_of(model_of("llama"), checkpointing=word).phase.kept) for word in ("none", "every 2", "block"))
+    none, some, block = (
+        sum(step_of(model_of("llama"), checkpointing=word).phase.kept)
+        for word in ("none", "every 2", "block")
+    )
     assert none > some > block > 0
-    work = [step_of(model_of("llama"), checkpointing=word).phase.flops for word in ("none", "block")]
+    work = [
+        step_of(model_of("llama"), checkpointing=word).phase.flops for word in ("none", "block")
+    ]
     assert work[0] < work[1] < 1.5 * work[0]  # one more forward pass through the blocks
 
 
@@ -116,14 +149,31 @@ def test_fewer_labels_make_fewer_logits():
 
 
 def test_what_is_offloaded_is_not_on_the_device():
-    here, there = (step_of(model_of("llama"), "cuda", length=64, micro_batch_size=16, batch_size=16, offload=offload) for offload in (False, True))
+    here, there = (
+        step_of(
+            model_of("llama"),
+            "cuda",
+            length=64,
+            micro_batch_size=16,
+            batch_size=16,
+            offload=offload,
+        )
+        for offload in (False, True)
+    )
     assert sum(there.phase.kept) < 0.5 * sum(here.phase.kept)
     assert there.weights == here.weights
 
 
 def test_the_kernels_of_a_card_are_counted_as_such():
     """In 16 bits a CPU's attention is written out and keeps its probabilities, T x T for each head; a card's keeps none."""
-    kept = {device: sum(step_of(model_of("opt", dtype=torch.bfloat16, hidden_size=64), device, length=48).phase.kept) for device in ("cpu", "cuda")}
+    kept = {
+        device: sum(
+            step_of(
+                model_of("opt", dtype=torch.bfloat16, hidden_size=64), device, length=48
+            ).phase.kept
+        )
+        for device in ("cpu", "cuda")
+    }
     assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 4 * 48 * 48 * 2
 
 
@@ -131,28 +181,56 @@ def test_devices_share_the_bytes_and_the_first_keeps_more_micro_batches():
     found = step_of(model_of("llama"))
     stage = [0, 0, 0, 1, 1]  # the embedding and two blocks; a block and the head
     alone, piped = found.phase.peak(stage), found.phase.peak(stage, batches=8)
-    assert piped[0] - alone[0] == sum(found.phase.kept[:3])  # two devices: a second micro-batch is in the first
+    assert piped[0] - alone[0] == sum(
+        found.phase.kept[:3]
+    )  # two devices: a second micro-batch is in the first
     assert piped[1] == alone[1]
     assert max(alone) < peak(found) <= sum(alone)
 
 
 def test_a_plan_leaves_the_model_and_torch_as_they_were():
     model = model_of("llama", memory=True)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters() if ".adapters." not in name}
+    before = {
+        name: parameter.clone()
+        for name, parameter in model.named_parameters()
+        if ".adapters." not in name
+    }
     kernel = torch.nn.functional.scaled_dot_product_attention
     step_of(model, checkpointing="block")
     assert torch.nn.functional.scaled_dot_product_attention is kernel
     assert model.checkpointing == 0
     assert all(parameter.grad is None for parameter in named_parameters(model).values())
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if name in before)
+    assert all(
+        torch.equal(parameter, before[name])
+        for name, parameter in model.named_parameters()
+        if name in before
+    )
 
 
 @pytest.mark.parametrize("how", ["int8", "nf4"])
 def test_weights_in_fewer_bits(how, capsys):
-    assert command("plan", "--model", "smollm2-135m", "--adapter", "lora", "--dtype", "bfloat16", "--quantize", how, "--json") == 0
+    assert (
+        command(
+            "plan",
+            "--model",
+            "smollm2-135m",
+            "--adapter",
+            "lora",
+            "--dtype",
+            "bfloat16",
+            "--quantize",
+            how,
+            "--json",
+        )
+        == 0
+    )
     facts = json.loads(capsys.readouterr().out)
     blocks = facts["parameters"] - 49152 * 576  # but for the embedding, which is the head
-    assert {"int8": 1.0, "nf4": 0.5}[how] * blocks < facts["devices"][0]["weights_bytes"] - 2 * 49152 * 576 < {"int8": 1.01, "nf4": 0.53}[how] * blocks
+    assert (
+        {"int8": 1.0, "nf4": 0.5}[how] * blocks
+        < facts["devices"][0]["weights_bytes"] - 2 * 49152 * 576
+        < {"int8": 1.01, "nf4": 0.53}[how] * blocks
+    )
     assert facts["parameters"] == 134_515_008
 
 
@@ -167,45 +245,108 @@ def test_the_table_and_what_to_change(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["fits"] is False
     assert facts["advice"] == "--set train.checkpointing=block"
-    assert command(*small, "--memory", "1.5GB", "--set", "train.checkpointing=block") == 0  # the advice is good
+    assert (
+        command(*small, "--memory", "1.5GB", "--set", "train.checkpointing=block") == 0
+    )  # the advice is good
 
 
 @pytest.mark.parametrize("words", [(), ("--quantize", "int8"), ("--processes", "2")])
 def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path, words):
     save_quantized(load_model("pocket-llama", quantize="int8"), tmp_path / "int8")
-    found = facts_of(capsys, "--model", tmp_path / "int8", "--adapter", "lora", "--memory", "530MB", *words, status=1)
+    found = facts_of(
+        capsys,
+        "--model",
+        tmp_path / "int8",
+        "--adapter",
+        "lora",
+        "--memory",
+        "530MB",
+        *words,
+        status=1,
+    )
     assert found["quantize"] == "int8"
     assert found["advice"] is None
-    found = facts_of(capsys, "--model", tmp_path / "int8", "--adapter", "lora", "--memory", "560MB", *words, status=1)
+    found = facts_of(
+        capsys,
+        "--model",
+        tmp_path / "int8",
+        "--adapter",
+        "lora",
+        "--memory",
+        "560MB",
+        *words,
+        status=1,
+    )
     assert found["advice"].startswith("--set")
 
 
 @pytest.mark.slow
 def test_where_nothing_helps_the_plan_says_so(capsys):
-    assert command("plan", "--model", "smollm2-135m", "--adapter", "lora", "--set", "eval.batch_size=2", "--memory", "600MB") == 1
+    assert (
+        command(
+            "plan",
+            "--model",
+            "smollm2-135m",
+            "--adapter",
+            "lora",
+            "--set",
+            "eval.batch_size=2",
+            "--memory",
+            "600MB",
+        )
+        == 1
+    )
     assert "none of the changes tried is enough" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("memory", "even"), [("24GB,12GB", True), ("3GB,1.1GB", False)])
 def test_two_cards(capsys, memory, even):
     """As many blocks on each, or, where that does not fit, by memory."""
-    assert command("plan", "--model", "smollm2-135m", "--memory", memory, "--set", "eval.batch_size=2", "--json") == 0
+    assert (
+        command(
+            "plan",
+            "--model",
+            "smollm2-135m",
+            "--memory",
+            memory,
+            "--set",
+            "eval.batch_size=2",
+            "--json",
+        )
+        == 0
+    )
     first, second = json.loads(capsys.readouterr().out)["devices"]
     assert first["blocks"] + second["blocks"] == 30
     assert (first["blocks"] == second["blocks"]) == even
     assert first["blocks"] >= second["blocks"]
     assert (first["device"], second["device"]) == ("cuda:0", "cuda:1")
     for one in (first, second):
-        parts = ("weights_bytes", "adapter_bytes", "gradients_bytes", "optimizer_bytes", "activation_bytes")
+        parts = (
+            "weights_bytes",
+            "adapter_bytes",
+            "gradients_bytes",
+            "optimizer_bytes",
+            "activation_bytes",
+        )
         assert sum(one[key] for key in parts) == one["training_bytes"]
-        assert one["left_bytes"] == usable(one["memory_bytes"]) - max(one["training_bytes"], one["answering_bytes"])
+        assert one["left_bytes"] == usable(one["memory_bytes"]) - max(
+            one["training_bytes"], one["answering_bytes"]
+        )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_planned_is_what_fresh_processes_are_measured_to_take(processes):
     """Within a tenth: `run.py benchmark --case plan` on one case, two layers of a true width."""
-    case = {"name": "smollm2-135m", "layers": 2, "dtype": "float32", "adapter": "lora", "checkpointing": "none", "tokens": 128, "processes": processes}
+    case = {
+        "name": "smollm2-135m",
+        "layers": 2,
+        "dtype": "float32",
+        "adapter": "lora",
+        "checkpointing": "none",
+        "tokens": 128,
+        "processes": processes,
+    }
     found = plan_check.measured(case, "cpu", plan_check.GIVES_BACK)
     for kind, expected in zip(("step", "answers"), plan_check.planned(case, "cpu"), strict=True):
         assert expected > plan_check.SMALL
@@ -221,59 +362,167 @@ def test_an_adapter_to_load_is_there_and_not_trained(capsys, tmp_path):
     model = load_model("pocket-llama", dtype=torch.float32)
     attach(model, "parallel", "one")
     save_adapter(model, tmp_path / "one", "one")
-    words = ("--model", "pocket-llama", "--adapter", "lora", "--device", "cpu", "--dtype", "float32")
-    plain, stacked = facts_of(capsys, *words), facts_of(capsys, *words, "--load", f"one={tmp_path / 'one'}")
+    words = (
+        "--model",
+        "pocket-llama",
+        "--adapter",
+        "lora",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    )
+    plain, stacked = (
+        facts_of(capsys, *words),
+        facts_of(capsys, *words, "--load", f"one={tmp_path / 'one'}"),
+    )
     assert all(plain[key] == stacked[key] for key in ("parameters", "trainable_parameters"))
     plain, stacked = plain["devices"][0], stacked["devices"][0]
-    assert all(plain[key] == stacked[key] for key in ("weights_bytes", "gradients_bytes", "optimizer_bytes"))
-    assert stacked["adapter_bytes"] - plain["adapter_bytes"] == 4 * sum(one.numel() for one in named_parameters(model).values())
-    assert stacked["training_bytes"] > plain["training_bytes"] + stacked["adapter_bytes"] - plain["adapter_bytes"]
-    fused = facts_of(capsys, *words[:2], *words[4:], "--adapter", "fusion", "--set", 'adapter.of=["one", "two"]', "--set", 'adapter.sites=["attn", "mlp"]',
-                     "--load", f"one={tmp_path / 'one'}", "--load", f"two={tmp_path / 'one'}")
+    assert all(
+        plain[key] == stacked[key]
+        for key in ("weights_bytes", "gradients_bytes", "optimizer_bytes")
+    )
+    assert stacked["adapter_bytes"] - plain["adapter_bytes"] == 4 * sum(
+        one.numel() for one in named_parameters(model).values()
+    )
+    assert (
+        stacked["training_bytes"]
+        > plain["training_bytes"] + stacked["adapter_bytes"] - plain["adapter_bytes"]
+    )
+    fused = facts_of(
+        capsys,
+        *words[:2],
+        *words[4:],
+        "--adapter",
+        "fusion",
+        "--set",
+        'adapter.of=["one", "two"]',
+        "--set",
+        'adapter.sites=["attn", "mlp"]',
+        "--load",
+        f"one={tmp_path / 'one'}",
+        "--load",
+        f"two={tmp_path / 'one'}",
+    )
     assert fused["adapter"] == "fusion"
-    assert fused["devices"][0]["adapter_bytes"] > 8 * sum(one.numel() for one in named_parameters(model).values())
+    assert fused["devices"][0]["adapter_bytes"] > 8 * sum(
+        one.numel() for one in named_parameters(model).values()
+    )
 
 
 def test_processes_that_hold_the_base_together(capsys):
     """Each has its part of the blocks' matrices, and up to three blocks whole; what else there is, all have."""
-    words = ("--model", "smollm2-135m", "--adapter", "lora", "--dtype", "bfloat16", "--device", "cpu", "--flops", "1T")
-    plain, both, together = facts_of(capsys, *words), facts_of(capsys, *words, "--processes", "2"), facts_of(capsys, *words, "--processes", "2", "--shard")
+    words = (
+        "--model",
+        "smollm2-135m",
+        "--adapter",
+        "lora",
+        "--dtype",
+        "bfloat16",
+        "--device",
+        "cpu",
+        "--flops",
+        "1T",
+    )
+    plain, both, together = (
+        facts_of(capsys, *words),
+        facts_of(capsys, *words, "--processes", "2"),
+        facts_of(capsys, *words, "--processes", "2", "--shard"),
+    )
     block = 2 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)  # bytes: q and o, k and v, the MLP
     apart, one = (facts["devices"][0] for facts in (both, together))
     assert apart["weights_bytes"] - one["weights_bytes"] == 30 * block // 2
     assert one["gathered_bytes"] == 3 * block
     for key in ("training_bytes", "answering_bytes"):
-        assert 0 <= one[key] - apart[key] + 30 * block // 2 <= 3 * block  # less where the peak is at the head, with no block whole
-    assert sum(one[f"{part}_bytes"] for part in ("weights", "adapter", "gradients", "optimizer", "activation")) == one["training_bytes"]
-    deep = facts_of(capsys, "--model", "llama-7b", "--adapter", "lora", "--processes", "64", "--shard", "--set", "train.micro_batch_size=1", "--length", "64")
-    assert deep["devices"][0]["activation_bytes"] > deep["devices"][0]["gathered_bytes"]  # the blocks that are whole are among them
-    assert plain["seconds_per_step"] == 2 * both["seconds_per_step"] == 2 * together["seconds_per_step"]
+        assert (
+            0 <= one[key] - apart[key] + 30 * block // 2 <= 3 * block
+        )  # less where the peak is at the head, with no block whole
+    assert (
+        sum(
+            one[f"{part}_bytes"]
+            for part in ("weights", "adapter", "gradients", "optimizer", "activation")
+        )
+        == one["training_bytes"]
+    )
+    deep = facts_of(
+        capsys,
+        "--model",
+        "llama-7b",
+        "--adapter",
+        "lora",
+        "--processes",
+        "64",
+        "--shard",
+        "--set",
+        "train.micro_batch_size=1",
+        "--length",
+        "64",
+    )
+    assert (
+        deep["devices"][0]["activation_bytes"] > deep["devices"][0]["gathered_bytes"]
+    )  # the blocks that are whole are among them
+    assert (
+        plain["seconds_per_step"]
+        == 2 * both["seconds_per_step"]
+        == 2 * together["seconds_per_step"]
+    )
     assert command("plan", *words, "--processes", "2", "--shard") == 0
-    assert "2 processes, each with a device of its own, which hold the blocks together" in capsys.readouterr().out
+    assert (
+        "2 processes, each with a device of its own, which hold the blocks together"
+        in capsys.readouterr().out
+    )
 
 
 def test_where_the_peak_is_at_the_head_no_block_is_whole():
-    case = {"name": "smollm2-135m", "layers": 2, "dtype": "float32", "adapter": "lora", "checkpointing": "none", "tokens": 128}
+    case = {
+        "name": "smollm2-135m",
+        "layers": 2,
+        "dtype": "float32",
+        "adapter": "lora",
+        "checkpointing": "none",
+        "tokens": 128,
+    }
     alone, together = (plan_check.planned(case | {"processes": many}, "cpu")[0] for many in (1, 2))
     block = 4 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)
     assert alone - together == pytest.approx(2 * block / 2, rel=0.05)
 
 
 def test_more_processes_are_what_makes_it_fit(capsys):
-    words = ("--model", "smollm2-135m", "--adapter", "lora", "--dtype", "float32", "--set", "train.checkpointing=block",
-             "--set", "train.micro_batch_size=1",
-             "--set", "eval.batch_size=1", "--length", "64", "--memory", "870MB", "--shard", "--set", "eval.max_new_tokens=32")
+    words = (
+        "--model",
+        "smollm2-135m",
+        "--adapter",
+        "lora",
+        "--dtype",
+        "float32",
+        "--set",
+        "train.checkpointing=block",
+        "--set",
+        "train.micro_batch_size=1",
+        "--set",
+        "eval.batch_size=1",
+        "--length",
+        "64",
+        "--memory",
+        "870MB",
+        "--shard",
+        "--set",
+        "eval.max_new_tokens=32",
+    )
     assert facts_of(capsys, *words, "--processes", "2", status=1)["advice"] == "--processes 4"
     assert command("plan", *words, "--processes", "4") == 0
 
 
 def test_gradients_of_several_processes_are_summed_in_one_piece():
     """A copy of all of them, which an adapter of the base's size notices."""
+
     def step(memory: bool = False, processes: int = 1):
         model = model_of("llama", "bitfit", memory=memory)
         remove(model, "default")
         attach(model, resolve(kind="full", sites=["q", "k", "v", "o", "gate", "up", "down"]))
-        return training_step(model, Train(micro_batch_size=1, batch_size=processes), 4, processes=processes)
+        return training_step(
+            model, Train(micro_batch_size=1, batch_size=processes), 4, processes=processes
+        )
 
     dry, wet, alone = step(processes=2), step(memory=True, processes=2), step()
     assert peak(dry) == peak(wet)
@@ -281,9 +530,27 @@ def test_gradients_of_several_processes_are_summed_in_one_piece():
 
 
 def test_sizes_and_rates_are_read_strictly():
-    assert parse_memory("24GB,24GiB,24000MB, 24") == [24 * 10**9, 24 * 2**30, 24 * 10**9, 24 * 10**9]
+    assert parse_memory("24GB,24GiB,24000MB, 24") == [
+        24 * 10**9,
+        24 * 2**30,
+        24 * 10**9,
+        24 * 10**9,
+    ]
     assert parse_rate("150T") == parse_rate("150e12") == 150e12
-    for text in ("", "24gb", "GB", "-24GB", "24GB,", "24 G B", "1e3GB", "0GB", "24KB", "nan", "inf", "٣GB"):
+    for text in (
+        "",
+        "24gb",
+        "GB",
+        "-24GB",
+        "24GB,",
+        "24 G B",
+        "1e3GB",
+        "0GB",
+        "24KB",
+        "nan",
+        "inf",
+        "٣GB",
+    ):
         with pytest.raises(UserError, match="24GiB"):
             parse_memory(text)
     for text in ("", "T", "-1T", "0", "1e99", "150 tera", "inf", "nan", "150t"):
@@ -291,16 +558,29 @@ def test_sizes_and_rates_are_read_strictly():
             parse_rate(text)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (("--memory", "24gb"), "24GiB"), (("--memory", "24GB", "--device", "cuda:0,cuda:1"), "names 1 devices and there are 2"),
-    (("--device", "tpu"), "a plan is for cpu"), (("--device", "cpu,cuda"), "a plan is for cpu"), (("--length", "1"), "2 or more"),
-    (("--labelled", "0"), "share"), (("--labelled", "nan"), "share"), (("--rows", "0"), "1 or more"), (("--flops", "fast"), "150T"),
-    (("--dtype", "int4"), "int4"),
-    (("--quantize", "int4"), "int4"), (("--memory", "24GB,24GB", "--set", "layers_per_device=[30,1]"), "30 layers"),
-    (("--set", "load={ a = 'b' }"), "no adapter folder"), (("--load", "a"), "NAME=FOLDER"), (("--shard",), "--processes 8"),
-    (("--processes", "0"), "1 or more"),
-    (("--processes", "2", "--memory", "24GB,24GB"), "give one device"), (("--processes", "2", "--shard", "--quantize", "nf4"), "do not go together"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--memory", "24gb"), "24GiB"),
+        (("--memory", "24GB", "--device", "cuda:0,cuda:1"), "names 1 devices and there are 2"),
+        (("--device", "tpu"), "a plan is for cpu"),
+        (("--device", "cpu,cuda"), "a plan is for cpu"),
+        (("--length", "1"), "2 or more"),
+        (("--labelled", "0"), "share"),
+        (("--labelled", "nan"), "share"),
+        (("--rows", "0"), "1 or more"),
+        (("--flops", "fast"), "150T"),
+        (("--dtype", "int4"), "int4"),
+        (("--quantize", "int4"), "int4"),
+        (("--memory", "24GB,24GB", "--set", "layers_per_device=[30,1]"), "30 layers"),
+        (("--set", "load={ a = 'b' }"), "no adapter folder"),
+        (("--load", "a"), "NAME=FOLDER"),
+        (("--shard",), "--processes 8"),
+        (("--processes", "0"), "1 or more"),
+        (("--processes", "2", "--memory", "24GB,24GB"), "give one device"),
+        (("--processes", "2", "--shard", "--quantize", "nf4"), "do not go together"),
+    ],
+)
 def test_malformed_options_are_one_line(words, said, capsys):
     assert command("plan", "--model", "smollm2-135m", *words) == 1
     error = capsys.readouterr().err

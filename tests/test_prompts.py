@@ -11,7 +11,15 @@ import transformers
 
 from data import chat_template
 from data.batches import encode_row
-from data.prompts import NAMES, TEMPLATES, Template, prompt, stored_template, template, template_from
+from data.prompts import (
+    NAMES,
+    TEMPLATES,
+    Template,
+    prompt,
+    stored_template,
+    template,
+    template_from,
+)
 from model import UserError, load_tokenizer
 from model.registry import POCKET
 
@@ -77,7 +85,9 @@ def test_to_the_byte(name, given, text):
 def test_white_space_around_texts():
     row = {"instruction": "\n Add them. ", "input": " ", "output": " It is 3.\n"}
     assert template("alpaca").whole(row) == ALPACA + "It is 3."
-    text = template("paper-v1").whole(row | {"input": ""})  # left as it is: the paper's rationales begin with a line end, which it trained on
+    text = template("paper-v1").whole(
+        row | {"input": ""}
+    )  # left as it is: the paper's rationales begin with a line end, which it trained on
     assert text == PAPER.replace("Add them.", "\n Add them. ") + " It is 3.\n"
     assert prompt("alpaca", "Add them.", None) == ALPACA
 
@@ -86,7 +96,9 @@ def test_white_space_around_texts():
 def test_slots_in_a_users_text_stay_as_they_are(name):
     one, other = "Print {input} and {instruction} and {}.", "{instruction} {input} {0}"
     plain = prompt(name, "AAA", "BBB")
-    assert prompt(name, one, other) == plain.replace("AAA", "\0").replace("BBB", other).replace("\0", one)
+    assert prompt(name, one, other) == plain.replace("AAA", "\0").replace("BBB", other).replace(
+        "\0", one
+    )
     assert prompt(name, one) == prompt(name, "AAA").replace("AAA", one)
 
 
@@ -98,7 +110,12 @@ def test_unknown_names():
 
 
 # ---------------------------------------------------------------- stored with an adapter
-CHAT = Template("chat", "{{ messages[0].content }}", chat=True, special=(("bos_token", "<s>"), ("eos_token", "</s>")))
+CHAT = Template(
+    "chat",
+    "{{ messages[0].content }}",
+    chat=True,
+    special=(("bos_token", "<s>"), ("eos_token", "</s>")),
+)
 
 
 @pytest.mark.parametrize("one", [*TEMPLATES.values(), CHAT], ids=NAMES)
@@ -122,14 +139,22 @@ def test_malformed_tables(table):
 
 
 def test_a_stored_template_without_a_form_for_inputs_keeps_them():
-    assert template_from({"name": "a", "text": "Q: {instruction}\nA: "}).prompt(ROW) == "Q: Add them.\n\n1 and 2\nA: "
+    assert (
+        template_from({"name": "a", "text": "Q: {instruction}\nA: "}).prompt(ROW)
+        == "Q: Add them.\n\n1 and 2\nA: "
+    )
 
 
 def test_adapters_that_were_trained_alike():
-    alpaca, other = {"template": "alpaca", "template_text": TEMPLATES["alpaca"].table()}, {"template": "plain"}
+    alpaca, other = (
+        {"template": "alpaca", "template_text": TEMPLATES["alpaca"].table()},
+        {"template": "plain"},
+    )
     assert stored_template([]) is None
     assert stored_template([{}, {"template": None}]) is None
-    assert stored_template([alpaca, {"template": "alpaca"}, {}]) == TEMPLATES["alpaca"]  # earlier files have the name alone
+    assert (
+        stored_template([alpaca, {"template": "alpaca"}, {}]) == TEMPLATES["alpaca"]
+    )  # earlier files have the name alone
     with pytest.raises(UserError, match="trained with different prompt templates: alpaca, plain"):
         stored_template([alpaca, other])
     changed = alpaca | {"template_text": alpaca["template_text"] | {"text": "{instruction}"}}
@@ -167,9 +192,15 @@ CHATS = {"ChatML": CHATML, "LLaMA 2": LLAMA_2, "LLaMA 3": LLAMA_3, "loop control
 
 def tokenizer_folder(folder: Path, chat, file: bool = False, **more) -> Path:
     folder.mkdir(exist_ok=True)
-    names = json.loads((POCKET / "llama" / "tokenizer_config.json").read_text()) | {"bos_token": "<pad>"} | more
+    names = (
+        json.loads((POCKET / "llama" / "tokenizer_config.json").read_text())
+        | {"bos_token": "<pad>"}
+        | more
+    )
     (folder / "tokenizer.json").write_bytes((POCKET / "llama" / "tokenizer.json").read_bytes())
-    (folder / "tokenizer_config.json").write_text(json.dumps(names if file else names | {"chat_template": chat}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(names if file else names | {"chat_template": chat})
+    )
     if file:
         (folder / "chat_template.jinja").write_text(chat)
     return folder
@@ -178,17 +209,29 @@ def tokenizer_folder(folder: Path, chat, file: bool = False, **more) -> Path:
 @pytest.mark.parametrize("where", ["text", "named", "file"])
 @pytest.mark.parametrize("name", CHATS)
 def test_chat_templates_as_transformers_renders_them(tmp_path, name, where):
-    chat = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATS[name]}] if where == "named" else CHATS[name]
+    chat = (
+        [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATS[name]}]
+        if where == "named"
+        else CHATS[name]
+    )
     folder = tokenizer_folder(tmp_path / "words", chat, where == "file")
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     ours = template("chat", load_tokenizer(str(folder)))
     assert template_from(ours.table()) == ours
-    for row in (ROW, ROW | {"input": ""}, ROW | {"instruction": "<b>{{ 1 }} 'é' \"q\" & {% raw %}"}):
+    for row in (
+        ROW,
+        ROW | {"input": ""},
+        ROW | {"instruction": "<b>{{ 1 }} 'é' \"q\" & {% raw %}"},
+    ):
         messages = ours.question(row)
-        assert ours.prompt(row) == reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert ours.prompt(row) == reference.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         answered = [*messages, {"role": "assistant", "content": row["output"]}]
         if name != "loop controls":  # it puts '>' in front of a response in the prompt alone
-            assert ours.whole(row) == reference.apply_chat_template(answered, tokenize=False).rstrip()
+            assert (
+                ours.whole(row) == reference.apply_chat_template(answered, tokenize=False).rstrip()
+            )
     if name == "loop controls":
         with pytest.raises(UserError, match="puts something else in front of a response"):
             ours.whole(ROW)
@@ -200,7 +243,9 @@ def test_an_input_is_a_paragraph_behind_the_instruction():
 
 def test_a_tokenizer_without_a_chat_template(tmp_path):
     for chat in (None, 5, [], [{"name": "tool_use", "template": "x"}]):
-        with pytest.raises(UserError, match="has no chat template; use --template alpaca, paper-v1, plain"):
+        with pytest.raises(
+            UserError, match="has no chat template; use --template alpaca, paper-v1, plain"
+        ):
             template("chat", load_tokenizer(str(tokenizer_folder(tmp_path / "words", chat))))
     with pytest.raises(UserError, match="200,000 characters, too many"):
         template("chat", load_tokenizer(str(tokenizer_folder(tmp_path / "words", "x" * 200_000))))
@@ -213,13 +258,18 @@ def test_training_text_is_prompt_response_and_end(tmp_path, name):
     form = template("chat", words) if name in CHATS else template(name)
     example, cut = encode_row(words, ROW, form, cutoff=10_000)
     learned = [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
-    asked = [token for token, weight in zip(example.ids, example.weights, strict=True) if not weight]
+    asked = [
+        token for token, weight in zip(example.ids, example.weights, strict=True) if not weight
+    ]
     assert not cut
     assert set(example.weights) == {0.0, 1.0}
     assert example.weights == sorted(example.weights)  # the response is at the end
     assert learned[-1] == words.eos_id
     assert example.ids.count(words.eos_id) == 1
-    assert words.decode(asked).strip() == words.decode(words.encode(form.prompt(ROW), bos=False)).strip()
+    assert (
+        words.decode(asked).strip()
+        == words.decode(words.encode(form.prompt(ROW), bos=False)).strip()
+    )
     assert words.decode(learned).strip().removesuffix("<|im_end|>") == "It is 3."
 
 
@@ -273,7 +323,9 @@ def test_it_reaches_neither_python_nor_files(text):
 def test_endless_loops_and_endless_texts_end(monkeypatch, text):
     monkeypatch.setattr(chat_template, "PATIENCE", 0.3)
     start = time.process_time()
-    with pytest.raises(UserError, match=r"the chat template (takes longer|writes more|computes too much)"):
+    with pytest.raises(
+        UserError, match=r"the chat template (takes longer|writes more|computes too much)"
+    ):
         render(text)
     assert time.process_time() - start < 5
 
@@ -341,7 +393,12 @@ def test_a_chat_template_writes_its_own_bos_and_none_is_put_before_it():
 
         special_tokens, inner = MappingProxyType({}), SimpleNamespace(added={})
 
-    chat = Template("chat", "{{ bos_token }}{% for one in messages %}{{ one['content'] }}|{% endfor %}", chat=True, special=(("bos_token", "<"),))
+    chat = Template(
+        "chat",
+        "{{ bos_token }}{% for one in messages %}{{ one['content'] }}|{% endfor %}",
+        chat=True,
+        special=(("bos_token", "<"),),
+    )
     row = {"instruction": "a", "output": "b"}
     assert encode_prompt(Words(), row, chat) == ("<a|", [ord("<"), ord("a"), ord("|")])
     example, _ = encode_row(Words(), row, chat, cutoff=10)

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from adapters import load_adapter
 from adapters.attach import adapter_names
-from adapters.files import WEIGHTS
-from adapters.peft_defaults import FEEDFORWARD, TARGETS
-from adapters.peft_fields import FIELDS, NO_EFFECT, NOT_COMPUTED
+from adapters.formats.folders import WEIGHTS
+from adapters.formats.peft_defaults import FEEDFORWARD, TARGETS
+from adapters.formats.peft_fields import FIELDS, NO_EFFECT, NOT_COMPUTED
 from model import UserError, load_model
 
 

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from adapters import attach, load_adapter, save_adapter
 from adapters.attach import adapters_named
 from adapters.config import resolve
-from adapters.files import CONFIG, OLD_WEIGHTS, WEIGHTS, read_adapter
+from adapters.formats.folders import CONFIG, OLD_WEIGHTS, WEIGHTS, read_adapter
 from model import UserError, load_model
 from model.config import read_config, skeleton
 

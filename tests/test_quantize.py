@@ -17,18 +17,25 @@ from data.prompts import template
 from data.wordproblems import TRAINED, problems
 from eval.fidelity import compare, predictions
 from eval.generate import generate
-from model import int8, load_model, load_tokenizer
+from experiments.run import count_base
+from model import load_model, load_tokenizer
 from model.config import family_and_config, skeleton
-from model.nf4 import LEVELS, compiled, nf4_blocks
-from model.quantize import STORED_AS, quantize_skeleton, quantized, quantized_weights
+from model.quantize import STORED_AS, int8, quantize_skeleton, quantized, quantized_weights
+from model.quantize.nf4 import LEVELS, compiled, nf4_blocks
 from model.registry import pocket_names
 from model.sites import Linear
-from train.experiment import count_base
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]
 
 HOW = list(STORED_AS)
-SHAPES = [(96, 64), (3, 5), (33, 35), (1, 64), (70, 1), (300, 300)]  # divided by 64 or not, odd, more than one group of blocks
+SHAPES = [
+    (96, 64),
+    (3, 5),
+    (33, 35),
+    (1, 64),
+    (70, 1),
+    (300, 300),
+]  # divided by 64 or not, odd, more than one group of blocks
 
 
 def stored(how: str, weight: torch.Tensor, device="cpu"):
@@ -38,7 +45,9 @@ def stored(how: str, weight: torch.Tensor, device="cpu"):
     linear = STORED_AS[how](plain)
     linear.allocate(torch.device(device))
     linear.store(weight.to(device))
-    assert {leaf: (tuple(tensor.shape), tensor.dtype) for leaf, tensor in linear._buffers.items()} == linear.layout()
+    assert {
+        leaf: (tuple(tensor.shape), tensor.dtype) for leaf, tensor in linear._buffers.items()
+    } == linear.layout()
     linear.dtype = weight.dtype
     return linear
 
@@ -49,11 +58,17 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def bits(model) -> list[torch.Tensor]:
     """All that a quantised model stores for its Linears."""
-    return [buffer.clone() for linear in quantized(model).values() for buffer in linear.buffers(recurse=False)]
+    return [
+        buffer.clone()
+        for linear in quantized(model).values()
+        for buffer in linear.buffers(recurse=False)
+    ]
 
 
 def same(one, other) -> bool:
-    return len(one) == len(other) > 0 and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) > 0 and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )
 
 
 # ---------------------------------------------------------------- one weight
@@ -63,14 +78,18 @@ def test_the_levels_are_quantiles_of_the_normal_distribution():
     right = [at(end + (0.5 - end) * i / 8) for i in range(8)]
     left = [-at(end + (0.5 - end) * i / 7) for i in range(7)]
     levels = sorted([*right, 0.0, *left])
-    torch.testing.assert_close(torch.tensor(LEVELS), torch.tensor(levels) / max(levels), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(LEVELS), torch.tensor(levels) / max(levels), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_is_half_a_step_away_at_most(shape, dtype, device):
-    weight = (noise(*shape) * torch.logspace(-3, 2, shape[0])[:, None]).to(dtype)  # rows of very different size
+    weight = (noise(*shape) * torch.logspace(-3, 2, shape[0])[:, None]).to(
+        dtype
+    )  # rows of very different size
     weight[-1] = 0
     found = stored("int8", weight, device).dequantized(torch.float32).cpu()
     step = weight.float().abs().amax(dim=1, keepdim=True) / 127
@@ -91,10 +110,16 @@ def test_nf4_is_half_a_gap_away_at_most(shape, dtype, device):
     largest = blocks.abs().amax(dim=1)
     groups = F.pad(largest, (0, -len(largest) % 256)).view(-1, 256)
     least = groups.masked_fill(groups == 0, torch.inf).amin(dim=1)
-    share = ((groups.amax(dim=1) / least).log() / 255 / 2).expm1().repeat_interleave(256)[: len(largest)] + 1e-5  # half a step, as a share of the scale
+    share = ((groups.amax(dim=1) / least).log() / 255 / 2).expm1().repeat_interleave(256)[
+        : len(largest)
+    ] + 1e-5  # half a step, as a share of the scale
     assert ((linear.scale().cpu() - largest).abs() <= share * largest)[largest > 0].all()
     gap = max(b - a for a, b in pairwise(LEVELS))
-    bound = ((gap / 2 * (1 + share) + share) * largest + 1e-6).repeat_interleave(64)[: weight.numel()].view(shape)
+    bound = (
+        ((gap / 2 * (1 + share) + share) * largest + 1e-6)
+        .repeat_interleave(64)[: weight.numel()]
+        .view(shape)
+    )
     error = (found - weight.float()).abs()
     assert (error <= bound).all()
     assert (found[-1].abs() <= 1e-6).all() or len(weight) == 1
@@ -104,7 +129,15 @@ def test_nf4_is_half_a_gap_away_at_most(shape, dtype, device):
 
 def test_bits_a_weight():
     def of(how: str) -> float:
-        return 8 * sum(buffer.numel() * buffer.element_size() for buffer in stored(how, noise(1024, 1024)).buffers()) / 2**20
+        return (
+            8
+            * sum(
+                buffer.numel() * buffer.element_size()
+                for buffer in stored(how, noise(1024, 1024)).buffers()
+            )
+            / 2**20
+        )
+
     assert of("int8") == 8 + 32 / 1024
     assert 4.128 < of("nf4") < 4.130
 
@@ -141,10 +174,16 @@ def test_the_product_is_that_of_the_weight_it_stands_for(how, dtype, rows, devic
     grad = noise(*rows, 48, seed=2).to(device, dtype)
     y.backward(grad)
     expected = F.linear(x.detach().float(), weight)
-    rounding = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.005}[dtype] + (0.03 if how == "llm-int8" else 0)
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.005}[dtype] + (
+        0.03 if how == "llm-int8" else 0
+    )
     assert ((y.float() - expected).abs().max() / expected.std(correction=0)).item() < rounding
     exact = grad.float() @ weight
-    assert ((x.grad.float() - exact).abs().max() / exact.std(correction=0)).item() < {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.005}[dtype]
+    assert ((x.grad.float() - exact).abs().max() / exact.std(correction=0)).item() < {
+        torch.float32: 1e-5,
+        torch.bfloat16: 0.03,
+        torch.float16: 0.005,
+    }[dtype]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -181,8 +220,15 @@ def test_sums_of_codes_above_float16_stay_finite():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("rows", "inner", "out"), [(1, 3, 5), (7, 64, 96), (40, 33, 17)])
 def test_integer_products_are_exact(rows, inner, out, device):
-    a, b = (torch.randint(-127, 128, (n, inner), dtype=torch.int8, generator=torch.Generator().manual_seed(n)) for n in (rows, out))
-    assert torch.equal(int8.integer_product(a.to(device), b.to(device)).cpu().double(), a.double() @ b.double().T)
+    a, b = (
+        torch.randint(
+            -127, 128, (n, inner), dtype=torch.int8, generator=torch.Generator().manual_seed(n)
+        )
+        for n in (rows, out)
+    )
+    assert torch.equal(
+        int8.integer_product(a.to(device), b.to(device)).cpu().double(), a.double() @ b.double().T
+    )
 
 
 def test_outliers_keep_their_precision_and_change_no_other_row():
@@ -193,7 +239,10 @@ def test_outliers_keep_their_precision_and_change_no_other_row():
     y, exact = linear.multiply(x), F.linear(x, linear.dequantized(torch.float32))
     others = [0, 1, 3, 4]
     assert torch.equal(y[others], alone[others])
-    assert ((y - exact)[2].std() / (alone - F.linear(x, linear.dequantized(torch.float32)))[others].std()).item() < 1.5  # as exact as without
+    assert (
+        (y - exact)[2].std()
+        / (alone - F.linear(x, linear.dequantized(torch.float32)))[others].std()
+    ).item() < 1.5  # as exact as without
     near = int8.OUTLIER - 0.1
     x[2, 17], x[2, 200] = near, -near  # below the threshold: part of the row's scale
     assert ((linear.multiply(x) - F.linear(x, linear.dequantized(torch.float32)))[2]).std() > 0
@@ -205,7 +254,12 @@ def test_the_compiled_form_is_the_plain_one(device):
     linear = stored("nf4", noise(96, 128), device)
     for dtype in (torch.float32, torch.bfloat16):
         plain = nf4_blocks(linear.codes, linear.scale(), dtype)
-        torch.testing.assert_close(compiled()(linear.codes, linear.scale(), dtype), plain, rtol=0.01 if dtype == torch.bfloat16 else 1e-6, atol=0)
+        torch.testing.assert_close(
+            compiled()(linear.codes, linear.scale(), dtype),
+            plain,
+            rtol=0.01 if dtype == torch.bfloat16 else 1e-6,
+            atol=0,
+        )
 
 
 def test_moving_a_model_to_another_dtype_leaves_what_is_stored():
@@ -223,7 +277,11 @@ def test_the_pocket_models_stay_what_they_are(name):
     """Perplexity and KL divergence on the solutions of problems, against the plain weights in float32. (A level of nf4 too many, a wrong scale or a
     swapped nibble is far outside.)"""
     tokenizer = load_tokenizer(name)
-    rows = [encode_row(tokenizer, row, template("alpaca", tokenizer), 256)[0] for manner in TRAINED for row in islice(problems(manner, "test", 0), 3)]
+    rows = [
+        encode_row(tokenizer, row, template("alpaca", tokenizer), 256)[0]
+        for manner in TRAINED
+        for row in islice(problems(manner, "test", 0), 3)
+    ]
     plain = load_model(name, dtype=torch.float32)
     reference = list(predictions(plain, rows))
     assert compare(reference, iter(reference)).divergence == 0
@@ -236,7 +294,9 @@ def test_the_pocket_models_stay_what_they_are(name):
         assert model.fingerprint == plain.fingerprint
         assert count_base(model) == count_base(plain)
         assert all(type(site) is Linear for site in (model.lm_head,))
-        assert quantized_weights(model) == sum(p.numel() for p in plain.blocks.parameters() if p.dim() == 2)
+        assert quantized_weights(model) == sum(
+            p.numel() for p in plain.blocks.parameters() if p.dim() == 2
+        )
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -297,7 +357,11 @@ def test_every_adapter_on_top(folder, tmp_path, how, method):
 
 
 def starts_at_base(model) -> bool:
-    return all(one.starts_at_base for site in model.modules() for one in getattr(site, "adapters", {}).values())
+    return all(
+        one.starts_at_base
+        for site in model.modules()
+        for one in getattr(site, "adapters", {}).values()
+    )
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -308,7 +372,9 @@ def test_an_adapter_fits_the_base_however_it_is_stored(folder, tmp_path, how):
     save_adapter(model, tmp_path / "adapter")
     plain = load_model(str(folder))
     load_adapter(plain, tmp_path / "adapter")
-    assert (plain(IDS) - model(IDS)).std() / plain(IDS).std() < (0.05 if "int8" in how else 0.5)  # random weights of 32 columns suffer most
+    assert (plain(IDS) - model(IDS)).std() / plain(IDS).std() < (
+        0.05 if "int8" in how else 0.5
+    )  # random weights of 32 columns suffer most
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -321,7 +387,9 @@ def test_a_model_without_memory(family, how):
     quantize_skeleton(model, how)
     assert sum(one.in_features * one.out_features for one in quantized(model).values()) == weights
     stored = sum(b.numel() * b.element_size() for b in model.buffers())
-    assert stored / weights < (1.2 if "int8" in how else 0.6)  # tiny rows: a float32 scale for 32 weights
+    assert stored / weights < (
+        1.2 if "int8" in how else 0.6
+    )  # tiny rows: a float32 scale for 32 weights
     model.requires_grad_(False)
     attach(model, "lora")
     for site in quantized(model).values():

@@ -17,7 +17,7 @@ from test_quantize import bits, same
 import run as command_line
 from adapters import attach, merge, use
 from adapters.attach import adapter_names
-from adapters.export import export_model
+from adapters.formats.merged_model import export_model
 from adapters.merge import merge_and_compare
 from model import UserError, load_model
 from model.quantize import STORED_AS, dequantize, quantized, save_quantized
@@ -44,11 +44,21 @@ print((peak() - before - stored) / 1e6)
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_loading_holds_the_quantised_model_and_one_tensor(tmp_path):
     """Six tensors of 16.8 MB: quantised while they come, they are never there together."""
-    folder = write_checkpoint(tmp_path, dtype=torch.bfloat16, hidden_size=512, intermediate_size=16384, num_hidden_layers=2)
+    folder = write_checkpoint(
+        tmp_path,
+        dtype=torch.bfloat16,
+        hidden_size=512,
+        intermediate_size=16384,
+        num_hidden_layers=2,
+    )
     for how in ("int8", "nf4"):
         code = MEASURE.format(root=str(Path(__file__).parent.parent), folder=str(folder), how=how)
-        at_once = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back: counted is what is alive, not what glibc keeps for later
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=at_once)
+        at_once = os.environ | {
+            "MALLOC_MMAP_THRESHOLD_": "1000000"
+        }  # what is freed goes back: counted is what is alive, not what glibc keeps for later
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=at_once
+        )
         assert float(done.stdout) < 1.5 * 16.8  # the tensor, and float32 copies of the part in work
 
 
@@ -66,7 +76,9 @@ def test_saved_and_loaded_to_the_bit(any_folder, tmp_path, how):
     assert torch.equal(again(IDS), model(IDS))
     assert (again.quantize, again.fingerprint, again.dtype) == (how, model.fingerprint, model.dtype)
     assert load_model(str(tmp_path / "out"), dtype=torch.bfloat16).dtype == torch.bfloat16
-    assert same(bits(load_model(str(any_folder), quantize=how, dtype=torch.bfloat16)), bits(model))  # made from the values as stored
+    assert same(
+        bits(load_model(str(any_folder), quantize=how, dtype=torch.bfloat16)), bits(model)
+    )  # made from the values as stored
     with pytest.raises(UserError, match="is not empty"):
         save_quantized(model, tmp_path / "out")
 
@@ -85,13 +97,17 @@ def test_what_cannot_be_done_says_so(folder, tmp_path):
     with pytest.raises(UserError, match="stored as nf4 and cannot become int8"):
         load_model(str(tmp_path / "out"), quantize="int8")
     save_quantized(load_model(str(folder), quantize="int8"), tmp_path / "int8")
-    assert load_model(str(tmp_path / "int8"), quantize="llm-int8").quantize == "llm-int8"  # stored alike
+    assert (
+        load_model(str(tmp_path / "int8"), quantize="llm-int8").quantize == "llm-int8"
+    )  # stored alike
 
 
 def change(folder: Path, key: str, value) -> None:
     path = folder / "config.json"
     raw = json.loads(path.read_text())
-    raw["quantization_config"] = raw["quantization_config"] | {key: value} if isinstance(key, str) else value
+    raw["quantization_config"] = (
+        raw["quantization_config"] | {key: value} if isinstance(key, str) else value
+    )
     path.write_text(json.dumps(raw))
 
 
@@ -102,6 +118,7 @@ def tensor(leaf: str, edit):
         name = f"model.layers.1.self_attn.q_proj.{leaf}"
         weights[name] = edit(weights[name])
         save_file({key: value for key, value in weights.items() if value is not None}, path)
+
     return act
 
 
@@ -115,18 +132,40 @@ MALFORMED = {  # name -> (how it is stored, what is done to the folder, what the
     "codes as floats": ("int8", tensor("codes", lambda t: t.float()), "torch.float32"),
     "nf4 codes signed": ("nf4", tensor("codes", lambda t: t.view(torch.int8)), "torch.int8"),
     "nf4 least infinite": ("nf4", tensor("least", lambda t: t + torch.inf), "infinite"),
-    "nf4 scales infinite": ("nf4", tensor("step", lambda t: t + 1e9), "q_proj holds scales that are not finite"),
+    "nf4 scales infinite": (
+        "nf4",
+        tensor("step", lambda t: t + 1e9),
+        "q_proj holds scales that are not finite",
+    ),
     "nf4 step NaN": ("nf4", tensor("step", lambda t: t * torch.nan), "NaN"),
     "nf4 absmax signed": ("nf4", tensor("absmax", lambda t: t.view(torch.int8)), "torch.int8"),
-    "said to be the other": ("nf4", lambda folder: change(folder, "how", "int8"), "unknown tensor .*least"),
+    "said to be the other": (
+        "nf4",
+        lambda folder: change(folder, "how", "int8"),
+        "unknown tensor .*least",
+    ),
     "unknown form": ("nf4", lambda folder: change(folder, "how", "nf3"), "should hold how"),
     "unknown field": ("nf4", lambda folder: change(folder, "blocks", 32), "should hold how"),
     "no fingerprint": ("nf4", lambda folder: change(folder, "fingerprint", 7), "fingerprint"),
-    "GPTQ": ("nf4", lambda folder: change(folder, None, {"quant_method": "gptq", "bits": 4}), "'gptq'.*give the model as it was before"),
-    "bitsandbytes": ("nf4", lambda folder: change(folder, None, {"quant_method": "bitsandbytes", "load_in_8bit": True}), "'bitsandbytes'"),
+    "GPTQ": (
+        "nf4",
+        lambda folder: change(folder, None, {"quant_method": "gptq", "bits": 4}),
+        "'gptq'.*give the model as it was before",
+    ),
+    "bitsandbytes": (
+        "nf4",
+        lambda folder: change(folder, None, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "'bitsandbytes'",
+    ),
     "a list": ("nf4", lambda folder: change(folder, None, [4]), "quantization_config"),
-    "plain weights": ("nf4", lambda folder: save_file(dict(load_model(str(folder.parent / "tiny")).named_parameters()),
-                                                      str(folder / "model.safetensors")), "q_proj.weight|unknown tensor"),
+    "plain weights": (
+        "nf4",
+        lambda folder: save_file(
+            dict(load_model(str(folder.parent / "tiny")).named_parameters()),
+            str(folder / "model.safetensors"),
+        ),
+        "q_proj.weight|unknown tensor",
+    ),
 }
 
 
@@ -147,7 +186,9 @@ def test_weights_that_are_not_finite_are_refused(folder):
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = 1e6
     save_file(weights, path)
     load_model(str(folder), quantize="nf4")
-    with pytest.raises(UserError, match=r"up_proj.weight' holds NaN or infinite values, as torch\.float16"):
+    with pytest.raises(
+        UserError, match=r"up_proj.weight' holds NaN or infinite values, as torch\.float16"
+    ):
         load_model(str(folder), quantize="nf4", dtype=torch.float16)
 
 
@@ -189,14 +230,32 @@ def test_the_command(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("Emma has 3 apples. She buys 4 more. How many apples does she have now? " * 4)
     for more in ([], ["--text", str(text), "--tokens", "40"]):
-        assert command_line.main(["quantize", "--to", "nf4", "--out", str(tmp_path / f"out{len(more)}"), *more]) == 0
+        assert (
+            command_line.main(
+                ["quantize", "--to", "nf4", "--out", str(tmp_path / f"out{len(more)}"), *more]
+            )
+            == 0
+        )
         said = capsys.readouterr().out
         assert "1.8 MB before, 640.7 kB now" in said
         assert "KL divergence" in said
     assert "39 tokens of" in said
     assert command_line.main(["quantize", "--to", "nf4", "--out", str(tmp_path / "out0")]) == 1
     assert "is not empty" in capsys.readouterr().err
-    assert command_line.main(["quantize", "--model", str(tmp_path / "out0"), "--to", "int8", "--out", str(tmp_path / "again")]) == 1
+    assert (
+        command_line.main(
+            [
+                "quantize",
+                "--model",
+                str(tmp_path / "out0"),
+                "--to",
+                "int8",
+                "--out",
+                str(tmp_path / "again"),
+            ]
+        )
+        == 1
+    )
     assert "stored as nf4 already" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
 
@@ -204,21 +263,56 @@ def test_the_command(tmp_path, capsys):
 def test_a_run_on_a_quantised_base(tmp_path, capsys):
     """Trained, evaluated by its run.toml, merged: the word is said once."""
     out = tmp_path / "run"
-    assert command_line.main(["train", "--quantize", "nf4", "--max-steps", "2", "--items", "1", "--tests", "addsub", "--adapter", "lora",
-                              "--set", "eval.before=false", "--out", str(out)]) == 0
+    assert (
+        command_line.main(
+            [
+                "train",
+                "--quantize",
+                "nf4",
+                "--max-steps",
+                "2",
+                "--items",
+                "1",
+                "--tests",
+                "addsub",
+                "--adapter",
+                "lora",
+                "--set",
+                "eval.before=false",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert "906,880 parameters, frozen, float32 and nf4" in capsys.readouterr().out
     assert 'quantize = "nf4"' in (out / "run.toml").read_text()
     assert json.loads((out / "result.json").read_text())["parameters"] == 906_880
     assert command_line.main(["evaluate", str(out), "--out", str(tmp_path / "measured")]) == 0
-    assert (tmp_path / "measured" / "predictions.jsonl").read_text() == (out / "predictions.jsonl").read_text()
+    assert (tmp_path / "measured" / "predictions.jsonl").read_text() == (
+        out / "predictions.jsonl"
+    ).read_text()
     assert json.loads((tmp_path / "measured" / "result.json").read_text())["quantize"] == "nf4"
     assert "model pocket-llama in nf4, adapter" in capsys.readouterr().out
-    assert command_line.main(["evaluate", str(out), "--quantize", "none", "--out", str(tmp_path / "plain")]) == 0
-    assert "was trained on a base stored as nf4, and this one is stored as plain weights" in capsys.readouterr().out
+    assert (
+        command_line.main(
+            ["evaluate", str(out), "--quantize", "none", "--out", str(tmp_path / "plain")]
+        )
+        == 0
+    )
+    assert (
+        "was trained on a base stored as nf4, and this one is stored as plain weights"
+        in capsys.readouterr().out
+    )
     assert command_line.main(["merge", str(out), "--out", str(tmp_path / "merged")]) == 0
     assert load_model(str(tmp_path / "merged")).quantize == ""
     assert load_model(str(tmp_path / "merged")).dtype == torch.float16
-    assert command_line.main(["benchmark", "--case", "quantize", "--model", "pocket-opt", "--repeats", "1"]) == 0
+    assert (
+        command_line.main(
+            ["benchmark", "--case", "quantize", "--model", "pocket-opt", "--repeats", "1"]
+        )
+        == 0
+    )
     assert "llm-int8" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean 'int8'"):
         settings(options={"quantize": "int"})

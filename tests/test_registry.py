@@ -27,10 +27,21 @@ def hub(tmp_path):
     with serving(made) as address:
 
         def ask(code: str, **environment) -> subprocess.CompletedProcess:
-            ours = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+            ours = {
+                "HF_ENDPOINT": address,
+                "HF_HOME": str(tmp_path / "cache"),
+                "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1",
+            }
             variables = os.environ | ours | environment
             code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom model.registry import resolve\n{code}"
-            return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=900)
+            return subprocess.run(
+                [sys.executable, "-c", code],
+                capture_output=True,
+                text=True,
+                env=variables,
+                timeout=900,
+            )
 
         made.ask = ask
         yield made
@@ -46,7 +57,14 @@ def failed(hub: Hub, *codes: str, **environment) -> list[str]:
     """The one line that each piece of code fails with, all in one process."""
     lines = ["from model import UserError", "import time", "time.sleep = lambda seconds: None"]
     for code in codes:
-        lines += ["try:", f"    {code}", "except UserError as error:", "    print(error)", "else:", "    print('nothing')"]
+        lines += [
+            "try:",
+            f"    {code}",
+            "except UserError as error:",
+            "    print(error)",
+            "else:",
+            "    print('nothing')",
+        ]
     done = hub.ask("\n".join(lines), **environment)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(codes), done.stdout
@@ -63,7 +81,15 @@ def junk(folder: Path, *names: str) -> Path:
 
 def test_only_what_is_needed_is_fetched(hub, tmp_path):
     folder = write_checkpoint(tmp_path / "repo")
-    junk(folder, "tokenizer.json", "README.md", "pytorch_model.bin", "tf_model.h5", "original/model.safetensors", "consolidated.safetensors")
+    junk(
+        folder,
+        "tokenizer.json",
+        "README.md",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "original/model.safetensors",
+        "consolidated.safetensors",
+    )
     hub.add("someone/model", folder)
     where = fetched(hub, "resolve('someone/model', need='config')")
     assert set(hub.gets) == {"config.json"}
@@ -74,9 +100,13 @@ def test_only_what_is_needed_is_fetched(hub, tmp_path):
     assert fetched(hub, "resolve('someone/model')") == where
     assert set(hub.gets) == {"model.safetensors"}
     hub.gets.clear()
-    assert fetched(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1") == where  # the cache is enough
+    assert (
+        fetched(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1") == where
+    )  # the cache is enough
     assert hub.gets == []
-    assert torch.equal(load_model(where)(torch.tensor([[5, 6]])), load_model(str(folder))(torch.tensor([[5, 6]])))
+    assert torch.equal(
+        load_model(where)(torch.tensor([[5, 6]])), load_model(str(folder))(torch.tensor([[5, 6]]))
+    )
 
 
 def test_shards_by_whatever_name_the_index_gives(hub, tmp_path):
@@ -87,20 +117,31 @@ def test_shards_by_whatever_name_the_index_gives(hub, tmp_path):
     where = fetched(hub, "resolve('someone/model')")
     assert sum(name.endswith(".safetensors") for name in hub.gets) == 3
     assert "model_00009-of-00009.safetensors" not in hub.gets
-    (Path(where) / "model-00002-of-00003.safetensors").unlink()  # an interrupted download is completed
+    (
+        Path(where) / "model-00002-of-00003.safetensors"
+    ).unlink()  # an interrupted download is completed
     hub.gets.clear()
     assert fetched(hub, "resolve('someone/model')") == where
     load_model(where)
 
 
 def test_the_bots_conversion_before_bin(hub, tmp_path):
-    main, converted = as_bin(write_checkpoint(tmp_path / "main")), write_checkpoint(tmp_path / "converted", seed=3)
+    main, converted = (
+        as_bin(write_checkpoint(tmp_path / "main")),
+        write_checkpoint(tmp_path / "converted", seed=3),
+    )
     hub.add("someone/model", main)
     hub.add("someone/model", converted, "refs/pr/7", after="main")
     hub.add("someone/model", write_checkpoint(tmp_path / "evil", seed=9), "refs/pr/8", after="main")
-    hub.requests["someone/model"] = [pull_request(8, "somebody"), pull_request(9, "SFconvertbot", title="Other"), pull_request(7, "SFconvertbot")]
+    hub.requests["someone/model"] = [
+        pull_request(8, "somebody"),
+        pull_request(9, "SFconvertbot", title="Other"),
+        pull_request(7, "SFconvertbot"),
+    ]
     where = fetched(hub, "resolve('someone/model')")
-    assert (Path(where) / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
+    assert (Path(where) / "model.safetensors").read_bytes() == (
+        converted / "model.safetensors"
+    ).read_bytes()
     assert "pytorch_model.bin" not in hub.gets
     assert fetched(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1") == where
 
@@ -109,9 +150,19 @@ def test_the_bots_conversion_before_bin(hub, tmp_path):
 def test_bin_where_there_is_no_conversion_to_trust(hub, tmp_path, why):
     main = as_bin(write_checkpoint(tmp_path / "main"))
     hub.add("someone/model", main)
-    hub.add("someone/model", write_checkpoint(tmp_path / "pr", seed=3), "refs/pr/7", after="" if why == "of an older main" else "main")
-    author, status = "somebody" if why == "another author" else "SFconvertbot", "closed" if why == "closed" else "open"
-    hub.requests["someone/model"] = [] if why == "none" else [pull_request(7, author, status=status)]
+    hub.add(
+        "someone/model",
+        write_checkpoint(tmp_path / "pr", seed=3),
+        "refs/pr/7",
+        after="" if why == "of an older main" else "main",
+    )
+    author, status = (
+        "somebody" if why == "another author" else "SFconvertbot",
+        "closed" if why == "closed" else "open",
+    )
+    hub.requests["someone/model"] = (
+        [] if why == "none" else [pull_request(7, author, status=status)]
+    )
     where = fetched(hub, "resolve('someone/model')")
     assert set(hub.gets) == {"config.json", "pytorch_model.bin"}
     assert load_model(where).fingerprint == load_model(str(main)).fingerprint
@@ -121,7 +172,12 @@ def test_every_refusal_is_one_line(hub, tmp_path):
     hub.add("someone/model", write_checkpoint(tmp_path / "repo"))
     hub.add("someone/empty", junk(tmp_path / "empty", "config.json", "README.md"))
     hub.add("someone/bare", junk(tmp_path / "bare", "model.safetensors"))
-    hub.refuse |= {"someone/gated": (403, "GatedRepo"), "someone/token": (401, ""), "someone/broken": (500, ""), "someone/off": (403, "DisabledRepo")}
+    hub.refuse |= {
+        "someone/gated": (403, "GatedRepo"),
+        "someone/token": (401, ""),
+        "someone/broken": (500, ""),
+        "someone/off": (403, "DisabledRepo"),
+    }
     cases = {
         "resolve('someone/nothing')": "the hub has no repository 'someone/nothing'",
         "resolve('someone/model', 'v9')": "has no revision 'v9'",
@@ -135,20 +191,30 @@ def test_every_refusal_is_one_line(hub, tmp_path):
     for found, said in zip(failed(hub, *cases), cases.values(), strict=True):
         assert said in found
     assert "cannot be reached" in failed(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1")[0]
-    assert "cannot be reached" in failed(hub, "resolve('someone/model')", HF_ENDPOINT="http://127.0.0.1:9")[0]
+    assert (
+        "cannot be reached"
+        in failed(hub, "resolve('someone/model')", HF_ENDPOINT="http://127.0.0.1:9")[0]
+    )
     assert "check HF_TOKEN" in failed(hub, "resolve('someone/model')", HF_TOKEN="t\u00f6ken")[0]
-    assert "check HF_ENDPOINT" in hub.ask("resolve('someone/model')", HF_ENDPOINT="http://[").stderr.splitlines()[-1]
+    assert (
+        "check HF_ENDPOINT"
+        in hub.ask("resolve('someone/model')", HF_ENDPOINT="http://[").stderr.splitlines()[-1]
+    )
 
 
 def test_two_processes_fetch_one_intact_copy(hub, tmp_path):
-    folder = write_checkpoint(tmp_path / "repo", hidden_size=256, intermediate_size=512, vocab_size=20_000)
+    folder = write_checkpoint(
+        tmp_path / "repo", hidden_size=256, intermediate_size=512, vocab_size=20_000
+    )
     hub.add("someone/model", folder)
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(2) as pool:
         places = set(pool.map(lambda _: fetched(hub, "resolve('someone/model')"), range(2)))
     assert len(places) == 1
-    assert (Path(places.pop()) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (Path(places.pop()) / "model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
 
 
 def test_no_network_here_ends_in_one_line():
@@ -161,8 +227,10 @@ def test_no_network_here_ends_in_one_line():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("llama7b", "did you mean 'llama-7b'"), ("pocket-lama", "did you mean 'pocket-llama'"),
-        ("./nowhere", "does not exist"), ("a/b/c", "does not exist"),
+        ("llama7b", "did you mean 'llama-7b'"),
+        ("pocket-lama", "did you mean 'pocket-llama'"),
+        ("./nowhere", "does not exist"),
+        ("a/b/c", "does not exist"),
     ],
 )
 def test_misspelled_names(name, said):
@@ -198,15 +266,23 @@ def test_parameter_counts_of_the_registry():
 
 def test_models_lists_every_name():
     text = models_text()
-    assert set(pocket_names()) | set(REGISTRY) == {line.split()[0] for line in text.splitlines()[1:-2]}
+    assert set(pocket_names()) | set(REGISTRY) == {
+        line.split()[0] for line in text.splitlines()[1:-2]
+    }
     assert "6,738,415,616      13.5 GB  huggyllama/llama-7b" in text
 
 
-@pytest.mark.parametrize("name", ["llama-3.2-1b", "qwen2.5-3b", "qwen3-4b", "bloom-560m", "opt-350m", "gptj-6b", "pocket-opt"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama-3.2-1b", "qwen2.5-3b", "qwen3-4b", "bloom-560m", "opt-350m", "gptj-6b", "pocket-opt"],
+)
 def test_show_adds_up(name):
     """Sites add up to the block, the parts to the model."""
     text = show_text(name)
-    numbers = [int(found[1].replace(",", "")) for found in re.finditer(r"^  .*?([\d,]+)(?:   .* in 16 bits)?$", text, re.MULTILINE)]
+    numbers = [
+        int(found[1].replace(",", ""))
+        for found in re.finditer(r"^  .*?([\d,]+)(?:   .* in 16 bits)?$", text, re.MULTILINE)
+    ]
     family, config, _ = describe(name)
     model = skeleton(family, config)
     rows = len(model.sites)

@@ -25,7 +25,9 @@ def main(*words) -> int:
 
 @pytest.fixture(scope="module", params=["opt", "gptj"])
 def pocket(request):
-    return load_model(f"pocket-{request.param}", dtype=torch.float32), load_tokenizer(f"pocket-{request.param}")
+    return load_model(f"pocket-{request.param}", dtype=torch.float32), load_tokenizer(
+        f"pocket-{request.param}"
+    )
 
 
 def prompt_of(tokenizer, tokens: int) -> dict:
@@ -43,7 +45,14 @@ def rows_of(tokenizer, lengths) -> list[dict]:
 
 def test_how_much_room_there_is():
     assert room_for(None, 10**6, 48) == 48
-    assert [room_for(256, tokens, 48) for tokens in (1, 209, 210, 255, 256, 257)] == [48, 48, 47, 2, 1, 0]
+    assert [room_for(256, tokens, 48) for tokens in (1, 209, 210, 255, 256, 257)] == [
+        48,
+        48,
+        47,
+        2,
+        1,
+        0,
+    ]
 
 
 def test_a_prompt_has_as_many_new_tokens_as_the_model_has_positions(pocket):
@@ -77,16 +86,35 @@ def test_what_does_not_fit_is_wrong_and_the_rest_is_answered_as_ever(pocket):
     model, tokenizer = pocket
     lengths = [40, 300, 250, 40, 257, 250, 256, 248, 240]
     rows = rows_of(tokenizer, lengths)
-    reference = predict(model, tokenizer, {"addsub": rows}, template=PLAIN, how=replace(HOW, batch_size=1))
+    reference = predict(
+        model, tokenizer, {"addsub": rows}, template=PLAIN, how=replace(HOW, batch_size=1)
+    )
     assert [one.get("too_long", False) for one in reference] == [n > 256 for n in lengths]
     for one in reference:
         if one.get("too_long"):
-            assert (one["output"], one["right"], one["paper_right"], one["answer"], one["cut"]) == ("", False, False, None, False)
+            assert (one["output"], one["right"], one["paper_right"], one["answer"], one["cut"]) == (
+                "",
+                False,
+                False,
+                None,
+                False,
+            )
     for size in (2, 64):
-        assert predict(model, tokenizer, {"addsub": rows}, template=PLAIN, how=replace(HOW, batch_size=size)) == reference
+        assert (
+            predict(
+                model,
+                tokenizer,
+                {"addsub": rows},
+                template=PLAIN,
+                how=replace(HOW, batch_size=size),
+            )
+            == reference
+        )
     short = [row for row, n in zip(rows, lengths, strict=True) if n < 200]
-    assert [one["output"] for one in predict(model, tokenizer, {"addsub": short}, template=PLAIN, how=HOW)] == [
-        one["output"] for one, n in zip(reference, lengths, strict=True) if n < 200]
+    assert [
+        one["output"]
+        for one in predict(model, tokenizer, {"addsub": short}, template=PLAIN, how=HOW)
+    ] == [one["output"] for one, n in zip(reference, lengths, strict=True) if n < 200]
     assert scores(reference)["addsub"].total == 9
     assert tables(reference)["addsub"]["too_long"] == 2
     assert "too_long" not in tables(reference[:1])["addsub"]
@@ -102,8 +130,19 @@ def test_beams_and_drawn_answers_stop_where_the_positions_do(pocket, more):
 def test_options_are_weighed_where_they_fit(pocket):
     model, tokenizer = pocket
     rows = [row | {"answer": "A"} for row in rows_of(tokenizer, (40, 257, 254))]
-    found = predict(model, tokenizer, {"mine": rows}, template=PLAIN, how=replace(HOW, scoring="likelihood"), reads={"mine": "letter"})
-    assert [("likelihoods" in one, one.get("too_long", False)) for one in found] == [(True, False), (False, True), (False, True)]
+    found = predict(
+        model,
+        tokenizer,
+        {"mine": rows},
+        template=PLAIN,
+        how=replace(HOW, scoring="likelihood"),
+        reads={"mine": "letter"},
+    )
+    assert [("likelihoods" in one, one.get("too_long", False)) for one in found] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
 
 
 def test_an_interrupted_evaluation_goes_on(pocket, tmp_path, monkeypatch):
@@ -120,8 +159,10 @@ def test_an_interrupted_evaluation_goes_on(pocket, tmp_path, monkeypatch):
 def test_the_first_three_are_named(pocket):
     rows = rows_of(pocket[1], (300, 40, 301, 302, 303, 250))
     none, short = room_lines(*pocket, {"mine": rows}, PLAIN, HOW)
-    assert none == ("4 of 6 test prompts are longer than the model's 256 positions and count as wrong: "
-                    "mine row 1 (300 tokens), mine row 3 (301 tokens), mine row 4 (302 tokens) ...")
+    assert none == (
+        "4 of 6 test prompts are longer than the model's 256 positions and count as wrong: "
+        "mine row 1 (300 tokens), mine row 3 (301 tokens), mine row 4 (302 tokens) ..."
+    )
     assert "1 of 6 test prompts leave less than eval.max_new_tokens = 12" in short
     assert "mine row 6 (250 tokens)" in short
     assert room_lines(*pocket, {"mine": rows[1:2]}, PLAIN, HOW) == []
@@ -132,11 +173,28 @@ def test_a_run_names_them_before_it_trains_and_measures_the_rest(tmp_path, capsy
     rows = [row | {"output": "The answer is 7."} for row in rows_of(tokenizer, (40, 41, 42, 300))]
     (tmp_path / "train.json").write_text(json.dumps(rows[:3]))
     (tmp_path / "mine.json").write_text(json.dumps(rows[:1] + rows[3:]))
-    words = ("--model", "pocket-opt", "--adapter", "lora", "--template", "plain", "--data", tmp_path / "train.json",
-             "--tests", tmp_path / "mine.json", "--train-on-test", "--max-steps", "1", "--set", "eval.max_new_tokens=3")
+    words = (
+        "--model",
+        "pocket-opt",
+        "--adapter",
+        "lora",
+        "--template",
+        "plain",
+        "--data",
+        tmp_path / "train.json",
+        "--tests",
+        tmp_path / "mine.json",
+        "--train-on-test",
+        "--max-steps",
+        "1",
+        "--set",
+        "eval.max_new_tokens=3",
+    )
     assert main(*words, "--out", tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert said.index("1 of 2 test prompts are longer than the model's 256 positions") < said.index("before:")
+    assert said.index("1 of 2 test prompts are longer than the model's 256 positions") < said.index(
+        "before:"
+    )
     assert "1 of 2 prompts are longer than the model's positions and count as wrong" in said
     facts = json.loads((tmp_path / "out" / "result.json").read_text())
     assert facts["after"]["mine"]["too_long"] == 1
@@ -148,9 +206,23 @@ def test_a_run_names_them_before_it_trains_and_measures_the_rest(tmp_path, capsy
 
 def test_a_row_to_train_on_that_does_not_fit_is_said_before_the_first_step(tmp_path, capsys):
     rows = rows_of(load_tokenizer("pocket-gptj"), (300,))
-    (tmp_path / "long.json").write_text(json.dumps([row | {"output": "7", "answer": ""} for row in rows]))
-    words = ("--model", "pocket-gptj", "--adapter", "lora", "--template", "plain", "--data", tmp_path / "long.json",
-             "--set", "train.cutoff=400", "--max-steps", "1")
+    (tmp_path / "long.json").write_text(
+        json.dumps([row | {"output": "7", "answer": ""} for row in rows])
+    )
+    words = (
+        "--model",
+        "pocket-gptj",
+        "--adapter",
+        "lora",
+        "--template",
+        "plain",
+        "--data",
+        tmp_path / "long.json",
+        "--set",
+        "train.cutoff=400",
+        "--max-steps",
+        "1",
+    )
     assert main(*words, "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert "the model has positions for 256: set train.cutoff=256" in error

@@ -15,9 +15,9 @@ from eval.generate import generate
 from eval.likelihood import log_likelihoods
 from model import load_model
 from model.config import family_and_config
+from model.devices import split
 from model.parts import Tokens
 from model.rope import trained_length
-from model.split import split
 from train.loss import mean_loss, summed_loss
 from train.pipeline import accumulate
 
@@ -121,13 +121,16 @@ def test_the_angles_need_no_mask(tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "limit"),
     [
-        ({}, 64), ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
+        ({}, 64),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 128),
-        ({"rope_scaling": YARN}, 64), ({"rope_scaling": YARN | {"factor": 8.0}}, 128),
+        ({"rope_scaling": YARN}, 64),
+        ({"rope_scaling": YARN | {"factor": 8.0}}, 128),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 256),
         ({"rope_scaling": LLAMA3}, 64),
         ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}}, 512),
-        ({"rope_scaling": {"rope_type": "default"}}, 64), (MISTRAL, 64),
+        ({"rope_scaling": {"rope_type": "default"}}, 64),
+        (MISTRAL, 64),
     ],
 )
 def test_how_long_a_text_a_model_was_trained_for(changes, limit):
@@ -157,8 +160,11 @@ def test_generation_past_the_trained_length_says_so_once(folder):
     ids = torch.full((2, 60), 5)
     assert said(lambda: generate(load_model(str(folder)), ids, max_new_tokens=5)) == []
     for beams in (1, 2):
-        texts = said(lambda beams=beams: generate(
-            load_model(str(folder)), ids, max_new_tokens=9, beams=beams))
+        texts = said(
+            lambda beams=beams: generate(
+                load_model(str(folder)), ids, max_new_tokens=9, beams=beams
+            )
+        )
         assert len(texts) == 1
         assert "65 tokens" in texts[0]
 
@@ -180,8 +186,10 @@ def test_positions_that_are_given_count(folder):
 
 def test_training_and_likelihoods_say_it_too(folder):
     row = replace(examples(1)[0], ids=[5] * 66, weights=[1.0] * 66)
-    for act in (lambda model: summed_loss(model, *collate([row], 0, "cpu")),
-                lambda model: log_likelihoods(model, [([5] * 60, [6] * 7)])):
+    for act in (
+        lambda model: summed_loss(model, *collate([row], 0, "cpu")),
+        lambda model: log_likelihoods(model, [([5] * 60, [6] * 7)]),
+    ):
         assert len(said(lambda act=act: act(load_model(str(folder))))) == 1
 
 

@@ -283,11 +283,17 @@ def test_quotes_of_csv_with_blanks_and_of_tsv(write):
 
 
 def test_answers_that_are_not_measured_are_said(write):
-    rows = [{"instruction": f"a{n}", "output": "b", "answer": "7" if n % 4 else ""} for n in range(40)]
+    rows = [
+        {"instruction": f"a{n}", "output": "b", "answer": "7" if n % 4 else ""} for n in range(40)
+    ]
     assert "10 of 40 rows have no answer" in " ".join(load_data(str(write("a.jsonl", rows))).notes)
     few = [row | {"answer": "" if n % 4 else "7"} for n, row in enumerate(rows)]
-    assert "only 10 of 40 rows have an answer" in " ".join(load_data(str(write("b.jsonl", few))).notes)
-    assert "too few rows to hold out 10%" in " ".join(load_data(str(write("c.jsonl", rows[:3]))).notes)
+    assert "only 10 of 40 rows have an answer" in " ".join(
+        load_data(str(write("b.jsonl", few))).notes
+    )
+    assert "too few rows to hold out 10%" in " ".join(
+        load_data(str(write("c.jsonl", rows[:3]))).notes
+    )
 
 
 def test_options_by_their_labels(write):

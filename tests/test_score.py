@@ -12,15 +12,32 @@ from data.prompts import template
 from data.sources import load_data
 from eval import score
 from eval.choices import choices, form_of, spelled_as_in
-from eval.look import chosen
-from eval.score import Score, clean, mean_score, predict, read_predictions, scores, tables, verdict, write_predictions
+from eval.score import (
+    Score,
+    clean,
+    mean_score,
+    predict,
+    read_predictions,
+    scores,
+    tables,
+    verdict,
+    write_predictions,
+)
+from experiments.inspect import chosen
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
 HOW = Eval(batch_size=8, max_new_tokens=20)
 OPTIONS = ("solution1", "solution2")
-PIQA = [{"instruction": f"Please choose: which is {n}?\n\nSolution1: {n}\n\nSolution2: {n + 1}\n\nAnswer format: solution1/solution2", "input": "",
-         "output": f"the correct answer is {OPTIONS[n % 2]}", "answer": OPTIONS[n % 2]} for n in range(9)]
+PIQA = [
+    {
+        "instruction": f"Please choose: which is {n}?\n\nSolution1: {n}\n\nSolution2: {n + 1}\n\nAnswer format: solution1/solution2",
+        "input": "",
+        "output": f"the correct answer is {OPTIONS[n % 2]}",
+        "answer": OPTIONS[n % 2],
+    }
+    for n in range(9)
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +56,10 @@ def answers(pocket, problems, how, **more):
 
 
 WAYS = {
-    "greedy": {}, "beams": {"beams": 4}, "drawn": {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seeds": [0, 3]}, "likelihood": {"scoring": "likelihood"},
+    "greedy": {},
+    "beams": {"beams": 4},
+    "drawn": {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seeds": [0, 3]},
+    "likelihood": {"scoring": "likelihood"},
 }
 
 
@@ -49,7 +69,11 @@ def test_the_same_answers_at_any_batch_size_and_order(way, pocket, problems):
         problems = {"piqa": PIQA, "aqua": problems["aqua"]}
     how = replace(HOW, **WAYS[way])
     reference = answers(pocket, problems, replace(how, batch_size=1))
-    assert all(one["output"] == max(one["likelihoods"], key=one["likelihoods"].get) for one in reference if way == "likelihood")
+    assert all(
+        one["output"] == max(one["likelihoods"], key=one["likelihoods"].get)
+        for one in reference
+        if way == "likelihood"
+    )
     assert any(one["right"] for one in reference)
     assert not all(one["right"] for one in reference)
     for size in (3, 64):
@@ -57,13 +81,18 @@ def test_the_same_answers_at_any_batch_size_and_order(way, pocket, problems):
         if way == "likelihood":
             for one, other in zip(found, reference, strict=True):
                 assert one.pop("likelihoods") == pytest.approx(other["likelihoods"], abs=1e-4)
-            assert found == [{key: value for key, value in one.items() if key != "likelihoods"} for one in reference]
+            assert found == [
+                {key: value for key, value in one.items() if key != "likelihoods"}
+                for one in reference
+            ]
         else:
             assert found == reference
     turned = answers(pocket, {name: rows[::-1] for name, rows in reversed(problems.items())}, how)
     said = {(one["set"], one["instruction"], one.get("seed")): one["output"] for one in reference}
     if way != "drawn":  # the draws of a problem hang on its number
-        assert {(one["set"], one["instruction"], one.get("seed")): one["output"] for one in turned} == said
+        assert {
+            (one["set"], one["instruction"], one.get("seed")): one["output"] for one in turned
+        } == said
 
 
 def test_drawn_answers_differ_by_seed_and_repeat_with_it(pocket, problems):
@@ -72,7 +101,9 @@ def test_drawn_answers_differ_by_seed_and_repeat_with_it(pocket, problems):
     assert len(found) == 2 * 27
     by_seed = {seed: [one["output"] for one in found if one["seed"] == seed] for seed in (0, 1)}
     assert by_seed[0] != by_seed[1]
-    assert by_seed[1] == [one["output"] for one in answers(pocket, problems, replace(how, seeds=[1]))]
+    assert by_seed[1] == [
+        one["output"] for one in answers(pocket, problems, replace(how, seeds=[1]))
+    ]
     one = scores(found)["addsub"]
     assert (one.total, one.problems) == (18, 9)
     low, high = one.interval
@@ -81,7 +112,9 @@ def test_drawn_answers_differ_by_seed_and_repeat_with_it(pocket, problems):
     assert high - low == pytest.approx(few[1] - few[0], abs=0.05)
 
 
-def test_an_interrupted_evaluation_goes_on_and_ends_the_same(pocket, problems, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
+    pocket, problems, tmp_path, monkeypatch
+):
     journal = tmp_path / "answers.part"
     whole = answers(pocket, problems, HOW)
     calls = []
@@ -100,8 +133,14 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(pocket, problems, t
     assert text.count("\n") == 1 + 16
     journal.write_text(text[:-7])  # a kill in the middle of a line
     calls.clear()
-    monkeypatch.setattr(score, "respond", lambda *arguments: (calls.append(len(arguments[2])), respond(*arguments))[1])
-    assert answers(pocket, problems, replace(HOW, batch_size=5), journal=journal) == whole  # another batch size may go on with it
+    monkeypatch.setattr(
+        score,
+        "respond",
+        lambda *arguments: (calls.append(len(arguments[2])), respond(*arguments))[1],
+    )
+    assert (
+        answers(pocket, problems, replace(HOW, batch_size=5), journal=journal) == whole
+    )  # another batch size may go on with it
     assert sum(calls) == 27 - 15
     calls.clear()
     assert answers(pocket, problems, HOW, journal=journal) == whole
@@ -120,11 +159,17 @@ def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path
         answers(pocket, problems, HOW, journal=tmp_path / "lora.part")
         with torch.no_grad():
             parameters(pocket[0])[-1].add_(1e-3)
-        with pytest.raises(UserError, match="other weights"):  # the same adapter, trained a little further
+        with pytest.raises(
+            UserError, match="other weights"
+        ):  # the same adapter, trained a little further
             answers(pocket, problems, HOW, journal=tmp_path / "lora.part")
     finally:
         remove(pocket[0], "default")
-    for how, tests in ((replace(HOW, max_new_tokens=21), problems), (replace(HOW, beams=2), problems), (HOW, {"addsub": problems["addsub"]})):
+    for how, tests in (
+        (replace(HOW, max_new_tokens=21), problems),
+        (replace(HOW, beams=2), problems),
+        (HOW, {"addsub": problems["addsub"]}),
+    ):
         with pytest.raises(UserError, match="made in another way"):
             answers(pocket, tests, how, journal=journal)
 
@@ -138,12 +183,25 @@ def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
     assert list(found) == ["solution1", "solution2"]
     contexts = {tuple(context) for context, _ in found.values()}
     assert len(contexts) == 1
-    assert list(contexts.pop()) == tokenizer.encode(form.prompt(PIQA[0]))  # the options begin behind the prompt, not earlier
+    assert list(contexts.pop()) == tokenizer.encode(
+        form.prompt(PIQA[0])
+    )  # the options begin behind the prompt, not earlier
     for label, (context, continuation) in found.items():
-        assert context + continuation == tokenizer.encode(form.prompt(PIQA[0]) + f"the correct answer is {label}")
-    five = {**PIQA[0], "instruction": "Which?\n\nAnswer format: answer1/answer2/answer3/answer4/answer5", "output": "", "answer": "answer5"}
-    assert len(choices(tokenizer, five, form, "labels:answer1|answer2", put, "ARC-Easy")) == 5  # the row's own options count
-    assert list(choices(tokenizer, {"instruction": "?", "answer": "B"}, form, "letter", put, "AQuA")) == list("ABCDE")
+        assert context + continuation == tokenizer.encode(
+            form.prompt(PIQA[0]) + f"the correct answer is {label}"
+        )
+    five = {
+        **PIQA[0],
+        "instruction": "Which?\n\nAnswer format: answer1/answer2/answer3/answer4/answer5",
+        "output": "",
+        "answer": "answer5",
+    }
+    assert (
+        len(choices(tokenizer, five, form, "labels:answer1|answer2", put, "ARC-Easy")) == 5
+    )  # the row's own options count
+    assert list(
+        choices(tokenizer, {"instruction": "?", "answer": "B"}, form, "letter", put, "AQuA")
+    ) == list("ABCDE")
     with pytest.raises(UserError, match="no options"):
         choices(tokenizer, PIQA[0], form, "number", put, "gsm8k")
     with pytest.raises(UserError, match="two to compare"):
@@ -151,26 +209,72 @@ def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
 
 
 def test_the_options_of_a_problem_do_not_tell_its_rationale():
-    rows = [{"output": "Cats have fur, so the answer is yes", "answer": "yes"}, {"output": "Stones have none, so the answer is no", "answer": "no"}]
-    assert form_of(rows, "labels:no|yes") == "the correct answer is {}"  # each row's own words would give the answer away
-    assert form_of([{"output": "It is yes", "answer": "yes"}, {"output": "It is no", "answer": "no"}], "labels:no|yes") == "It is {}"
-    assert form_of([{"output": "{a} yes", "answer": "yes"}], "labels:no|yes").format("no") == "{a} no"
+    rows = [
+        {"output": "Cats have fur, so the answer is yes", "answer": "yes"},
+        {"output": "Stones have none, so the answer is no", "answer": "no"},
+    ]
+    assert (
+        form_of(rows, "labels:no|yes") == "the correct answer is {}"
+    )  # each row's own words would give the answer away
+    assert (
+        form_of(
+            [{"output": "It is yes", "answer": "yes"}, {"output": "It is no", "answer": "no"}],
+            "labels:no|yes",
+        )
+        == "It is {}"
+    )
+    assert (
+        form_of([{"output": "{a} yes", "answer": "yes"}], "labels:no|yes").format("no") == "{a} no"
+    )
     assert form_of([{"answer": "B"}], "letter") == "The answer is {}."
 
 
 def test_both_readers_and_what_training_saw(pocket):
     found = [
-        {"set": "AQuA", "index": 0, "right": True, "paper_right": False, "answer": "B", "paper_answer": "A", "instruction": "a", "cut": True},
-        {"set": "AQuA", "index": 1, "right": True, "paper_right": True, "answer": "B", "paper_answer": "B", "instruction": "b", "leak": "twin"},
-        {"set": "SVAMP", "index": 0, "right": False, "paper_right": False, "answer": None, "paper_answer": None, "instruction": "c", "leak": "near"},
+        {
+            "set": "AQuA",
+            "index": 0,
+            "right": True,
+            "paper_right": False,
+            "answer": "B",
+            "paper_answer": "A",
+            "instruction": "a",
+            "cut": True,
+        },
+        {
+            "set": "AQuA",
+            "index": 1,
+            "right": True,
+            "paper_right": True,
+            "answer": "B",
+            "paper_answer": "B",
+            "instruction": "b",
+            "leak": "twin",
+        },
+        {
+            "set": "SVAMP",
+            "index": 0,
+            "right": False,
+            "paper_right": False,
+            "answer": None,
+            "paper_answer": None,
+            "instruction": "c",
+            "leak": "near",
+        },
     ]
     table = tables(found)
-    assert (table["AQuA"]["accuracy"], table["AQuA"]["paper_reader"]["accuracy"], table["AQuA"]["clean_part"]["total"]) == (1.0, 0.5, 1)
+    assert (
+        table["AQuA"]["accuracy"],
+        table["AQuA"]["paper_reader"]["accuracy"],
+        table["AQuA"]["clean_part"]["total"],
+    ) == (1.0, 0.5, 1)
     assert (table["AQuA"]["cut_off"], table["SVAMP"]["cut_off"]) == (1, 0)
     assert [one["instruction"] for one in clean(found)] == ["a"]
     assert [one["instruction"] for one in chosen(found, right=False)] == ["c"]
     assert [one["instruction"] for one in chosen(found, right=False, mode="paper")] == ["a", "c"]
-    assert [one["instruction"] for one in chosen(found, sets=["aqua"], readers_differ=True)] == ["a"]
+    assert [one["instruction"] for one in chosen(found, sets=["aqua"], readers_differ=True)] == [
+        "a"
+    ]
     assert [one["instruction"] for one in chosen(found, leaked=True)] == ["b", "c"]
     other = [{**one, "right": not one["right"]} for one in found]
     assert [one["instruction"] for one in chosen(found, beats=other)] == ["a", "b"]
@@ -182,10 +286,15 @@ def test_both_readers_and_what_training_saw(pocket):
 
 
 def test_each_reader_gives_its_own_verdict():
-    runaway = "The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4."
+    runaway = (
+        "The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4."
+    )
     found = verdict({"output": runaway, "gold": "5"}, "gsm8k")
     assert (found["answer"], found["right"]) == (5.0, True)
-    assert (found["paper_answer"], found["paper_right"]) == (2.0, False)  # its code read up to the second "### Response:"
+    assert (found["paper_answer"], found["paper_right"]) == (
+        2.0,
+        False,
+    )  # its code read up to the second "### Response:"
     found = verdict({"output": "Answer: B", "gold": "B"}, "AQuA")
     assert (found["right"], found["paper_answer"], found["paper_right"]) == (True, "A", False)
 
@@ -210,7 +319,17 @@ def paper(tmp_path_factory):
 
 def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ("evaluate", "--model", "pocket-llama", "--data", "math-v1", "--data-dir", paper, "--max-new-tokens", "5")
+    words = (
+        "evaluate",
+        "--model",
+        "pocket-llama",
+        "--data",
+        "math-v1",
+        "--data-dir",
+        paper,
+        "--max-new-tokens",
+        "5",
+    )
     assert main(*words, "--out", out) == 0
     said = capsys.readouterr().out
     assert "Table 1 of arXiv 2304.01933v1" in said
@@ -220,30 +339,83 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
     facts = json.loads((out / "result.json").read_text())
     assert set(facts["scores"]["gsm8k"]) >= {"accuracy", "interval_95", "paper_reader", "cut_off"}
     assert (facts["template"], facts["decoding"]) == ("alpaca", "greedy")
-    assert sorted(path.name for path in out.iterdir()) == ["evaluate.toml", "evaluation.json", "predictions.jsonl", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "evaluate.toml",
+        "evaluation.json",
+        "predictions.jsonl",
+        "result.json",
+    ]
     assert main("inspect", out, "--wrong", "--set", "gsm8k", "--limit", "1") == 0
     assert "gsm8k 0" in capsys.readouterr().out
     assert main("inspect", out, "--json", "--limit", "0") == 0
     assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 18
     for words, status, message in (
-        (("inspect", tmp_path), 1, "holds no predictions.jsonl"), (("inspect", out, "--set", "gsm8"), 1, "did you mean 'gsm8k'"),
-        (("inspect", out, "--reader", "strikt"), 1, "did you mean 'strict'"), (("evaluate", "--resume", out), 1, "is complete"),
-        (("evaluate", "--resume", tmp_path), 1, "no evaluation to continue"), (("evaluate", "--resume", out, "--items", "2"), 1, "give no other option"),
-        (("evaluate", "--model", "pocket-llama", "--tests", "gsm8k", "--data-dir", paper, "--data", "math-v1", "--scoring", "likelihood"), 1, "no options"),
-        (("evaluate", "--model", "pocket-llama", "--temperature", "1", "--beams", "2"), 1, "neither beams"),
+        (("inspect", tmp_path), 1, "holds no predictions.jsonl"),
+        (("inspect", out, "--set", "gsm8"), 1, "did you mean 'gsm8k'"),
+        (("inspect", out, "--reader", "strikt"), 1, "did you mean 'strict'"),
+        (("evaluate", "--resume", out), 1, "is complete"),
+        (("evaluate", "--resume", tmp_path), 1, "no evaluation to continue"),
+        (("evaluate", "--resume", out, "--items", "2"), 1, "give no other option"),
+        (
+            (
+                "evaluate",
+                "--model",
+                "pocket-llama",
+                "--tests",
+                "gsm8k",
+                "--data-dir",
+                paper,
+                "--data",
+                "math-v1",
+                "--scoring",
+                "likelihood",
+            ),
+            1,
+            "no options",
+        ),
+        (
+            ("evaluate", "--model", "pocket-llama", "--temperature", "1", "--beams", "2"),
+            1,
+            "neither beams",
+        ),
         (("evaluate", "--model", "pocket-llama", "--seeds", "0,1"), 1, "eval.temperature"),
-        (("evaluate", "--model", "pocket-llama", "--top-p", "1.5"), 1, "top_p"), (("evaluate", "--model", "pocket-llama", "--template", "chatt"), 1, "'chat'"),
+        (("evaluate", "--model", "pocket-llama", "--top-p", "1.5"), 1, "top_p"),
+        (("evaluate", "--model", "pocket-llama", "--template", "chatt"), 1, "'chat'"),
         (("evaluate", "--model", "pocket-llama", "--template", "chat"), 1, "has no chat template"),
         (("evaluate", "--model", "pocket-llama", "--tests", "gsm9k"), 1, "did you mean 'gsm8k'"),
-        (("evaluate", "--teacher"), 1, "--data-dir"), (("evaluate", "--teacher", "--items", "3"), 1, "--items has no effect"),
+        (("evaluate", "--teacher"), 1, "--data-dir"),
+        (("evaluate", "--teacher", "--items", "3"), 1, "--items has no effect"),
         (("evaluate", "--model", "pocket-llama", "--set", "train.epochs=2"), 1, "nothing to train"),
         (("evaluate", "--model", "pocket-llama", "--set", "template=plain"), 1, "use --template"),
         (("evaluate", "--model", "pocket-llama", "--tests", ","), 1, "names no set"),
-        (("evaluate", "--model", "pocket-llama", "--columns", "instruction=question"), 1, "has its own"),
+        (
+            ("evaluate", "--model", "pocket-llama", "--columns", "instruction=question"),
+            1,
+            "has its own",
+        ),
         (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "more than 1,000"),
-        (("evaluate", "--model", "pocket-llama", "--scoring", "likelihood", "--tests", "aqua", "--max-new-tokens", "9"), 1, "likelihoods take none"),
-        (("data", "list", "gsm8k"), 1, "has no use for names"), (("data", "show", "gsm8k", "--keep-wrong"), 1, "no use for --keep-wrong"),
-        (("--data", "none", "--max-steps", "1", "--out", out / "none"), 1, "has no rows to train on"),
+        (
+            (
+                "evaluate",
+                "--model",
+                "pocket-llama",
+                "--scoring",
+                "likelihood",
+                "--tests",
+                "aqua",
+                "--max-new-tokens",
+                "9",
+            ),
+            1,
+            "likelihoods take none",
+        ),
+        (("data", "list", "gsm8k"), 1, "has no use for names"),
+        (("data", "show", "gsm8k", "--keep-wrong"), 1, "no use for --keep-wrong"),
+        (
+            ("--data", "none", "--max-steps", "1", "--out", out / "none"),
+            1,
+            "has no rows to train on",
+        ),
     ):
         assert main(*words) == status, words
         error = capsys.readouterr().err.splitlines()[-1]
@@ -251,12 +423,32 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt, SystemExit])  # Ctrl-C, SIGTERM
-def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(paper, tmp_path, capsys, monkeypatch, stopped):
+def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
+    paper, tmp_path, capsys, monkeypatch, stopped
+):
     out = tmp_path / "out"
-    words = ("evaluate", "--model", "pocket-llama", "--data", "math-v1", "--data-dir", paper, "--max-new-tokens", "5", "--batch-size", "4")
+    words = (
+        "evaluate",
+        "--model",
+        "pocket-llama",
+        "--data",
+        "math-v1",
+        "--data-dir",
+        paper,
+        "--max-new-tokens",
+        "5",
+        "--batch-size",
+        "4",
+    )
     assert main(*words, "--out", tmp_path / "whole") == 0
     respond, calls = score.respond, []
-    monkeypatch.setattr(score, "respond", lambda *a: (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1])
+    monkeypatch.setattr(
+        score,
+        "respond",
+        lambda *a: (
+            (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1]
+        ),
+    )
     with pytest.raises(stopped):
         main(*words, "--out", out)
     assert f"evaluate --resume {out}" in capsys.readouterr().out
@@ -264,7 +456,9 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(paper, tmp_pa
     assert main(*words, "--out", out) == 1
     assert "continue it with" in capsys.readouterr().err
     assert main("evaluate", "--resume", out) == 0
-    assert (out / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
+    assert (out / "predictions.jsonl").read_text() == (
+        tmp_path / "whole" / "predictions.jsonl"
+    ).read_text()
 
 
 def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, capsys, monkeypatch):
@@ -276,48 +470,139 @@ def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, caps
         return respond(*arguments)
 
     monkeypatch.setattr(score, "respond", meanwhile)
-    words = ("evaluate", "--model", "pocket-llama", "--data", "math-v1", "--data-dir", paper, "--max-new-tokens", "5")
+    words = (
+        "evaluate",
+        "--model",
+        "pocket-llama",
+        "--data",
+        "math-v1",
+        "--data-dir",
+        paper,
+        "--max-new-tokens",
+        "5",
+    )
     assert main(*words, "--out", tmp_path / "out") == 0
     assert others == [1]
     assert f"another process is running in {tmp_path / 'out'}" in capsys.readouterr().err
-    assert main("evaluate", "--model", "pocket-lama", "--data", "math-v1", "--data-dir", paper, "--out", tmp_path / "no") == 1
+    assert (
+        main(
+            "evaluate",
+            "--model",
+            "pocket-lama",
+            "--data",
+            "math-v1",
+            "--data-dir",
+            paper,
+            "--out",
+            tmp_path / "no",
+        )
+        == 1
+    )
     assert not (tmp_path / "no").exists()
 
 
 def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper, tmp_path, capsys):
-    words = ("--data", "SVAMP", "--data-dir", paper, "--max-steps", "1", "--items", "3", "--set", "eval.before=false", "--set", "eval.max_new_tokens=4")
+    words = (
+        "--data",
+        "SVAMP",
+        "--data-dir",
+        paper,
+        "--max-steps",
+        "1",
+        "--items",
+        "3",
+        "--set",
+        "eval.before=false",
+        "--set",
+        "eval.max_new_tokens=4",
+    )
     assert main(*words, "--out", tmp_path / "no") == 1
     assert "hold the test set SVAMP (3 of 3 problems)" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
     assert main(*words, "--train-on-test", "--out", tmp_path / "yes") == 0
     assert "TRAINED ON THE TEST SET: SVAMP" in capsys.readouterr().out
-    assert json.loads((tmp_path / "yes" / "result.json").read_text())["trained_on_test"] == ["SVAMP"]
+    assert json.loads((tmp_path / "yes" / "result.json").read_text())["trained_on_test"] == [
+        "SVAMP"
+    ]
     assert "Trained on the test set" in (tmp_path / "yes" / "report.html").read_text()
-    assert main("evaluate", "--model", "pocket-llama", "--adapter", tmp_path / "yes" / "adapter", "--data", "math-v1", "--data-dir", paper, "--tests", "SVAMP",
-                "--max-new-tokens", "4", "--out", tmp_path / "later") == 0
-    assert "the adapter was trained on 3 of these 3 problems word for word" in capsys.readouterr().out  # what the adapter saw goes with it
+    assert (
+        main(
+            "evaluate",
+            "--model",
+            "pocket-llama",
+            "--adapter",
+            tmp_path / "yes" / "adapter",
+            "--data",
+            "math-v1",
+            "--data-dir",
+            paper,
+            "--tests",
+            "SVAMP",
+            "--max-new-tokens",
+            "4",
+            "--out",
+            tmp_path / "later",
+        )
+        == 0
+    )
+    assert (
+        "the adapter was trained on 3 of these 3 problems word for word" in capsys.readouterr().out
+    )  # what the adapter saw goes with it
 
 
 def test_a_run_on_ones_own_file(tmp_path, capsys):
-    rows = [{"question": f"Tom has {n} pens. How many pens does Tom have?", "label": n, "why": f"Tom has {n} pens. The answer is {n if n % 4 else 99}."}
-            for n in range(40)]
+    rows = [
+        {
+            "question": f"Tom has {n} pens. How many pens does Tom have?",
+            "label": n,
+            "why": f"Tom has {n} pens. The answer is {n if n % 4 else 99}.",
+        }
+        for n in range(40)
+    ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = ("--data", tmp_path / "mine.jsonl", "--columns", "instruction=question,output=why,answer=label", "--only-right", "--max-steps", "2",
-             "--set", "test_share=0.2", "--set", "eval.before=false", "--template", "plain")
+    words = (
+        "--data",
+        tmp_path / "mine.jsonl",
+        "--columns",
+        "instruction=question,output=why,answer=label",
+        "--only-right",
+        "--max-steps",
+        "2",
+        "--set",
+        "test_share=0.2",
+        "--set",
+        "eval.before=false",
+        "--template",
+        "plain",
+    )
     assert main(*words, "--out", tmp_path / "run") == 0
     said = capsys.readouterr().out
     assert "tests mine (8)" in said
     kept = 32 - sum(int(row["label"] % 4 == 0) for row in train_part(rows))
     assert f"{kept} of 32 rows reach the right answer" in said
     prediction = json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])
-    assert prediction["prompt"] == f"Tom has {prediction['gold']} pens. How many pens does Tom have?\n"
+    assert (
+        prediction["prompt"] == f"Tom has {prediction['gold']} pens. How many pens does Tom have?\n"
+    )
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["llm_adapters"]["run"]["template_text"]["text"] == "{instruction}\n"
     assert main("evaluate", tmp_path / "run", "--out", tmp_path / "again") == 0
-    assert [json.loads(line)["output"] for line in (tmp_path / "again" / "predictions.jsonl").read_text().splitlines()] == [
-        json.loads(line)["output"] for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [
+        json.loads(line)["output"]
+        for line in (tmp_path / "again" / "predictions.jsonl").read_text().splitlines()
+    ] == [
+        json.loads(line)["output"]
+        for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    ]
     no_answers = tmp_path / "chat.json"
-    no_answers.write_text(json.dumps([{"instruction": "Say hi.", "output": "Hi."}, {"instruction": "Say bye.", "output": "Bye."}]))
+    no_answers.write_text(
+        json.dumps(
+            [
+                {"instruction": "Say hi.", "output": "Hi."},
+                {"instruction": "Say bye.", "output": "Bye."},
+            ]
+        )
+    )
     capsys.readouterr()
     assert main("--data", no_answers, "--max-steps", "1", "--out", tmp_path / "untested") == 0
     assert "nothing was measured" in capsys.readouterr().out
@@ -333,22 +618,65 @@ def train_part(rows):
 def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch, capsys):
     from data import prompts
 
-    assert main("--max-steps", "1", "--items", "2", "--set", "eval.before=false", "--out", tmp_path / "run") == 0
+    assert (
+        main(
+            "--max-steps",
+            "1",
+            "--items",
+            "2",
+            "--set",
+            "eval.before=false",
+            "--out",
+            tmp_path / "run",
+        )
+        == 0
+    )
     changed = replace(prompts.TEMPLATES["alpaca"], text="Changed: {instruction}\n")
     monkeypatch.setitem(prompts.TEMPLATES, "alpaca", changed)
     assert main("evaluate", tmp_path / "run", "--items", "1", "--out", tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])["prompt"].startswith("Below is an instruction")
-    assert main("evaluate", tmp_path / "run", "--items", "1", "--template", "plain", "--out", tmp_path / "other") == 0
+    assert json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])[
+        "prompt"
+    ].startswith("Below is an instruction")
+    assert (
+        main(
+            "evaluate",
+            tmp_path / "run",
+            "--items",
+            "1",
+            "--template",
+            "plain",
+            "--out",
+            tmp_path / "other",
+        )
+        == 0
+    )
     assert "was trained with the template alpaca, not with plain" in capsys.readouterr().out
 
 
 def test_predictions_with_any_text_are_read_back_and_malformed_ones_are_named(tmp_path):
-    good = {"set": "a", "index": 0, "instruction": "Tom\u2028has\x85", "prompt": "p", "gold": "1", "output": "x\u2029", "answer": 1.0, "right": True,
-            "paper_answer": None, "paper_right": False}
+    good = {
+        "set": "a",
+        "index": 0,
+        "instruction": "Tom\u2028has\x85",
+        "prompt": "p",
+        "gold": "1",
+        "output": "x\u2029",
+        "answer": 1.0,
+        "right": True,
+        "paper_answer": None,
+        "paper_right": False,
+    }
     path = tmp_path / "predictions.jsonl"
     write_predictions(path, [good, good])
     assert read_predictions(path) == [good, good]
-    for change in ({"paper_answer": ...}, {"index": "0"}, {"right": "yes"}, {"output": None}, {"likelihoods": [1]}, {"likelihoods": {"a": "x"}}):
+    for change in (
+        {"paper_answer": ...},
+        {"index": "0"},
+        {"right": "yes"},
+        {"output": None},
+        {"likelihoods": [1]},
+        {"likelihoods": {"a": "x"}},
+    ):
         one = {key: value for key, value in (good | change).items() if value is not ...}
         path.write_text(json.dumps(good) + "\n" + json.dumps(one) + "\n")
         with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is no prediction"):
@@ -362,19 +690,46 @@ def test_a_malformed_journal_is_answered_anew(pocket, problems, tmp_path):
     journal = tmp_path / "answers.part"
     whole = answers(pocket, problems, HOW, journal=journal)
     header = journal.read_text().split("\n")[0]
-    odd = ['{"job": 1}', '{"job": [5], "output": "a"}', '{"job": 2, "output": 5}', '{"job": 3, "output": "a", "likelihoods": {"a": "x"}}', "null", "[1]", "x"]
+    odd = [
+        '{"job": 1}',
+        '{"job": [5], "output": "a"}',
+        '{"job": 2, "output": 5}',
+        '{"job": 3, "output": "a", "likelihoods": {"a": "x"}}',
+        "null",
+        "[1]",
+        "x",
+    ]
     journal.write_bytes("\n".join([header, *odd]).encode() + b"\n\xff\xfe\n")
     assert answers(pocket, problems, HOW, journal=journal) == whole
 
 
 def test_what_an_adapter_was_trained_on_is_told_rightly(tmp_path, capsys):
-    rows = [{"instruction": f"Tom has {n} pens. How many?", "output": f"The answer is {n}.", "answer": str(n)} for n in range(30)]
+    rows = [
+        {
+            "instruction": f"Tom has {n} pens. How many?",
+            "output": f"The answer is {n}.",
+            "answer": str(n),
+        }
+        for n in range(30)
+    ]
     mine, other = tmp_path / "mine.json", tmp_path / "other.json"
     mine.write_text(json.dumps(rows))
     other.write_text(json.dumps([{"instruction": "What is 3 plus 4?", "answer": "7"}]))
     quick = ("--max-steps", "1", "--set", "eval.before=false", "--set", "eval.max_new_tokens=3")
-    assert main("--data", mine, "--tests", other, *quick, "--out", tmp_path / "run") == 0  # all 30 rows are trained on, none is held out
-    measure = ("evaluate", "--model", "pocket-llama", "--adapter", tmp_path / "run" / "adapter", "--tests", mine, "--max-new-tokens", "3")
+    assert (
+        main("--data", mine, "--tests", other, *quick, "--out", tmp_path / "run") == 0
+    )  # all 30 rows are trained on, none is held out
+    measure = (
+        "evaluate",
+        "--model",
+        "pocket-llama",
+        "--adapter",
+        tmp_path / "run" / "adapter",
+        "--tests",
+        mine,
+        "--max-new-tokens",
+        "3",
+    )
     capsys.readouterr()
     assert main(*measure, "--out", tmp_path / "one") == 0
     said = capsys.readouterr().out
@@ -387,41 +742,58 @@ def test_what_an_adapter_was_trained_on_is_told_rightly(tmp_path, capsys):
     table = json.loads(config.read_text())
     table["llm_adapters"]["run"] |= {"columns": "abc", "seed": [1]}
     config.write_text(json.dumps(table))
-    assert main(*measure, "--out", tmp_path / "three") == 0  # what cannot be checked does not cost the answers
+    assert (
+        main(*measure, "--out", tmp_path / "three") == 0
+    )  # what cannot be checked does not cost the answers
     assert "cannot be read as it was" in capsys.readouterr().out
 
 
 def test_two_test_sets_of_one_name_are_refused(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "test.json").write_text(json.dumps([{"instruction": "1 + 1?", "answer": "2"}]))
-    for names in ([str(tmp_path / "a" / "test.json"), str(tmp_path / "b" / "test.json")], ["gsm8k", "GSM8K"]):
+        (tmp_path / folder / "test.json").write_text(
+            json.dumps([{"instruction": "1 + 1?", "answer": "2"}])
+        )
+    for names in (
+        [str(tmp_path / "a" / "test.json"), str(tmp_path / "b" / "test.json")],
+        ["gsm8k", "GSM8K"],
+    ):
         with pytest.raises(UserError, match="two test sets are called"):
             load_data("wordproblems", tests=names)
 
 
 def test_sentences_below_the_published_table(monkeypatch):
-    from eval.published import published
-    from eval.text import published_lines
+    from experiments.published import published
+    from experiments.text import published_lines
 
     table = published()["math-v1"]
 
     def found(counts):
-        return [{"set": name, "index": n, "right": n % 2 == 0, "paper_right": n % 2 == 0} for name, count in zip(table.sets, counts, strict=True)
-                for n in range(count)]
+        return [
+            {"set": name, "index": n, "right": n % 2 == 0, "paper_right": n % 2 == 0}
+            for name, count in zip(table.sets, counts, strict=True)
+            for n in range(count)
+        ]
 
     whole, part = found(table.problems), found([2] * 6)
     text = "\n".join(published_lines("math-v1", "llama-7b", "parallel", whole))
     assert "difference" in text
     assert "no row" not in text
-    none_right = [{**one, "right": False} for one in whole]  # read strictly; the published figures are the paper's reader's
-    assert [line for line in published_lines("math-v1", "llama-7b", "parallel", none_right) if line.startswith("difference")] == [
-        line for line in text.splitlines() if line.startswith("difference")]
+    none_right = [
+        {**one, "right": False} for one in whole
+    ]  # read strictly; the published figures are the paper's reader's
+    assert [
+        line
+        for line in published_lines("math-v1", "llama-7b", "parallel", none_right)
+        if line.startswith("difference")
+    ] == [line for line in text.splitlines() if line.startswith("difference")]
     assert "difference  " not in "\n".join(published_lines("math-v1", "llama-7b", "parallel", part))
     alone = "\n".join(published_lines("math-v1", "llama-7b", "", whole))
     assert "no row for llama-7b without an adapter" in alone
     assert "published, llama-7b AdapterH" in alone  # the model's own rows, whatever the adapter
-    assert "no row for llama-7b with prefix" in "\n".join(published_lines("math-v1", "llama-7b", "prefix", whole))
+    assert "no row for llama-7b with prefix" in "\n".join(
+        published_lines("math-v1", "llama-7b", "prefix", whole)
+    )
     other = "\n".join(published_lines("math-v1", "smollm2-135m", "parallel", whole))
     assert "published, gptj-6b Parallel" in other
     assert published_lines("wordproblems", "llama-7b", "parallel", whole) == []
@@ -443,7 +815,9 @@ def test_a_full_disk_while_answering_is_one_line(pocket, problems):
 LISTED = "Which floats?\nA) iron B) cork C) lead"
 
 
-def weighed(tokenizer, kind: str, instruction: str, answer: str, form: str = "The answer is {}.") -> list[str]:
+def weighed(
+    tokenizer, kind: str, instruction: str, answer: str, form: str = "The answer is {}."
+) -> list[str]:
     row = {"instruction": instruction, "answer": answer}
     return list(choices(tokenizer, row, template("alpaca"), kind, form, "mine"))
 
@@ -465,16 +839,33 @@ def test_the_options_that_the_data_has_are_weighed(pocket, kind, instruction, an
 
 
 def test_options_are_weighed_as_the_data_spells_them(pocket):
-    rows = [{"instruction": "Does cork float?", "output": "", "answer": label} for label in ("Yes", "No")]
+    rows = [
+        {"instruction": "Does cork float?", "output": "", "answer": label}
+        for label in ("Yes", "No")
+    ]
     assert spelled_as_in(rows, "labels:no|yes") == "labels:No|Yes"
     assert spelled_as_in(rows[:1], "labels:no|yes") == "labels:No|Yes"  # as the others
     assert spelled_as_in([{"answer": "YES"}], "labels:no|yes") == "labels:NO|YES"
     assert spelled_as_in([{"answer": "yes"}], "labels:no|yes") == "labels:no|yes"
     assert spelled_as_in(rows, "letters:A|B") == "letters:A|B"
     model, tokenizer = pocket
-    found = predict(model, tokenizer, {"cork": rows}, template="alpaca", scoring="likelihood", reads={"cork": "labels:no|yes"})
+    found = predict(
+        model,
+        tokenizer,
+        {"cork": rows},
+        template="alpaca",
+        scoring="likelihood",
+        reads={"cork": "labels:no|yes"},
+    )
     assert [list(one["likelihoods"]) for one in found] == [["No", "Yes"]] * 2
     letters = [{"instruction": "Which?", "output": "", "answer": label} for label in ("A", "D")]
-    found = predict(model, tokenizer, {"x": letters}, template="alpaca", scoring="likelihood", reads={"x": "letters:A|B|C|D"})
+    found = predict(
+        model,
+        tokenizer,
+        {"x": letters},
+        template="alpaca",
+        scoring="likelihood",
+        reads={"x": "letters:A|B|C|D"},
+    )
     assert [list(one["likelihoods"]) for one in found] == [list("ABCD")] * 2
     assert form_of(letters, "letters:A|B|C|D") == "The answer is {}."

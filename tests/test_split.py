@@ -15,18 +15,24 @@ from torch.utils._pytree import tree_leaves
 from adapters import attach, parameters
 from data.batches import micro_batches
 from eval.generate import generate
+from experiments.layout import Target, layers_for, planned
 from model import UserError, load_model
 from model.config import family_and_config, skeleton
+from model.devices import balance, split
 from model.registry import REGISTRY
-from model.split import balance, split
 from run import main
 from train import pipeline
-from train.layout import Target, layers_for, planned
 from train.pipeline import Work, accumulate, orders, replay, utilisation
 from train.settings import settings
 
 CPU = torch.device("cpu")
-PLACES = [[CPU, CPU], pytest.param([torch.device("cuda"), CPU], marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"))]
+PLACES = [
+    [CPU, CPU],
+    pytest.param(
+        [torch.device("cuda"), CPU],
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    ),
+]
 
 
 # ---------------------------------------------------------------- where layers go
@@ -41,7 +47,9 @@ def test_the_balance_is_the_best_of_all(room):
         loads[-1] += last
         return max(load / one for load, one in zip(loads, room, strict=True))
 
-    every = [counts for counts in itertools.product(range(1, 8), repeat=len(room)) if sum(counts) == 7]
+    every = [
+        counts for counts in itertools.product(range(1, 8), repeat=len(room)) if sum(counts) == 7
+    ]
     assert share(balance(sizes, first, last, room)) == min(map(share, every))
 
 
@@ -63,11 +71,14 @@ def test_a_real_shape_is_cut_where_both_halves_weigh_the_same(name):
     assert model.device_of(f"{model.outer_sites['embed']}.weight") == first
     assert model.device_of(f"{model.outer_sites['final_norm']}.weight") == second
     assert model.device_of("lm_head.weight") == (first if model.tied else second)
-    assert {model.device_of(f"{model.blocks_at}.0.x"), model.device_of(f"{model.blocks_at}.{len(model.blocks) - 1}.x")} == {first, second}
+    assert {
+        model.device_of(f"{model.blocks_at}.0.x"),
+        model.device_of(f"{model.blocks_at}.{len(model.blocks) - 1}.x"),
+    } == {first, second}
 
 
 def counts_for(model):
-    from model.split import sizes
+    from model.devices import sizes
 
     blocks, front, back = sizes(model)
     return balance(blocks, front, back, [1, 1])
@@ -98,16 +109,42 @@ def test_a_split_model_gives_the_same_logits_and_answers(any_folder, places, cou
     split(halves, places, counts)
     for side in ("plain", "left", "holes"):
         ids, mask = batch(side)
-        torch.testing.assert_close(halves(ids.to(halves.device), mask.to(halves.device)).cpu(), whole(ids, mask), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            halves(ids.to(halves.device), mask.to(halves.device)).cpu(),
+            whole(ids, mask),
+            rtol=1e-5,
+            atol=1e-5,
+        )
     ids, mask = batch("left")
     for beams in (1, 3):
         expected = generate(whole, ids, mask, max_new_tokens=6, beams=beams)
-        assert generate(halves, ids.to(halves.device), mask.to(halves.device), max_new_tokens=6, beams=beams) == expected
+        assert (
+            generate(
+                halves, ids.to(halves.device), mask.to(halves.device), max_new_tokens=6, beams=beams
+            )
+            == expected
+        )
 
 
-@pytest.mark.parametrize("method", ["parallel", "lora", "prefix-projection", "vera", "p-tuning", "invertible", "mam", "token rows", "full head", "adalora"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "parallel",
+        "lora",
+        "prefix-projection",
+        "vera",
+        "p-tuning",
+        "invertible",
+        "mam",
+        "token rows",
+        "full head",
+        "adalora",
+    ],
+)
 @pytest.mark.parametrize("places", PLACES, ids=str)
-def test_every_kind_of_adapter_lies_beside_its_block_and_gets_the_same_gradient(tmp_path, places, method):
+def test_every_kind_of_adapter_lies_beside_its_block_and_gets_the_same_gradient(
+    tmp_path, places, method
+):
     """What several layers share, and what sits at both ends of the model, too."""
     found = []
     for devices in ([CPU], places):
@@ -154,7 +191,9 @@ def test_training_split_is_training_whole(folder, tmp_path):
     whole, halves = model_with(folder), model_with(folder)
     split(halves, [CPU, CPU], [2, 1])
     (_, one), (_, two) = run(whole, tmp_path), run(halves, tmp_path)
-    assert [entry["loss"] for entry in two] == pytest.approx([entry["loss"] for entry in one], rel=1e-5)
+    assert [entry["loss"] for entry in two] == pytest.approx(
+        [entry["loss"] for entry in one], rel=1e-5
+    )
     for entry in two:  # one CPU does it all: never more than half of two
         assert 0 < entry["devices_busy"] <= 0.5
         assert 0.49 < entry["devices_busy_side_by_side"] <= 1
@@ -171,7 +210,9 @@ def test_a_split_run_goes_on_from_a_checkpoint_of_a_whole_one(folder, tmp_path):
     run(half, tmp_path / "b", S, log=lambda entry: stop_at(entry, 4))
     split(rest, [CPU, CPU], [1, 2])
     _, entries = run(rest, tmp_path / "b", resume=True)
-    assert [entry["loss"] for entry in entries] == pytest.approx([entry["loss"] for entry in expected[4:]], rel=1e-5)
+    assert [entry["loss"] for entry in entries] == pytest.approx(
+        [entry["loss"] for entry in expected[4:]], rel=1e-5
+    )
 
 
 def stop_at(entry, step):
@@ -185,10 +226,17 @@ def stop_at(entry, step):
 def test_a_checkpoint_is_loaded_straight_onto_its_devices(any_folder, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr("model.load.is_finite", lambda *_: True)  # of meta tensors nobody knows
-        model = load_model(str(any_folder), devices=[CPU, torch.device("meta")], layers_per_device=[1, 2])
+        model = load_model(
+            str(any_folder), devices=[CPU, torch.device("meta")], layers_per_device=[1, 2]
+        )
         assert {parameter.is_meta for parameter in model.blocks[0].parameters()} == {False}
-        assert {parameter.is_meta for block in model.blocks[1:] for parameter in block.parameters()} == {True}
-        assert (model.input_embedding.weight.is_meta, model.lm_head.weight.is_meta) == (False, not model.tied)
+        assert {
+            parameter.is_meta for block in model.blocks[1:] for parameter in block.parameters()
+        } == {True}
+        assert (model.input_embedding.weight.is_meta, model.lm_head.weight.is_meta) == (
+            False,
+            not model.tied,
+        )
     model = load_model(str(any_folder), devices=["cpu", "cpu"], layers_per_device=[1, 2])
     assert [(stage.first, stage.end) for stage in model.stages] == [(0, 1), (1, 3)]
     assert torch.equal(model(IDS), load_model(str(any_folder))(IDS))
@@ -198,41 +246,101 @@ def test_a_checkpoint_is_loaded_straight_onto_its_devices(any_folder, monkeypatc
 
 @pytest.mark.parametrize("how", ["int8", "nf4"])
 def test_quantised_weights_lie_beside_their_block(folder, monkeypatch, how):
-    from model.quantized_linear import QuantizedLinear
+    from model.quantize.linear import QuantizedLinear
 
     asked, true_allocate = [], QuantizedLinear.allocate
-    monkeypatch.setattr(QuantizedLinear, "allocate", lambda self, device: asked.append(device) or true_allocate(self, device))
-    model = load_model(str(folder), devices=["cpu", "cpu:0"], layers_per_device=[1, 2], quantize=how)  # two names of one device
+    monkeypatch.setattr(
+        QuantizedLinear,
+        "allocate",
+        lambda self, device: asked.append(device) or true_allocate(self, device),
+    )
+    model = load_model(
+        str(folder), devices=["cpu", "cpu:0"], layers_per_device=[1, 2], quantize=how
+    )  # two names of one device
     assert asked == [CPU] * 7 + [torch.device("cpu:0")] * 14
     assert torch.equal(model(IDS), load_model(str(folder), quantize=how)(IDS))
 
 
 def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
-    words = ["--devices", "cpu,cpu", "--set", "layers_per_device=[1,3]", "--max-steps", "2", "--items", "1", "--set", "eval.before=false",
-             "--data", str(write_sums(tmp_path / "sums.json"))]
+    words = [
+        "--devices",
+        "cpu,cpu",
+        "--set",
+        "layers_per_device=[1,3]",
+        "--max-steps",
+        "2",
+        "--items",
+        "1",
+        "--set",
+        "eval.before=false",
+        "--data",
+        str(write_sums(tmp_path / "sums.json")),
+    ]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "layers 0 to 0 on cpu" in said
     assert "layers_per_device = [1, 3]" in (tmp_path / "run" / "run.toml").read_text()
     assert "layers 1 to 3 on cpu" in said
-    busy = re.search(r"2 devices, micro-batches a step: 1; busy (\d+) % of the time, 50 % if all work side by side as scheduled, where equal stages would be "
-                     r"50 %; a lower train.micro_batch_size gives them more", said)
+    busy = re.search(
+        r"2 devices, micro-batches a step: 1; busy (\d+) % of the time, 50 % if all work side by side as scheduled, where equal stages would be "
+        r"50 %; a lower train.micro_batch_size gives them more",
+        said,
+    )
     assert 20 < int(busy[1]) <= 50  # one thread does the work of both
     assert 'device = "cpu,cpu"' in (tmp_path / "run" / "run.toml").read_text()
-    assert main(["evaluate", str(tmp_path / "run"), "--items", "1", "--out", str(tmp_path / "e")]) == 0
-    assert main(["evaluate", str(tmp_path / "run"), "--items", "1", "--device", "cpu", "--out", str(tmp_path / "f")]) == 0
-    assert (tmp_path / "e" / "predictions.jsonl").read_text() == (tmp_path / "f" / "predictions.jsonl").read_text()
+    assert (
+        main(["evaluate", str(tmp_path / "run"), "--items", "1", "--out", str(tmp_path / "e")]) == 0
+    )
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "run"),
+                "--items",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "f"),
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "e" / "predictions.jsonl").read_text() == (
+        tmp_path / "f" / "predictions.jsonl"
+    ).read_text()
     interrupted = tmp_path / "run" / "result.json"
     interrupted.unlink()
-    assert main(["--resume", str(tmp_path / "run"), "--device", "cpu", "--set", "train.checkpointing=block"]) == 0
+    assert (
+        main(
+            [
+                "--resume",
+                str(tmp_path / "run"),
+                "--device",
+                "cpu",
+                "--set",
+                "train.checkpointing=block",
+            ]
+        )
+        == 0
+    )
     assert 'checkpointing = "block"' in (tmp_path / "run" / "run.toml").read_text()
     interrupted.unlink()
     capsys.readouterr()
-    for wrong, message in (("train.learning_rate=1", "a resumed run keeps its settings, but for train.micro_batch_size"), ("layers_per_device=[2,2]", "")):
+    for wrong, message in (
+        (
+            "train.learning_rate=1",
+            "a resumed run keeps its settings, but for train.micro_batch_size",
+        ),
+        ("layers_per_device=[2,2]", ""),
+    ):
         assert main(["--resume", str(tmp_path / "run"), "--set", wrong]) == 1
         assert message in capsys.readouterr().err
-    for wrong, message in ((["--devices", "cpu,gpu"], "'gpu' is not one of"), (["--set", "layers_per_device=[2,2]"], "is for several devices"),
-                           (["--devices", "cpu,cpu", "--set", "layers_per_device=[4]"], "4 in all")):
+    for wrong, message in (
+        (["--devices", "cpu,gpu"], "'gpu' is not one of"),
+        (["--set", "layers_per_device=[2,2]"], "is for several devices"),
+        (["--devices", "cpu,cpu", "--set", "layers_per_device=[4]"], "4 in all"),
+    ):
         assert main([*wrong, "--out", str(tmp_path / "no")]) == 1
         assert message in capsys.readouterr().err
 
@@ -245,7 +353,9 @@ def test_stages_below_the_lowest_adapter_keep_nothing_and_have_no_way_back(any_t
     true_run = any_tiny.run
 
     def watched(x, step, stages):
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(stages[0].first, []).append(t) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.setdefault(stages[0].first, []).append(t) or t, lambda t: t
+        ):
             return true_run(x, step, stages)
 
     monkeypatch.setattr(any_tiny, "run", watched)
@@ -259,7 +369,9 @@ def test_what_lies_below_the_lowest_adapter_is_neither_kept_nor_computed_again(a
     any_tiny.checkpointing = every
     calls = [0, 0, 0]
     for number, block in enumerate(any_tiny.blocks):
-        block.register_forward_pre_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+        block.register_forward_pre_hook(
+            lambda *_, number=number: calls.__setitem__(number, calls[number] + 1)
+        )
     any_tiny(IDS).sum().backward()
     assert calls == [1, 1, 2 if every else 1]
     if not every:
@@ -297,7 +409,9 @@ def test_a_stage_keeps_no_more_micro_batches_than_stages_follow(any_tiny, monkey
 def test_equal_stages_work_m_of_m_plus_s_minus_1(stages, batches):
     work = orders(stages, batches)
     assert [len(order) for order in work] == [2 * batches] * stages
-    assert utilisation(work, lambda one: 1.0 if one.way == "F" else 2.0) == pytest.approx(batches / (batches + stages - 1))
+    assert utilisation(work, lambda one: 1.0 if one.way == "F" else 2.0) == pytest.approx(
+        batches / (batches + stages - 1)
+    )
 
 
 def test_the_schedule_is_the_one_drawn():
@@ -310,7 +424,11 @@ def test_the_schedule_is_the_one_drawn():
             for slot in range(int(times[one][0]), int(times[one][1])):
                 line[slot] = f"{one.way}{one.batch}"
         lines.append(" ".join(line).replace("..", "  ").rstrip())
-    drawn = [line.split("    cuda:")[1][4:] for line in pipeline.__doc__.splitlines() if line.startswith("    cuda:")]
+    drawn = [
+        line.split("    cuda:")[1][4:]
+        for line in pipeline.__doc__.splitlines()
+        if line.startswith("    cuda:")
+    ]
     assert lines == drawn
 
 
@@ -328,8 +446,15 @@ class OneDeviceEach(TorchDispatchMode):
     """Raises when an operation mixes tensors of several devices, but for copies and numbers."""
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        found = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0}
-        if len(found) > 1 and op not in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
+        found = {
+            leaf.device
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, torch.Tensor) and leaf.dim() > 0
+        }
+        if len(found) > 1 and op not in (
+            torch.ops.aten.copy_.default,
+            torch.ops.aten._to_copy.default,
+        ):
             raise AssertionError(f"{op} mixes {found}")
         return op(*args, **(kwargs or {}))
 
@@ -339,7 +464,9 @@ def test_the_test_itself_notices_mixed_devices():
         torch.ones(2, 2) @ torch.ones(2, 2, device="meta")
 
 
-@pytest.mark.parametrize("method", [name for name in ALL if name not in ("fusion", "token rows", "p-tuning-lstm")])
+@pytest.mark.parametrize(
+    "method", [name for name in ALL if name not in ("fusion", "token rows", "p-tuning-lstm")]
+)
 @pytest.mark.parametrize("family", TINY)
 def test_on_two_devices_every_tensor_lies_where_it_is_used(tmp_path, family, method, monkeypatch):
     """cpu and meta stand for two GPUs: shapes and devices are computed, no values. From meta there is no way back, so that what several sites share
@@ -349,7 +476,11 @@ def test_on_two_devices_every_tensor_lies_where_it_is_used(tmp_path, family, met
     true_to, shared = torch.nn.Module.to, (".shared.", ".table.")
 
     def to(module, device):
-        apart = {name: module._modules.pop(name) for name in ("shared", "table") if name in module._modules}
+        apart = {
+            name: module._modules.pop(name)
+            for name in ("shared", "table")
+            if name in module._modules
+        }
         true_to(module, device)._modules.update(apart)
         return module
 
@@ -357,7 +488,9 @@ def test_on_two_devices_every_tensor_lies_where_it_is_used(tmp_path, family, met
     attach_small(model, method)
     for number, block in enumerate(model.blocks):
         tensors = [*block.named_parameters(), *block.named_buffers()]
-        assert {tensor.is_meta for name, tensor in tensors if not any(word in name for word in shared)} == {number > 0}
+        assert {
+            tensor.is_meta for name, tensor in tensors if not any(word in name for word in shared)
+        } == {number > 0}
     cache = model.new_cache(2, 8)
     with torch.no_grad(), OneDeviceEach():
         hidden = model.hidden(IDS, cache=cache)

@@ -11,8 +11,8 @@ from data.answer_kinds import kind_of_answers
 from data.numerals import label_number
 from data.sources import load_data
 from eval.answers import fits, is_right, reaches, read_answer
-from eval.labels import check_labels, reading_lines
 from eval.score import verdict
+from experiments.labels import check_labels, reading_lines
 from model import UserError
 
 NUMBERS = [  # text, the number it gives

@@ -9,9 +9,9 @@ import pytest
 from test_data import write_paper_folder
 
 import run as command_line
-from eval.published import published
 from eval.score import Score
-from eval.table import Entry, Job, lines_of, markdown, page, run_jobs, write_table
+from experiments.published import published
+from experiments.table import Entry, Job, lines_of, markdown, page, run_jobs, write_table
 
 QUICK = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
 TABLE = published()["math-v1"]
@@ -22,13 +22,27 @@ def main(*words) -> int:
 
 
 def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, capsys):
-    words = ("table", "--pocket", "--models", "pocket-opt", "--adapters", "lora,prefix", *QUICK, "--set", "quantize=int8", "--out", tmp_path)
+    words = (
+        "table",
+        "--pocket",
+        "--models",
+        "pocket-opt",
+        "--adapters",
+        "lora,prefix",
+        *QUICK,
+        "--set",
+        "quantize=int8",
+        "--out",
+        tmp_path,
+    )
     assert main(*words) == 0
     text = (tmp_path / "table.md").read_text()
     assert "| pocket-opt, int8 | prefix | 30,720 |" in text
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert len(lines) == 2 * 8 * 2  # adapters, sets and their average, readers
-    assert all(float(line["low"]) <= float(line["accuracy"]) <= float(line["high"]) for line in lines)
+    assert all(
+        float(line["low"]) <= float(line["accuracy"]) <= float(line["high"]) for line in lines
+    )
     stamp = (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns
     (tmp_path / "pocket-opt-prefix" / "result.json").unlink()
     capsys.readouterr()
@@ -38,7 +52,9 @@ def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, ca
     assert (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns == stamp
     (tmp_path / "bad.toml").write_text('model = "pocket-opt"\ndtype = "int3"\n')
     said = []
-    failed = run_jobs([Job("pocket-opt", "lora", 0, tmp_path / "bad", tmp_path / "bad.toml")], 1, say=said.append)
+    failed = run_jobs(
+        [Job("pocket-opt", "lora", 0, tmp_path / "bad", tmp_path / "bad.toml")], 1, say=said.append
+    )
     assert [job.folder.name for job in failed] == ["bad"]
     assert "float32" in said[0]  # the reason, from the end of its log
 
@@ -61,7 +77,10 @@ items = 2
 max_new_tokens = 3
 beams = 2
 """)
-    assert main("table", tmp_path / "grid.toml", "--out", tmp_path / "out") in (0, 1)  # two steps need not lower the loss
+    assert main("table", tmp_path / "grid.toml", "--out", tmp_path / "out") in (
+        0,
+        1,
+    )  # two steps need not lower the loss
     folders = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert folders == ["pocket-llama-base", "pocket-llama-lora-seed0", "pocket-llama-lora-seed1"]
     for name in ("pocket-llama-base/evaluate.toml", "pocket-llama-lora-seed1/run.toml"):
@@ -76,14 +95,26 @@ beams = 2
     assert TABLE.title in (tmp_path / "out" / "table.html").read_text()
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (("table",), "--data-dir"), (("table", "--pocket", "--adapters", "lara"), "did you mean 'lora'"), (("table", "--pocket", "--jobs", "0"), "at least 1"),
-    (("table", "--data", "alpaca"), "so say which"), (("table", "--pocket", "--seeds", "x"), "whole numbers"),
-    (("table", "--pocket", "--models", ""), "should be a list"), (("table", "nowhere.toml"), "does not exist"),
-    (("table", "--pocket", "--models", "pocket-llama,pocket-llama"), "'pocket-llama' twice"), (("table", "--pocket", "--seeds", "1,1"), "twice"),
-    (("table", "--pocket", "--set", "seed=3"), "use its own seeds"), (("table", "--pocket", "--seeds", "-1"), "between 0"),
-    (("table", "--pocket", "--adapters", "lora", "--set", "adapter.size=8"), "unknown option of lora adapters 'size'"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("table",), "--data-dir"),
+        (("table", "--pocket", "--adapters", "lara"), "did you mean 'lora'"),
+        (("table", "--pocket", "--jobs", "0"), "at least 1"),
+        (("table", "--data", "alpaca"), "so say which"),
+        (("table", "--pocket", "--seeds", "x"), "whole numbers"),
+        (("table", "--pocket", "--models", ""), "should be a list"),
+        (("table", "nowhere.toml"), "does not exist"),
+        (("table", "--pocket", "--models", "pocket-llama,pocket-llama"), "'pocket-llama' twice"),
+        (("table", "--pocket", "--seeds", "1,1"), "twice"),
+        (("table", "--pocket", "--set", "seed=3"), "use its own seeds"),
+        (("table", "--pocket", "--seeds", "-1"), "between 0"),
+        (
+            ("table", "--pocket", "--adapters", "lora", "--set", "adapter.size=8"),
+            "unknown option of lora adapters 'size'",
+        ),
+    ],
+)
 def test_mistakes_are_said_before_anything_runs(words, said, tmp_path, capsys):
     assert main(*words, "--out", tmp_path / "none") == 1
     assert said in (error := capsys.readouterr().err)
@@ -92,40 +123,86 @@ def test_mistakes_are_said_before_anything_runs(words, said, tmp_path, capsys):
 
 
 def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, capsys):
-    words = ("table", "--pocket", "--models", "pocket-llama", "--adapters", "lora", *QUICK, "--out", tmp_path)
+    words = (
+        "table",
+        "--pocket",
+        "--models",
+        "pocket-llama",
+        "--adapters",
+        "lora",
+        *QUICK,
+        "--out",
+        tmp_path,
+    )
     assert main(*words, "--set", "adapter.r=4") == 0
     before = (tmp_path / "table.md").read_text()
-    for more in (("--set", "adapter.r=8"), ("--set", "adapter.r=4", "--set", "train.learning_rate=1e-4")):
+    for more in (
+        ("--set", "adapter.r=8"),
+        ("--set", "adapter.r=4", "--set", "train.learning_rate=1e-4"),
+    ):
         assert main(*words, *more) == 1
         assert "was made with other settings (" in (error := capsys.readouterr().err)
         assert error.count("\n") == 1
-    assert main(*words, "--set", "adapter.r=4", "--set", "eval.batch_size=7") == 0  # changes nothing
+    assert (
+        main(*words, "--set", "adapter.r=4", "--set", "eval.batch_size=7") == 0
+    )  # changes nothing
     assert (tmp_path / "table.md").read_text() == before
 
 
 def test_ours_stands_beside_the_published_row(tmp_path):
-    scores = {name: Score(whole // 2, whole) for name, whole in zip(TABLE.sets, TABLE.problems, strict=True)}
-    entry = Entry("models/llama-7b", "parallel", 0, scores, {**scores, "gsm8k": Score(66, 264)}, 10, 5, (1.0, 0.5))
+    scores = {
+        name: Score(whole // 2, whole)
+        for name, whole in zip(TABLE.sets, TABLE.problems, strict=True)
+    }
+    entry = Entry(
+        "models/llama-7b",
+        "parallel",
+        0,
+        scores,
+        {**scores, "gsm8k": Score(66, 264)},
+        10,
+        5,
+        (1.0, 0.5),
+    )
     lines = lines_of([entry], TABLE)
     assert [line.reader for line in lines] == ["strict", "paper", "published", "difference"]
     row = TABLE.row("llama-7b", "parallel")
     assert lines[2].cells == row
-    assert lines[3].cells["gsm8k"] == pytest.approx(25 - row["gsm8k"])  # of the paper's reader, which the published figures are of
-    assert lines[3].cells["average"] == pytest.approx(sum(100 * score.accuracy for score in entry.paper.values()) / 6 - row["average"])
+    assert lines[3].cells["gsm8k"] == pytest.approx(
+        25 - row["gsm8k"]
+    )  # of the paper's reader, which the published figures are of
+    assert lines[3].cells["average"] == pytest.approx(
+        sum(100 * score.accuracy for score in entry.paper.values()) / 6 - row["average"]
+    )
     text = page([entry], TABLE)
-    assert f'<td><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text  # far outside of our interval
-    assert f'<td>{25 - row["gsm8k"]:+.1f}</td>' in text  # 22.7 lies within that of 66 of 264
+    assert (
+        f'<td><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text
+    )  # far outside of our interval
+    assert f"<td>{25 - row['gsm8k']:+.1f}</td>" in text  # 22.7 lies within that of 66 of 264
     assert "| published |" in markdown([entry], TABLE)
     assert "| llama-7b, int8 | parallel |" in markdown([replace(entry, quantize="int8")], TABLE)
-    part = Entry("llama-7b", "parallel", 0, scores | {"gsm8k": Score(1, 2)}, scores | {"gsm8k": Score(1, 2)})
-    assert [line.reader for line in lines_of([part], TABLE)] == ["strict", "paper", "published"]  # two problems are no 264
+    part = Entry(
+        "llama-7b", "parallel", 0, scores | {"gsm8k": Score(1, 2)}, scores | {"gsm8k": Score(1, 2)}
+    )
+    assert [line.reader for line in lines_of([part], TABLE)] == [
+        "strict",
+        "paper",
+        "published",
+    ]  # two problems are no 264
     write_table(tmp_path, [entry], TABLE)
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert {line["set"]: line["published"] for line in lines}["AQuA"] == str(row["AQuA"])
 
 
 def test_published_averages_are_plain_means_and_v1_figures_are_shares_of_its_test_sets():
-    counts = {"MultiArith": 120, "gsm8k": 264, "AddSub": 79, "AQuA": 51, "SingleEq": 102, "SVAMP": 200}
+    counts = {
+        "MultiArith": 120,
+        "gsm8k": 264,
+        "AddSub": 79,
+        "AQuA": 51,
+        "SingleEq": 102,
+        "SVAMP": 200,
+    }
     for data, table in published().items():
         for model, rows in table.rows.items():
             for word, figures in rows.items():
@@ -134,21 +211,43 @@ def test_published_averages_are_plain_means_and_v1_figures_are_shares_of_its_tes
                 if data == "math-v1":  # but for 70.6 and 85.2, which no number of 120 and 102 gives
                     for name, figure in zip(table.sets, figures, strict=False):
                         nearest = round(figure / 100 * counts[name]) / counts[name] * 100
-                        assert abs(nearest - figure) < (0.3 if figure in (70.6, 85.2) else 0.1), (model, word, name)  # some are cut, not rounded
+                        assert abs(nearest - figure) < (0.3 if figure in (70.6, 85.2) else 0.1), (
+                            model,
+                            word,
+                            name,
+                        )  # some are cut, not rounded
 
 
 def test_the_paper_recipe_puts_the_adapters_where_the_papers_code_had_them():
     from train.settings import settings
 
-    for name, papers in (("series", "paper-series-h"), ("series-pfeiffer", "paper-series-p"), ("parallel", "paper-parallel"), ("lora", "paper-lora")):
+    for name, papers in (
+        ("series", "paper-series-h"),
+        ("series-pfeiffer", "paper-series-p"),
+        ("parallel", "paper-parallel"),
+        ("lora", "paper-lora"),
+    ):
         theirs = settings(None, "paper", {"model": "llama-7b", "adapter": {"preset": name}})
         ours = settings(None, None, {"model": "llama-7b", "adapter": {"preset": papers}})
         assert {**theirs.adapter, "preset": ""} == {**ours.adapter, "preset": ""}, name
     made = settings(None, "paper", {"model": "llama-7b"})
-    assert (made.template, made.train.prompt_weight, made.eval.beams, made.eval.max_new_tokens, made.data) == ("paper-v1", 1.0, 4, 256, "math-v1")
+    assert (
+        made.template,
+        made.train.prompt_weight,
+        made.eval.beams,
+        made.eval.max_new_tokens,
+        made.data,
+    ) == ("paper-v1", 1.0, 4, 256, "math-v1")
     train = made.train
-    assert (train.epochs, train.batch_size, train.micro_batch_size, train.learning_rate, train.warmup_steps, train.schedule, train.cutoff) == (
-        3, 16, 4, 3e-4, 100, "linear", 256)
+    assert (
+        train.epochs,
+        train.batch_size,
+        train.micro_batch_size,
+        train.learning_rate,
+        train.warmup_steps,
+        train.schedule,
+        train.cutoff,
+    ) == (3, 16, 4, 3e-4, 100, "linear", 256)
     assert json.loads(json.dumps(made.eval.seeds)) == [0]
 
 
@@ -157,7 +256,9 @@ def test_the_paper_recipe_puts_the_adapters_where_the_papers_code_had_them():
 def without_answers(tmp_path_factory):
     """The folder of a grid of runs on rows that have no answers."""
     folder = tmp_path_factory.mktemp("grid")
-    rows = [{"instruction": f"Name a thing of {n} parts.", "output": f"A {n}-gon."} for n in range(30)]
+    rows = [
+        {"instruction": f"Name a thing of {n} parts.", "output": f"A {n}-gon."} for n in range(30)
+    ]
     (folder / "things.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "grid.toml").write_text(f"""
 data = "{folder / "things.jsonl"}"
@@ -184,11 +285,19 @@ def test_a_table_without_test_sets_has_the_losses_and_no_average(without_answers
     assert len(lines) == 3
     assert f"| {losses[0]['loss']:.4f} (rows: 3) | strict |" in lines[0]
     for line, loss in zip(lines[1:], losses[1:], strict=True):
-        assert f"| {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3) | strict |" in line
+        assert (
+            f"| {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3) | strict |" in line
+        )
     rows = list(csv.DictReader((without_answers / "table.csv").open()))
     assert [(row["set"], row["accuracy"], row["total"]) for row in rows] == [("", "", "")] * 3
-    assert [row["held-out loss, before"] for row in rows] == [str(losses[0]["loss"]), *(str(one["before"]) for one in losses[1:])]
-    assert [row["held-out loss, after"] for row in rows] == ["", *(str(one["after"]) for one in losses[1:])]
+    assert [row["held-out loss, before"] for row in rows] == [
+        str(losses[0]["loss"]),
+        *(str(one["before"]) for one in losses[1:]),
+    ]
+    assert [row["held-out loss, after"] for row in rows] == [
+        "",
+        *(str(one["after"]) for one in losses[1:]),
+    ]
     page = (without_answers / "table.html").read_text()
     assert f"{losses[1]['after']:.4f} after" in page
     assert "average" not in page
@@ -199,11 +308,16 @@ def test_inspect_says_what_a_run_without_test_set_came_to(without_answers, tmp_p
     shutil.copytree(without_answers / "pocket-llama-lora-seed3", run)
     facts = json.loads((run / "result.json").read_text())
     before = {"data": "verbs.jsonl", "steps": 9}
-    (run / "result.json").write_text(json.dumps(facts | {"problems": ["it is odd"], "notes": ["by hand"], "history": [before]}))
+    (run / "result.json").write_text(
+        json.dumps(facts | {"problems": ["it is odd"], "notes": ["by hand"], "history": [before]})
+    )
     assert main("inspect", run) == 0
     said = capsys.readouterr().out
     loss = facts["held_out_loss"]
-    assert f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3)" in said
+    assert (
+        f"held-out loss per token: {loss['before']:.4f} before, {loss['after']:.4f} after (rows: 3)"
+        in said
+    )
     for line in ("PROBLEM: it is odd", "note: by hand", "trained before on verbs.jsonl, 9 steps"):
         assert line in said.splitlines()
     assert main("inspect", without_answers / "pocket-llama-base") == 0

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from data.rows import NAMED as SAID
 from data.rows import read_table
 from data.tables import ENDINGS
+from experiments.options import columns_of
 from model import UserError
-from train.options import columns_of
 
 BOTH = ("instruction", "answer")
 ROW = {"instruction": "Add 1 and 2.", "input": "", "output": "", "answer": "3"}
@@ -49,12 +49,18 @@ def said(read):
     ("name", "content"),
     [
         ("a.json", '[{"instruction": "Add 1 and 2.", "answer": "3"}]'),
-        ("a.JSON", ' \n[ {"answer": 3, "other": [1], "input": null,\n "instruction": "Add 1 and 2."}\n]\n'),
+        (
+            "a.JSON",
+            ' \n[ {"answer": 3, "other": [1], "input": null,\n "instruction": "Add 1 and 2."}\n]\n',
+        ),
         ("a.jsonl", '\n{"instruction": "Add 1 and 2.", "answer": 3}\r\n\n'),
         ("a.csv", "answer,instruction\n3,Add 1 and 2.\n"),
         ("a.csv", '\r\n"answer","instruction","more"\r\n3,"Add 1 and 2.",x\r\n\r\n'),
         ("a.csv", "answer,instruction\r3,Add 1 and 2."),  # as old spreadsheets end lines
-        ("a.json", b'\xef\xbb\xbf[{"instruction": "Add 1 and 2.", "answer": "3"}]'),  # a byte order mark
+        (
+            "a.json",
+            b'\xef\xbb\xbf[{"instruction": "Add 1 and 2.", "answer": "3"}]',
+        ),  # a byte order mark
         ("a.csv", b"\xef\xbb\xbfinstruction,answer\nAdd 1 and 2.,3\n"),
     ],
 )
@@ -65,16 +71,33 @@ def test_one_row_in_many_forms(read, name, content):
 def test_cells_keep_quotes_commas_and_line_ends(read):
     content = 'instruction,output\n"He said ""2, 3"".\r\nHow many?\u2028",\n x\u2028y\x0cz ,"\nb"\n'
     rows = read("a.csv", content, need=("instruction",))
-    assert [(row["instruction"], row["output"]) for row in rows] == [('He said "2, 3".\r\nHow many?\u2028', ""), (" x\u2028y\x0cz ", "\nb")]
+    assert [(row["instruction"], row["output"]) for row in rows] == [
+        ('He said "2, 3".\r\nHow many?\u2028', ""),
+        (" x\u2028y\x0cz ", "\nb"),
+    ]
 
 
 def test_lines_of_jsonl_end_at_line_feeds_alone(read):
-    assert read("a.jsonl", json.dumps(ROW | {"instruction": "a\u2028b\x85c"}, ensure_ascii=False))[0]["instruction"] == "a\u2028b\x85c"
+    assert (
+        read("a.jsonl", json.dumps(ROW | {"instruction": "a\u2028b\x85c"}, ensure_ascii=False))[0][
+            "instruction"
+        ]
+        == "a\u2028b\x85c"
+    )
 
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [(3, "3"), (3.0, "3.0"), (-0.5, "-0.5"), (True, "true"), (False, "false"), ("  C ", "  C "), (10**400, "1" + 400 * "0"), (1e300, "1e+300")],
+    [
+        (3, "3"),
+        (3.0, "3.0"),
+        (-0.5, "-0.5"),
+        (True, "true"),
+        (False, "false"),
+        ("  C ", "  C "),
+        (10**400, "1" + 400 * "0"),
+        (1e300, "1e+300"),
+    ],
 )
 def test_answers_may_be_numbers_and_truth_values(read, answer, text):
     assert read("a.json", json.dumps([{"instruction": "a", "answer": answer}]))[0]["answer"] == text
@@ -82,16 +105,29 @@ def test_answers_may_be_numbers_and_truth_values(read, answer, text):
 
 def test_rows_stay_in_order_and_twins_stay(read):
     rows = [ROW | {"instruction": text} for text in "cabca"]
-    assert read("a.json", json.dumps(rows)) == read("a.jsonl", "\n".join(map(json.dumps, rows))) == rows
+    assert (
+        read("a.json", json.dumps(rows))
+        == read("a.jsonl", "\n".join(map(json.dumps, rows)))
+        == rows
+    )
 
 
 def test_columns_of_another_name(read, said):
     content = "asked,label,answer\nAdd 1 and 2.,3,no\n"
     assert read("a.csv", content, {"instruction": "asked", "answer": "label"}) == [ROW]
-    assert "has no column 'instruction', it has 'asked', 'label', 'answer': name it with --columns instruction=COLUMN" in said("a.csv", content)
-    assert "has no column 'text'" in said("a.csv", content, {"instruction": "asked", "input": "text"})  # named, so it must be there
-    assert "line 2: label is missing or empty" in said("a.csv", "question,label\na,\n", {"instruction": "question", "answer": "label"})
-    with pytest.raises(UserError, match="field of --columns 'instructions'; did you mean 'instruction'"):
+    assert (
+        "has no column 'instruction', it has 'asked', 'label', 'answer': name it with --columns instruction=COLUMN"
+        in said("a.csv", content)
+    )
+    assert "has no column 'text'" in said(
+        "a.csv", content, {"instruction": "asked", "input": "text"}
+    )  # named, so it must be there
+    assert "line 2: label is missing or empty" in said(
+        "a.csv", "question,label\na,\n", {"instruction": "question", "answer": "label"}
+    )
+    with pytest.raises(
+        UserError, match="field of --columns 'instructions'; did you mean 'instruction'"
+    ):
         read("a.csv", content, {"instructions": "question"})
 
 
@@ -104,12 +140,22 @@ def test_a_field_of_columns_that_is_named_twice():
 def test_one_giant_line(read):
     rows = [ROW | {"instruction": f"{i} " + 200 * "x"} for i in range(20_000)]
     assert read("a.json", json.dumps(rows)) == rows
-    assert read("b.jsonl", json.dumps(ROW | {"instruction": "y" * 5_000_000}))[0]["instruction"] == "y" * 5_000_000
+    assert (
+        read("b.jsonl", json.dumps(ROW | {"instruction": "y" * 5_000_000}))[0]["instruction"]
+        == "y" * 5_000_000
+    )
 
 
 # ---------------------------------------------------------------- every bad row at once
 def test_bad_rows_of_json_by_their_own_lines(said):
-    rows = [ROW, {"instruction": "two\nlines"}, 5, None, ROW | {"answer": float("nan"), "input": {}}, ROW | {"instruction": ["a"]}]
+    rows = [
+        ROW,
+        {"instruction": "two\nlines"},
+        5,
+        None,
+        ROW | {"answer": float("nan"), "input": {}},
+        ROW | {"instruction": ["a"]},
+    ]
     assert said("a.json", json.dumps(rows, indent=2)).partition(": ")[2] == (
         "5 of 6 rows cannot be used: line 8: answer is missing or empty; line 11: is a int, not an object; line 12: is a NoneType, not an object; "
         "line 13: input is a dict, not a text, answer is nan, no number to compare with; line 19: instruction is a list, not a text"
@@ -117,8 +163,15 @@ def test_bad_rows_of_json_by_their_own_lines(said):
 
 
 def test_bad_rows_of_jsonl(said):
-    lines = [json.dumps(ROW), "", '{"instruction": "a"',
-             '{"instruction": " ", "answer": Infinity}', "[1]", '{"answer": 1, "answer": 2, "instruction": "a"}', "null"]
+    lines = [
+        json.dumps(ROW),
+        "",
+        '{"instruction": "a"',
+        '{"instruction": " ", "answer": Infinity}',
+        "[1]",
+        '{"answer": 1, "answer": 2, "instruction": "a"}',
+        "null",
+    ]
     assert said("a.jsonl", "\n".join(lines)).partition(": ")[2] == (
         "5 of 6 rows cannot be used: line 3: cannot be read; line 4: instruction is missing or empty, answer is inf, no number to compare with; "
         "line 5: is a list, not an object; line 6: cannot be read; line 7: is a NoneType, not an object"
@@ -140,8 +193,13 @@ def test_no_more_bad_rows_are_named_than_one_reads(said):
 
 
 def test_half_a_surrogate_pair(said, read):
-    assert "line 1: instruction holds half a surrogate pair" in said("a.json", '[{"instruction": "a\\ud83d", "answer": 1}]')
-    assert read("a.json", '[{"instruction": "\\ud83d\\ude00", "answer": 1}]')[0]["instruction"] == "\U0001f600"
+    assert "line 1: instruction holds half a surrogate pair" in said(
+        "a.json", '[{"instruction": "a\\ud83d", "answer": 1}]'
+    )
+    assert (
+        read("a.json", '[{"instruction": "\\ud83d\\ude00", "answer": 1}]')[0]["instruction"]
+        == "\U0001f600"
+    )
 
 
 # ---------------------------------------------------------------- files that cannot be read as a whole
@@ -198,12 +256,25 @@ def write_parquet(path, columns: dict):
 
 
 def test_parquet(tmp_path):
-    path = write_parquet(tmp_path / "split=train" / "a.parquet", {"question": ["Add 1 and 2.", "b"], "answer": [3, 4], "more": [[1], [2]]})
-    assert read_table(path, {"instruction": "question"}, BOTH) == [ROW, ROW | {"instruction": "b", "answer": "4"}]
+    path = write_parquet(
+        tmp_path / "split=train" / "a.parquet",
+        {"question": ["Add 1 and 2.", "b"], "answer": [3, 4], "more": [[1], [2]]},
+    )
+    assert read_table(path, {"instruction": "question"}, BOTH) == [
+        ROW,
+        ROW | {"instruction": "b", "answer": "4"},
+    ]
 
 
 def test_bad_rows_of_parquet(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", {"instruction": ["a", None, "c"], "answer": [1.0, 2.0, float("nan")], "input": [[1], None, None]})
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        {
+            "instruction": ["a", None, "c"],
+            "answer": [1.0, 2.0, float("nan")],
+            "input": [[1], None, None],
+        },
+    )
     with pytest.raises(UserError) as error:
         read_table(path, need=BOTH)
     assert str(error.value).partition(": ")[2] == (
@@ -235,7 +306,12 @@ def test_any_bytes_give_rows_or_one_line(tmp_path, ending):
         pytest.importorskip("pyarrow")
     path = tmp_path / f"a{ending}"
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        derandomize=True,
+    )
     @given(st.one_of(st.binary(max_size=200), st.lists(PIECES, max_size=25).map(b"".join)))
     def check(content):
         path.write_bytes(content)

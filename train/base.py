@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from files.errors import UserError
+from files.reading import weight_files
 from model import load_model, load_tokenizer
 from model.config import read_config
-from model.errors import UserError
-from model.files import weight_files
+from model.devices import parse_devices
 from model.registry import find, pocket_names
-from model.split import parse_devices
 from model.tokenizer import Tokenizer
 from train.parallel import ALONE, Processes
 from train.settings import Settings
@@ -27,7 +27,9 @@ def choose_devices(s: Settings, processes: Processes = ALONE) -> list[torch.devi
     name = s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if processes.world > 1 and name.startswith("cuda"):
         if name != "cuda":
-            raise UserError(f"device {name!r} is not for {processes.world} processes: give --device cuda, and each takes its own")
+            raise UserError(
+                f"device {name!r} is not for {processes.world} processes: give --device cuda, and each takes its own"
+            )
         name = f"cuda:{processes.local_rank}"
     devices = parse_devices(name)
     check_together(s, devices, processes.world)
@@ -40,17 +42,29 @@ def check_together(s: Settings, devices: list[torch.device], world: int = 1) -> 
     if len(set(cards)) < len(cards):
         raise UserError(f"device {s.device!r} names a GPU twice")
     if len(devices) > 1 and world > 1:
-        raise UserError(f"layers are split over the devices of one process, and there are {world}: give one device")
+        raise UserError(
+            f"layers are split over the devices of one process, and there are {world}: give one device"
+        )
     if s.layers_per_device and len(devices) == 1:
-        raise UserError(f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1")
+        raise UserError(
+            f"layers_per_device = {s.layers_per_device} is for several devices: name them, --devices cuda:0,cuda:1"
+        )
     if s.train.offload and not cards:
-        raise UserError("train.offload moves activations from a GPU to the CPU's memory, and this run is on the CPU: leave it out")
+        raise UserError(
+            "train.offload moves activations from a GPU to the CPU's memory, and this run is on the CPU: leave it out"
+        )
     if s.shard and world == 1:
-        raise UserError("shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or set shard=false")
+        raise UserError(
+            "shard lays the blocks over several processes and there is one: start with torchrun (train/MANY_MACHINES.md), or set shard=false"
+        )
     if s.shard and s.train.offload:
-        raise UserError("train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations")
+        raise UserError(
+            "train.offload and shard do not go together: FSDP's gathered weights would go to the CPU with the activations"
+        )
     if s.shard and s.quantize:
-        raise UserError(f"quantize = {s.quantize!r} and shard do not go together: shard lays whole weights over processes")
+        raise UserError(
+            f"quantize = {s.quantize!r} and shard do not go together: shard lays whole weights over processes"
+        )
 
 
 def for_processes(s: Settings, processes: Processes) -> Settings:
@@ -87,8 +101,10 @@ def toy_lines(name: str) -> list[str]:
     """What is to be said of a model that is a toy."""
     if not name.startswith("pocket-") or name not in pocket_names():
         return []
-    return [f"{name} is a toy for trying this program: all it knows is word problems like those of "
-            "--data wordproblems"]
+    return [
+        f"{name} is a toy for trying this program: all it knows is word problems like those of "
+        "--data wordproblems"
+    ]
 
 
 def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:
@@ -98,10 +114,23 @@ def load_base(s: Settings, processes: Processes = ALONE) -> nn.Module:
     if s.threads:
         torch.set_num_threads(s.threads)
     devices = choose_devices(s, processes)
-    model = load_model(s.model, DTYPES.get(s.dtype), devices=devices, layers_per_device=s.layers_per_device or None, quantize=s.quantize or None,
-                       revision=s.revision or None, mesh=processes.mesh(devices[0]) if s.shard else None)
-    if s.dtype == "auto" and model.dtype == torch.float16 and any(device.type == "cpu" for device in devices):
-        model = model.to(torch.float32)  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
+    model = load_model(
+        s.model,
+        DTYPES.get(s.dtype),
+        devices=devices,
+        layers_per_device=s.layers_per_device or None,
+        quantize=s.quantize or None,
+        revision=s.revision or None,
+        mesh=processes.mesh(devices[0]) if s.shard else None,
+    )
+    if (
+        s.dtype == "auto"
+        and model.dtype == torch.float16
+        and any(device.type == "cpu" for device in devices)
+    ):
+        model = model.to(
+            torch.float32
+        )  # float16 is for GPUs: on a CPU it is slow and needs loss scaling
         model.dtype = torch.float32
     return model
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adapters.attach import named_buffers
-from model.errors import UserError
-from model.writing import write_atomically
+from files.errors import UserError
+from files.writing import write_atomically
 from train.optim import LossScale
 
 
@@ -36,7 +36,10 @@ class State:
         """Keep a copy of the weights, in the CPU's memory, if this step's validation loss is the lowest so far; NaN never is. Raises UserError as `weights`."""
         weights = self.weights()
         if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
-            copies = {kind: {name: tensor.to("cpu", copy=True) for name, tensor in found.items()} for kind, found in weights.items()}
+            copies = {
+                kind: {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+                for kind, found in weights.items()
+            }
             self.best = {"step": self.step, "loss": loss, **copies}
 
     @property
@@ -48,27 +51,49 @@ class State:
         """What is trained and what else the adapters carry, by name. Raises UserError when something is not finite."""
         for name, parameter in self.parameters.items():
             if not parameter.isfinite().all():
-                raise UserError(f"{name} is not finite after step {self.step}: lower train.learning_rate; the last checkpoint is from before")
-        return {"parameters": {name: parameter.detach() for name, parameter in self.parameters.items()}, "buffers": named_buffers(self.model)}
+                raise UserError(
+                    f"{name} is not finite after step {self.step}: lower train.learning_rate; the last checkpoint is from before"
+                )
+        return {
+            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "buffers": named_buffers(self.model),
+        }
 
     @torch.no_grad()
     def restore_weights(self, saved: dict[str, dict[str, Tensor]]) -> None:
         for name, tensor in {**self.parameters, **named_buffers(self.model)}.items():
             tensor.copy_(saved["parameters" if name in self.parameters else "buffers"][name])
 
-    def save(self, folder: Path, fingerprints: dict[str, str], keep: int = 1, write: bool = True) -> None:
+    def save(
+        self, folder: Path, fingerprints: dict[str, str], keep: int = 1, write: bool = True
+    ) -> None:
         """Write folder/checkpoint-STEP.pt, then remove all but the newest `keep`; write=False: only check. Raises UserError; what was there stays."""
         weights = self.weights()
         if write:
-            save_checkpoint(folder, self.step, {
-                "step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "fingerprints": fingerprints,
-                "scale": vars(self.scale), "optimizer": self.optimizer.state_dict(), "best": self.best, **weights,
-            }, keep)
+            save_checkpoint(
+                folder,
+                self.step,
+                {
+                    "step": self.step,
+                    "skipped": self.skipped,
+                    "skipped_in_a_row": self.skipped_in_a_row,
+                    "fingerprints": fingerprints,
+                    "scale": vars(self.scale),
+                    "optimizer": self.optimizer.state_dict(),
+                    "best": self.best,
+                    **weights,
+                },
+                keep,
+            )
 
     def load(self, folder: Path, fingerprints: dict[str, str]) -> None:
         """Continue from the newest readable checkpoint in `folder`. Raises UserError when there is none or it is of another run."""
         saved = load_checkpoint(folder, fingerprints)
-        self.step, self.skipped, self.skipped_in_a_row = saved["step"], saved["skipped"], saved["skipped_in_a_row"]
+        self.step, self.skipped, self.skipped_in_a_row = (
+            saved["step"],
+            saved["skipped"],
+            saved["skipped_in_a_row"],
+        )
         self.best = saved["best"]
         self.restore_weights(saved)
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -77,18 +102,27 @@ class State:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run's folder, the newest last."""
-    found = {path: re.fullmatch(r"checkpoint-(\d+)\.pt", path.name) for path in folder.glob("checkpoint-*.pt")}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(found[path][1]))
+    found = {
+        path: re.fullmatch(r"checkpoint-(\d+)\.pt", path.name)
+        for path in folder.glob("checkpoint-*.pt")
+    }
+    return sorted(
+        (path for path, match in found.items() if match), key=lambda path: int(found[path][1])
+    )
 
 
 def save_checkpoint(folder: Path, step: int, state: dict, keep: int = 1) -> None:
     """Write the state as the checkpoint of this step; then older ones than the newest `keep` go. Raises UserError."""
-    for stray in folder.glob(".checkpoint-*.tmp"):  # of a process that was killed, perhaps at another step
+    for stray in folder.glob(
+        ".checkpoint-*.tmp"
+    ):  # of a process that was killed, perhaps at another step
         stray.unlink(missing_ok=True)
     path = folder / f"checkpoint-{step:06}.pt"
     write_atomically(path, lambda temporary: torch.save(state, temporary))
     found = checkpoints(folder)
-    newest = found[: found.index(path) + 1][-keep:]  # what has a later number could not be read, or the run would not be at this step
+    newest = found[: found.index(path) + 1][
+        -keep:
+    ]  # what has a later number could not be read, or the run would not be at this step
     for other in found:
         if other not in newest:
             other.unlink()
@@ -101,20 +135,28 @@ def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
     """
     found = checkpoints(folder)
     if not found:
-        raise UserError(f"{folder} holds no checkpoint-STEP.pt: there is no checkpoint to resume from")
+        raise UserError(
+            f"{folder} holds no checkpoint-STEP.pt: there is no checkpoint to resume from"
+        )
     for path, before in zip(reversed(found), [*reversed(found[:-1]), None], strict=True):
         try:
             state = read_checkpoint(path)
         except UserError as error:
             if before is None:
-                raise UserError(f"{error}; there is no other: start again with another --out, or remove it and begin again with --resume") from None
+                raise UserError(
+                    f"{error}; there is no other: start again with another --out, or remove it and begin again with --resume"
+                ) from None
             tqdm.write(f"{error}; the one before it is tried, {before.name}")
             continue
         break
     saved = state["fingerprints"]
-    changed = sorted(key for key in saved.keys() | fingerprints.keys() if saved.get(key) != fingerprints.get(key))
+    changed = sorted(
+        key for key in saved.keys() | fingerprints.keys() if saved.get(key) != fingerprints.get(key)
+    )
     if changed:
-        raise UserError(f"{path} was made with another {', '.join(changed)}; resume with what it was started with, or start a new run")
+        raise UserError(
+            f"{path} was made with another {', '.join(changed)}; resume with what it was started with, or start a new run"
+        )
     tqdm.write(f"continuing from {path}")
     return state
 
@@ -122,13 +164,17 @@ def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
 def read_checkpoint(path: Path) -> dict:
     """The state in one file. Raises UserError when it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as file:  # torch writes the sums of its zip and does not check them
+        with zipfile.ZipFile(
+            path
+        ) as file:  # torch writes the sums of its zip and does not check them
             if damaged := file.testzip():
                 raise OSError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes torch raise
         said = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {said:.200}") from None
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {said:.200}"
+        ) from None
     if not isinstance(state, dict) or not isinstance(state.get("fingerprints"), dict):
         raise UserError(f"{path} is not a checkpoint of this program")
     return state

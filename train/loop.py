@@ -15,17 +15,19 @@ from tqdm import tqdm
 
 from adapters.attach import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
-from model.errors import UserError, short_of_memory
+from files.errors import UserError, short_of_memory
 from train.checkpoint import State
 from train.loss import mean_loss
-from train.memory import offloaded
+from train.offload import offloaded
 from train.optim import LossScale, learning_rate
 from train.parallel import ALONE, Processes
 from train.pipeline import Busy, accumulate, busy_text
 from train.settings import Train
 from train.signals import Signals
 
-MAX_SKIPPED = 25  # non-finite steps in a row before the run stops; float16 needs about 16 to find its scale
+MAX_SKIPPED = (
+    25  # non-finite steps in a row before the run stops; float16 needs about 16 to find its scale
+)
 
 
 @dataclass
@@ -70,7 +72,9 @@ def train(
     for name, parameter in parameters.items():
         by_rate.setdefault((rates or {}).get(name, 1.0), []).append(parameter)
     groups = [{"params": group, "rate": rate} for rate, group in by_rate.items()]
-    optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay
+    )
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
     state = State(model, parameters, optimizer, scale)
@@ -79,20 +83,40 @@ def train(
     if resume:
         state.load(folder, fingerprints)
     processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
-    most = math.ceil(min(s.batch_size, len(examples)) / s.micro_batch_size)  # micro-batches of a step; the last step of an epoch may have fewer
+    most = math.ceil(
+        min(s.batch_size, len(examples)) / s.micro_batch_size
+    )  # micro-batches of a step; the last step of an epoch may have fewer
     if most < processes.world:
-        tqdm.write(f"{most} micro-batch{'es' * (most > 1)} a step for {processes.world} processes: lower train.micro_batch_size, or raise train.batch_size")
+        tqdm.write(
+            f"{most} micro-batch{'es' * (most > 1)} a step for {processes.world} processes: lower train.micro_batch_size, or raise train.batch_size"
+        )
 
     validate_every = s.validate_every or s.save_every
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds between pictures of the bar; a log file wants few
+    interval = (
+        0.1 if sys.stderr.isatty() else 10
+    )  # seconds between pictures of the bar; a log file wants few
     model.train()
     model.checkpointing = s.checkpoint_every
-    with Signals() as signals, tqdm(
-        total=total, initial=state.step, unit="step", dynamic_ncols=True, mininterval=interval, disable=not processes.is_writer,
-    ) as bar:
+    with (
+        Signals() as signals,
+        tqdm(
+            total=total,
+            initial=state.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=interval,
+            disable=not processes.is_writer,
+        ) as bar,
+    ):
         for step in range(state.step, total):
-            if s.patience and state.best and step - state.best["step"] >= s.patience * validate_every:
-                tqdm.write(f"no lower validation loss in {s.patience} validations: stopped after step {step}")
+            if (
+                s.patience
+                and state.best
+                and step - state.best["step"] >= s.patience * validate_every
+            ):
+                tqdm.write(
+                    f"no lower validation loss in {s.patience} validations: stopped after step {step}"
+                )
                 break
             began = time.perf_counter()
             rate = learning_rate(s, step, total)
@@ -107,14 +131,23 @@ def train(
 
             # forward and backward: the loss is a sum, divided by the loss weight of the whole step
             weight = sum(sum(row.weights[1:]) for row in rows)
-            batches = {seed_from(seed, step, number): some for number, some in enumerate(micro_batches(rows, s.micro_batch_size))}  # by seed of dropout
-            with short_of_memory(f"on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
-                                 f"or set train.checkpointing=block; the last checkpoint is intact, --resume {folder} takes both with --set"):
+            batches = {
+                seed_from(seed, step, number): some
+                for number, some in enumerate(micro_batches(rows, s.micro_batch_size))
+            }  # by seed of dropout
+            with short_of_memory(
+                f"on {device} with {s.micro_batch_size} rows at once: lower train.micro_batch_size "
+                f"or set train.checkpointing=block; the last checkpoint is intact, --resume {folder} takes both with --set"
+            ):
                 with offloaded(model) if s.offload else nullcontext():
-                    parts, busy = accumulate(model, processes.share(batches), weight / scale.scale, pad_id)
+                    parts, busy = accumulate(
+                        model, processes.share(batches), weight / scale.scale, pad_id
+                    )
                 loss = sum(processes.gather(sum((part / weight).item() for part in parts)))
                 processes.sum_gradients(parameters.values())
-                if (extra := penalty(model)) is not None:  # what some adapters ask for besides (AdaLoRA)
+                if (
+                    extra := penalty(model)
+                ) is not None:  # what some adapters ask for besides (AdaLoRA)
                     (extra * scale.scale).backward()
 
             # unscale, check, clip, update
@@ -127,9 +160,14 @@ def train(
                 optimizer.step()
                 state.skipped_in_a_row = 0
             else:
-                state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
+                state.skipped, state.skipped_in_a_row = (
+                    state.skipped + 1,
+                    state.skipped_in_a_row + 1,
+                )
                 if state.skipped_in_a_row == MAX_SKIPPED:
-                    raise UserError(f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: lower train.learning_rate")
+                    raise UserError(
+                        f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: lower train.learning_rate"
+                    )
                 optimizer.zero_grad(set_to_none=True)
             after_step(model, step + 1, total)  # some adapters change with time (AdaLoRA's ranks)
             optimizer.zero_grad(set_to_none=True)
@@ -141,17 +179,35 @@ def train(
                 shares.append(busy)
             validation = {}
             if held_out and ((step + 1) % validate_every == 0 or step + 1 == total):
-                with short_of_memory(f"on {device} while validating: lower train.micro_batch_size; the last checkpoint in {folder} is intact"):
+                with short_of_memory(
+                    f"on {device} while validating: lower train.micro_batch_size; the last checkpoint in {folder} is intact"
+                ):
                     found = mean_loss(model, held_out, s.micro_batch_size, pad_id, processes)
                 state.validated(found)
                 validation = {"validation_loss": found if math.isfinite(found) else None}
-            log({
-                "step": step + 1, "loss": loss if math.isfinite(loss) else None, "learning_rate": rate,
-                "gradient_norm": norm if math.isfinite(norm) else None, "tokens_per_second": round(tokens), "skipped": not finite, **validation,
-                **({} if busy is None else {"devices_busy": round(busy.measured, 3), "devices_busy_side_by_side": round(busy.side_by_side, 3)}),
-            })
+            log(
+                {
+                    "step": step + 1,
+                    "loss": loss if math.isfinite(loss) else None,
+                    "learning_rate": rate,
+                    "gradient_norm": norm if math.isfinite(norm) else None,
+                    "tokens_per_second": round(tokens),
+                    "skipped": not finite,
+                    **validation,
+                    **(
+                        {}
+                        if busy is None
+                        else {
+                            "devices_busy": round(busy.measured, 3),
+                            "devices_busy_side_by_side": round(busy.side_by_side, 3),
+                        }
+                    ),
+                }
+            )
             shown = {} if busy is None else {"busy": f"{100 * busy.measured:.0f}%"}
-            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", **shown, refresh=False)
+            bar.set_postfix(
+                loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{tokens:.0f}", **shown, refresh=False
+            )
             bar.update()
             received = int(max(processes.gather(signals.received)))  # whichever process it reached
             if received or (step + 1) % s.save_every == 0 or step + 1 == total:
@@ -160,7 +216,9 @@ def train(
                 processes.barrier()  # what is saved is there for all
             if received:
                 return Outcome(state.step, state.skipped, received, state.step, state.validation)
-    if signals.received:  # it came while the last step was saved: whoever listens now is to hear of it
+    if (
+        signals.received
+    ):  # it came while the last step was saved: whoever listens now is to hear of it
         signal.raise_signal(signals.received)
     if shares:
         tqdm.write(busy_text(shares, len(model.stages), most))

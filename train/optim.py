@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from model.errors import unknown
+from files.errors import unknown
 from train.settings import Train
 
 

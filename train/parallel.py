@@ -7,7 +7,7 @@
 Seed and step decide the rows of a step, its micro-batches and their dropout; the loss is a sum over tokens divided by the weight of the whole step. So
 gradients are added, not averaged, and any number of processes takes the same steps as one, to rounding. torch's DistributedDataParallel is not used: what
 is to be added are the adapters' gradients alone, a few megabytes in one piece a step, and its averaging, no_sync and rules for unused parameters are
-for what is not the case here. With `shard` the blocks' weights lie in all processes together (model/shard.py). Rank 0 alone writes and prints.
+for what is not the case here. With `shard` the blocks' weights lie in all processes together (model/fsdp.py). Rank 0 alone writes and prints.
 """
 
 import hashlib
@@ -24,9 +24,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.batches import Example
-from model.errors import UserError
+from files.errors import UserError
 
-TIMEOUT = timedelta(minutes=30)  # until a process that waits for the others gives up: one that ended is noticed at once, one that hangs is not
+TIMEOUT = timedelta(
+    minutes=30
+)  # until a process that waits for the others gives up: one that ended is noticed at once, one that hangs is not
 
 
 class Lost(UserError):
@@ -61,7 +63,9 @@ class Processes:
         parameters = list(parameters)
         device = parameters[0].device
         gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-        has = torch.tensor([one.grad is not None for one in parameters], dtype=torch.float32, device=device)
+        has = torch.tensor(
+            [one.grad is not None for one in parameters], dtype=torch.float32, device=device
+        )
         flat = torch.cat([has, *(one.flatten().to(device) for one in gradients)])
         dist.all_reduce(flat)
         has, *parts = flat.split([len(parameters), *(one.numel() for one in parameters)])
@@ -96,7 +100,9 @@ class Processes:
             raise error
         return made
 
-    def agree(self, facts: dict[str, str], weights: dict[str, dict[str, Tensor]] | None = None) -> None:
+    def agree(
+        self, facts: dict[str, str], weights: dict[str, dict[str, Tensor]] | None = None
+    ) -> None:
         """Raise UserError in all processes where one has another value than rank 0, or other weights, to the bit, naming what differs."""
         if self.world == 1:
             return
@@ -104,7 +110,9 @@ class Processes:
         for rank, others in enumerate(found := self.exchange(facts)):
             different = [key for key in facts if others.get(key) != found[0].get(key)]
             if different:
-                raise UserError(f"process {rank} differs from process 0 in: {', '.join(different)}; all need the same command, files and versions")
+                raise UserError(
+                    f"process {rank} differs from process 0 in: {', '.join(different)}; all need the same command, files and versions"
+                )
 
     def mesh(self, device: torch.device):
         """The processes as FSDP wants to have them."""
@@ -138,16 +146,28 @@ def started() -> Iterator[Processes]:
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set: start several processes with torchrun")
-    processes = Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set: start several processes with torchrun"
+        )
+    processes = Processes(
+        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
+    )
     gpu = torch.cuda.is_available() and processes.local_rank < torch.cuda.device_count()
     if gpu:
         torch.cuda.set_device(processes.local_rank)
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=TIMEOUT,
+        )
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"the processes did not find each other at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {first_line(error)}") from None
+        raise UserError(
+            f"the processes did not find each other at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {first_line(error)}"
+        ) from None
     try:
         with nullcontext() if processes.is_writer else quiet():
             yield processes
@@ -171,7 +191,9 @@ def first_to_say(store, processes: Processes, error: Exception) -> bool:
 
     As rank 0 may hold the store, it gives the others as long to have read it.
     """
-    key, seconds = ("error", 2) if isinstance(error, Lost) else (f"error {error}", 10)  # on a busy machine one may be that much later than another
+    key, seconds = (
+        ("error", 2) if isinstance(error, Lost) else (f"error {error}", 10)
+    )  # on a busy machine one may be that much later than another
     try:
         if not processes.is_writer:
             said = within(seconds, lambda: store.check([key]))
@@ -206,9 +228,13 @@ def quiet() -> Iterator[None]:
 def lost(error: Exception) -> Exception:
     """The error itself, or `Lost` where it says that a connection broke."""
     broken = ("gloo", "nccl", "connection closed", "connection reset", "timed out")
-    if isinstance(error, UserError) or not (isinstance(error, dist.DistError) or any(word in str(error).lower() for word in broken)):
+    if isinstance(error, UserError) or not (
+        isinstance(error, dist.DistError) or any(word in str(error).lower() for word in broken)
+    ):
         return error
-    return Lost(f"another process of this job ended or does not answer; continue from the last checkpoint with --resume ({first_line(error)})")
+    return Lost(
+        f"another process of this job ended or does not answer; continue from the last checkpoint with --resume ({first_line(error)})"
+    )
 
 
 def first_line(error: Exception) -> str:

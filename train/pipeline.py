@@ -1,4 +1,4 @@
-"""A step through layers split over devices (model/split.py): micro-batches follow each other so that every device has work.
+"""A step through layers split over devices (model/devices.py): micro-batches follow each other so that every device has work.
 
 Two stages, four micro-batches, a backward pass twice as long as a forward one (1F1B: Narayanan et al. 2019, PipeDream; 2021, figure 4):
 
@@ -33,7 +33,11 @@ class Work(NamedTuple):
         """What must be done before it, besides what its own device has in front of it."""
         if self.way == "F":
             return Work(self.stage - 1, self.batch, "F") if self.stage else None
-        return Work(self.stage + 1, self.batch, "B") if self.stage < stages - 1 else Work(self.stage, self.batch, "F")
+        return (
+            Work(self.stage + 1, self.batch, "B")
+            if self.stage < stages - 1
+            else Work(self.stage, self.batch, "F")
+        )
 
 
 def orders(stages: int, batches: int) -> list[list[Work]]:
@@ -50,7 +54,9 @@ def orders(stages: int, batches: int) -> list[list[Work]]:
     return found
 
 
-def replay(work: list[list[Work]], seconds: Callable[[Work], float]) -> dict[Work, tuple[float, float]]:
+def replay(
+    work: list[list[Work]], seconds: Callable[[Work], float]
+) -> dict[Work, tuple[float, float]]:
     """(start, end) of everything when each device does its work in its order as soon as what it needs is there."""
     times: dict[Work, tuple[float, float]] = {}
     queues = [list(order) for order in work]
@@ -58,7 +64,11 @@ def replay(work: list[list[Work]], seconds: Callable[[Work], float]) -> dict[Wor
         for queue in queues:
             while queue and ((needed := queue[0].needs(len(work))) is None or needed in times):
                 one = queue.pop(0)
-                before = [times[other][1] for other in (needed, *work[one.stage][: work[one.stage].index(one)][-1:]) if other is not None]
+                before = [
+                    times[other][1]
+                    for other in (needed, *work[one.stage][: work[one.stage].index(one)][-1:])
+                    if other is not None
+                ]
                 start = max(before, default=0.0)
                 times[one] = (start, start + seconds(one))
     return times
@@ -83,9 +93,13 @@ def busy_text(steps: Sequence[Busy], stages: int, batches: int) -> str:
     """What was measured, beside what the schedule allows."""
     measured, side_by_side = (100 * sum(each) / len(steps) for each in zip(*steps, strict=True))
     most = batches / (batches + stages - 1)
-    hint = "; a lower train.micro_batch_size gives them more to do side by side" if most < 0.7 else ""
-    return (f"{stages} devices, micro-batches a step: {batches}; busy {measured:.0f} % of the time, {side_by_side:.0f} % if all work side by side "
-            f"as scheduled, where equal stages would be {100 * most:.0f} %{hint}")
+    hint = (
+        "; a lower train.micro_batch_size gives them more to do side by side" if most < 0.7 else ""
+    )
+    return (
+        f"{stages} devices, micro-batches a step: {batches}; busy {measured:.0f} % of the time, {side_by_side:.0f} % if all work side by side "
+        f"as scheduled, where equal stages would be {100 * most:.0f} %{hint}"
+    )
 
 
 @dataclass
@@ -123,7 +137,9 @@ class Watch:
         return start.elapsed_time(end) / 1000
 
 
-def accumulate(model: nn.Module, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int) -> tuple[list[Tensor], Busy | None]:
+def accumulate(
+    model: nn.Module, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int
+) -> tuple[list[Tensor], Busy | None]:
     """Add the gradient of summed loss / divisor of every micro-batch to the parameters. batches: by the seed of their dropout.
 
     Returns the summed loss of each micro-batch, and how busy the devices were (None: there is one).
@@ -140,12 +156,18 @@ def accumulate(model: nn.Module, batches: dict[int, Sequence[Example]], divisor:
 
 
 def pipelined(
-    model: nn.Module, batches: Sequence[Sequence[Example]], seeds: Sequence[int], divisor: float, pad_id: int
+    model: nn.Module,
+    batches: Sequence[Sequence[Example]],
+    seeds: Sequence[int],
+    divisor: float,
+    pad_id: int,
 ) -> tuple[list[Tensor], Busy]:
     """`accumulate` with the model's stages working side by side, each piece of work timed on its device."""
     last = len(model.stages) - 1
     work = orders(len(model.stages), len(batches))
-    passages = {number: Passage(*collate(rows, pad_id, model.device)) for number, rows in enumerate(batches)}  # copies to a GPU wait for its queue
+    passages = {
+        number: Passage(*collate(rows, pad_id, model.device)) for number, rows in enumerate(batches)
+    }  # copies to a GPU wait for its queue
     losses: dict[int, Tensor] = {}
     watch = Watch()
     began = time.perf_counter()
@@ -162,7 +184,9 @@ def pipelined(
             x, passage.step = model.enter(model.embed(tokens), tokens, None)
         else:
             before = passage.out[one.stage - 1]
-            x = passage.into[one.stage] = moved(before.detach(), stage.device).requires_grad_(before.requires_grad)
+            x = passage.into[one.stage] = moved(before.detach(), stage.device).requires_grad_(
+                before.requires_grad
+            )
             watch.mark(one, stage.device)
         x = model.run(x, passage.step, [stage])
         if one.stage == last:
@@ -186,7 +210,11 @@ def pipelined(
             del passages[one.batch]
 
     times = replay(work, lambda one: 1.0 if one.way == "F" else 2.0)
-    for one in sorted(times, key=lambda one: (times[one][0], model.stages[one.stage].device.type == "cpu")):  # a CPU's work holds this thread up
+    for one in sorted(
+        times, key=lambda one: (times[one][0], model.stages[one.stage].device.type == "cpu")
+    ):  # a CPU's work holds this thread up
         (forward if one.way == "F" else backward)(one)
     seconds = sum(watch.seconds(one) for one in times)  # waits for the last
-    return [losses[batch] for batch in range(len(batches))], Busy(seconds / (len(work) * (time.perf_counter() - began)), utilisation(work, watch.seconds))
+    return [losses[batch] for batch in range(len(batches))], Busy(
+        seconds / (len(work) * (time.perf_counter() - began)), utilisation(work, watch.seconds)
+    )

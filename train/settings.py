@@ -9,9 +9,9 @@ from pathlib import Path
 
 from adapters.config import named, overlay
 from adapters.config import resolve as resolve_adapter
-from model.errors import UserError, unknown
+from files.errors import UserError, unknown
+from files.toml import parse_set, read_toml, table_text
 from model.quantize import STORED_AS
-from train.toml import parse_set, read_toml, table_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -48,7 +48,16 @@ class Train:
         for key in ("epochs", "batch_size", "micro_batch_size", "cutoff", "save_every", "keep"):
             if getattr(self, key) < 1:
                 raise UserError(f"train.{key} = {getattr(self, key)} must be at least 1")
-        for key in ("max_steps", "warmup_steps", "weight_decay", "prompt_weight", "final_learning_rate", "validation_rows", "validate_every", "patience"):
+        for key in (
+            "max_steps",
+            "warmup_steps",
+            "weight_decay",
+            "prompt_weight",
+            "final_learning_rate",
+            "validation_rows",
+            "validate_every",
+            "patience",
+        ):
             if getattr(self, key) < 0:
                 raise UserError(f"train.{key} = {getattr(self, key)} must not be negative")
         for key in ("learning_rate", "clip"):
@@ -62,7 +71,9 @@ class Train:
         """Raise UserError for values that do not go together."""
         for key in ("validate_every", "patience"):
             if getattr(self, key) and not self.validation_rows:
-                raise UserError(f"train.{key} = {getattr(self, key)} needs rows to validate on: set train.validation_rows")
+                raise UserError(
+                    f"train.{key} = {getattr(self, key)} needs rows to validate on: set train.validation_rows"
+                )
 
     @property
     def checkpoint_every(self) -> int:
@@ -71,7 +82,9 @@ class Train:
         if word == "every" and number.isascii() and number.isdigit() and int(number) > 0:
             return int(number)
         if self.checkpointing not in ("none", "block"):
-            raise UserError(f'train.checkpointing = {self.checkpointing!r} should be none, block, or every and a number, such as "every 2"')
+            raise UserError(
+                f'train.checkpointing = {self.checkpointing!r} should be none, block, or every and a number, such as "every 2"'
+            )
         return int(self.checkpointing == "block")
 
 
@@ -88,31 +101,54 @@ class Eval:
     temperature: float = 0.0  # above 0: answers are drawn, by seeds
     top_k: int = 0  # drawn from the k likeliest tokens; 0: all
     top_p: float = 1.0  # drawn from the likeliest tokens that together have this probability
-    seeds: list = field(default_factory=lambda: [0])  # of drawn answers: every problem is answered once with each
+    seeds: list = field(
+        default_factory=lambda: [0]
+    )  # of drawn answers: every problem is answered once with each
 
     def check(self) -> None:
-        for key, least in (("items", 0), ("batch_size", 1), ("max_new_tokens", 1), ("beams", 1), ("temperature", 0), ("top_k", 0)):
+        for key, least in (
+            ("items", 0),
+            ("batch_size", 1),
+            ("max_new_tokens", 1),
+            ("beams", 1),
+            ("temperature", 0),
+            ("top_k", 0),
+        ):
             if getattr(self, key) < least:
                 raise UserError(f"eval.{key} = {getattr(self, key)} must be at least {least}")
-        for key, most in (("max_new_tokens", 1_000_000), ("beams", 1000), ("batch_size", 1_000_000)):
+        for key, most in (
+            ("max_new_tokens", 1_000_000),
+            ("beams", 1000),
+            ("batch_size", 1_000_000),
+        ):
             if getattr(self, key) > most:
                 raise UserError(f"eval.{key} = {getattr(self, key)} is more than {most:,}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"eval.top_p = {self.top_p} should lie above 0 and be at most 1")
         if self.scoring not in ("generate", "likelihood"):
             raise unknown("eval.scoring", self.scoring, ["generate", "likelihood"])
-        if not self.seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+        if (
+            not self.seeds
+            or not all(type(seed) is int and 0 <= seed < 2**63 for seed in self.seeds)
+            or len(set(self.seeds)) < len(self.seeds)
+        ):
             raise UserError(f"eval.seeds = {self.seeds} should be different whole numbers from 0")
 
     def check_together(self) -> None:
         """Raise UserError for values that do not go together."""
         drawn = self.temperature > 0
         if drawn and (self.beams > 1 or self.scoring == "likelihood"):
-            raise UserError(f"eval.temperature = {self.temperature} draws answers, which goes with neither beams nor likelihoods")
+            raise UserError(
+                f"eval.temperature = {self.temperature} draws answers, which goes with neither beams nor likelihoods"
+            )
         if self.beams > 1 and self.scoring == "likelihood":
-            raise UserError(f"eval.beams = {self.beams}: likelihoods are not generated; use eval.scoring=generate")
+            raise UserError(
+                f"eval.beams = {self.beams}: likelihoods are not generated; use eval.scoring=generate"
+            )
         if not drawn and (self.top_k or self.top_p < 1 or self.seeds != [0]):
-            raise UserError("eval.top_k, eval.top_p and eval.seeds are for drawn answers: set eval.temperature above 0")
+            raise UserError(
+                "eval.top_k, eval.top_p and eval.seeds are for drawn answers: set eval.temperature above 0"
+            )
 
     @property
     def decoding(self) -> str:
@@ -120,8 +156,16 @@ class Eval:
         if self.scoring == "likelihood":
             return "likelihood of the options"
         if self.temperature > 0:
-            limits = [f"top k {self.top_k}"] * (self.top_k > 0) + [f"top p {self.top_p}"] * (self.top_p < 1)
-            return ", ".join([f"drawn at temperature {self.temperature}", *limits, f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"])
+            limits = [f"top k {self.top_k}"] * (self.top_k > 0) + [f"top p {self.top_p}"] * (
+                self.top_p < 1
+            )
+            return ", ".join(
+                [
+                    f"drawn at temperature {self.temperature}",
+                    *limits,
+                    f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}",
+                ]
+            )
         return f"{self.beams} beams" if self.beams > 1 else "greedy"
 
 
@@ -133,23 +177,37 @@ class Settings:
     revision: str = ""  # of a hub repository; empty: the registry's, else main
     data: str = "math-v1"  # a name of `run.py data list`, a file, or a data set of the hub
     data_dir: str = ""  # folder that holds dataset/, for the paper's data; empty: the cache, into which it is fetched
-    tests: list = field(default_factory=list)  # the sets to measure on; empty: those that belong to the data
-    columns: dict = field(default_factory=dict)  # instruction, input, output, answer -> the columns of a file of yours
+    tests: list = field(
+        default_factory=list
+    )  # the sets to measure on; empty: those that belong to the data
+    columns: dict = field(
+        default_factory=dict
+    )  # instruction, input, output, answer -> the columns of a file of yours
     test_share: float = 0.1  # of a file of yours, held out to measure on
     only_right: bool = False  # train only on rows whose rationale reaches the right answer
-    train_on_test: bool = False  # train although a test set is in the training data; the result says so
-    strict_rows: bool = False  # refuse a file with rows that cannot be used, in place of leaving them out
+    train_on_test: bool = (
+        False  # train although a test set is in the training data; the result says so
+    )
+    strict_rows: bool = (
+        False  # refuse a file with rows that cannot be used, in place of leaving them out
+    )
     template: str = "auto"  # alpaca | paper-v1 | plain | chat, the tokenizer's own; auto: chat for own data where there is one, else alpaca
     seed: int = 0
     device: str = "auto"  # auto: cuda where there is one, else cpu; several, "cuda:0,cuda:1": the layers are split over them
-    layers_per_device: list = field(default_factory=list)  # how many layers lie on each of several devices; empty: even, or what fits (train/layout.py)
+    layers_per_device: list = field(
+        default_factory=list
+    )  # how many layers lie on each of several devices; empty: even, or what fits (experiments/layout.py)
     dtype: str = "auto"  # float32 | bfloat16 | float16 of the frozen base and the computation; auto: the checkpoint's, where the device can
-    quantize: str = ""  # int8 | llm-int8 | nf4: the base's Linears in 8 or 4 bits; empty: as they are stored
+    quantize: str = (
+        ""  # int8 | llm-int8 | nf4: the base's Linears in 8 or 4 bits; empty: as they are stored
+    )
     shard: bool = False  # each of several processes holds a part of every block's weights, for a base that is too big for one device
     threads: int = 0  # CPU threads of a computation; 0: as many as there are cores
     adapter: dict = field(default_factory=dict)
     continue_from: str = ""  # folder of a saved adapter that is trained further, in place of a new one; adapter is empty then
-    load: dict = field(default_factory=dict)  # name -> folder of an adapter that is there, frozen, below the one that is trained
+    load: dict = field(
+        default_factory=dict
+    )  # name -> folder of an adapter that is there, frozen, below the one that is trained
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
 
@@ -161,14 +219,18 @@ class Settings:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed = {self.seed} should be between 0 and 2^63 - 1")
         if not all(type(layers) is int and layers > 0 for layers in self.layers_per_device):
-            raise UserError(f"layers_per_device = {self.layers_per_device} should be whole numbers above 0, one for each device")
+            raise UserError(
+                f"layers_per_device = {self.layers_per_device} should be whole numbers above 0, one for each device"
+            )
         if not 0 <= self.test_share < 1:
             raise UserError(f"test_share = {self.test_share} should be at least 0 and below 1")
         for key, texts in (("tests", self.tests), ("columns", self.columns.values())):
             if not all(isinstance(text, str) for text in texts):
                 raise UserError(f"{key} = {getattr(self, key)!r} should hold names")
         if not all(isinstance(folder, str) for folder in self.load.values()):
-            raise UserError("load should name a folder for each adapter, such as load.math=runs/a/adapter")
+            raise UserError(
+                "load should name a folder for each adapter, such as load.math=runs/a/adapter"
+            )
 
 
 def recipe(name: str) -> dict:
@@ -198,7 +260,11 @@ def build(cls, table: dict, where: str):
         elif kind is float and isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{where}: {key} = {value} is not a finite number")
         elif kind == tuple[float, float]:
-            if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
+            if (
+                not isinstance(value, list | tuple)
+                or len(value) != 2
+                or not all(isinstance(v, int | float) for v in value)
+            ):
                 raise UserError(f"{where}: {key} = {value!r} should be two numbers")
             value = tuple(map(float, value))
             if not all(0 <= v < 1 for v in value):
@@ -213,27 +279,36 @@ def build(cls, table: dict, where: str):
 
 
 def settings(
-    config: str | None = None, recipe_name: str | None = None, options: dict | None = None,
-    sets: list[str] = (), below: dict | None = None,
+    config: str | None = None,
+    recipe_name: str | None = None,
+    options: dict | None = None,
+    sets: list[str] = (),
+    below: dict | None = None,
 ) -> Settings:
     """The settings of a run from a TOML file, a recipe, command-line options {"model": ..., "adapter": {"preset": ...}} and --set texts.
 
     Without a recipe, the pocket models have theirs (pocket-tune). `below`: a table under the TOML file
-    (train/continued.py). Raises UserError for anything misspelled or malformed.
+    (experiments/continued.py). Raises UserError for anything misspelled or malformed.
     """
     from_file = read_toml(Path(config)) if config else {}
     tables = [("the adapter to continue", below or {}), (config or "--config", from_file)]
     tables.append(("options", options or {}))
     tables += [(f"--set {text}", parse_set(text)) for text in sets]
     if config and recipe_name and not leaves(recipe(recipe_name)) - leaves(from_file):
-        raise UserError(f"recipe {recipe_name} changes nothing here: {config} says all that it says")
-    model = next((table["model"] for _, table in reversed(tables) if "model" in table), Settings.model)
+        raise UserError(
+            f"recipe {recipe_name} changes nothing here: {config} says all that it says"
+        )
+    model = next(
+        (table["model"] for _, table in reversed(tables) if "model" in table), Settings.model
+    )
     if recipe_name is None and str(model).startswith("pocket-"):
         recipe_name = "pocket-tune"
     if recipe_name:
         tables.insert(0, (f"recipe {recipe_name}", recipe(recipe_name)))
         if "tokenizer_size" in tables[0][1]:
-            raise UserError(f"recipe {recipe_name} makes a model from scratch: use it with python run.py pretrain --recipe {recipe_name} --out FOLDER")
+            raise UserError(
+                f"recipe {recipe_name} makes a model from scratch: use it with python run.py pretrain --recipe {recipe_name} --out FOLDER"
+            )
 
     whole: dict = {}
     adapter: dict = {}
@@ -245,23 +320,33 @@ def settings(
             of_presets = preset_tables(table.pop("adapters", {}), where)
         change = table.pop("adapter", {})
         if not isinstance(change, dict):
-            raise UserError(f"{where}: adapter should be a table, such as [adapter] with preset = {str(change)!r}")
+            raise UserError(
+                f"{where}: adapter should be a table, such as [adapter] with preset = {str(change)!r}"
+            )
         build(Settings, table, where)  # a mistake is named with the place it stands in
         adapter_from = where if change else adapter_from
         if "device" in table:
             whole.pop("layers_per_device", None)  # they were counted for other devices
         whole = overlay(whole, table)
-        adapter = change if change.keys() & {"preset", "kind"} else overlay(adapter, change)  # another method starts anew
+        adapter = (
+            change if change.keys() & {"preset", "kind"} else overlay(adapter, change)
+        )  # another method starts anew
     if whole.get("continue_from"):
         if adapter:
             said = "--adapter" if adapter_from == "options" else adapter_from
-            raise UserError(f"{said} says what the adapter is, and one that is trained further "
-                            "(--continue) keeps the configuration of its file: give either")
+            raise UserError(
+                f"{said} says what the adapter is, and one that is trained further "
+                "(--continue) keeps the configuration of its file: give either"
+            )
         return checked(whole)
     adapter = dict(adapter)
-    complete = "kind" in adapter or any(isinstance(part, dict) and part.keys() & {"preset", "kind"} for part in adapter.values())
+    complete = "kind" in adapter or any(
+        isinstance(part, dict) and part.keys() & {"preset", "kind"} for part in adapter.values()
+    )
     preset = adapter.pop("preset", None if complete else "parallel")
-    whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(preset, below=of_presets, **adapter).table()
+    whole["adapter"] = ({"preset": preset} if preset else {}) | resolve_adapter(
+        preset, below=of_presets, **adapter
+    ).table()
     return checked(whole)
 
 
@@ -275,7 +360,12 @@ def checked(table: dict) -> Settings:
 
 def leaves(table: dict) -> set[tuple[str, ...]]:
     """The keys of a recipe's or a file's settings, without what a recipe says of presets."""
-    return {(key, *rest) for key, value in table.items() if key != "adapters" for rest in (leaves(value) if isinstance(value, dict) else [()])}
+    return {
+        (key, *rest)
+        for key, value in table.items()
+        if key != "adapters"
+        for rest in (leaves(value) if isinstance(value, dict) else [()])
+    }
 
 
 def preset_tables(tables, where: str) -> dict[str, dict]:

@@ -13,7 +13,10 @@ class Signals:
         self.received = 0
         self.before = {}
         if threading.current_thread() is threading.main_thread():  # the only one that may listen
-            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {
+                number: signal.signal(number, self.note)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def note(self, number: int, frame) -> None:
@@ -22,7 +25,9 @@ class Signals:
         self.received = number
         with suppress(OSError):  # nobody reads stderr any more: stopping goes on
             if os.environ.get("RANK", "0") == "0":  # torchrun passes a signal on to all processes
-                os.write(2, b"\nstopping after this step (once more to stop at once) ...\n")  # print() may be at work just now and cannot be entered twice
+                os.write(
+                    2, b"\nstopping after this step (once more to stop at once) ...\n"
+                )  # print() may be at work just now and cannot be entered twice
 
     def __exit__(self, *exception) -> None:
         for number, handler in self.before.items():

@@ -1,0 +1,1 @@
+"""Adapter files: ours, PEFT's, the paper repository's; merged models."""

@@ -1,0 +1,59 @@
+"""DoRA (Liu et al. 2024, eq. 5): LoRA turns the rows of the weight, a trained magnitude gives them their length.
+
+    x ──── m · V / ‖V‖ ──── y             y = (m / ‖V‖) · V x + b,   V = W + s · B A
+
+m [out] starts at ‖W‖, ‖·‖ is the norm of each row of V (one output); the bias is not scaled. The norm is a constant for the gradient (section 4.3).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from adapters.methods.lora import LoRA
+from files.errors import UserError
+from model.fsdp import whole
+
+
+class DoRA(LoRA):
+    """(m / ‖V‖) · (f(x) - b + s · B A dropout(x)) + b; foldable into the weight."""
+
+    works_on = ("Linear",)
+
+    def __init__(self, options: LoRA.Options, site: nn.Module):
+        super().__init__(options, site)
+        if options.bias or options.gate:
+            raise UserError("DoRA has neither a bias nor a gate of its own")
+        self.lora_magnitude_vector = nn.Parameter(self.norm(whole(site.weight)))
+
+    @torch.no_grad()
+    def norm(self, weight: Tensor) -> Tensor:
+        """‖W + s · B A‖ of each row [out], in float32."""
+        A, B = self.lora_A.to(weight.device), self.scale * self.lora_B.to(weight.device)
+        across = (weight.float() @ A.T * B).sum(
+            dim=1
+        )  # ‖W + B A‖² = ‖W‖² + 2 W·(B A) + ‖B A‖², without making B A
+        square = (
+            torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
+            + 2 * across
+            + (B @ (A @ A.T) * B).sum(dim=1)
+        )
+        return square.clamp(min=1e-12).sqrt()
+
+    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+        ratio = (self.lora_magnitude_vector / self.norm(f.weight)).to(y.dtype)
+        plain = y if f.bias is None else y - f.bias.to(y.dtype)
+        return y + (ratio - 1) * plain + ratio * self.delta(x)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        turned = weight + self.scale * self.lora_B @ self.lora_A
+        return turned * (self.lora_magnitude_vector / turned.norm(dim=1))[:, None], bias
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        raise UserError(
+            "DoRA changes the length of the weight's rows and is no plain LoRA; merge it into the weights instead"
+        )
+
+    def start(self, site: nn.Module) -> dict[str, Tensor]:
+        return {"lora_magnitude_vector": whole(site.weight).detach().float().norm(dim=1)}
+
+    def key(self, leaf: str) -> str:
+        return leaf if leaf == "lora_magnitude_vector" else super().key(leaf)

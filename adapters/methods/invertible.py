@@ -1,0 +1,69 @@
+"""Invertible adapters (MAD-X, Pfeiffer et al. 2020b, section 4.2.2): a change of the embeddings that is undone in front of the output head.
+
+    embedding x = [x₁, x₂] ──  y₁ = x₁ + F(x₂),  y₂ = x₂ + G(y₁)  ── blocks ── h          (NICE, Dinh et al. 2015)
+    head        h = [h₁, h₂] ──  z₂ = h₂ - G(h₁),  z₁ = h₁ - F(z₂)  ── output head
+
+F and G are bottlenecks U act(D ·) on half of the features each; U is zero at first, so training starts at the base. No biases.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.base import Adapter
+from adapters.methods.bottleneck import ACTIVATIONS
+from files.errors import UserError, unknown
+
+
+class Invertible(Adapter):
+    """A coupling of the two halves of the embedding, and its inverse on the last hidden states."""
+
+    works_on = ("embedding",)
+    adds = False
+
+    @dataclass(frozen=True)
+    class Options:
+        reduction: float = 2.0  # the bottleneck's width is half of the features divided by this
+        act: str = "relu"
+
+        def check(self) -> None:
+            if self.reduction <= 0:
+                raise UserError(f"reduction = {self.reduction} must be positive")
+            if self.act not in ACTIVATIONS:
+                raise unknown("value for act", self.act, ACTIVATIONS)
+
+    def __init__(self, options: Options, site: nn.Module):
+        super().__init__()
+        self.options, self.act = options, ACTIVATIONS[options.act]
+        first = site.out_features // 2
+        second = site.out_features - first
+        size = max(1, round(first / options.reduction))
+        self.sizes = (first, second)
+        self.F_down, self.F_up = (
+            nn.Parameter(torch.empty(size, second)),
+            nn.Parameter(torch.zeros(first, size)),
+        )
+        self.G_down, self.G_up = (
+            nn.Parameter(torch.empty(size, first)),
+            nn.Parameter(torch.zeros(second, size)),
+        )
+        for down in (self.F_down, self.G_down):
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+
+    def F(self, x: Tensor) -> Tensor:
+        return self.linear(self.act(self.linear(x, self.F_down)), self.F_up)
+
+    def G(self, x: Tensor) -> Tensor:
+        return self.linear(self.act(self.linear(x, self.G_down)), self.G_up)
+
+    def embed(self, x: Tensor, first: bool) -> Tensor:
+        one, two = x.split(self.sizes, dim=-1)
+        one = one + self.F(two)
+        return torch.cat((one, two + self.G(one)), dim=-1)
+
+    def unembed(self, h: Tensor) -> Tensor:
+        one, two = h.split(self.sizes, dim=-1)
+        two = two - self.G(one)
+        return torch.cat((one - self.F(two), two), dim=-1)

@@ -1,0 +1,72 @@
+"""PiSSA (Meng et al. 2024): LoRA that starts at the principal singular values of the weight.
+
+    x ─┬── W - s·B₀A₀ ──── + ── y         y = W x + s · (B A - B₀ A₀) x         s · B₀ A₀ = U S V of the r largest singular values
+       └── A ── B ── s ────┘              (U sqrt(S) / sqrt(s) -> B₀ [out, r], sqrt(S) V / sqrt(s) -> A₀ [r, in]; eq. 2 to 4)
+
+Training starts at the base, A and B where most of the weight is. The base itself is not changed: what PiSSA takes out of it is
+subtracted beside it, so that the adapter can be switched off. Written for PEFT, it is a plain LoRA of rank 2 r: [A; A₀], [B, -B₀].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.methods.lora import LoRA
+from files.errors import UserError
+from model.fsdp import whole
+
+
+class PiSSA(LoRA):
+    """y + s · (B A - B₀ A₀) dropout(x); foldable into the weight."""
+
+    works_on = ("Linear",)
+
+    def __init__(self, options: LoRA.Options, site: nn.Module):
+        super().__init__(options, site)
+        if options.alpha <= 0:
+            raise UserError(
+                f"alpha = {options.alpha} must be positive: PiSSA's start is divided by its root"
+            )
+        if options.r > min(site.in_features, site.out_features):
+            raise UserError(
+                f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no more than its smaller side of singular values"
+            )
+        if not site.weight.is_meta:
+            B, A = principal(whole(site.weight).detach().float().cpu(), options.r)
+            self.lora_A.data, self.lora_B.data = A / self.scale**0.5, B / self.scale**0.5
+        self.register_buffer("lora_A_start", self.lora_A.detach().clone())
+        self.register_buffer("lora_B_start", self.lora_B.detach().clone())
+
+    def delta(self, x: Tensor) -> Tensor:
+        dropped = F.dropout(x, self.options.dropout, self.training)
+        trained = self.linear(self.linear(dropped, self.lora_A), self.lora_B, self.lora_B_bias)
+        delta = self.scale * (
+            trained - self.linear(self.linear(dropped, self.lora_A_start), self.lora_B_start)
+        )
+        return (
+            delta
+            if self.lora_gate is None
+            else torch.sigmoid(self.linear(x, self.lora_gate)) * delta
+        )
+
+    def start(self, site: nn.Module) -> dict[str, Tensor]:
+        A, B = self.lora_A_start, self.lora_B_start
+        return {"lora_A": A, "lora_B": B, "lora_A_start": A, "lora_B_start": B}
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return torch.cat((self.lora_A, self.lora_A_start)), self.scale * torch.cat(
+            (self.lora_B, -self.lora_B_start), dim=1
+        )
+
+
+def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """U sqrt(S) [out, r] and sqrt(S) V [r, in] of the r largest singular values; of large weights by a randomised method with a fixed seed."""
+    if min(weight.shape) <= 1024:
+        U, S, V = torch.linalg.svd(weight, full_matrices=False)
+        U, S, V = U[:, :r], S[:r], V[:r]
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            U, S, V = torch.svd_lowrank(weight, q=min(r + 16, min(weight.shape)), niter=8)
+        U, S, V = U[:, :r], S[:r], V[:, :r].T
+    return U * S.sqrt(), S.sqrt()[:, None] * V

@@ -1,0 +1,80 @@
+"""Some rows of the embedding trained, all others frozen: for words that are new to the model (PEFT's trainable_token_indices).
+
+    token i of `ids` ── its own trained row ── ...          all other tokens have the base's
+
+The rows start at the base's. Where the head is tied to the embedding it follows, so that the sites are ["embed", "head"] there.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.base import PREFIX, Adapter
+from files.errors import UserError
+
+
+class TokenRows(Adapter):
+    """E[i] of some tokens i replaced; in a tied head their logits are made of the same rows."""
+
+    works_on = ("Linear", "embedding")
+
+    @dataclass(frozen=True)
+    class Options:
+        ids: tuple = field(default=())  # token ids
+
+        def check(self) -> None:
+            if (
+                not self.ids
+                or not all(type(token) is int and token >= 0 for token in self.ids)
+                or len(set(self.ids)) != len(self.ids)
+            ):
+                raise UserError(f"ids = {list(self.ids)!r} should be token ids, each once")
+
+    @classmethod
+    def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list["TokenRows"]:
+        embedding, head = model.input_embedding, model.lm_head
+        if {id(site) for site in sites} != {id(embedding)} | ({id(head)} if model.tied else set()):
+            raise UserError(
+                "the rows of tokens are trained at "
+                + (
+                    'sites = ["embed", "head"]: the head is tied to the embedding'
+                    if model.tied
+                    else 'sites = ["embed"]: the head has a weight of its own'
+                )
+            )
+        if max(options[0].ids) >= embedding.in_features:
+            raise UserError(f"ids: the model has token ids 0 to {embedding.in_features - 1}")
+        rows = nn.Module()
+        index = torch.tensor(options[0].ids)
+        rows.register_buffer("index", index, persistent=False)
+        rows.weight = nn.Parameter(
+            embedding.weight.detach()[index.to(embedding.weight.device)].float().clone()
+        )
+        return [cls(one, rows) for one in options]
+
+    def __init__(self, options: Options, rows: nn.Module):
+        super().__init__()
+        self.options, self.rows = options, rows
+
+    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+        index = self.rows.index
+        if f.kind == "embedding":
+            rows = self.rows.weight.to(y.dtype)
+            at = (x[..., None] == index).int()  # [B, T, n], where a token is one of them
+            return torch.where(
+                at.any(dim=-1, keepdim=True), F.embedding(at.argmax(dim=-1), rows), y
+            )
+        return y.index_add(-1, index, self.linear(x, self.rows.weight - f.weight[index].float()))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight.index_copy(0, self.rows.index, self.rows.weight), bias
+
+    def start(self, site: nn.Module) -> dict[str, Tensor]:
+        return {"rows.weight": site.weight.detach()[self.rows.index].float()}
+
+    @classmethod
+    def to_file(cls, adapters: dict[str, Adapter]) -> dict[str, Tensor]:
+        path = next(path for path in adapters if path != "lm_head")
+        return {f"{PREFIX}{path}.token_adapter.trainable_tokens_delta": adapters[path].rows.weight}

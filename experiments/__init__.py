@@ -1,0 +1,1 @@
+"""From settings to a report: a run, its evaluation, grids of runs and their tables."""

@@ -1,0 +1,217 @@
+"""Train a pocket model from scratch: its tokenizer, its text, its weights. `python run.py pretrain --recipe pocket`."""
+
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as BPE
+from torch import nn
+
+from data import wordproblems
+from data.batches import Example
+from data.prompts import PREAMBLE, RESPONSE, prompt
+from files.errors import UserError, unknown
+from files.writing import make_folder, write_atomically, write_text
+from model.config import family_and_config
+from train.loop import train
+from train.settings import Train, build, recipe
+
+EOS, PAD = "<eos>", "<pad>"
+Line = list[tuple[str, float]]  # segments of text, each with its loss weight
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe for pretrain: what all families share, and a table for each."""
+
+    seed: int
+    threads: int
+    tokenizer_size: int
+    initializer_range: float
+    train: dict
+    families: dict
+
+    def check(self) -> None:
+        for key, least in (
+            ("threads", 1),
+            ("tokenizer_size", 400),
+        ):  # the bytes, the numbers and the special tokens are 391
+            if getattr(self, key) < least:
+                raise UserError(f"{key} = {getattr(self, key)} must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Own:
+    """One family's table: its config.json, and what is laid over the recipe's [train]."""
+
+    model: dict
+    train: dict = field(default_factory=dict)
+
+
+def pretrain(
+    recipe_name: str,
+    family_name: str,
+    folder: Path,
+    seed: int | None = None,
+    max_steps: int | None = None,
+) -> int:
+    """Make a pocket model in `folder`: tokenizer.json, config.json, model.safetensors (float16). Returns the exit status.
+
+    Raises UserError for a recipe that is unknown or malformed, and for a family it does not have.
+    """
+    where = f"recipe {recipe_name}"
+    table = recipe(recipe_name)
+    for key in (one.name for one in fields(Recipe)):
+        if key not in table:
+            raise UserError(f"{where} is not one for pretrain: it has no {key!r}")
+    r = build(Recipe, table, where)
+    if family_name not in r.families:
+        raise UserError(f"{where}: {unknown('family', family_name, r.families)}")
+    where = f"{where} [families.{family_name}]"
+    if not isinstance(r.families[family_name], dict) or "model" not in r.families[family_name]:
+        raise UserError(f"{where} has no table 'model'")
+    own = build(Own, r.families[family_name], where)
+    seed = r.seed if seed is None else seed
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed = {seed} should be between 0 and 2^63 - 1")
+    s = build(Train, r.train | own.train, f"{where} [train]")
+    s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
+    if s.max_steps < 1:
+        raise UserError(
+            f"max_steps = {s.max_steps} must be at least 1: the text is made for that many steps"
+        )
+    s.check_together()
+    if s.validation_rows or s.tracker:
+        raise UserError(
+            f"{where}: there is neither validation nor a tracker here; leave train.validation_rows and train.tracker out"
+        )
+    make_folder(folder)  # before the minutes that training takes
+
+    torch.set_num_threads(r.threads)
+    print("training the tokenizer")
+    tokenizer = train_tokenizer(r.tokenizer_size, r.seed)
+    ids = {"eos_token_id": tokenizer.token_to_id(EOS), "pad_token_id": tokenizer.token_to_id(PAD)}
+    raw = {**own.model, "vocab_size": tokenizer.get_vocab_size(), **ids}
+    examples = [encode_line(tokenizer, line) for line in lines(s.max_steps * s.batch_size, seed)]
+    family, config = family_and_config(raw, f"{where} model")
+    model = family.Model(config)
+    initialise(model, r.initializer_range, seed)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(map(len, examples)):,} tokens, {s.max_steps} steps"
+    )
+    named = dict(model.named_parameters())
+    with tempfile.TemporaryDirectory() as work:
+        outcome = train(
+            model,
+            named,
+            examples,
+            s,
+            seed=seed,
+            pad_id=ids["pad_token_id"],
+            folder=Path(work),
+            fingerprints={},
+        )
+    if outcome.signal:
+        print("stopped before the end; nothing was saved")
+        return 128 + outcome.signal
+
+    weights = {name: parameter.detach().half().contiguous() for name, parameter in named.items()}
+    write_atomically(
+        folder / "model.safetensors",
+        lambda path: save_file(weights, str(path), metadata={"format": "pt"}),
+    )
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_text(
+        folder / "tokenizer_config.json",
+        json.dumps({"eos_token": EOS, "pad_token": PAD}, indent=2) + "\n",
+    )
+    write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+    print(f"saved in {folder}; try: python run.py --model {folder} --recipe pocket-tune")
+    return 0
+
+
+def train_tokenizer(size: int, seed: int) -> BPE:
+    """Byte-level BPE of `size` entries on the pretraining text; 0 to 130 are single tokens with their leading space."""
+    digits = [str(n) for n in range(wordproblems.LARGEST + 1)]
+    texts = ["".join(text for text, _ in line) for line in lines(30000, seed)]
+    texts = [text.replace(PREAMBLE, " ").replace(RESPONSE, " ") for text in texts]
+    added = [EOS, PAD, PREAMBLE, RESPONSE]
+    tokenizer = BPE(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = ["".join(c for c in text if not c.isdigit()) for text in texts]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(digits) - len(added),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    numbers = [("Ġ" + n[:-1], n[-1]) for n in digits]  # "Ġ1" + "2" -> "Ġ12"
+    vocabulary = dict(learnt["vocab"])
+    for left, right in numbers:
+        vocabulary.setdefault(left + right, len(vocabulary))
+    tokenizer = BPE(
+        models.BPE(vocab=vocabulary, merges=[*numbers, *(tuple(pair) for pair in learnt["merges"])])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in added]
+    )
+    return tokenizer
+
+
+MIX = {"problem": 0.54, "sums": 0.31, "clause": 0.10, "walk": 0.05}  # kinds of lines, by share
+
+
+def lines(count: int, seed: int) -> Iterator[Line]:
+    """The pretraining text: `count` lines, each a list of (text, loss weight) segments; a longer text begins with the shorter one's lines.
+
+    Problems of the five trained manners with their rationales; plain sums with the loss on the results only; sentences that hold the
+    held-out manner's words; walks through answer choices.
+    """
+    rng = random.Random(f"pretrain {seed}")
+    streams = {
+        manner: wordproblems.problems(manner, "train", seed) for manner in wordproblems.TRAINED
+    }
+    for _ in range(count):
+        kind = rng.choices(list(MIX), list(MIX.values()))[0]
+        if kind == "problem":
+            manner = rng.choices(list(wordproblems.TRAINED), list(wordproblems.TRAINED.values()))[0]
+            row = next(streams[manner])
+            yield [(prompt("alpaca", row["instruction"]), 0.1), (row["output"], 1.0), (EOS, 1.0)]
+        elif kind == "clause":
+            yield [(" " + wordproblems.clauses(rng, 2), 1.0), (EOS, 1.0)]
+        else:
+            pairs = wordproblems.sums(rng) if kind == "sums" else wordproblems.walk(rng)
+            yield [
+                part
+                for question, answer in pairs
+                for part in ((f" {question}", 0.0), (f" {answer}", 1.0))
+            ] + [(EOS, 0.0)]
+
+
+def encode_line(tokenizer: BPE, line: Line) -> Example:
+    """Each segment's ids with its weight; segments end where tokens end (a space, a special token)."""
+    ids, weights = [], []
+    for text, weight in line:
+        part = tokenizer.encode(text).ids
+        ids += part
+        weights += [weight] * len(part)
+    return Example(ids, weights)
+
+
+def initialise(model: nn.Module, std: float, seed: int) -> None:
+    """Normal weights of `std`; norms 1, biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        else:
+            nn.init.normal_(parameter, 0.0, std, generator=generator)

@@ -1,0 +1,1 @@
+"""Errors, typed tables, atomic writing and reading of files."""

@@ -1,0 +1,148 @@
+"""Writing that leaves a whole file or none; a folder that one process holds; lines appended to a file."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from files.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not a Unix
+    fcntl = None
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path), then fsync and rename it to `path`; a kill at any moment leaves the old file or the new one.
+
+    Raises UserError naming the path when the disk is full or the folder cannot be written; the old file stays.
+    """
+    for stray in path.parent.glob(
+        f".{path.name}.*.tmp"
+    ):  # of a process that was killed; not what another is writing just now
+        if not is_running(stray.name.split(".")[-2]):
+            stray.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except RuntimeError as error:  # torch's word for a full disk
+        raise UserError(
+            f"cannot write {path}: the disk is full, or a file may not be as large ({str(error).splitlines()[0]}); what was there before is "
+            "as it was"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_running(process: str) -> bool:
+    """Whether there is another process of this number, where the system can say so."""
+    if fcntl is None or not process.isdecimal() or int(process) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of somebody else
+        pass
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole text file, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error}") from None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder; within this block no other process can hold it. One that is made here and stays empty goes again.
+
+    A lock on the folder itself: it leaves no file, and ends with the process whatever ends it. Raises UserError when another process holds the folder;
+    where the system or the file system knows no such locks, nothing happens.
+    """
+    made = not folder.exists()
+    make_folder(folder)
+    try:
+        handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    except OSError as error:
+        raise UserError(f"cannot open the folder {folder}: {error.strerror}") from None
+    try:
+        if handle is not None:
+            lock(handle, folder)
+        try:
+            yield
+        finally:
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is running in {folder}: wait for it, or stop it"
+        ) from None
+    except OSError:  # a network folder without locks
+        pass
+
+
+class JsonLines:
+    """A file of JSON objects, a line each, appended to; a line that a kill cut short is ended first. Raises UserError when it cannot be written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        try:
+            torn = (
+                self.path.is_file()
+                and self.path.stat().st_size > 0
+                and not self.path.read_bytes().endswith(b"\n")
+            )
+            self.file = open(self.path, "a", encoding="utf-8")
+            if torn:
+                self.file.write("\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+        return self
+
+    def write(self, entry: dict) -> None:
+        try:
+            print(json.dumps(entry), file=self.file, flush=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from None
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.file.close()
+        except OSError as error:  # what is still in its buffer does not fit either
+            if kind is None:
+                raise UserError(f"cannot write {self.path}: {error}") from None

@@ -1,0 +1,97 @@
+"""A Linear whose weight is stored in fewer bits: what int8.py and nf4.py have in common."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from files.errors import UserError
+from model.sites import Linear, Site
+
+AT_ONCE = 2**18  # weights that are quantised at once, so that float32 copies stay small
+TINY = 1e-38  # instead of dividing by a scale of 0: the weights there are 0
+
+
+class QuantizedLinear(Linear, ABC):
+    """A frozen Linear with buffers in place of the weight; `weight` makes it, in the model's dtype, for whoever asks (DoRA, PiSSA, merging)."""
+
+    def __init__(self, plain: Linear):
+        Site.__init__(self, plain.in_features, plain.out_features)
+        self.bias = plain.bias
+        self.dtype = plain.weight.dtype  # of the weight that is made
+        for leaf, (shape, dtype) in self.layout().items():
+            self.register_buffer(leaf, torch.empty(shape, dtype=dtype, device=plain.weight.device))
+
+    @abstractmethod
+    def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Name -> shape and dtype of what is stored."""
+
+    def allocate(self, device: torch.device) -> None:
+        """Memory for `store`. For all of a model at once: between tensors that come and go, pieces of memory would be left over."""
+        for leaf, (shape, dtype) in self.layout().items():
+            setattr(self, leaf, torch.empty(shape, dtype=dtype, device=device))
+
+    @abstractmethod
+    def store(self, weight: Tensor) -> None:
+        """Quantise weight [out, in], which must be finite, into the memory that was allocated."""
+
+    @abstractmethod
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in]."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x [..., in] -> x W^T [..., out], in the dtype of x."""
+        return F.linear(x, self.dequantized(x.dtype))
+
+    def multiply_back(self, grad: Tensor) -> Tensor:
+        """The gradient of x W^T [..., out] -> that of x [..., in]."""
+        return grad @ self.dequantized(grad.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.dequantized(self.dtype)
+
+    def put(self, leaf: str, tensor: Tensor) -> None:
+        """Take over what was stored elsewhere. Raises UserError, without the place, for what no weight is stored as."""
+        shape, dtype = self.layout()[leaf]
+        if tensor.dtype != dtype or tensor.shape != shape:
+            raise UserError(
+                f"is {list(tensor.shape)} in {tensor.dtype}; this model has {list(shape)} in {dtype} there"
+            )
+        if dtype == torch.float32 and not (tensor.isfinite() & (tensor >= 0)).all():
+            raise UserError("holds NaN, infinite or negative values, and is a scale")
+        if dtype == torch.int8 and (tensor == -128).any():
+            raise UserError("holds the code -128; they are -127 to 127")
+        setattr(self, leaf, tensor)
+
+    def check(self) -> None:
+        """Raise UserError, without the place, when what `put` took over does not go together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        y = Product.apply(x, self)
+        return self.after(y if self.bias is None else y + self.bias.to(y.dtype), x)
+
+    def _apply(self, function, recurse: bool = True):
+        """model.to(...): the buffers move, and keep their dtypes; a float32 scale cast to 16 bits would be another model."""
+        stored = {id(buffer) for buffer in self._buffers.values()}
+        super()._apply(
+            lambda t: t.to(function(t.new_empty(0)).device) if id(t) in stored else function(t),
+            recurse,
+        )
+        self.dtype = function(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+
+class Product(torch.autograd.Function):
+    """x W^T of a quantised Linear. The backward pass needs its stored form alone, which the module holds anyway: nothing is saved."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear = linear
+        return linear.multiply(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.linear.multiply_back(grad), None

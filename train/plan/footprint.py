@@ -1,0 +1,231 @@
+"""What a step holds in memory, counted and not estimated: the real code runs on a model without memory, and every storage is seen to come and go.
+
+Tensors on torch's "meta" device have shapes and no values, so a step of a model of any size takes seconds. What is counted is what torch allocates
+for tensors; what a kernel takes for itself while it runs (oneDNN's and cuBLAS' workspaces) is not seen.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from model import parts
+from train.offload import SMALL
+
+aten = torch.ops.aten
+FLOPS = {  # of the ops that count; torch's own table and what it lacks
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_val=None, **__: (
+        sdpa_flop_count(q.shape, k.shape, v.shape)
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, out_val=None, **__: (
+        sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+    ),
+}
+
+
+class Footprint(TorchDispatchMode):
+    """Within this block: every storage that an operation makes, until it dies, with the place in the model where that was.
+
+    `place` 0 is the embedding, 1 ... L are the blocks, L + 1 is the last norm, the head and the loss (`watch` moves it). `share` of the positions
+    that a boolean mask picks are taken to be picked, as a mask without memory does not say. `round_to`: an allocator's granularity, bytes.
+    """
+
+    def __init__(self, share: float = 1.0, round_to: int = 1):
+        super().__init__()
+        self.place, self.share, self.round_to = 0, share, round_to
+        self.events: list[tuple[int, int]] = []  # (place, bytes that came, or went: below 0)
+        self.alive: dict[
+            int, tuple[weakref.ref, int, int]
+        ] = {}  # address of a storage -> itself, place, bytes
+        self.waiting: list[tuple[int, int]] | None = None
+        self.here = True  # False: what is made lies elsewhere, in the CPU's memory (train.offload), and is not counted
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = (
+            self.picked(*args)
+            if func is aten.index.Tensor and picks(args)
+            else func(*args, **(kwargs or {}))
+        )
+        if (formula := FLOPS.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.see(tensor, counted=self.here)
+        return out
+
+    def picked(self, x: Tensor, indices: list[Tensor]) -> Tensor:
+        """x[mask] for a mask without memory: `share` of its positions."""
+        mask = indices[0]
+        return x.new_empty(round(self.share * mask.numel()), *x.shape[mask.ndim :])
+
+    def see(self, tensor: Tensor, place: int | None = None, counted: bool = True) -> None:
+        """Count the storage of this tensor from now on, once; or, counted=False, never."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.alive:
+            return
+        place, size = (
+            self.place if place is None else place,
+            -(-storage.nbytes() // self.round_to) * self.round_to if counted else 0,
+        )
+        self.alive[key] = weakref.ref(storage, lambda _: self.died(key)), place, size
+        self.events.append((place, size))
+
+    def died(self, key: int) -> None:
+        _, place, size = self.alive.pop(key)
+        (self.events if self.waiting is None else self.waiting).append((place, -size))
+
+    @contextmanager
+    def offloaded(self, weights: set[int]) -> Iterator[None]:
+        """What train/offload.py does, without memory: what this block saves for a backward pass is elsewhere until it is needed. weights: addresses
+        of the storages that stay."""
+
+        def pack(tensor: Tensor):
+            if tensor.nbytes < SMALL or tensor.untyped_storage()._cdata in weights:
+                return tensor
+            self.here = False
+            kept = torch.empty_like(tensor)
+            self.here = True
+            return (kept,)
+
+        with torch.autograd.graph.saved_tensors_hooks(
+            pack, lambda packed: packed if isinstance(packed, Tensor) else packed[0].clone()
+        ):
+            yield
+
+    @contextmanager
+    def all_at_once(self) -> Iterator[None]:
+        """What dies within this block is counted to its end: torch's AdamW for a card takes the parameters together, not one by one."""
+        self.waiting = []
+        yield
+        self.events += self.waiting
+        self.waiting = None
+
+    def live(self, places: int) -> list[int]:
+        """Bytes that are alive now, by place."""
+        found = [0] * places
+        for _, place, size in self.alive.values():
+            found[place] += size
+        return found
+
+
+def picks(args: tuple) -> bool:
+    """Whether x[mask] is asked for, with a mask without memory."""
+    return len(args[1]) == 1 and args[1][0].is_meta and args[1][0].dtype == torch.bool
+
+
+@contextmanager
+def watch(model: nn.Module, footprint: Footprint) -> Iterator[None]:
+    """Let the footprint's place follow the forward pass, its recomputation and the backward pass through the blocks."""
+
+    def go(place: int) -> None:
+        footprint.place = place
+
+    def enter(place: int) -> Callable:
+        return lambda module, args: go(place)
+
+    def leave(place: int) -> Callable:
+        def hook(module, args, x: Tensor) -> None:
+            if x.requires_grad:
+                x.register_hook(
+                    lambda grad: go(place)
+                )  # the gradient is here: the block's backward pass begins
+            if place == len(model.blocks) and footprint.place == place:
+                go(place + 1)
+
+        return hook
+
+    handles = [
+        handle
+        for place, block in enumerate(model.blocks, 1)
+        for handle in (
+            block.register_forward_pre_hook(enter(place)),
+            block.register_forward_hook(leave(place)),
+        )
+    ]
+    handles.append(
+        model.lm_head.register_forward_pre_hook(enter(0 if model.tied else len(model.blocks) + 1))
+    )  # a tied head is where the embedding is
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def kernels_of(device: str) -> Iterator[None]:
+    """Within this block, tensors without memory are treated as the kernels of `device` (cpu or cuda) treat theirs: what is kept for the backward pass
+    depends on them. Torch's "meta" device writes out what they fuse."""
+    fused = (
+        {"scaled_dot_product_attention": sdpa_cpu}
+        if device == "cpu"
+        else {
+            "scaled_dot_product_attention": sdpa_cuda,
+            "rms_norm": rms_norm_cuda,
+            "dropout": dropout_cuda,
+        }
+    )
+
+    def where_meta(stand_in: Callable, real: Callable) -> Callable:
+        return lambda x, *args, **kwargs: (stand_in if x.is_meta else real)(x, *args, **kwargs)
+
+    before = parts.META_AS
+    parts.META_AS = device
+    try:
+        with patch.multiple(
+            F, **{name: where_meta(stand_in, getattr(F, name)) for name, stand_in in fused.items()}
+        ):
+            yield
+    finally:
+        parts.META_AS = before
+
+
+def sdpa_cpu(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
+) -> Tensor:
+    """The fused kernel keeps its inputs, its output and a float32 number for each query and head."""
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask.logical_not(), 0.0)
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, is_causal, attn_mask=mask
+    )[0]
+
+
+def sdpa_cuda(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
+) -> Tensor:
+    """As torch chooses on a card: flash attention in 16 bits without a mask; else the memory-efficient kernel, which knows no grouped heads; else
+    written out."""
+    if mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0:
+        return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
+    if enable_gqa:
+        return aten._scaled_dot_product_attention_math(
+            q, k, v, mask, 0.0, is_causal, None, enable_gqa=True
+        )[0]
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask.logical_not(), 0.0)
+        mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    return aten._scaled_dot_product_efficient_attention(
+        q, k, v, mask, q.requires_grad or k.requires_grad or v.requires_grad, 0.0, is_causal
+    )[0]
+
+
+def rms_norm_cuda(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    return aten._fused_rms_norm(x, list(shape), weight, eps)[0]
+
+
+def dropout_cuda(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(x, p, True)[0] if training and p else x
