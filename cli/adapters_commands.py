@@ -37,11 +37,11 @@ def add_show(parser: argparse.ArgumentParser):
 def show(options: argparse.Namespace) -> int:
     from adapters.show import draw, trained
     from experiments.layout import with_adapter
-    from experiments.plan import run_of
+    from experiments.options import run_settings
     from model.show import count, show_text
 
     model = (
-        with_adapter(run_of(options), "cpu")
+        with_adapter(run_settings(options), "cpu")
         if options.adapter or options.config or options.set
         else None
     )

@@ -290,10 +290,20 @@ def add_plan(parser: argparse.ArgumentParser):
 def plan(options: argparse.Namespace) -> int:
     import json
 
-    from experiments.plan import plan as plan_run
+    from experiments.options import run_settings
+    from experiments.plan import plan_run
     from experiments.plan_text import plan_text
 
-    facts = plan_run(options)
+    facts = plan_run(
+        run_settings(options),
+        memory=options.memory,
+        processes=options.processes,
+        length=options.length,
+        labelled=options.labelled,
+        rows=options.rows,
+        flops=options.flops,
+        measure=options.measure,
+    )
     print(json.dumps(facts) if options.json else plan_text(facts))
     return 0 if facts.get("fits", True) else 1
 

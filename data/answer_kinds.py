@@ -53,7 +53,7 @@ def few_misfits(counts: Counter, fitting: Iterable[str]) -> bool:
 
 
 def are_numbers(counts: Counter) -> bool:
-    """Whether the labels are numbers, with units behind at most half of them or one for all."""
+    """Whether the labels are numbers, with units after at most half of them or one for all."""
     found = {label: number for label in counts if (number := label_number(label))}
     if not few_misfits(counts, found):
         return False

@@ -15,7 +15,7 @@ class Conversation:
     """A conversation as one text that ends with an assistant turn.
 
     spans: character ranges [start, end) that the assistant says, its end-of-turn token included.
-    opens: what the prompt holds in front of the last response and the template leaves out of a
+    opens: what the prompt holds before the last response and the template leaves out of a
     rendered response, such as "<think>\\n"; "" for most templates. marked: the spans are those of
     the template's own {% generation %} blocks.
     """
@@ -34,8 +34,8 @@ def conversation(
     render(messages, add_generation_prompt) -> (text, spans of generation blocks). A message with
     `weight` 0 has no span. With generation blocks, text and spans are those of transformers'
     `apply_chat_template(..., return_assistant_tokens_mask=True)`. Without them a turn begins where
-    the prompt in front of it ends, and ends with what the template puts behind a response.
-    Raises RefusedMessages for a template that puts something else in front of a response than its
+    the prompt before it ends, and ends with what the template puts after a response.
+    Raises RefusedMessages for a template that puts something else before a response than its
     prompt does.
     """
     plain = [{key: value for key, value in one.items() if key != "weight"} for one in messages]
@@ -89,7 +89,7 @@ def place_of(render, messages: list[dict], number: int, text: str) -> int:
 
 
 def with_opening(render, messages: list[dict], text: str, prompt: str) -> tuple[str, str]:
-    """(the text with the response behind all of the prompt, what the prompt opens).
+    """(the text with the response after all of the prompt, what the prompt opens).
 
     For templates such as DeepSeek-R1's, whose prompt ends with "<think>\\n" and which drop that,
     and what was thought, from a rendered response. Raises RefusedMessages for others.
@@ -101,7 +101,7 @@ def with_opening(render, messages: list[dict], text: str, prompt: str) -> tuple[
     opens = prompt[at:]
     if at < 0 or not prompt.startswith(probe[:at]) or not TAGS.fullmatch(opens):
         raise RefusedMessages(
-            "the chat template puts something else in front of a response than in its prompt: "
+            "the chat template puts something else before a response than in its prompt: "
             "use another --template"
         )
     if output.startswith(opens.strip()):  # the data has the tag as well

@@ -1,4 +1,7 @@
-"""Rows -> token ids with a loss weight each -> the batches of an epoch, in an order that only the seed decides."""
+"""Rows -> token ids with a loss weight each -> the batches of an epoch.
+
+Only the seed decides their order.
+"""
 
 import hashlib
 import random
@@ -25,10 +28,10 @@ class Example:
 
 
 def encode_prompt(tokenizer, row: dict, template: Template) -> tuple[str, list[int]]:
-    """The text in front of a row's response, and its ids.
+    """The text before a row's response, and its ids.
 
-    A chat template writes the special tokens itself. Other templates have the BOS in front and
-    the EOS behind every earlier response.
+    A chat template writes the special tokens itself. Other templates get a BOS at the start and
+    an EOS after every earlier response.
     """
     text = template.prompt(row)
     if template.chat:
@@ -62,7 +65,7 @@ def encode_row(
 def encode_turns(
     tokenizer, turns: Sequence[tuple[str, str, float]]
 ) -> tuple[list[int], list[float]]:
-    """(prompt, response, weight) turns -> (ids, the weight of each; 0 on prompts), an EOS behind
+    """(prompt, response, weight) turns -> (ids, the weight of each; 0 on prompts), an EOS after
     every response."""
     ids: list[int] = []
     weights: list[float] = []
@@ -82,7 +85,7 @@ def encode_chat(
 ) -> tuple[list[int], list[float]]:
     """A conversation -> (ids, weight 1 on every token that a span touches, else 0).
 
-    The token `turn_end` directly behind a span has the loss too, and nothing follows the last one.
+    The token `turn_end` directly after a span has the loss too; what follows the last one is cut.
     An EOS follows where the text ends without a special token, so that there is an end to learn.
     """
     ids, places = tokenizer.encode_with_offsets(chat.text)
@@ -108,7 +111,7 @@ def encode_chat(
 def pack_text(tokenizer, texts: Sequence[str], cutoff: int) -> tuple[list[Example], int]:
     """Plain texts -> (rows of `cutoff` tokens with loss on all of them, the tokens in all).
 
-    The texts follow each other with an EOS behind each; the last row may be shorter.
+    The texts follow each other with an EOS after each; the last row may be shorter.
     """
     ids: list[int] = []
     for text in texts:
@@ -130,9 +133,9 @@ def shared_start(first: list[int], second: list[int]) -> int:
 def epoch_order(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = False
 ) -> list[list[int]]:
-    """The batches of one epoch as lists of row numbers, the same for the same seed; a last short batch is kept.
+    """The batches of one epoch as lists of row numbers; a last short batch is kept.
 
-    group=True makes batches of near-equal lengths (within pools of 50 batches), for training from scratch.
+    group: rows of similar length share a batch (sorted within pools of 50 batches).
     """
     rng = random.Random(f"order {seed} {epoch}")
     order = list(range(len(lengths)))
@@ -156,7 +159,7 @@ def seed_from(*numbers: int) -> int:
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """One effective batch, sorted by length and cut into micro-batches: the same set per step, less padding."""
+    """One batch, sorted by length and cut into micro-batches, so that there is less padding."""
     ordered = sorted(examples, key=len, reverse=True)
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 

@@ -1,7 +1,9 @@
-"""Zero-shot-CoT logs -> training rows: the paper's own way of making data from a stronger model's rationales (Kojima et al. 2022 wrote such logs).
+"""Zero-shot-CoT logs (Kojima et al. 2022) -> training rows.
 
-A record stands between two lines of 25 asterisks: "Nst data", "k_th_sampling", "Q: ...", "A: Let's think step by step." and a rationale that may
-go over many lines, the trigger "Therefore, the answer (arabic numerals) is" with the answer, then pred_before, pred_after, pred_list, pred_mode, GT.
+The paper made its data this way, from the rationales of a stronger model. A record stands between
+two lines of 25 asterisks: "Nst data", "k_th_sampling", "Q: ...", "A: Let's think step by step." and
+a rationale of one or more lines, the trigger "Therefore, the answer (arabic numerals) is" with the
+answer, then pred_before, pred_after, pred_list, pred_mode, GT.
 """
 
 import ast
@@ -13,15 +15,15 @@ from files.errors import UserError
 
 RULE = "*" * 25
 TRIGGER = re.compile(r"\n?Therefore,? [^\n]*?the answer(?: \([^)\n]*\))? is")
-THINK = "Let's think step by step."  # where the log's first lines, the options of its run, name no other
+THINK = "Let's think step by step."  # unless the options at the top of the log say otherwise
 TOLERANCE = 1e-3
 
 
 def rows_from_log(path: Path, keep_wrong: bool = False) -> tuple[list[dict], Counter]:
     """({instruction, input, output, answer} of the records, why records were kept or left out).
 
-    Kept are rationales that reach the gold answer (with keep_wrong all); of several samples of a problem every right one, twins once.
-    Raises UserError for a file that is no such log.
+    Rationales that reach the gold answer are kept (keep_wrong: all), of several samples of a
+    problem each right one, duplicates once. Raises UserError for a file that is not such a log.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -41,13 +43,14 @@ def rows_from_log(path: Path, keep_wrong: bool = False) -> tuple[list[dict], Cou
             counts[verdict] += 1
     if not counts:
         raise UserError(
-            f"{path} holds no record of a zero-shot-CoT log (lines of 25 asterisks around Q:, A: and GT :)"
+            f"{path} holds no record of a zero-shot-CoT log "
+            "(lines of 25 asterisks around Q:, A: and GT :)"
         )
     return rows, counts
 
 
 def samples(record: str) -> list[str]:
-    """The samples of a record, each with the gold answer behind it; none of what is no record."""
+    """The samples of a record, each followed by the gold answer; [] for text between records."""
     parts = re.split(r"^\d+_th_sampling$", record, flags=re.MULTILINE)
     if len(parts) < 2:
         return []
@@ -59,7 +62,7 @@ def samples(record: str) -> list[str]:
 
 
 def thinking(text: str) -> str:
-    """The words that the run asked for a rationale with."""
+    """The phrase with which the run asked for a rationale."""
     found = re.search(r"""\bcot_trigger=("[^"\n]*"|'[^'\n]*')""", text)
     try:
         return ast.literal_eval(found[1]) if found else THINK

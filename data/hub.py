@@ -1,4 +1,4 @@
-"""Data sets of the hub: JSON, JSONL, CSV and parquet files, told apart by the split in their names."""
+"""Data sets of the hub: JSON, JSONL, CSV and parquet files; file names tell the split."""
 
 import json
 import re
@@ -11,14 +11,8 @@ from files.writing import make_folder, write_text
 from model.registry import hub_errors
 
 ENDINGS = tuple(ending for ending in FILE_ENDINGS if ending != ".txt")  # README.txt is no data
-SPLITS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
+SPLITS = {"train": "train", "test": "test"}
+SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
 
 def is_repository(name: str) -> bool:
@@ -31,9 +25,10 @@ def is_repository(name: str) -> bool:
 
 
 def hub_tables(name: str) -> dict[str, list[Path]]:
-    """split -> its files, fetched into the hub's cache, of owner/name or owner/name/configuration. Raises UserError.
+    """split -> its files, downloaded into the hub's cache. Raises UserError.
 
-    What was fetched is noted in our own cache: without a network the same files are used again.
+    name: owner/name or owner/name/configuration. The commit and the files are noted in our own
+    cache, so that the same files are used without a network.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -81,7 +76,7 @@ def hub_tables(name: str) -> dict[str, list[Path]]:
 
 
 def read_note(path: Path) -> tuple[str, dict[str, list[str]]] | None:
-    """(commit, split -> files) as hub_tables wrote them; None where there is nothing of that kind."""
+    """(commit, split -> files) as hub_tables wrote them; None without a readable note."""
     try:
         commit, chosen = json.loads(path.read_text(encoding="utf-8"))
         fits = isinstance(commit, str) and all(
@@ -93,7 +88,11 @@ def read_note(path: Path) -> tuple[str, dict[str, list[str]]] | None:
 
 
 def split_of(name: str) -> tuple[str, str]:
-    """(configuration, split) of a file: the split is a word of its own name, else its folder's name; the folder (above it) is the configuration."""
+    """(configuration, split) of a file; ("", "") for a file of no split.
+
+    The split is a word of the file's name, else the name of its folder. The folder (the one above
+    it in the second case) is the configuration.
+    """
     path = Path(name)
     for split in SPLITS:
         if re.search(rf"(?<![a-z]){split}(?![a-z])", path.stem.lower()):
@@ -107,7 +106,7 @@ def split_of(name: str) -> tuple[str, str]:
 
 
 def choose(repo: str, configuration: str, listed: list[str]) -> dict[str, list[str]]:
-    """split -> files of one configuration (a folder). Raises UserError where there are several to choose from, or none."""
+    """split -> files of one configuration (a folder). Raises UserError for several, or none."""
     found: dict[str, dict[str, list[str]]] = {}
     for name in sorted(listed):
         folder, split = split_of(name)
@@ -122,12 +121,14 @@ def choose(repo: str, configuration: str, listed: list[str]) -> dict[str, list[s
     if not found:
         of = f"the configuration {configuration} of {repo}" if configuration else repo
         raise UserError(
-            f"{of} holds no train or test file that is read here ({', '.join(ENDINGS)}); its files: {', '.join(sorted(listed)[:8]) or 'none'}"
+            f"{of} holds no train or test file that is read here ({', '.join(ENDINGS)}); "
+            f"its files: {', '.join(sorted(listed)[:8]) or 'none'}"
         )
     if len(found) > 1 and "" not in found:  # without a folder is what you get when you name none
         names = [folder.removeprefix("data/") for folder in found]
         raise UserError(
-            f"{repo} has several configurations: {', '.join(names)}; choose one with --data {repo}/NAME"
+            f"{repo} has several configurations: {', '.join(names)}; "
+            f"choose one with --data {repo}/NAME"
         )
     splits = found.get("") or next(iter(found.values()))
     return {split: one_form(names) for split, names in splits.items()}

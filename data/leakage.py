@@ -1,7 +1,7 @@
 """Which test problems were seen in training: word for word, or nearly so.
 
-twin   the same words and signs of arithmetic in the same order, whatever the case, spacing and punctuation
-near   at least 60 % of the three-word runs of the two texts together are in both (Jaccard, Broder 1997)
+twin   the same words and signs of arithmetic in the same order; case and punctuation aside
+near   at least 60% of the three-word runs of both texts are in both (Jaccard, Broder 1997)
 """
 
 import re
@@ -12,14 +12,14 @@ WORD = re.compile(
     r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)"
 )  # "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
 NEAR = 0.6
-COMMON = 0.02  # runs that more than this share of the test problems have ("choose the correct answer") say nothing
+COMMON = 0.02  # runs in more than this share of the test problems are not compared
 SEARCHED = 3  # words that a problem needs to be searched in plain text: fewer are there by chance
 SEEN = 0.5  # a test set with more than this share of twins in training is training data
 
 
 @dataclass(frozen=True)
 class Leak:
-    """For each test problem that training saw: its number -> ("twin" or "near", the number of the training row)."""
+    """Test problems that training saw: number -> ("twin" or "near", number of the training row)."""
 
     total: int
     found: dict[int, tuple[str, int]]
@@ -127,7 +127,7 @@ def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
 
 
 def words(row: dict) -> str:
-    """Instruction and input of a row, and what a chat has in front of them but system messages:
+    """Instruction and input of a row, and what a chat has before them but system messages:
     words and signs of arithmetic alone; where there is none of these, all signs."""
     earlier = " ".join(
         message["content"] for message in row.get("history", ()) if message["role"] != "system"

@@ -49,7 +49,7 @@ NOTATIONS = {  # comma -> (written with a decimal comma, with a decimal point)
 
 @lru_cache
 def pattern(comma: bool) -> re.Pattern:
-    """The pattern of a number. It never fails behind a long run of digits, which keeps it linear:
+    """The pattern of a number. It never fails after a long run of digits, which keeps it linear:
     what turns out to be a time of day or an unfinished power is matched and marked `bad`."""
     with_comma, with_point = NOTATIONS[comma]
     scales = "hundreds?|thousands?|lakhs?|crores?|(?:m|b|tr|quadr|quint)illions?"
@@ -176,7 +176,7 @@ def label_number(label: str, comma: bool = False) -> tuple[float, str] | None:
     """(the number that a label is, its unit or ""); None for a label that is no number.
 
     label: a number in any form of this module or in words; currency and percent are dropped. A
-    unit is at most two words behind the number: "5 km", "10 cm^2".
+    unit is at most two words after the number: "5 km", "10 cm^2".
     """
     text = re.sub(r"^[+~≈] ?", "", plain(label).replace(FINAL, "").strip().rstrip("."))
     for form in (text, in_digits(text)):

@@ -12,27 +12,19 @@ from data.split import random_split, without_same
 from files.errors import UserError
 
 TEST_SHARE = 0.1  # of a user's rows, held out to measure on
-NEED = {
-    "train": ("instruction", "output"),
-    "test": ("instruction", "answer"),
-    "validation": ("instruction", "answer"),
-}  # of a user's files
+NEED = {"train": ("instruction", "output"), "test": ("instruction", "answer")}  # filled fields
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rows {instruction, input, output, answer}; `tests` by set name, the first being the one to watch."""
+    """Rows {instruction, input, output, answer}; `tests` by set name, the main one first."""
 
     name: str
     train: list[dict]
     tests: dict[str, list[dict]]
-    reads: dict[str, str] = field(
-        default_factory=dict
-    )  # set -> the kind of answer it has, where its name does not say it
+    reads: dict[str, str] = field(default_factory=dict)  # set -> kind of its answers, if own data
     from_forms: bool = False  # made from the same sentence forms: alike, but never the same
-    held_out: list[dict] = field(
-        default_factory=list
-    )  # rows without answers, to measure the loss on
+    held_out: list[dict] = field(default_factory=list)  # rows without answers: loss is measured
     is_own: bool = False  # a file of the user's or a data set of the hub
     is_text: bool = False  # plain text: no prompt, loss on all of it
     notes: list[str] = field(default_factory=list)  # how the files were read
@@ -116,7 +108,8 @@ def own_data(
             train, held_out = random_split(train, share, seed)
             if labelled:
                 reader.notes.append(
-                    f"only {len(labelled):,} of {total:,} rows have an answer: the loss is measured, not answers"
+                    f"only {len(labelled):,} of {total:,} rows have an answer: "
+                    "the loss is measured, not answers"
                 )
         if not (test or held_out):
             reader.notes.append(f"too few rows to hold out {100 * share:g}%: nothing is measured")

@@ -1,4 +1,7 @@
-"""Prompt templates: how a row becomes the text a model continues, and what it is to say. Stored with the adapter, used again in evaluation."""
+"""Prompt templates: a row -> the prompt and the response to learn.
+
+The template is stored with the adapter and used again in evaluation.
+"""
 
 from dataclasses import asdict, dataclass, fields
 
@@ -6,21 +9,20 @@ from data.assistant_turns import Conversation, conversation
 from data.chat_template import RefusedMessages, render_chat, render_text
 from files.errors import UserError, unknown
 
-TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+WRITE = " Write a response that appropriately completes the request."
+TASK = "Below is an instruction that describes a task." + WRITE
 PAIRED = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
+    "Below is an instruction that describes a task, paired with an input that provides further"
+    " context." + WRITE
 )
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
-GAP = (
-    16 * " "
-)  # in front of every line of the paper's v1 prompt but the first, blank lines between them too
+GAP = 16 * " "  # before every line of the paper's v1 prompt but the first, blank lines too
 LARGEST = 100_000  # characters of a chat template
 
 
 @dataclass(frozen=True)
 class Template:
-    """A named prompt: `text` with {instruction}, `with_input` with {input} besides; or a chat template of Jinja."""
+    """A named prompt: `text` with {instruction}, `with_input` with {input} too; or Jinja (chat)."""
 
     name: str
     text: str
@@ -30,7 +32,7 @@ class Template:
     special: tuple[tuple[str, str], ...] = ()  # of a chat template: ("bos_token", "<s>") ...
 
     def prompt(self, row: dict) -> str:
-        """The text in front of the response to a row {instruction, input, history}."""
+        """The text before the response to a row {instruction, input, history}."""
         if self.chat:
             return self.render(self.question(row), True)
         turns = self.turns(row)
@@ -54,7 +56,7 @@ class Template:
     def question(self, row: dict) -> list[dict]:
         """A row as the messages of a chat, up to the response.
 
-        The input is a paragraph behind the instruction. Messages of a published conversation stay
+        The input is a paragraph after the instruction. Messages of a published conversation stay
         as they are; the texts of other rows lose the white space around them.
         """
         if not row["instruction"] and "history" in row:
@@ -66,7 +68,7 @@ class Template:
     def turns(self, row: dict) -> list[tuple[str, str, float]]:
         """(prompt, response, loss weight) of every turn of a row, for a template that is no chat.
 
-        A system message is a paragraph in front of the first prompt. Later prompts are without
+        A system message is a paragraph before the first prompt. Later prompts are without
         the template's preamble. The last response is the row's output. Raises UserError for a
         conversation that begins with the assistant.
         """
@@ -97,8 +99,8 @@ class Template:
 
     def unasked(self) -> RefusedMessages:
         return RefusedMessages(
-            f"the template {self.name} has no place for an assistant turn that no user turn stands "
-            "in front of"
+            f"the template {self.name} has no place for an assistant turn without a user turn "
+            "before it"
         )
 
     def fill(self, instruction: str, given: str, later: bool = False) -> str:
@@ -138,7 +140,7 @@ class Template:
 
 
 def paper(task: str, *sections: str) -> str:
-    """The v1 repository's prompt to the byte: its source's `# noqa` and indentation had become part of the text."""
+    """The prompt of the v1 repository to the byte, with its source's `# noqa` and indentation."""
     blocks = [
         f"{GAP}### {name}:\n{GAP}{slot}"
         for name, slot in zip(sections[::2], sections[1::2], strict=True)
@@ -180,13 +182,14 @@ def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
     if name != CHAT:
         raise unknown("prompt template", name, (*NAMES, AUTO))
     if tokenizer is None or not tokenizer.chat_template:
-        raise UserError(
-            f"template chat: {'no tokenizer is given' if tokenizer is None else f'the tokenizer in {tokenizer.folder} has no chat template'}; "
-            f"use --template {', '.join(TEMPLATES)}"
-        )
+        missing = "no tokenizer is given"
+        if tokenizer is not None:
+            missing = f"the tokenizer in {tokenizer.folder} has no chat template"
+        raise UserError(f"template chat: {missing}; use --template {', '.join(TEMPLATES)}")
     if len(tokenizer.chat_template) > LARGEST:
         raise UserError(
-            f"the chat template of {tokenizer.folder} has {len(tokenizer.chat_template):,} characters, too many"
+            f"the chat template of {tokenizer.folder} has {len(tokenizer.chat_template):,} "
+            "characters, too many"
         )
     return Template(
         CHAT,
@@ -220,14 +223,13 @@ def template_from(table: dict) -> Template:
         )
     )
     if not slots or len(table["text"]) > LARGEST:
-        raise UserError(
-            f"the prompt template that is stored with the adapter {'is too long' if slots else 'has no place for instruction or input'}"
-        )
+        wrong = "is too long" if slots else "has no place for instruction or input"
+        raise UserError(f"the prompt template that is stored with the adapter {wrong}")
     return Template(**table | {"special": tuple(sorted(special.items()))})
 
 
 def stored_template(runs: list[dict], tokenizer=None) -> Template | None:
-    """The template that adapters were trained with, from what their files say of it; None where they say nothing.
+    """The template that adapters were trained with, by their files; None if they name none.
 
     Raises UserError when they differ, since one prompt cannot suit both.
     """
@@ -240,11 +242,12 @@ def stored_template(runs: list[dict], tokenizer=None) -> Template | None:
     }
     if len(found) > 1:
         raise UserError(
-            f"the adapters were trained with different prompt templates: {', '.join(sorted(one.name for one in found))}"
+            "the adapters were trained with different prompt templates: "
+            + ", ".join(sorted(one.name for one in found))
         )
     return next(iter(found), None)
 
 
 def prompt(name: str, instruction: str, given: str = "") -> str:
-    """The text in front of the response, of one of the named templates. Raises UserError for an unknown one."""
+    """The prompt of a named template. Raises UserError for an unknown name."""
     return template(name).prompt({"instruction": instruction, "input": given})

@@ -1,6 +1,6 @@
 """Rows {instruction, input, output, answer} from a data file, in the forms that people publish.
 
-Besides the four texts a row may hold `history` (the messages in front of the instruction, see
+Besides the four texts a row may hold `history` (the messages before the instruction, see
 data/conversations.py). docs/data.md lists the forms.
 """
 
@@ -223,7 +223,7 @@ def text_of(value, field: str) -> tuple[str, str]:
 
 
 def split_final_answers(rows: list[dict]) -> list[str]:
-    """Take the answer from behind the #### that ends a rationale, as GSM8K has it.
+    """Take the answer from after the #### that ends a rationale, as GSM8K has it.
 
     Happens in place where most rows have that form, in their answer or, without answers, in their
     output. Returns what is to be said of it.
@@ -238,11 +238,11 @@ def split_final_answers(rows: list[dict]) -> list[str]:
                 if field == "answer" and not row["output"].strip():
                     row["output"] = row["answer"]
                 row["answer"] = answer
-            return [f"answers: what stands behind #### at the end of {field}"]
+            return [f"answers: what comes after #### at the end of {field}"]
     return []
 
 
 def final_answer(text: str) -> str:
-    """What stands behind #### in the last line of a text, else ""."""
+    """What comes after #### in the last line of a text, else ""."""
     last_line = text.rstrip().rpartition("\n")[2]
     return last_line.rpartition("####")[2].strip() if "####" in last_line else ""

@@ -1,6 +1,7 @@
-"""Data sets by name: where each comes from, what it should hold, and its rows to train on or to be tested on."""
+"""Data sets by name (sources.toml): training rows and test rows of each."""
 
 import random
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,175 +18,42 @@ from data.tables import ENDINGS
 from files.errors import UserError, unknown
 
 REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
-ODC = "ODC-By 1.0"
 TRAIN_ROWS = 16000  # of wordproblems: more than a run needs, so that it sees each once
-SHARE_NEW = (
-    3 / 7
-)  # of them in the held-out manner; the rest repeat the trained ones, so that those are kept:
-REPEATED = {
-    "addsub": 2,
-    "singleeq": 2,
-    "svamp": 6,
-    "gsm8k": 3,
-    "aqua": 1,
-}  # most of the one that is forgotten first
+SHARE_NEW = 3 / 7  # of them of the held-out kind; the rest repeat the trained kinds (rehearsal),
+# most often the kind that is forgotten first
+REPEATED = {"addsub": 2, "singleeq": 2, "svamp": 6, "gsm8k": 3, "aqua": 1}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that lives elsewhere. rows: as published (0: not published); tests: what is measured after training on it."""
+    """A published data set: a table of sources.toml.
+
+    rows: as published (0: not published). tests: what is measured after training on it. trains:
+    made to train on; the others are test sets.
+    """
 
     files: tuple[File, ...]
-    rows: int
     about: str
+    rows: int = 0
     tests: tuple[str, ...] = ()
-    licence: str = ODC
-    trains: bool = False  # made to train on; the others are test sets
+    licence: str = "ODC-By 1.0"
+    trains: bool = False
 
     @property
     def pinned(self) -> bool:
         return all(file.sha256 for file in self.files)
 
 
-def of_paper(path: str, sha256: str = "") -> File:
-    return File(path, REPOSITORY + path, sha256)
+def source_from(files: dict[str, str], tests=(), url: str = REPOSITORY, **fields) -> Source:
+    paths = tuple(File(path, url + path, sha256) for path, sha256 in files.items())
+    return Source(paths, tests=tuple(tests), **fields)
 
 
-def of_math(rows: int, about: str, files: dict[str, str]) -> Source:
-    """A set of the paper with its rationales; its files and their sums."""
-    return Source(
-        tuple(of_paper(f"dataset/{path}", sha256) for path, sha256 in files.items()), rows, about
-    )
-
-
-def of_test(name: str, rows: int, about: str, sha256: str = "") -> Source:
-    return Source((of_paper(f"dataset/{name}/test.json", sha256),), rows, about)
-
-
-def training(name: str, about: str, tests: tuple[str, ...]) -> Source:
-    return Source((of_paper(f"ft-training_set/{name}.json"),), 0, about, tests, trains=True)
-
-
-COMMONSENSE = (
-    "boolq",
-    "piqa",
-    "social_i_qa",
-    "hellaswag",
-    "winogrande",
-    "ARC-Easy",
-    "ARC-Challenge",
-    "openbookqa",
-)
-LATER = ("gsm8k", "AQuA", "mawps", "SVAMP")  # the math sets of the paper's later versions
-
-SOURCES = {  # one row a data set
-    "AddSub": of_math(
-        395,
-        "addition and subtraction (Hosseini et al. 2014)",
-        {
-            "AddSub/addsub_1.json": "611ccb687f8a077ee2ef4cc08875170d78d5387d519614744b7083190432f820",
-            "AddSub/AddSub.json": "21930fa90385c72b5a15f4b9a4dda27276b889ae9ff44285505cdd9fa0a20df8",
-        },
-    ),
-    "MultiArith": of_math(
-        600,
-        "several steps (Roy & Roth 2015)",
-        {
-            "MultiArith/multiarith_1.json": "47b21b013079bc0e6dbe2043a7458fcb625f4625fbc43167925f2d7898e2308f"
-        },
-    ),
-    "SingleEq": of_math(
-        508,
-        "one equation (Koncel-Kedziorski et al. 2015)",
-        {
-            "SingleEq/singleeq_1.json": "7383ae492cd06ace7c8ca14bedcfffce724f7ec2949d620f52c4be08b943da4b"
-        },
-    ),
-    "AQuA": of_math(
-        254,
-        "algebra with five options (Ling et al. 2017)",
-        {"AQuA/aqua_1.json": "a6c963fa7a491ad9461c9db6dd29f41a849dc343b126b75fabeaf78ef4119032"},
-    ),
-    "gsm8k": of_math(
-        1319,
-        "grade-school math (Cobbe et al. 2021)",
-        {"gsm8k/gsm8k_1.json": "86be346fb5e7942aa31412ce1c7a85b4787958b7fd07c94f694ca508c4a849d6"},
-    ),
-    "SVAMP": of_math(
-        1000,
-        "varied one-step problems (Patel et al. 2021)",
-        {"SVAMP/svamp_1.json": "40b26b72c74b607e0cd3b72224cdbda84e454ddbcff3cea456799d10c87f43c4"},
-    ),
-    "mawps": of_test(
-        "mawps",
-        238,
-        "a collection of math problems (Koncel-Kedziorski et al. 2016)",
-        "c1a708979cbf2b3df9ac4020baacf3e8e73fcf089e1de7dd1b305b810bfaa15f",
-    ),
-    "boolq": of_test(
-        "boolq",
-        3270,
-        "yes or no, without the passage (Clark et al. 2019)",
-        "89df2397cbca81dc31adcc6f7f5b635821aa0565aafde46725b2b4bd39b4dfa9",
-    ),
-    "piqa": of_test(
-        "piqa",
-        1838,
-        "everyday physics (Bisk et al. 2020)",
-        "3860d11b9b42e590b6b4bbc1643214d373ed0b0d4ac62fcc7bdceb8e044ad141",
-    ),
-    "social_i_qa": of_test(
-        "social_i_qa",
-        1954,
-        "social situations (Sap et al. 2019)",
-        "71543f41127451945379d106ffedaef502f1c8770dff6d2f543aca85e3080b1d",
-    ),
-    "hellaswag": of_test("hellaswag", 10042, "how a sentence goes on (Zellers et al. 2019)"),
-    "winogrande": of_test(
-        "winogrande",
-        1267,
-        "whom a word means (Sakaguchi et al. 2020)",
-        "6946f5209e7114c65c6d04f8f644c5a061af20d730b1cfe158fff3dc44076fb9",
-    ),
-    "ARC-Easy": of_test(
-        "ARC-Easy",
-        2376,
-        "school science (Clark et al. 2018)",
-        "3f32a84716ca6d57d38728bf80cc8117aecd17445c2cf29a68b571b810eb82dc",
-    ),
-    "ARC-Challenge": of_test(
-        "ARC-Challenge",
-        1172,
-        "the harder part of it",
-        "4a89ce368ae01a71d268d9851686738b2a0a1d84271116bab49a1dd2b48ecad7",
-    ),
-    "openbookqa": of_test(
-        "openbookqa",
-        500,
-        "science with common sense (Mihaylov et al. 2018)",
-        "8479930f7b8a26052c78250280b5465a4016ca7fc806af440d0f37e243f3099e",
-    ),
-    "math_7k": training("math_7k", "math_10k without its MAWPS part", LATER),
-    "math_10k": training(
-        "math_10k", "training problems of GSM8K, MAWPS and AQuA with rationales", LATER
-    ),
-    "math_14k": training("math_14k", "math_7k with rationales of GPT-4 besides", LATER),
-    "commonsense_15k": training("commonsense_15k", "a part of commonsense_170k", COMMONSENSE),
-    "commonsense_170k": training(
-        "commonsense_170k", "the training parts of the eight commonsense sets", COMMONSENSE
-    ),
-    "alpaca": Source(
-        (
-            File(
-                "alpaca_data.json",
-                "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/alpaca_data.json",
-            ),
-        ),
-        52002,
-        "instructions by text-davinci-003 (Taori et al. 2023)",
-        licence="CC BY-NC 4.0",
-        trains=True,
-    ),
+SOURCES = {
+    name: source_from(**table)
+    for name, table in tomllib.loads(
+        (Path(__file__).parent / "sources.toml").read_text(encoding="utf-8")
+    ).items()
 }
 
 
@@ -221,9 +89,7 @@ def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> 
     reader: leaves out the rows of a training set that cannot be used. Raises UserError.
     """
     source, folder = SOURCES[name], Path(data_dir) if data_dir else cache_folder()
-    later = (
-        folder / "dataset" / name / "test.json"
-    )  # the six math sets in the paper's later versions
+    later = folder / "dataset" / name / "test.json"  # math sets of the paper's later versions
     first_form = name in MATH_SETS and (folder / "dataset" / MATH_SETS[name]).is_file()
     if name in MATH_SETS and (first_form or not data_dir or not later.is_file()):
         if not data_dir:
@@ -233,7 +99,8 @@ def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> 
     if not path.is_file():
         if data_dir:
             raise UserError(
-                f"{path} is missing: --data-dir should name the folder that holds dataset/, as the paper's repository does"
+                f"{path} is missing: --data-dir should name the folder that holds dataset/, "
+                "as the paper's repository does"
             )
         fetch(files_of(name))
     if source.trains:
@@ -242,10 +109,10 @@ def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> 
 
 
 def word_problems(data_dir: str, seed: int) -> Data:
-    """The held-out manner mixed with the trained ones; the test problems are the same for every seed."""
+    """The held-out kind mixed with the trained ones. The tests do not depend on the seed."""
     if data_dir:
         raise UserError(
-            "data set wordproblems is made here and takes no --data-dir; did you mean --data math-v1?"
+            "--data wordproblems is generated and takes no --data-dir; did you mean --data math-v1?"
         )
     rng = random.Random(f"wordproblems {seed}")
     streams = {
@@ -277,7 +144,7 @@ def math_v1(data_dir: str, seed: int) -> Data:
             fetch(files_of("math-v1"))
         except UserError as error:
             raise UserError(
-                f"{error} (a copy of a pocket model wants --data wordproblems, and training --recipe pocket-tune)"
+                f"{error} (for a copy of a pocket model: --data wordproblems --recipe pocket-tune)"
             ) from None
     split = paper_split(data_dir or cache_folder())
     return Data("math-v1", split["union"], {name: split[name][1] for name in MATH_SETS})
@@ -328,7 +195,7 @@ def load_data(
     elif is_repository(name):
         data = own_data(name, hub_tables(name), seed, reader, 0.0 if tests else test_share)
     else:
-        others = f"a file that ends in {', '.join(ENDINGS)} or a data set of the hub (owner/name) will do as well"
+        others = f"a file ({', '.join(ENDINGS)}) or a data set of the hub (owner/name) works too"
         raise unknown("data set", name, [*EXPERIMENTS, *SOURCES], others)
     if tests:
         data = replace(data, **chosen_tests(data, tests, data_dir, reader))
@@ -355,7 +222,8 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader
             one.lower() for one in tests
         ):
             raise UserError(
-                f"two test sets are called {Path(name).stem}: name each once, and give a file another name"
+                f"two test sets are called {Path(name).stem}: "
+                "name each once, and give a file another name"
             )
         known = next((own for own in data.tests if own.lower() == name.lower()), known_name(name))
         if known in data.tests:
@@ -372,7 +240,7 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader
                 "test set",
                 name,
                 dict.fromkeys([*data.tests, *sets]),
-                f"a file that ends in {', '.join(ENDINGS)} will do as well",
+                f"a file ({', '.join(ENDINGS)}) works too",
             )
     return {
         "tests": tests,

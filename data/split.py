@@ -19,15 +19,15 @@ MATH_SETS = {
 
 
 def paper_split(folder: str | Path) -> dict[str, tuple[list[dict], list[dict]] | list[dict]]:
-    """The v1 split of LLM-Adapters: {"AddSub": (train rows, test rows), ..., "union": all train rows, shuffled}.
+    """The v1 split of LLM-Adapters: {"AddSub": (train rows, test rows), ..., "union": train rows}.
 
-    `folder` holds dataset/ as the paper's repository does. Rows are {instruction, input, output, answer}. 80 % of each set train,
-    `random.seed(2023)` once, as the repository did: json.dumps(union, indent=4) has md5 4a8f89d116cec1b31c1a9353bd4d1538.
+    folder: holds dataset/ as the paper's repository does. Rows are {instruction, input, output,
+    answer}. 80% of each set are for training; `random.seed(2023)` is called once, as the repository
+    did, and the union is shuffled: the md5 of json.dumps(union, indent=4) is
+    4a8f89d116cec1b31c1a9353bd4d1538.
     Raises UserError for missing or malformed files.
     """
-    rng = random.Random(
-        2023
-    )  # the same sequence as random.seed(2023), without touching the global generator
+    rng = random.Random(2023)  # the sequence of random.seed(2023), not the global generator
     split: dict = {}
     union: list[dict] = []
     for name in MATH_SETS:
@@ -42,7 +42,10 @@ def paper_split(folder: str | Path) -> dict[str, tuple[list[dict], list[dict]] |
 
 
 def paper_rows(folder: str | Path, name: str) -> list[dict]:
-    """All rows of one of the six math sets, in the order of its file, with the rationale as output. Raises UserError."""
+    """The rows of one of the six math sets in file order; the output is the rationale.
+
+    Raises UserError.
+    """
     path = Path(folder) / "dataset" / MATH_SETS[name]
     items = read_rows(path)
     try:
@@ -67,9 +70,8 @@ def paper_rows(folder: str | Path, name: str) -> list[dict]:
     for number, row in enumerate(rows):
         for key in ("instruction", "output"):
             if not isinstance(row[key], str):
-                raise UserError(
-                    f"{path}, item {number + 1}: the {'question' if key == 'instruction' else 'rationale'} is not a text"
-                )
+                what = "question" if key == "instruction" else "rationale"
+                raise UserError(f"{path}, item {number + 1}: the {what} is not a text")
     return rows
 
 

@@ -60,7 +60,7 @@ def turn_end(tokenizer: Tokenizer, template: str | None = None) -> int | None:
         )
     except UserError:
         return None
-    _, answer, behind = text.rpartition(ANSWER)
+    _, answer, after = text.rpartition(ANSWER)
     added = tokenizer.inner.added
-    ends = [token for token in added if token and answer and behind.lstrip().startswith(token)]
+    ends = [token for token in added if token and answer and after.lstrip().startswith(token)]
     return added[max(ends, key=len)] if ends else None

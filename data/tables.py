@@ -93,7 +93,9 @@ def json_list(path: Path, text: str, at: int) -> Iterator[tuple[str, object]]:
     """The elements of a JSON list that begins at this character, each with its first line, or
     with its number where the list is on one line."""
     if text[at : at + 1] != "[":
-        raise UserError(f"{path} is no JSON list of rows (for one object a line, call it .jsonl)")
+        raise UserError(
+            f"{path} is not a JSON list of rows (for one object a line, call it .jsonl)"
+        )
     several_on_one_line = "\n" not in text.strip() and text.count("}", at) > 1
     at, line, counted, number = SPACE.match(text, at + 1).end(), 1, 0, 0
     while text[at : at + 1] != "]":
@@ -110,10 +112,10 @@ def json_list(path: Path, text: str, at: int) -> Iterator[tuple[str, object]]:
             at = SPACE.match(text, at + 1).end()
         elif text[at : at + 1] != "]":
             raise UserError(
-                f"{path}, line {line}: the list is not closed behind this row, or a comma is missing"
+                f"{path}, line {line}: the list is not closed after this row, or a comma is missing"
             )
     if text[at + 1 :].strip():
-        raise UserError(f"{path} goes on behind the end of its list")
+        raise UserError(f"{path} has text after the end of its list")
 
 
 def delimiter_of(text: str) -> str:

@@ -146,3 +146,22 @@ def whole_paths(made: "Settings") -> "Settings":
         continue_from=folder(made.continue_from),
         load={name: folder(where) for name, where in made.load.items()},
     )
+
+
+def run_settings(options: argparse.Namespace) -> "Settings":
+    """The settings that the options of `plan` or `show` stand for. Raises UserError."""
+    from experiments.continued import settings_to_continue
+    from train.settings import settings
+
+    chosen = given(options, tuple(key for key in MODEL_OPTIONS if hasattr(options, key)))
+    source = getattr(options, "continue_from", None)
+    recipe = getattr(options, "recipe", None)
+    if not options.config and source is None:
+        chosen.setdefault("model", "llama-7b")
+    if options.adapter:
+        chosen["adapter"] = {"preset": options.adapter}
+    if getattr(options, "load", None):
+        chosen["load"] = loads_of(options.load)
+    if source is not None:
+        return settings_to_continue(source, options.config, recipe, chosen, options.set)
+    return settings(options.config, recipe, chosen, options.set)

@@ -1,9 +1,9 @@
-"""What a run would need, from config.json or the registry alone: nothing is downloaded but, at most, the configuration.
+"""What a run would need: memory of each device, FLOPs and time, before anything is downloaded.
 
-The step that the run would take is taken, on a model without memory (train/plan/dry_run.py); nothing here knows a formula for it.
+The step of the run is taken on torch's meta device (train/plan/dry_run.py). Only config.json is
+read, or, for a model of the registry, not even that.
 """
 
-import argparse
 import math
 
 import torch
@@ -12,95 +12,106 @@ from torch import nn
 from adapters.attach import adapter_names, adapters_named
 from adapters.formats.folders import native_tensors
 from adapters.show import trained
-from experiments.continued import settings_to_continue
 from experiments.layout import Planned, Target, advice, batches_of, planned
-from experiments.options import MODEL_OPTIONS, given, loads_of
 from files.errors import UserError
 from model.show import count
 from train.base import check_together
 from train.pipeline import orders, utilisation
 from train.plan.advice import check_room, measured_rate, parse_memory, parse_rate, usable
 from train.plan.dry_run import gathered, matrices_of
-from train.settings import Settings, settings
+from train.settings import Settings
 
 
-def target_of(options: argparse.Namespace, made: Settings) -> Target:
-    """The devices of --memory, --devices, --device and the settings. Raises UserError."""
-    memory = parse_memory(options.memory) if options.memory else None
-    check_room(memory or [])
-    given = (
-        made.device
-        if made.device != "auto"
-        else "cuda"
-        if memory or torch.cuda.is_available()
-        else "cpu"
-    )
-    named = given.split(",")
-    if memory and len(memory) > 1 and named == ["cuda"]:
-        named = [f"cuda:{number}" for number in range(len(memory))]
-    for name in named:
-        try:
-            found = torch.device(name).type
-        except RuntimeError:
-            found = name
-        if found not in ("cpu", "cuda") or found != torch.device(named[0]).type:
-            raise UserError(
-                f"device {name!r:.50}: a plan is for cpu, for cuda, or for several cuda devices, cuda:0,cuda:1"
-            )
-    if not 1 <= options.processes <= 2**14:
+def plan_run(
+    settings: Settings,
+    *,
+    memory: str | None = None,
+    processes: int = 1,
+    length: int | None = None,
+    labelled: float = 1.0,
+    rows: int | None = None,
+    flops: str | None = None,
+    measure: bool = False,
+) -> dict:
+    """What a run with these settings would need, as a table of facts in bytes, seconds and FLOPs.
+
+    memory: of each device, such as "24GB" or "24GB,24GB"; the plan then says whether the run fits
+    and, if not, which options make it fit. processes: as torchrun would start them, each with one
+    device. length: tokens of a row and of a prompt (None: `train.cutoff`). labelled: share of a
+    row's tokens that have a label. rows: rows to train on, for the time of the whole run.
+    flops: floating-point operations per second, such as "150T"; measure: measure them here.
+
+    Raises UserError for a value out of range, or devices that do not match the settings.
+    """
+    target = target_of(settings, memory, processes, length, labelled)
+    rate = parse_rate(flops) if flops else None
+    if rows is not None and rows < 1:
+        raise UserError(f"--rows {rows} should be the rows to train on, 1 or more")
+    plan = planned(settings, target)
+    if measure:
+        rate = measured_rate_of(target, plan.model.dtype)
+    facts = {
+        **adapter_facts(plan.model, settings),
+        **run_facts(plan, settings, target),
+        **time_facts(plan, settings, target, rows, rate),
+    }
+    if target.memory:
+        facts["fits"] = all(device["fits"] for device in facts["devices"])
+        facts["advice"] = None if facts["fits"] else advice(settings, plan, target)
+    return facts
+
+
+def target_of(
+    s: Settings, memory: str | None, processes: int, length: int | None, labelled: float
+) -> Target:
+    """The devices of the plan, from `memory` and the settings. Raises UserError."""
+    sizes = parse_memory(memory) if memory else None
+    check_room(sizes or [])
+    default = "cuda" if sizes or torch.cuda.is_available() else "cpu"
+    names = (default if s.device == "auto" else s.device).split(",")
+    if sizes and len(sizes) > 1 and names == ["cuda"]:
+        names = [f"cuda:{number}" for number in range(len(sizes))]
+    kinds = {name.partition(":")[0] for name in names}
+    if len(kinds) > 1 or not kinds <= {"cpu", "cuda"} or not all(map(is_device, names)):
         raise UserError(
-            f"--processes {options.processes} should be a number of processes, 1 or more"
+            f"device {','.join(names)!r:.50}: a plan is for cpu, for cuda, or for several cuda "
+            "devices, cuda:0,cuda:1"
         )
-    if made.shard and options.processes == 1:
+    if not 1 <= processes <= 2**14:
+        raise UserError(f"--processes {processes} should be a number of processes, 1 or more")
+    if s.shard and processes == 1:
         raise UserError(
             "--shard lays the blocks over several processes: say how many, --processes 8"
         )
-    check_together(made, [torch.device(name) for name in named], options.processes)
-    if memory and len(memory) != len(named):
+    check_together(s, [torch.device(name) for name in names], processes)
+    if sizes and len(sizes) != len(names):
         raise UserError(
-            f"--memory names {len(memory)} devices and there are {len(named)}: {', '.join(named)}"
+            f"--memory names {len(sizes)} devices and the plan has {len(names)}: {', '.join(names)}"
         )
-    length = made.train.cutoff if options.length is None else options.length
+    length = s.train.cutoff if length is None else length
     if not 2 <= length <= 2**20:
         raise UserError(f"--length {length} should be the tokens of a row, 2 or more")
-    if not 0 < options.labelled <= 1:
-        raise UserError(f"--labelled {options.labelled} should be a share, above 0 and at most 1")
-    return Target(named, memory, length, options.labelled, options.processes)
+    if not 0 < labelled <= 1:
+        raise UserError(f"--labelled {labelled} should be a share, above 0 and at most 1")
+    return Target(names, sizes, length, labelled, processes)
 
 
-def run_of(options: argparse.Namespace) -> Settings:
-    """The settings that the options of plan or show stand for. Raises UserError."""
-    chosen = given(options, tuple(key for key in MODEL_OPTIONS if hasattr(options, key)))
-    source = getattr(options, "continue_from", None)
-    if not options.config and source is None:
-        chosen.setdefault("model", "llama-7b")
-    if options.adapter:
-        chosen["adapter"] = {"preset": options.adapter}
-    if getattr(options, "load", None):
-        chosen["load"] = loads_of(options.load)
-    recipe = getattr(options, "recipe", None)
-    if source is not None:
-        return settings_to_continue(source, options.config, recipe, chosen, options.set)
-    return settings(options.config, recipe, chosen, options.set)
+def is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True
 
 
-def plan(options: argparse.Namespace) -> dict:
-    """The plan as a table of facts; bytes, seconds, floating-point operations. Raises UserError."""
-    made = run_of(options)
-    target = target_of(options, made)
-    rate = parse_rate(options.flops) if options.flops else None
-    if options.rows is not None and options.rows < 1:
-        raise UserError(f"--rows {options.rows} should be the rows to train on, 1 or more")
-    found = planned(made, target)
-    facts = {
-        **adapter_facts(found.model, made),
-        **run_facts(found, made, target),
-        **time_facts(found, made, target, options, rate),
-    }
-    if target.memory:
-        facts["fits"] = all(one["fits"] for one in facts["devices"])
-        facts["advice"] = None if facts["fits"] else advice(made, found, target)
-    return facts
+def measured_rate_of(target: Target, dtype: torch.dtype) -> float:
+    """FLOPs per second of the plan's first device. Raises UserError where this machine lacks it."""
+    if target.kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--measure needs the device of the plan, and torch sees no CUDA device here: "
+            "give the rate with --flops 150T"
+        )
+    return measured_rate(torch.device(target.devices[0]), dtype)
 
 
 def adapter_facts(model: nn.Module, made: Settings) -> dict:
@@ -169,37 +180,27 @@ def run_facts(found: Planned, made: Settings, target: Target) -> dict:
 
 
 def time_facts(
-    found: Planned, made: Settings, target: Target, options: argparse.Namespace, rate: float | None
+    plan: Planned, s: Settings, target: Target, rows: int | None, rate: float | None
 ) -> dict:
-    """How much a step computes, and how long it takes at the rate that was given or measured."""
-    s = made.train
-    flops = round(found.step.phase.flops * s.batch_size / min(s.micro_batch_size, s.batch_size))
-    mine = (
-        flops * batches_of(made, target.processes) / batches_of(made)
-    )  # of the process that has most
-    if options.measure:
-        if target.kind == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                "--measure needs the device of the plan, and torch sees no CUDA device here: give the rate with --flops 150T"
-            )
-        rate = measured_rate(torch.device(target.devices[0]), found.model.dtype)
-    steps = s.max_steps or (
-        math.ceil(options.rows / s.batch_size) * s.epochs if options.rows else None
-    )
-    facts = {
+    """The FLOPs of a step, and the seconds at `rate` FLOPs per second where one is known."""
+    train = s.train
+    micro_batch = min(train.micro_batch_size, train.batch_size)
+    flops = round(plan.step.phase.flops * train.batch_size / micro_batch)
+    steps = train.max_steps or (rows and math.ceil(rows / train.batch_size) * train.epochs)
+    seconds = None
+    if rate:
+        # of the process that has most micro-batches
+        share = batches_of(s, target.processes) / batches_of(s)
+        devices = len(target.devices)
+        busy = 1.0
+        if devices > 1:
+            schedule = orders(devices, batches_of(s))
+            busy = utilisation(schedule, lambda work: 1.0 if work.way == "F" else 2.0)
+        seconds = flops * share / (rate * devices * busy)
+    return {
         "flops_per_step": flops,
         "flops_per_second": rate,
         "steps": steps,
-        "seconds_per_step": None,
-        "seconds": None,
+        "seconds_per_step": seconds,
+        "seconds": seconds * steps if seconds and steps else None,
     }
-    if rate:
-        many = len(target.devices)
-        busy = (
-            utilisation(orders(many, batches_of(made)), lambda one: 1.0 if one.way == "F" else 2.0)
-            if many > 1
-            else 1.0
-        )
-        facts["seconds_per_step"] = mine / (rate * many * busy)
-        facts["seconds"] = facts["seconds_per_step"] * steps if steps else None
-    return facts

@@ -228,7 +228,7 @@ def test_a_turn_of_weight_0_has_no_loss(text):
 
 def test_a_response_that_the_prompt_does_not_lead_to():
     other = CHATML.replace("'<|assistant|>'", "'<|assistant|>Well, '")
-    with pytest.raises(RefusedMessages, match="something else in front of a response"):
+    with pytest.raises(RefusedMessages, match="something else before a response"):
         said(other)
     hidden = CHATML.replace(
         "m.content", "(m.content if loop.last or m.role != 'assistant' else '?')"

@@ -173,7 +173,7 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path):
     assert encoded.lines[0].startswith(
         "2 of 7 rows are left out, the template has no form for them: "
     )
-    assert encoded.lines[0].endswith("front of (2, the first with 'Hello.')")  # one reason, once
+    assert encoded.lines[0].endswith("before it (2, the first with 'Hello.')")  # one reason, once
     assert encoded.refused == 2
     held_out = encode_rows(tokenizer, rows[5:], False, form, s, held_out=True)
     assert (held_out.examples, held_out.refused) == ([], 2)

@@ -562,7 +562,7 @@ def test_sizes_and_rates_are_read_strictly():
     ("words", "said"),
     [
         (("--memory", "24gb"), "24GiB"),
-        (("--memory", "24GB", "--device", "cuda:0,cuda:1"), "names 1 devices and there are 2"),
+        (("--memory", "24GB", "--device", "cuda:0,cuda:1"), "names 1 devices and the plan has 2"),
         (("--device", "tpu"), "a plan is for cpu"),
         (("--device", "cpu,cuda"), "a plan is for cpu"),
         (("--length", "1"), "2 or more"),

@@ -233,7 +233,7 @@ def test_chat_templates_as_transformers_renders_them(tmp_path, name, where):
                 ours.whole(row) == reference.apply_chat_template(answered, tokenize=False).rstrip()
             )
     if name == "loop controls":
-        with pytest.raises(UserError, match="puts something else in front of a response"):
+        with pytest.raises(UserError, match="puts something else before a response"):
             ours.whole(ROW)
 
 

@@ -190,7 +190,7 @@ def test_the_answer_stands_behind_the_rationale(write, columns):
         assert row["output"] == "It is <<3+1000>>.\n#### 1,003"
     data = load_data(str(path), columns=columns)
     assert data.reads == {"a": "number"}
-    assert "answers: what stands behind ####" in " ".join(data.notes)
+    assert "answers: what comes after ####" in " ".join(data.notes)
 
 
 def test_a_row_without_its_mark_has_no_answer(write):

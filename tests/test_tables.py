@@ -206,7 +206,7 @@ def test_half_a_surrogate_pair(said, read):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.json", "", "is no JSON list of rows"),
+        ("a.json", "", "is not a JSON list of rows"),
         ("a.jsonl", " \n\n", "holds no rows"),
         ("a.csv", "", "holds no rows"),
         ("a.csv", "instruction,answer\n", "holds no rows"),
@@ -216,7 +216,7 @@ def test_half_a_surrogate_pair(said, read):
         ("a.json", '[\n{"instruction": "a", "answer": 1},\n{"instruction": "b", "ans', "line 3: cannot be read as JSON"),
         ("a.json", '[\n{"instruction": "a", "answer": 1}', "line 2: the list is not closed"),
         ("a.json", '[{"instruction": "a", "answer": 1} {}]', "a comma is missing"),
-        ("a.json", '[{"instruction": "a", "answer": 1}] []', "goes on behind the end"),
+        ("a.json", '[{"instruction": "a", "answer": 1}] []', "has text after the end"),
         ("a.json", '[{"instruction": "a", "answer": 1, "answer": 2}]', "a key is there twice"),
         ("a.jsonl", "[" * 100_000, "line 1: cannot be read"),
         ("a.json", "[" * 100_000, "cannot be read as JSON"),
