@@ -191,12 +191,8 @@ def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
             f"the chat template of {tokenizer.folder} has {len(tokenizer.chat_template):,} "
             "characters, too many"
         )
-    return Template(
-        CHAT,
-        tokenizer.chat_template,
-        chat=True,
-        special=tuple(sorted(tokenizer.special_tokens.items())),
-    )
+    special = tuple(sorted(tokenizer.special_tokens.items()))
+    return Template(CHAT, tokenizer.chat_template, chat=True, special=special)
 
 
 def template_from(table: dict) -> Template:

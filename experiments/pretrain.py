@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 from torch import nn
 
-from data import wordproblems
+from data import pretraining_text, wordproblems
 from data.batches import Example
 from data.prompts import PREAMBLE, RESPONSE, prompt
 from files.errors import UserError, unknown
@@ -187,9 +187,9 @@ def lines(count: int, seed: int) -> Iterator[Line]:
             row = next(streams[manner])
             yield [(prompt("alpaca", row["instruction"]), 0.1), (row["output"], 1.0), (EOS, 1.0)]
         elif kind == "clause":
-            yield [(" " + wordproblems.clauses(rng, 2), 1.0), (EOS, 1.0)]
+            yield [(" " + pretraining_text.clauses(rng, 2), 1.0), (EOS, 1.0)]
         else:
-            pairs = wordproblems.sums(rng) if kind == "sums" else wordproblems.walk(rng)
+            pairs = pretraining_text.sums(rng) if kind == "sums" else pretraining_text.walk(rng)
             yield [
                 part
                 for question, answer in pairs

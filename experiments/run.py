@@ -50,7 +50,7 @@ FREE = (  # settings that may change when a run is resumed: the result does only
     "train.checkpointing",
     "train.offload",
     "train.keep",
-    "experiments.tracker",
+    "train.tracker",
     "layers_per_device",
     "threads",
     "shard",

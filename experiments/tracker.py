@@ -96,7 +96,7 @@ def numbers(entry: dict) -> dict[str, float]:
 def check_tracker(name: str) -> None:
     """Raise UserError for a tracker that is unknown or whose package is missing: before a model is loaded."""
     if name not in TRACKERS:
-        raise unknown("experiments.tracker", name, [one for one in TRACKERS if one])
+        raise unknown("train.tracker", name, [one for one in TRACKERS if one])
     try:
         if name:
             importlib.import_module({"tensorboard": "torch.utils.tensorboard"}.get(name, name))
