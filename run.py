@@ -26,7 +26,7 @@ COMMANDS = {  # word -> (the package whose commands.py holds it, what it does)
     "data": ("data", "list, fetch, show and check data sets; make rows of logs"),
     "generate": ("eval", "continue a prompt"),
     "merge": (
-        "adapter",
+        "adapters",
         "fold a run's adapter into the weights: a folder that transformers reads too",
     ),
     "export": ("adapters", "write a run's adapter as PEFT or the paper's code reads it"),

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from adapters.base import Adapter
 from adapters.compose import Composition, Group
 from adapters.config import METHODS, AdapterConfig, Part, resolve
+from adapters.parts import check_options
 from adapters.places import all_sites, find_sites, named_sites, words
 from files.errors import UserError, unknown
 
 
 def attach(
-    model: nn.Module, preset: str | AdapterConfig, name: str = "default", **changes
+    model: nn.Module, preset: str | dict | AdapterConfig, name: str = "default", **changes
 ) -> AdapterConfig:
     """Attach a new adapter called `name` to every site its configuration names, and switch it on behind those already on.
 
@@ -22,13 +23,7 @@ def attach(
     The base is frozen; the adapter's parameters are float32 on the device of the weights beside them. Raises UserError for unknown
     presets, sites, options and layers, for a name already taken, and for a method that cannot work at a site; the model is then unchanged.
     """
-    if isinstance(preset, AdapterConfig) and changes:
-        raise UserError(
-            f"an AdapterConfig is complete and takes no changes ({', '.join(changes)}); give a preset's name with them"
-        )
-    config = (preset if isinstance(preset, AdapterConfig) else resolve(preset, **changes)).on(
-        model.family
-    )
+    config = resolve(preset, **changes).on(model.family)
     if name in adapter_names(model):
         raise UserError(f"the model already has an adapter named {name!r}; give another name")
     if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":
@@ -69,17 +64,17 @@ def build(model: nn.Module, part: Part) -> dict[str, Adapter]:
             raise UserError(
                 f"{part.kind} works on {kinds}, and {name} ({path}) is {words(site.kind)}; there is: {', '.join(fitting)}"
             )
+    layers = max(index for *_, index in places) + 1
+    for table in (vars(part.options), *part.overrides.values()):
+        for key, value in table.items():
+            if isinstance(value, list) and len(value) != layers:
+                raise UserError(
+                    f"{key} = {value} has {len(value)} values, and the adapter sits in {layers} "
+                    "layers"
+                )
     options = [part.options_at(path, site, index) for path, _, site, index in places]
     for one in options:
-        one.check()
-    layers = max(index for *_, index in places) + 1
-    for key, value in [
-        pair for table in (vars(part.options), *part.overrides.values()) for pair in table.items()
-    ]:
-        if isinstance(value, list) and len(value) != layers:
-            raise UserError(
-                f"{key} = {value} has {len(value)} values, and the adapter sits in {layers} layers"
-            )
+        check_options(one)
     known = [*model.sites, *model.outer_sites]
     for pattern in part.overrides:
         if pattern not in known and not any(
@@ -127,7 +122,7 @@ def remove(model: nn.Module, name: str) -> None:
 
 def setup(model: nn.Module) -> tuple[list["str | Composition"], list[str] | None]:
     """What is on, in the order of application, and what of it is trained (None: all), as `use` takes them."""
-    return getattr(model, "adapters_on", ([], None))
+    return model.adapters_on
 
 
 def in_order(model: nn.Module) -> list["str | Composition"]:

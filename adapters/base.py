@@ -2,13 +2,17 @@
 
 import difflib
 from copy import copy
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from files.errors import UserError
+from files.typed import Range
 
+Size = Annotated[int, Range(1, 2**31)]  # of an option that counts something
+Dropout = Annotated[float, Range(0, 0.999)]
 PREFIX = "base_model.model."  # in front of every module path in adapter files, as in PEFT's and the paper's
 
 

@@ -140,7 +140,7 @@ def add_outputs(
     if placed and not overrides:
         part = replace(placed, kind=kinds.pop(), options=base, overrides={}, rate=1.0)
     else:
-        part = Part(kinds.pop(), tuple(options), "all", base, overrides)
+        part = Part(kinds.pop(), base, tuple(options), "all", overrides)
     return AdapterConfig({"": part}), tensors
 
 

@@ -1,144 +1,56 @@
-"""The configuration of an adapter: a preset's name and changes to it -> a checked, complete AdapterConfig."""
+"""The configuration of an adapter: a preset's name and changes to it -> a complete AdapterConfig.
+
+    resolve("lora", r=4)                    a preset and changes
+    resolve({"kind": "lora", "sites": ["q", "v"], "r": 4})      a complete table
+    resolve("lora+prefix")                  a mixture of presets, a table for each part
+
+`AdapterConfig.to_dict()` is the complete table again: resolve(config.to_dict()) == config.
+"""
 
 import importlib
-import re
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
 
 from adapters.base import Adapter
-from adapters.options import PLACEMENT, at_layer, checked_options, checked_value, sites_from
+from adapters.parts import PLACEMENT, AdapterConfig, Part, layer_numbers
 from files.errors import UserError, unknown
+from files.typed import typed, typed_values
+
+__all__ = [
+    "METHODS", "PLACEMENT", "AdapterConfig", "Part", "layer_numbers", "named", "overlay",
+    "presets", "resolve",
+]  # fmt: skip
+
+CLASSES = {  # kind -> its file and class in adapters/methods/; one row a method
+    "bottleneck": "bottleneck.Bottleneck",
+    "lora": "lora.LoRA",
+    "dora": "dora.DoRA",
+    "pissa": "pissa.PiSSA",
+    "adalora": "adalora.AdaLoRA",
+    "vera": "vera.VeRA",
+    "ia3": "ia3.IA3",
+    "prefix": "prefix.Prefix",
+    "prompt": "prompt.Prompt",
+    "p_tuning": "p_tuning.PTuning",
+    "invertible": "invertible.Invertible",
+    "ln_tuning": "ln_tuning.LNTuning",
+    "bitfit": "bitfit.BitFit",
+    "full": "full.Full",
+    "token_rows": "token_rows.TokenRows",
+    "fusion": "fusion.Fusion",
+}
 
 
 def load(path: str) -> type[Adapter]:
-    """ "lora.LoRA" -> the class LoRA of adapters/methods/lora.py."""
+    """The class of "file.Class" in adapters/methods/."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(f"adapters.methods.{module}"), name)
 
 
-METHODS = {
-    kind: load(path)
-    for kind, path in {  # kind -> class; one row a method
-        "bottleneck": "bottleneck.Bottleneck",
-        "lora": "lora.LoRA",
-        "dora": "dora.DoRA",
-        "pissa": "pissa.PiSSA",
-        "adalora": "adalora.AdaLoRA",
-        "vera": "vera.VeRA",
-        "ia3": "ia3.IA3",
-        "prefix": "prefix.Prefix",
-        "prompt": "prompt.Prompt",
-        "p_tuning": "p_tuning.PTuning",
-        "invertible": "invertible.Invertible",
-        "ln_tuning": "ln_tuning.LNTuning",
-        "bitfit": "bitfit.BitFit",
-        "full": "full.Full",
-        "token_rows": "token_rows.TokenRows",
-        "fusion": "fusion.Fusion",
-    }.items()
-}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One method, where, and with which of its own options."""
-
-    kind: str
-    sites: (
-        tuple[str, ...] | dict[str, tuple[str, ...]]
-    )  # a dict holds them by family, under "any" those of all others
-    layers: str | tuple[int, ...]  # "all", "first 8", "last 8", or layer numbers from 0
-    options: object
-    overrides: dict[str, dict] = field(
-        default_factory=dict
-    )  # a site, or a pattern of module paths -> options that differ there
-    rate: float = 1.0  # its learning rate, as a multiple of the run's
-
-    def on(self, family: str) -> "Part":
-        """The same with the sites of one family."""
-        return (
-            replace(self, sites=self.sites.get(family, self.sites["any"]))
-            if isinstance(self.sites, dict)
-            else self
-        )
-
-    def options_at(self, path: str, site: str, index: int):
-        """The options at one place: the site of this name and path, in the index-th of the layers. Of several overrides for one option, the
-        first that fits counts."""
-        changes: dict = {}
-        for pattern, table in self.overrides.items():
-            if self.fits(pattern, path, site):
-                changes = table | changes
-        return at_layer(replace(self.options, **changes), index)
-
-    @staticmethod
-    def fits(pattern: str, path: str, site: str) -> bool:
-        """Whether a key of `overrides` means the site of this name and path."""
-        return pattern == site or re.fullmatch(whole_pattern(pattern), path) is not None
-
-    def table(self) -> dict:
-        """As one TOML table."""
-        layers = self.layers if isinstance(self.layers, str) else list(self.layers)
-        sites = (
-            {family: list(names) for family, names in self.sites.items()}
-            if isinstance(self.sites, dict)
-            else list(self.sites)
-        )
-        more = ({"overrides": self.overrides} if self.overrides else {}) | (
-            {"rate": self.rate} if self.rate != 1.0 else {}
-        )
-        options = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self.options).items()
-        }
-        return {"kind": self.kind, "sites": sites, "layers": layers, **more, **options}
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """The parts of an adapter by name. One of a single method has one part, without a name."""
-
-    parts: dict[str, Part]
-
-    def on(self, family: str) -> "AdapterConfig":
-        return AdapterConfig({name: part.on(family) for name, part in self.parts.items()})
-
-    @property
-    def kind(self) -> str:
-        """The method, or those of a mixture: "prefix + bottleneck"."""
-        return " + ".join(dict.fromkeys(part.kind for part in self.parts.values()))
-
-    @property
-    def only(self) -> Part | None:
-        """The part of an adapter that has one."""
-        return next(iter(self.parts.values())) if len(self.parts) == 1 else None
-
-    def table(self) -> dict:
-        """As TOML: one table, or one for each part; `resolve` gives the same AdapterConfig back."""
-        return (
-            self.only.table()
-            if self.only
-            else {name: part.table() for name, part in self.parts.items()}
-        )
-
-    def place(self) -> str:
-        """Where it is, in words: "q, v, layers all"."""
-        return "; ".join(
-            f"{', '.join(shorten(part.sites))}, layers {part.layers if isinstance(part.layers, str) else list(part.layers)}"
-            for part in self.parts.values()
-        )
-
-
-def whole_pattern(pattern: str) -> str:
-    """The expression that a whole path has to fit: it ends with the pattern, behind a dot."""
-    return rf"(?:.*\.)?(?:{pattern})"
-
-
-def shorten(names: tuple[str, ...]) -> tuple[str, ...]:
-    return names if len(names) <= 12 else (*names[:3], f"... {len(names)} in all")
+METHODS = {kind: load(path) for kind, path in CLASSES.items()}
 
 
 def presets() -> dict[str, dict]:
@@ -147,47 +59,55 @@ def presets() -> dict[str, dict]:
 
 
 def resolve(
-    preset: str | None = None, *, below: dict[str, dict] | None = None, **changes
+    preset: "str | dict | AdapterConfig | None" = None,
+    *,
+    below: dict[str, dict] | None = None,
+    **changes,
 ) -> AdapterConfig:
-    """A preset's table with `changes` laid over it (or, without a preset, a complete table) -> AdapterConfig.
+    """The complete configuration of a preset, or of a table, with `changes` laid over it.
 
-    `below` holds tables that a recipe lays over presets. A mixture has a table for each part, and changes go into these. "lora+prefix" is a mixture
-    of these two presets. Raises UserError for unknown presets, kinds and options (naming the nearest) and for values of the wrong type.
+    A table may name its preset ({"preset": "lora", "r": 4}); a mixture has a table for each part,
+    and changes go into these. "lora+prefix" is a mixture of two presets. `below`: tables by
+    preset's name that lie over presets.toml (a recipe's). An AdapterConfig is returned as it is.
+    Raises UserError for unknown presets, kinds and options and for values of the wrong type.
     """
-    start = named(preset, below or {}) if preset is not None else {}
-    same_kind(preset, start, changes)
-    table = overlay(start, changes)
-    if (
-        "kind" in table
-        or "preset" in table
-        or not table
-        or not all(isinstance(value, dict) for value in table.values())
-    ):
-        if preset and "kind" not in table and "preset" not in table:
-            parts = list(start)
-            wrong = next(key for key, value in table.items() if not isinstance(value, dict))
-            hint = (
-                f"set its options, such as {wrong}.rate"
-                if wrong in parts
-                else f"say whose option it is, such as {parts[0]}.{wrong}"
-            )
+    if isinstance(preset, AdapterConfig):
+        if changes:
             raise UserError(
-                f"adapter {preset} is made of {' and '.join(parts)}, a table each, and {wrong!r} is none: {hint}"
+                f"an AdapterConfig is complete and takes no changes ({', '.join(changes)}): "
+                "give a preset's name with them"
             )
-        return AdapterConfig({"": part_from(table, below or {})})
+        return preset
+    below = below or {}
+    if isinstance(preset, dict):
+        changes = overlay(preset, changes)
+        preset = changes.pop("preset", None)
+    table = changes if preset is None else over_preset(preset, below, changes)
+    if "kind" in table or not table or not all(isinstance(one, dict) for one in table.values()):
+        if preset and "kind" not in table:
+            parts = list(named(preset, below))
+            wrong = next(key for key, value in table.items() if not isinstance(value, dict))
+            example = f"{wrong}.rate" if wrong in parts else f"{parts[0]}.{wrong}"
+            raise UserError(
+                f"adapter {preset} is made of {' and '.join(parts)}, with a table each: set the "
+                f"options of one of them, such as {example}, not {wrong!r}"
+            )
+        return AdapterConfig({"": part_from(table, below)}, preset or "")
     for name in table:
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise UserError(
-                f"the parts of an adapter are named in letters, digits and _, and no word of torch's own, not {name!r:.50}"
+                f"adapter: {name!r:.50} cannot name a part: use letters, digits and _, no digit "
+                "first, and no name of torch's own"
             )
-    if preset is not None and (wrong := table.keys() - start.keys()):
-        raise unknown(f"part of adapter {preset}", sorted(wrong)[0], start)
-    made = AdapterConfig({name: part_from(one, below or {}) for name, one in table.items()})
-    if len(made.parts) > 1 and any(part.kind == "fusion" for part in made.parts.values()):
+    if preset and (wrong := sorted(table.keys() - named(preset, below).keys())):
+        raise unknown(f"part of adapter {preset}", wrong[0], named(preset, below))
+    parts = {name: part_from(one, below) for name, one in table.items()}
+    if len(parts) > 1 and any(part.kind == "fusion" for part in parts.values()):
         raise UserError(
-            "a fusion stands alone, it cannot be a part of a mixture: attach the other parts as another adapter"
+            "a fusion stands alone, it cannot be a part of a mixture: attach the other parts as "
+            "another adapter"
         )
-    return made
+    return AdapterConfig(parts, preset or "")
 
 
 def named(preset: str, below: dict[str, dict]) -> dict:
@@ -203,12 +123,15 @@ def named(preset: str, below: dict[str, dict]) -> dict:
     return overlay(known[preset], below.get(preset, {}))
 
 
-def same_kind(preset: str | None, start: dict, changes: dict) -> None:
-    """Raises UserError for a kind that is not the preset's."""
+def over_preset(preset: str, below: dict[str, dict], changes: dict) -> dict:
+    """The preset's table with the changes. Raises UserError for another kind than the preset's."""
+    start = named(preset, below)
     if "kind" in start and changes.get("kind", start["kind"]) != start["kind"]:
         raise UserError(
-            f"preset {preset} is of the kind {start['kind']}, not {changes['kind']!r:.50}: give one of both"
+            f"preset {preset} is of the kind {start['kind']}, not {changes['kind']!r:.50}: "
+            "give one of both"
         )
+    return overlay(start, changes)
 
 
 def overlay(below: dict, above: dict) -> dict:
@@ -221,84 +144,38 @@ def overlay(below: dict, above: dict) -> dict:
 
 
 def part_from(table: dict, below: dict[str, dict]) -> Part:
-    """One part from its table; `preset` in it names the table that lies below. Raises UserError."""
+    """One part from its table, which may name a preset. Raises UserError."""
     if "preset" in table:
-        start = named(table["preset"], below)
-        same_kind(table["preset"], start, table)
-        if "kind" not in start:
-            raise UserError(
-                f"adapter {table['preset']} is a mixture and cannot be a part of another one"
-            )
-        table = overlay(start, {key: value for key, value in table.items() if key != "preset"})
-    table = {"layers": "all"} | table
-    if "kind" not in table:
-        raise UserError("the adapter's configuration has no 'kind'")
-    if not isinstance(table["kind"], str) or table["kind"] not in METHODS:
-        raise unknown("adapter kind", table["kind"], METHODS)
-    if "sites" not in table:
-        raise UserError("the adapter's configuration has no 'sites'")
-    kind, method = table["kind"], METHODS[table["kind"]]
-    options = method.Options(
-        **checked_options(
-            kind,
-            method.Options,
-            {key: value for key, value in table.items() if key not in PLACEMENT},
-        )
-    )
-    overrides = table.get("overrides", {})
-    if not isinstance(overrides, dict) or not all(
-        isinstance(one, dict) for one in overrides.values()
-    ):
-        raise UserError(
-            f"adapter option overrides = {overrides!r:.100} should hold tables, such as overrides.down = {{ r = 4 }}"
-        )
-    overrides = {
-        pattern: checked_options(kind, method.Options, one) for pattern, one in overrides.items()
+        preset = table["preset"]
+        table = over_preset(preset, below, {k: v for k, v in table.items() if k != "preset"})
+        if "kind" not in table:
+            raise UserError(f"adapter {preset} is a mixture and cannot be a part of another one")
+    for key in ("kind", "sites"):
+        if key not in table:
+            raise UserError(f"the adapter's configuration has no {key!r}")
+    kind = table["kind"]
+    if not isinstance(kind, str) or kind not in METHODS:
+        raise unknown("adapter kind", kind, METHODS)
+    place = {
+        f.name: typed(table[f.name], f.type, "adapter", f.name)
+        for f in fields(Part)
+        if f.name in table and f.name != "options"
     }
-    for pattern in overrides:
-        try:
-            re.compile(whole_pattern(pattern))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise UserError(
-                f"adapter option overrides: {pattern!r} is neither a site nor a pattern ({error})"
-            ) from None
-    sites, layers = sites_from(table["sites"]), table["layers"]
-    if not isinstance(layers, str | list | tuple):
-        raise UserError(
-            f'adapter option layers = {layers!r} should be "all", "first n", "last n" or a list of numbers'
-        )
-    rate = checked_value("rate", table.get("rate", 1.0), float)
-    if rate <= 0:
-        raise UserError(f"adapter option rate = {rate} must be positive")
-    for one in [options, *(replace(options, **changes) for changes in overrides.values())]:
-        lists = [value for value in vars(one).values() if isinstance(value, list)]
-        for index in range(max(map(len, lists), default=1)):
-            at_layer(one, index, strict=False).check()
-    return Part(
-        kind, sites, layers if isinstance(layers, str) else tuple(layers), options, overrides, rate
-    )
+    options = {key: value for key, value in table.items() if key not in PLACEMENT}
+    place["overrides"] = {
+        pattern: typed_options(kind, one) for pattern, one in place.get("overrides", {}).items()
+    }
+    part = Part(options=METHODS[kind].Options(**typed_options(kind, options)), **place)
+    part.check()
+    return part
 
 
-def layer_numbers(layers: str | tuple[int, ...], count: int) -> list[int]:
-    """ "all", "first n", "last n" or numbers -> layer numbers of a model with `count` layers. Raises UserError when out of range."""
-    if layers == "all":
-        return list(range(count))
-    if isinstance(layers, str):
-        side, _, number = layers.partition(" ")
-        if (
-            side not in ("first", "last")
-            or not (number.isascii() and number.isdigit())
-            or not 0 < int(number) <= count
-        ):
-            raise UserError(
-                f'layers = {layers!r} should be "all", "first n", "last n" (n from 1 to {count}) or a list of numbers'
-            )
-        return (
-            list(range(count))[: int(number)]
-            if side == "first"
-            else list(range(count))[-int(number) :]
-        )
-    wrong = [layer for layer in layers if type(layer) is not int or not 0 <= layer < count]
-    if wrong or not layers:
-        raise UserError(f"layers = {list(layers)!r}: the model has layers 0 to {count - 1}")
-    return list(layers)
+def typed_options(kind: str, table: dict) -> dict:
+    """Options of a method with their types checked. Raises UserError."""
+    what = f"option of {kind} adapters"
+    values = typed_values(METHODS[kind].Options, table, "adapter", what, PLACEMENT)
+    for key, value in values.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if type(number) is float and number != 0 and not 1e-20 < abs(number) < 1e20:
+                raise UserError(f"adapter: {key} = {value!r:.100} is out of range")
+    return values

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from files.errors import UserError
 from files.writing import make_folder, write_text
-from model.config import describe, skeleton
+from model.config import describe, skeleton, with_layers
 from model.load import load_weights
 from model.quantize import quantize_skeleton, quantized
 from model.shards import size, write_shards
@@ -28,9 +27,7 @@ def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -
     where that is not 0. Raises UserError."""
     family, config, _ = describe(name)
     if layers:
-        config = replace(
-            config, **{"n_layer" if hasattr(config, "n_layer") else "num_hidden_layers": layers}
-        )
+        config = with_layers(family, config, layers)
     model = skeleton(family, config).to(dtype)
     model.dtype = dtype
     if quantize:

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.options import add_model_options
+from cli.options import add_model_options, measure_settings
 from files.errors import UserError
 from model.show import size_text
 
@@ -36,8 +36,8 @@ def add_show(parser: argparse.ArgumentParser):
 
 def show(options: argparse.Namespace) -> int:
     from adapters.show import draw, trained
+    from cli.options import run_settings
     from experiments.layout import with_adapter
-    from experiments.options import run_settings
     from model.show import count, show_text
 
     model = (
@@ -176,9 +176,9 @@ def add_combine(parser: argparse.ArgumentParser):
 def combine(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.combine import combine as weighted_sum
+    from cli.options import MODEL_OPTIONS, given
     from data.prompts import stored_template
-    from experiments.options import MODEL_OPTIONS, given
-    from experiments.run import fresh_folder
+    from experiments.folders import fresh_folder
     from train.base import check_model, load_base
     from train.settings import settings
 
@@ -229,11 +229,10 @@ def folder_and_weight(text: str) -> tuple[Path, float]:
 
 def source(options: argparse.Namespace):
     """(settings, folders of adapters, folder for the result) of the options. Raises UserError where there is no adapter, or the result has no room."""
-    from experiments.evaluate import run_settings
-    from experiments.run import fresh_folder
+    from experiments.folders import fresh_folder
     from train.base import check_model
 
-    made, adapters = run_settings(options, {})
+    made, adapters = measure_settings(options)
     if not adapters:
         raise UserError(
             "there is no adapter: give the folder of a run, or --model with --adapter FOLDER"
@@ -249,7 +248,7 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
     """
     import torch
 
-    from experiments.evaluate import load_with_adapter
+    from experiments.loading import load_with_adapter
     from files.reading import tensors
     from model.registry import resolve
     from train.base import choose_devices
@@ -262,7 +261,7 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
         )  # no scale of a quantised one
         half = first.dtype == torch.float16 and choose_devices(made)[0].type == "cpu"
         made = replace(made, dtype="float16" if half else "auto")
-    model, _, template, _ = load_with_adapter(made, adapters, options.average, words=False)
+    model, _, template, _ = load_with_adapter(made, adapters, options.average, with_tokenizer=False)
     if model.dtype == torch.float16 and model.input_embedding.weight.device.type == "cpu":
         model.dtype = torch.float32
     return model, template

@@ -161,7 +161,7 @@ def fetch_all(options: argparse.Namespace) -> int:
 
 
 def load(options: argparse.Namespace, name: str, test_share: float = 0.0) -> Data:
-    from experiments.options import columns_of
+    from cli.options import columns_of
 
     columns = columns_of(options.columns)
     return load_data(

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.options import (
+from cli.options import (
     MODEL_OPTIONS,
     add_data_options,
     add_model_options,
     data_settings,
     given,
     loads_of,
-    whole_paths,
 )
 from files.errors import UserError, unknown
 
@@ -102,7 +101,8 @@ def train(options: argparse.Namespace) -> int:
 
 def train_in(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.continued import settings_to_continue
-    from experiments.run import can_resume, fresh_folder, resume_settings, run
+    from experiments.folders import absolute_paths, fresh_folder
+    from experiments.run import can_resume, resume_settings, run
     from experiments.text import loss_text, published_lines, score_lines
     from train.base import for_processes
     from train.settings import settings
@@ -141,7 +141,7 @@ def train_in(processes: "Processes", options: argparse.Namespace) -> int:
                 options.continue_from, options.config, options.recipe, chosen, options.set
             )
             made = made if "device" in chosen else for_processes(made, processes)
-        made = whole_paths(made)
+        made = absolute_paths(made)
         adapter = (
             "continued"
             if made.continue_from
@@ -211,16 +211,17 @@ def add_pretrain(parser: argparse.ArgumentParser):
 
 
 def pretrain(options: argparse.Namespace) -> int:
+    from experiments.folders import fresh_folder
     from experiments.pretrain import pretrain as train_from_scratch
-    from experiments.run import fresh_folder
 
-    return train_from_scratch(
+    signal = train_from_scratch(
         options.recipe,
         options.family,
         fresh_folder(Path(options.out), numbered=False),
         options.seed,
         options.max_steps,
     )
+    return 128 + signal if signal else 0
 
 
 def add_plan(parser: argparse.ArgumentParser):
@@ -290,7 +291,7 @@ def add_plan(parser: argparse.ArgumentParser):
 def plan(options: argparse.Namespace) -> int:
     import json
 
-    from experiments.options import run_settings
+    from cli.options import run_settings
     from experiments.plan import plan_run
     from experiments.plan_text import plan_text
 
@@ -342,9 +343,21 @@ def add_quantize(parser: argparse.ArgumentParser):
 
 
 def quantize(options: argparse.Namespace) -> int:
-    from experiments.quantize import quantize as write_quantized
+    from experiments.quantize import quantize_model
 
-    return write_quantized(options)
+    result = quantize_model(
+        options.model,
+        Path(options.out),
+        options.to,
+        revision=options.revision,
+        device=options.device or "auto",
+        dtype=options.dtype,
+        text=options.text,
+        tokens=options.tokens,
+        shard_size=options.shard_size,
+    )
+    print("\n".join(result.lines()))
+    return 0
 
 
 def add_benchmark(parser: argparse.ArgumentParser):

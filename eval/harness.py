@@ -130,14 +130,8 @@ class Requests:
             max_new_tokens,
             template,
         )
-        config = model.config
-        tokens = getattr(config, "max_position_embeddings", None) or getattr(
-            config, "n_positions", LENGTH
-        )
-        keys = max(block.get_submodule(model.sites["kv"]).virtual for block in model.blocks)
-        self.max_length = (
-            tokens - keys - sum(adapter.virtual for adapter in model.input_embedding.active)
-        )  # virtual tokens have positions too
+        tokens = model.shape.positions or LENGTH
+        self.max_length = tokens - model.prompt_length - model.prefix_length  # they have positions
 
     @property
     def eot_token_id(self) -> int | None:

@@ -8,7 +8,6 @@ from torch import nn
 from data.batches import encode_prompt
 from data.prompts import Template
 
-TABLES = {"opt": "max_position_embeddings", "gptj": "n_positions"}  # family -> field of its config
 NAMED = 3  # prompts that a line names
 
 
@@ -17,11 +16,9 @@ def positions_of(model: nn.Module) -> int | None:
 
     None: any number. Virtual tokens of prompts and prefixes take positions too.
     """
-    if model.family not in TABLES:
+    if not model.shape.table:
         return None
-    prompt = sum(adapter.virtual for adapter in model.input_embedding.active)
-    prefix = max(block.get_submodule(model.sites["kv"]).virtual for block in model.blocks)
-    return getattr(model.config, TABLES[model.family]) - prompt - prefix
+    return model.shape.positions - model.prompt_length - model.prefix_length
 
 
 def room_for(positions: int | None, tokens: int, wanted: int) -> int:

@@ -1,239 +1,152 @@
-"""A model measured: with adapters or without, on any sets, in a folder of its own, to be continued when it was interrupted."""
+"""Measure a model, with adapters or without, in a folder; an interrupted evaluation resumes."""
 
-import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapters import Average, use
-from adapters.attach import in_order
-from adapters.several import load_any
-from data.prompts import Template, stored_template, template
+from data.prompts import Template, stored_template
 from data.sources import load_data
 from eval.journal import remove_journals
 from eval.room import room_lines
 from eval.score import mark_leaks, predict, tables, write_predictions
+from experiments.folders import fresh_folder
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
 from experiments.labels import check_labels, reading_lines
-from experiments.options import MODEL_OPTIONS, given
-from experiments.run import first_items, fresh_folder
+from experiments.loading import load_with_adapter
+from experiments.run import first_items
 from files.errors import UserError
 from files.reading import read_json
-from files.toml import parse_set
 from files.writing import held, write_text
-from train.base import check_base, load_base, load_words, toy_lines
+from train.base import check_base, toy_lines
 from train.parallel import ALONE, Processes
-from train.settings import Settings, settings, to_toml
+from train.settings import Settings, to_toml
+from train.settings import settings as make_settings
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
-NOT_OF_MEASURING = (
-    "adapter",
-    "train",
-    "load",
-    "continue_from",
-    "only_right",
-    "train_on_test",
-)  # settings that change nothing then
-NOT_TO_MEASURE = {
-    "shard": False,
-    "train": {"offload": False},
-}  # what a run was trained with and measuring it has no use for
-
-
-def run_settings(options: argparse.Namespace, more: dict) -> tuple[Settings, list[Path]]:
-    """(settings, folders of adapters) from a run's folder and the options given beside it. Raises UserError."""
-    chosen = given(options, MODEL_OPTIONS) | more
-    adapters = [Path(folder) for folder in options.adapter or []]
-    for adapter in adapters:
-        if (adapter / "adapter").is_dir():
-            raise UserError(
-                f"--adapter {adapter} is the folder of a run; its adapter is {adapter / 'adapter'}"
-            )
-    config, recipe, sets = (getattr(options, key, None) for key in ("config", "recipe", "set"))
-    for text in sets or []:
-        ((key, value),) = parse_set(text).items()
-        if key in NOT_OF_MEASURING or (
-            key == "eval" and isinstance(value, dict) and "before" in value
-        ):
-            raise UserError(f"--set {text}: there is nothing to train here, {key} changes nothing")
-        if key == "template":
-            raise UserError(
-                f"--set {text}: use --template, which counts beside what the adapter was trained with, too"
-            )
-    if not options.run:
-        return settings(config, recipe, chosen, sets or []), adapters
-    if config or recipe:
-        raise UserError(
-            f"the folder of a run has its own settings: give either it or --{'config' if config else 'recipe'}"
-        )
-    if not (Path(options.run) / "run.toml").is_file():
-        raise UserError(f"{options.run} holds no run.toml: it is not the folder of a run")
-    if not adapters and not (Path(options.run) / "adapter").is_dir():
-        raise UserError(
-            f"the run in {options.run} is not finished, it has no adapter yet: continue it with --resume {options.run}"
-        )
-    return settings(
-        str(Path(options.run) / "run.toml"), None, NOT_TO_MEASURE | chosen, sets or []
-    ), adapters or [Path(options.run) / "adapter"]
-
-
-def load_with_adapter(
-    made: Settings,
-    adapters: list[Path],
-    average: bool = False,
-    words: bool = True,
-    form: str | None = None,
-    processes: Processes = ALONE,
-    is_own: bool = False,
-):
-    """(model, tokenizer or None, prompt template, what the adapters' files say of their runs): the base of the settings with the adapters of these
-    folders, stacked or averaged. The template is the one they were trained with, or that of the name `form`; `is_own`: it is for data or an instruction of
-    the user's. Raises UserError."""
-    model = load_base(made, processes)
-    tokenizer = load_words(made, model) if words else None
-    names = (
-        ["default"]
-        if len(adapters) == 1
-        else [f"adapter{number}" for number in range(1, len(adapters) + 1)]
-    )
-    runs = [load_any(model, folder, name) for folder, name in zip(adapters, names, strict=True)]
-    if average:
-        if len(adapters) < 2 or in_order(model) != names:
-            raise UserError("--average takes two adapters or more, each of its own folder")
-        use(model, [Average(*names)])
-    stored = stored_template(runs, tokenizer)
-    model.eval()
-    return (
-        model,
-        tokenizer,
-        template(form, tokenizer) if form else stored or template(made.template, tokenizer, is_own),
-        runs,
-    )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What came of an evaluation: predictions, the prompt template, the preset of the one adapter that was on (or ""), what else is to be said."""
+class Evaluation:
+    """The result of `evaluate`."""
 
-    predictions: list[dict]
+    predictions: list[dict]  # as eval/score.py returns them
     template: Template
-    preset: str
-    said: list[str]
+    preset: str  # name of the adapter in presets.toml; "" where unknown, or for several adapters
+    notes: list[str]
     loss: dict  # {rows, loss}: nats per token on held-out rows, where the data has no answers
-    is_text: bool = False  # what was measured is plain text, without a prompt
+    is_text: bool = False  # plain text was measured, without a prompt
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The arguments of an evaluation that was interrupted."""
+
+    settings: Settings
+    adapters: list[Path]
+    average: bool
+    template_name: str | None
 
 
 def evaluate(
-    made: Settings,
-    adapters: list[Path],
+    settings: Settings,
+    adapters: Sequence[Path],
     folder: Path,
     average: bool = False,
-    form: str | None = None,
+    template_name: str | None = None,
     processes: Processes = ALONE,
-) -> Measured:
-    """Measure in `folder`, going on with what is there, which no other process can do at the same time; of several `processes` rank 0 writes.
-    Raises UserError."""
+) -> Evaluation:
+    """Measure the base of `settings` with these saved adapters (none: alone) on its test sets.
+
+    Writes evaluation.json, evaluate.toml, predictions.jsonl and result.json to `folder`, and
+    continues with the answers that an interrupted evaluation left there. Of several `processes`
+    rank 0 writes. Raises UserError, also when another process holds the folder.
+    """
     with held(folder) if processes.is_writer else nullcontext():
-        return evaluate_in(made, adapters, folder, average, form, processes)
+        return measure(
+            Unfinished(settings, list(adapters), average, template_name), folder, processes
+        )
 
 
-def evaluate_in(
-    made: Settings,
-    adapters: list[Path],
-    folder: Path,
-    average: bool,
-    form: str | None,
-    processes: Processes,
-) -> Measured:
-    check_base(made)
+def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
+    s = job.settings
+    check_base(s)
     data = load_data(
-        made.data,
-        made.data_dir,
-        made.seed,
-        tests=made.tests,
-        columns=made.columns,
-        test_share=made.test_share,
-        strict_rows=made.strict_rows,
+        s.data,
+        s.data_dir,
+        s.seed,
+        tests=s.tests,
+        columns=s.columns,
+        test_share=s.test_share,
+        strict_rows=s.strict_rows,
     )
-    tests = first_items(data.tests, made.eval.items)
-    if not (tests or data.held_out or (data.is_text and made.test_share)):
+    tests = first_items(data.tests, s.eval.items)
+    if not (tests or data.held_out or (data.is_text and s.test_share)):
         raise UserError(f"data {data.name} has no test set: choose some with --tests NAME,NAME")
     check_labels(tests, data.reads)
     model, tokenizer, prompt, runs = load_with_adapter(
-        made, adapters, average, form=form, processes=processes, is_own=data.is_own
+        s,
+        job.adapters,
+        job.average,
+        template_name=job.template_name,
+        processes=processes,
+        is_own=data.is_own,
     )
-    stored = stored_template(runs, tokenizer)
-    said = (
-        []
-        if stored in (None, prompt)
-        else [
-            f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its answers may suffer"
-        ]
-    )
-    for before in sorted(
-        {one for run in runs if isinstance(one := run.get("quantize", model.quantize), str)}
-        - {model.quantize}
-    ):
-        said.append(
-            f"the adapter was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}"
-        )
-    notes = [*data.notes, *reading_lines(tests, data.reads)]
-    for run in runs:
-        if len(history := history_of(run)) > 1:
-            said.append(
-                f"the adapter was trained on {len(history)} sets of data, one after the other: {'; '.join(history_lines(history))}"
-            )
-    too_long = room_lines(model, tokenizer, tests, prompt, made.eval)
-    for line in [*toy_lines(made.model), *too_long]:
+    differences = [
+        *template_lines(stored_template(runs, tokenizer), prompt),
+        *base_lines(runs, model.quantize),
+        *(line for run in runs for line in several_lines(history_of(run))),
+    ]
+    too_long = room_lines(model, tokenizer, tests, prompt, s.eval)
+    for line in [*toy_lines(s.model), *too_long]:
         print(line)
-    leaks, more = seen_in_training(runs, tests, made.data_dir)
-    more = list(dict.fromkeys([*more, *held_out_seen(runs, data.held_out, made.data_dir)]))
+    leaks, leak_notes = seen_in_training(runs, tests, s.data_dir)
+    leak_notes += held_out_seen(runs, data.held_out, s.data_dir)
+    notes = [*data.notes, *reading_lines(tests, data.reads), *differences]
+    notes += dict.fromkeys(leak_notes)
     start = {
-        "adapters": [str(adapter.resolve()) for adapter in adapters],
-        "averaged": average,
-        "template": form,
+        "adapters": [str(adapter.resolve()) for adapter in job.adapters],
+        "averaged": job.average,
+        "template": job.template_name,
     }
     same = {
         "base model": model.fingerprint,
-        "settings": to_toml(replace(made, device="")),
+        "settings": to_toml(replace(s, device="")),
         "tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest(),
     }
-    processes.agree(
-        same,
-        {"adapters": {name: one for name, one in model.named_parameters() if ".adapters." in name}},
-    )
+    weights = {name: p for name, p in model.named_parameters() if ".adapters." in name}
+    processes.agree(same, {"adapters": weights})
     if processes.is_writer:
         write_text(folder / STARTED, json.dumps(start, indent=2) + "\n")
-        write_text(folder / "evaluate.toml", to_toml(made))
-    journal = folder / f"{PREDICTIONS}.part"
-    unseen = [] if tests else unseen_examples(tokenizer, data, prompt, made)
+        write_text(folder / "evaluate.toml", to_toml(s))
     loss = {}
-    if unseen:
-        pad_id = tokenizer.pad_id or 0
-        loss = {"rows": len(unseen), "loss": measure_loss(model, unseen, made, pad_id, processes)}
+    if not tests and (unseen := unseen_examples(tokenizer, data, prompt, s)):
+        figure = measure_loss(model, unseen, s, tokenizer.pad_id or 0, processes)
+        loss = {"rows": len(unseen), "loss": figure}
+    journal = folder / f"{PREDICTIONS}.part"
     predictions = predict(
         model,
         tokenizer,
         tests,
         template=prompt,
-        how=made.eval,
+        how=s.eval,
         reads=data.reads,
         journal=journal,
         processes=processes,
     )
-    for one in leaks:
-        mark_leaks(predictions, one)
+    for leak in leaks:
+        mark_leaks(predictions, leak)
     facts = {
-        "model": made.model,
+        "model": s.model,
         "quantize": model.quantize,
-        "data": made.data,
-        "decoding": made.eval.decoding,
+        "data": s.data,
+        "decoding": s.eval.decoding,
         **start,
         "template": prompt.name,
-        "notes": [*notes, *said, *more, *too_long],
+        "notes": [*notes, *too_long],
         "scores": tables(predictions),
         "held_out_loss": loss,
     }
@@ -241,43 +154,66 @@ def evaluate_in(
         write_predictions(folder / PREDICTIONS, predictions)
         write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
         remove_journals(journal)
-    preset = runs[0].get("adapter", "") if len(runs) == 1 and not average else ""
-    return Measured(
-        predictions,
-        prompt,
-        preset if isinstance(preset, str) else "",
-        [*notes, *said, *more],
-        loss,
-        data.is_text and not tests,
-    )
+    preset = runs[0].get("adapter") if len(runs) == 1 and not job.average else ""
+    preset = preset if isinstance(preset, str) else ""
+    return Evaluation(predictions, prompt, preset, notes, loss, data.is_text and not tests)
 
 
-def unfinished(folder: Path) -> tuple[Settings, list[Path], bool, str | None]:
-    """What an interrupted evaluation in this folder was: its settings, adapters, whether they are averaged, the template given. Raises UserError."""
+def template_lines(stored: Template | None, prompt: Template) -> list[str]:
+    if stored in (None, prompt):
+        return []
+    return [
+        f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its "
+        "answers may suffer"
+    ]
+
+
+def base_lines(runs: list[dict], quantize: str) -> list[str]:
+    """A line for each way of storing the base's weights that differs from this one."""
+    stored = {
+        run.get("quantize", quantize)
+        for run in runs
+        if isinstance(run.get("quantize", quantize), str)
+    }
+    return [
+        f"the adapter was trained on a base stored as {name or 'plain weights'}, and this one is "
+        f"stored as {quantize or 'plain weights'}"
+        for name in sorted(stored - {quantize})
+    ]
+
+
+def several_lines(history: list[dict]) -> list[str]:
+    if len(history) < 2:
+        return []
+    return [
+        f"the adapter was trained on {len(history)} sets of data, one after the other: "
+        f"{'; '.join(history_lines(history))}"
+    ]
+
+
+def unfinished(folder: Path) -> Unfinished:
+    """The interrupted evaluation in this folder. Raises UserError where there is none."""
     if (folder / DONE).is_file():
         raise UserError(f"{folder} is complete; see {folder / PREDICTIONS}")
     if not (folder / STARTED).is_file():
         raise UserError(f"{folder} holds no {STARTED}: there is no evaluation to continue")
     start = read_json(folder / STARTED)
-    adapters, form = start.get("adapters"), start.get("template")
+    adapters, name = start.get("adapters"), start.get("template")
     if (
         not isinstance(adapters, list)
         or not all(isinstance(path, str) for path in adapters)
-        or not isinstance(form, str | None)
+        or not isinstance(name, str | None)
     ):
         raise UserError(f"{folder / STARTED} is malformed")
-    return (
-        settings(config=str(folder / "evaluate.toml")),
-        [Path(path) for path in adapters],
-        start.get("averaged") is True,
-        form,
-    )
+    settings = make_settings(config=str(folder / "evaluate.toml"))
+    return Unfinished(settings, list(map(Path, adapters)), start.get("averaged") is True, name)
 
 
 def new_folder(path: Path, numbered: bool) -> Path:
-    """As `fresh_folder`; an unfinished evaluation is pointed out."""
+    """`fresh_folder`, which names the command that resumes where an evaluation was interrupted."""
     if not numbered and (path / STARTED).is_file() and not (path / DONE).is_file():
         raise UserError(
-            f"{path} holds an evaluation that was interrupted: continue it with python run.py evaluate --resume {path}"
+            f"{path} holds an evaluation that was interrupted: continue it with python run.py "
+            f"evaluate --resume {path}"
         )
     return fresh_folder(path, numbered)

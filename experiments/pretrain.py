@@ -61,7 +61,8 @@ def pretrain(
     seed: int | None = None,
     max_steps: int | None = None,
 ) -> int:
-    """Make a pocket model in `folder`: tokenizer.json, config.json, model.safetensors (float16). Returns the exit status.
+    """Make a pocket model in `folder`: tokenizer.json, config.json, model.safetensors (float16). Returns the signal
+    that stopped it, or 0.
 
     Raises UserError for a recipe that is unknown or malformed, and for a family it does not have.
     """
@@ -119,7 +120,7 @@ def pretrain(
         )
     if outcome.signal:
         print("stopped before the end; nothing was saved")
-        return 128 + outcome.signal
+        return outcome.signal
 
     weights = {name: parameter.detach().half().contiguous() for name, parameter in named.items()}
     write_atomically(

@@ -71,25 +71,6 @@ class Result:
     verdict: Verdict = NO_VERDICT
 
 
-def fresh_folder(path: Path, numbered: bool) -> Path:
-    """Where new results go: `path`, or `path`-2, -3 ... when numbered; never a folder that holds something. Who writes there makes it."""
-    candidate, number = path, 1
-    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
-        if not numbered:
-            unfinished = (path / "run.toml").is_file() and not (path / "result.json").is_file()
-            hint = (
-                f", or continue the run in it with: python run.py --resume {path}"
-                if unfinished
-                else ""
-            )
-            raise UserError(
-                f"{path} exists and is not {'empty' if path.is_dir() else 'a folder'}: give another --out{hint}"
-            )
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
-
-
 def adapter_of(s: Settings) -> AdapterConfig:
     return resolve(None, **{key: value for key, value in s.adapter.items() if key != "preset"})
 

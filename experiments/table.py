@@ -4,21 +4,17 @@ import csv
 import html
 import io
 import json
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.score import Score, mean_score
+from experiments.jobs import Job
 from experiments.published import Table
 from experiments.report import STYLE, read_log
 from experiments.text import NAMES, loss_text, percents
 from files.errors import UserError
-from files.writing import make_folder, write_text
+from files.writing import write_text
 
-ROOT = Path(__file__).parent.parent
 COLUMNS = (
     "model",
     "quantize",
@@ -39,65 +35,6 @@ COLUMNS = (
     "held-out loss, before",
     "held-out loss, after",
 )
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the grid, in a folder of its own; without an adapter the model alone is measured."""
-
-    model: str
-    adapter: str
-    seed: int
-    folder: Path
-    config: Path  # its complete settings
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / "result.json").is_file()
-
-    def command(self) -> list[str]:
-        start = [sys.executable, str(ROOT / "run.py"), *([] if self.adapter else ["evaluate"])]
-        if (self.folder / ("run.toml" if self.adapter else "evaluation.json")).is_file():
-            return [*start, "--resume", str(self.folder)]
-        return [*start, "--config", str(self.config), "--out", str(self.folder)]
-
-
-def run_jobs(jobs: list[Job], at_once: int, say=print) -> list[Job]:
-    """Run what is not done yet, `at_once` at a time, each with its own log beside its folder; returns the jobs that failed."""
-
-    def run(job: Job) -> Job | None:
-        if job.done:
-            return None
-        began = time.time()
-        log = job.folder.with_name(f"{job.folder.name}.log")
-        with open(log, "a", encoding="utf-8") as file:
-            code = subprocess.run(
-                job.command(), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-            ).returncode
-        last = next(
-            (
-                line
-                for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines())
-                if line.strip()
-            ),
-            "",
-        )
-        finished = job.done and code in (
-            0,
-            1,
-        )  # 1: it is complete, and its result says what went wrong
-        said = (
-            f"{time.time() - began:.0f} seconds"
-            if finished
-            else f"failed with status {code}, see {log}: {last[:300]}"
-        )
-        say(f"{job.model} {job.adapter or 'base'}: {said}")
-        return None if finished else job
-
-    for job in jobs:
-        make_folder(job.folder.parent)
-    with ThreadPoolExecutor(at_once) as pool:
-        return [job for job in pool.map(run, jobs) if job is not None]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from files.errors import UserError
 from model.language import LanguageModel
-from model.parts import Cache, Step, Tokens, attention
+from model.parts import Cache, Shape, Step, Tokens, attention
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (query_key_value)
@@ -73,12 +73,9 @@ class Config:
     tie_word_embeddings: bool = True
 
     @property
-    def kv_heads(self) -> int:
-        return self.n_head
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.n_head
+    def shape(self) -> Shape:
+        heads = self.n_head
+        return Shape(self.n_layer, heads, heads, self.hidden_size // heads, positions=None)
 
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
@@ -127,7 +124,7 @@ class Attention(nn.Module):
         self.layer, self.heads = layer, config.n_head
         self.query_key_value = Linear(C, 3 * C, bias=True)
         self.dense = Linear(C, C, bias=True)
-        self.kv_site = KeysValues(config.n_head, config.head_size)
+        self.kv_site = KeysValues(config.n_head, config.shape.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
@@ -158,6 +155,7 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
+        self.layer = layer
         self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.self_attention = Attention(config, layer)
         self.attn_site = Site(config.hidden_size)
@@ -188,7 +186,7 @@ class Model(LanguageModel):
     """A BLOOM language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites, picture = "bloom", SITES, OUTER_SITES, PICTURE
-    blocks_at, behind = "transformer.h", ("transformer.ln_f.",)
+    blocks_at, after_blocks = "transformer.h", ("transformer.ln_f.",)
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -197,9 +195,26 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
-        bias = alibi(self.config, tokens.positions(), tokens.may_look()).to(self.dtype)
-        return self.transformer.word_embeddings_layernorm(x), Step(bias, cache)
+    def embed(self, tokens: Tokens) -> Tensor:
+        return self.transformer.word_embeddings_layernorm(super().embed(tokens))
 
-    def leave(self, x: Tensor) -> Tensor:
-        return self.transformer.ln_f(x)
+    def step(self, tokens: Tokens, cache: Cache | None) -> Step:
+        bias = alibi(self.config, tokens.positions(), tokens.may_look())
+        return Step(bias.to(self.dtype), cache)
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        head: bool = True,
+    ) -> Tensor:
+        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        tokens = self.tokens(ids, mask, positions, cache)
+        step = self.step(tokens, cache)
+        x = self.embed(tokens)  # [B, T, C]
+        for block in self.blocks:
+            x = self.run(block, x, step)
+        x = self.real_tokens(self.transformer.ln_f(x), tokens, cache)
+        return self.logits(x) if head else x

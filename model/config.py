@@ -2,15 +2,15 @@
 
 import gc
 import importlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from files.errors import UserError
 from files.reading import inside, read_json
 from model.config_keys import NEUTRAL, changes_nothing, check_architectures, note_passed, refused
+from model.language import LanguageModel
 from model.quantize import quantization_of
 from model.registry import cached, find, resolve
 
@@ -36,7 +36,7 @@ LIMITS = {  # sizes below these; others below 2^24
 }
 
 
-def skeleton(family, config) -> nn.Module:
+def skeleton(family, config) -> LanguageModel:
     """The model without memory: every parameter has its shape and no values."""
     collecting = gc.isenabled()
     gc.disable()  # a thousand small modules would make Python look through all that torch imported: five times as slow
@@ -46,6 +46,12 @@ def skeleton(family, config) -> nn.Module:
     finally:
         if collecting:
             gc.enable()
+
+
+def with_layers(family, config, layers: int):
+    """A family's Config with another number of blocks."""
+    field = family.SPELLINGS.get("num_hidden_layers", "num_hidden_layers")
+    return replace(config, **{field: layers})
 
 
 def describe(name: str, revision: str | None = None):

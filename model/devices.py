@@ -8,22 +8,13 @@ embedding stays with it, so that the one weight exists once: hidden states go ba
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from files.errors import UserError
-from model.parts import CHUNK
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks first to end - 1 and the device they lie on."""
-
-    device: torch.device
-    first: int
-    end: int
+from model.language import LanguageModel
+from model.parts import CHUNK, Stage
 
 
 def balance(sizes: Sequence[int], first: int, last: int, room: Sequence[int]) -> list[int]:
@@ -99,26 +90,18 @@ def room_of(devices: Sequence[torch.device]) -> list[int]:
     return [one or max(free) or 1 for one in free]
 
 
-def place_of(model: nn.Module, name: str) -> int:
-    """Where the tensor or module of this path belongs: the number of its block, -1 in front of the blocks, len(blocks) behind them."""
-    if name.startswith(f"{model.blocks_at}."):
-        return int(name.removeprefix(f"{model.blocks_at}.").partition(".")[0])
-    head = name.startswith("lm_head") and not model.tied
-    return len(model.blocks) if head or f"{name}.".startswith(model.behind) else -1
-
-
-def sizes(model: nn.Module) -> tuple[list[int], int, int]:
+def sizes(model: LanguageModel) -> tuple[list[int], int, int]:
     """(bytes of each block's tensors, of all in front of the blocks, of all behind them), parameters in 16 bits."""
     found = [0] * (len(model.blocks) + 2)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        found[place_of(model, name) + 1] += tensor.numel() * (
+        found[model.place_of(name) + 1] += tensor.numel() * (
             2 if isinstance(tensor, nn.Parameter) else tensor.element_size()
         )
     return found[1:-1], found[0], found[-1]
 
 
 def split(
-    model: nn.Module, devices: Sequence[torch.device], counts: Sequence[int] | None = None
+    model: LanguageModel, devices: Sequence[torch.device], counts: Sequence[int] | None = None
 ) -> None:
     """Lay the blocks of a model over devices: from now on `model.device_of` says where a tensor belongs; what is there already moves.
 

@@ -8,15 +8,17 @@ whole, too: it weighs nothing, and adapters start from it.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from model.language import LanguageModel
 
 
-def shard(model: nn.Module, mesh) -> None:
+def shard(model: LanguageModel, mesh) -> None:
     """Lay the matrices of the blocks over the processes of a one-dimensional DeviceMesh; the model is a skeleton still, on the meta device.
 
     All processes must from now on make the same passes through the model at the same time.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     for block in model.blocks:
         fully_shard(
@@ -31,9 +33,6 @@ def shard(model: nn.Module, mesh) -> None:
         reshard_after_forward=True,
         ignored_params={one for one in model.parameters() if not is_part(one)},
     )
-    register_fsdp_forward_method(
-        model, "transform"
-    )  # the pass through the blocks, where gathering starts
 
 
 def is_part(tensor: Tensor) -> bool:
@@ -65,6 +64,6 @@ def whole(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def first_pass(model: nn.Module) -> None:
+def first_pass(model: LanguageModel) -> None:
     """A pass of one token: what FSDP allocates in its first one is used ever after, and must not be made in inference mode."""
     model.hidden(torch.zeros(1, 1, dtype=torch.long, device=model.device))

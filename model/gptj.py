@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotary_angles, rotate_pairs
+from model.parts import (
+    ACTIVATIONS,
+    Cache,
+    Shape,
+    Step,
+    Tokens,
+    attention,
+    rotary_angles,
+    rotate_pairs,
+)
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
@@ -68,12 +77,10 @@ class Config:
     tie_word_embeddings: bool = False
 
     @property
-    def kv_heads(self) -> int:
-        return self.n_head
-
-    @property
-    def head_size(self) -> int:
-        return self.n_embd // self.n_head
+    def shape(self) -> Shape:
+        heads = self.n_head
+        size = self.n_embd // heads
+        return Shape(self.n_layer, heads, heads, size, self.n_positions, table=True)
 
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
@@ -83,9 +90,9 @@ class Config:
             raise UserError(
                 f"config.json: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
             )
-        if self.rotary_dim > self.head_size or self.rotary_dim % 2:
+        if self.rotary_dim > self.shape.head_size or self.rotary_dim % 2:
             raise UserError(
-                f"config.json: rotary_dim {self.rotary_dim} must be even and at most the head's {self.head_size}"
+                f"config.json: rotary_dim {self.rotary_dim} must be even and at most the head's {self.shape.head_size}"
             )
 
 
@@ -102,12 +109,16 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
         C = config.n_embd
-        self.layer, self.head_size, self.rotary_dim = layer, config.head_size, config.rotary_dim
+        self.layer, self.head_size, self.rotary_dim = (
+            layer,
+            config.shape.head_size,
+            config.rotary_dim,
+        )
         self.q_proj = Linear(C, C)
         self.k_proj = Linear(C, C)
         self.v_proj = Linear(C, C)
         self.out_proj = Linear(C, C)
-        self.kv_site = KeysValues(config.n_head, config.head_size)
+        self.kv_site = KeysValues(config.n_head, config.shape.head_size)
 
     def rotate(self, x: Tensor, step: Step) -> Tensor:
         turning, still = x.split((self.rotary_dim, self.head_size - self.rotary_dim), dim=-1)
@@ -145,6 +156,7 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
+        self.layer = layer
         self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
         self.attn_site = Site(config.n_embd)
@@ -170,7 +182,7 @@ class Model(LanguageModel):
     """A GPT-J language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites, picture = "gptj", SITES, OUTER_SITES, PICTURE
-    blocks_at, behind = "transformer.h", ("transformer.ln_f.",)
+    blocks_at, after_blocks = "transformer.h", ("transformer.ln_f.",)
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -179,13 +191,26 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
-        R = self.config.rotary_dim
-        inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=x.device) / R)
-        cos, sin = rotary_angles(
-            inv_freq, tokens.query_positions(limit=self.config.n_positions), self.dtype
-        )
-        return x, Step(tokens.causal_mask(), cache, cos, sin)
+    def step(self, tokens: Tokens, cache: Cache | None) -> Step:
+        R, device = self.config.rotary_dim, tokens.ids.device
+        inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=device) / R)
+        positions = tokens.query_positions(limit=self.config.n_positions)
+        cos, sin = rotary_angles(inv_freq, positions, self.dtype)
+        return Step(tokens.causal_mask(), cache, cos, sin)
 
-    def leave(self, x: Tensor) -> Tensor:
-        return self.transformer.ln_f(x)
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        head: bool = True,
+    ) -> Tensor:
+        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        tokens = self.tokens(ids, mask, positions, cache)
+        step = self.step(tokens, cache)
+        x = self.embed(tokens)  # [B, T, C]
+        for block in self.blocks:
+            x = self.run(block, x, step)
+        x = self.real_tokens(self.transformer.ln_f(x), tokens, cache)
+        return self.logits(x) if head else x

@@ -1,64 +1,76 @@
-"""The machinery around the blocks of a language model, the same for every family."""
+"""The base class of the four families: their sites, cache, devices and checkpointing.
+
+A family's own Model has the computation: `forward`, and what it calls (`embed`, `step`, `final`).
+"""
 
 import warnings
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.devices import Stage, place_of
-from model.parts import Cache, Step, Tokens, moved
-from model.sites import Embedding
+from model.parts import Cache, Shape, Stage, Step, Tokens, moved
+from model.sites import Embedding, Linear
 
 
 class LanguageModel(nn.Module):
-    """The machinery around the blocks, the same for every family; the family's own Model is the computation.
+    """A decoder-only language model, what all families have in common.
 
-    It brings `lm_head`; `enter(x, tokens, cache)`: embedded tokens [B, T, E] -> what the first block gets [B, T, C], and the Step that all blocks get;
-    and `leave(x)`: what the last block gives [B, T, C] -> last hidden states [B, T, E].
+    B batch, T tokens of a pass, V vocabulary, C hidden size; E size of the embedding (C but in
+    opt-350m).
     """
 
-    family: str
-    sites: dict[str, str]  # the paper's place -> attribute of a block
-    outer_sites: dict[str, str]  # the same outside of the blocks -> attribute of the model
-    picture: str
-    blocks_at: str  # where in the model they are
-    behind: tuple[str, ...]  # what lies behind them, but for the head
-    quantize = ""  # how the weights of the Linears in the blocks are stored: as they are, or one of model.quantize.STORED_AS
+    # Of the family: class attributes that its Model sets.
+    family: str  # "llama", "bloom", "opt" or "gptj"
+    sites: dict[str, str]  # site -> attribute of a block, such as "q" -> "self_attn.q_proj"
+    outer_sites: dict[str, str]  # site -> attribute of the model, such as "embed"
+    picture: str  # a block drawn with its sites
+    blocks_at: str  # path of the blocks, such as "model.layers"
+    after_blocks: tuple[str, ...]  # prefixes of what comes after the blocks, without the head
 
-    def __init__(self, config):
+    # Of the checkpoint: load_model sets them.
+    config: Any  # the family's Config
+    folder: Path | None  # where it was loaded from; None: made in memory
+    fingerprint: str  # a hash of the weights, which adapters are saved with; "" before loading
+    dtype: torch.dtype  # of the computation
+    quantize: str  # how the Linears of the blocks are stored: "" or a name in STORED_AS
+    stages: tuple[Stage, ...]  # the devices the blocks lie on, if several (model/devices.py)
+
+    # Of the run.
+    checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
+    adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
+
+    lm_head: Linear  # C -> V
+    depends_on_length: bool  # whether a token's rotary angles depend on the length of its row
+
+    def __init__(self, config: Any):
         super().__init__()
         self.config = config
-        self.checkpointing = 0  # n > 0: of every nth block keep only its input for the backward pass and compute the rest again
-        self.dtype = torch.float32  # of the computation
-        self.depends_on_length = False  # the angles of a token depend on how long its row is
-        self.told_length = False  # `note_length` has spoken
-        self.stages: tuple[
-            Stage, ...
-        ] = ()  # the devices that the blocks lie on, where there are several (model/devices.py)
+        self.folder, self.fingerprint = None, ""
+        self.dtype, self.quantize, self.stages = torch.float32, "", ()
+        self.checkpointing, self.adapters_on = 0, ([], None)
+        self.depends_on_length = False
+        self.warned_of_length = False
+
+    @property
+    def shape(self) -> Shape:
+        """Its sizes, under the same names for every family."""
+        return self.config.shape
 
     @property
     def blocks(self) -> nn.ModuleList:
         return self.get_submodule(self.blocks_at)
 
     @property
-    def device(self) -> torch.device:
-        """Of the ids it takes: where its embedding is."""
-        return self.input_embedding.weight.device
-
-    def device_of(self, name: str) -> torch.device:
-        """Where the tensor or module of this path belongs."""
-        if not self.stages:
-            return self.device
-        place = place_of(self, name)
-        return next(
-            (stage.device for stage in self.stages if place < stage.end), self.stages[-1].device
-        )
-
-    @property
     def input_embedding(self) -> Embedding:
         return self.get_submodule(self.outer_sites["embed"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is, so where ids belong."""
+        return self.input_embedding.weight.device
 
     def tie(self) -> None:
         """Let the output head use the embedding's weight."""
@@ -68,75 +80,97 @@ class LanguageModel(nn.Module):
     def tied(self) -> bool:
         return self.lm_head.weight is self.input_embedding.weight
 
+    def place_of(self, path: str) -> int:
+        """Where a tensor or module belongs: -1 before the blocks, else the number of its block, or
+        the number of blocks for what comes after them."""
+        if path.startswith(f"{self.blocks_at}."):
+            return int(path.removeprefix(f"{self.blocks_at}.").partition(".")[0])
+        head = path.startswith("lm_head") and not self.tied
+        return len(self.blocks) if head or f"{path}.".startswith(self.after_blocks) else -1
+
+    def device_of(self, path: str) -> torch.device:
+        """The device of a tensor or module of this path."""
+        return self.device_at(self.place_of(path)) if self.stages else self.device
+
+    def device_at(self, place: int) -> torch.device:
+        """The device of a place as `place_of` counts them, where there are several devices."""
+        after = (stage.device for stage in self.stages if place < stage.end)
+        return next(after, self.stages[-1].device)
+
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens."""
-        c = self.config
-        length += sum(adapter.virtual for adapter in self.input_embedding.active)
-        devices = [
-            stage.device for stage in self.stages for _ in range(stage.first, stage.end)
-        ] or [self.device] * len(self.blocks)
-        return Cache(batch, c.kv_heads, length, c.head_size, self.dtype, devices)
+        layers = range(len(self.blocks))
+        devices = [self.device_at(i) if self.stages else self.device for i in layers]
+        return Cache(self.shape, batch, length + self.prompt_length, self.dtype, devices)
+
+    @property
+    def prompt_length(self) -> int:
+        """The virtual tokens that active adapters put before the embedded ones (prompt tuning)."""
+        return sum(adapter.virtual for adapter in self.input_embedding.active)
+
+    @property
+    def prefix_length(self) -> int:
+        """The virtual keys that active adapters put before the others (prefix tuning)."""
+        return max(block.get_submodule(self.sites["kv"]).virtual for block in self.blocks)
 
     def tokens(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None
     ) -> Tokens:
-        """The tokens of a pass, with room for the virtual ones of the adapters that are on."""
+        """The tokens of a pass (arguments as in `forward`) with the virtual ones of adapters."""
         filled = cache.filled if cache else 0
-        prompt = sum(adapter.virtual for adapter in self.input_embedding.active)
-        prefix = max(block.get_submodule(self.sites["kv"]).virtual for block in self.blocks)
-        if mask is not None and prefix + prompt:
-            mask = torch.cat((mask.new_ones(len(ids), prefix + prompt), mask), dim=1)
-        if filled == 0 and prompt:
+        prompt, prefix = self.prompt_length, self.prefix_length
+        virtual = prefix + prompt
+        if mask is not None and virtual:
+            mask = torch.cat((mask.new_ones(len(ids), virtual), mask), dim=1)
+        if filled:
+            return Tokens(ids, mask, positions, filled + prefix, 0, virtual)
+        if prompt:
             ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
-        return Tokens(
-            ids, mask, positions, filled + prefix, prompt if filled == 0 else 0, prefix + prompt
-        )
-
-    def note_length(self, tokens: Tokens, limit: int) -> None:
-        """Warn, once a model, of a text that is longer than the `limit` of tokens it was trained
-        for. Values are looked at, which a GPU waits for, only where there are more keys."""
-        given = tokens.given is not None and tokens.given.device.type == "cpu"
-        if self.told_length or tokens.ids.is_meta or not (tokens.keys > limit or given):
-            return
-        longest = int(tokens.query_positions().max()) + 1
-        if longest > limit:
-            self.told_length = True
-            warnings.warn(
-                f"a text of {longest} tokens is longer than the {limit} that the model was trained "
-                f"for (max_position_embeddings): expect worse answers, or shorten it",
-                stacklevel=2,
-            )
+        return Tokens(ids, mask, positions, prefix, prompt, virtual)
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """[B, T, E]: the rows of the embedding, and what adapters make of them and put in front."""
-        site = self.input_embedding
-        x = site(tokens.ids[:, tokens.prompt :]).to(self.dtype)
-        for adapter in site.active:
+        """The input of the first block [B, T, C]; adapters change it and put virtual tokens first.
+
+        Here the rows of the embedding [B, T, E]; families do more.
+        """
+        embedding = self.input_embedding
+        x = embedding(tokens.ids[:, tokens.prompt :]).to(self.dtype)
+        for adapter in embedding.active:
             x = adapter.embed(x, first=tokens.prompt > 0)
         return x
 
-    def run(self, x: Tensor, step: Step, stages: Sequence[Stage] | None = None) -> Tensor:
-        """x [B, T, C] through all blocks, or through those of some stages; between stages activations move to the next device."""
-        for stage in stages or self.stages or (Stage(self.device, 0, len(self.blocks)),):
-            x, step = moved(x, stage.device), step.to(stage.device)
-            for number in range(stage.first, stage.end):
-                if (
-                    self.checkpointing
-                    and number % self.checkpointing == 0
-                    and torch.is_grad_enabled()
-                ):
-                    x = checkpoint(self.blocks[number], x, step, use_reentrant=False)
-                else:
-                    x = self.blocks[number](x, step)
-        return x
+    def step(self, tokens: Tokens, cache: Cache | None) -> Step:
+        """What every block of a pass gets besides x: masks, cache, rotary angles."""
+        raise NotImplementedError
 
-    def transform(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """Embedded tokens [B, T, E] -> last hidden states [B, T, E]."""
-        x, step = self.enter(x, tokens, cache)
-        x = self.leave(self.run(x, step))
+    def run(self, block: nn.Module, x: Tensor, step: Step) -> Tensor:
+        """x [B, T, C] through one block, on the block's device.
+
+        With `checkpointing` only the block's input is kept for the backward pass.
+        """
+        if self.stages:
+            device = self.device_at(block.layer)
+            x, step = moved(x, device), step.to(device)
+        every = self.checkpointing
+        if every and block.layer % every == 0 and torch.is_grad_enabled():
+            return checkpoint(block, x, step, use_reentrant=False)
+        return block(x, step)
+
+    def final(self, x: Tensor) -> Tensor:
+        """The last block's output [B, T, C] -> last hidden states [B, T, E]."""
+        return self.get_submodule(self.outer_sites["final_norm"])(x)
+
+    def real_tokens(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
+        """x [B, T, E] at the end of a pass without the virtual tokens; the cache is T longer."""
         if cache is not None:
             cache.filled += x.shape[1]
-        return x
+        return x[:, tokens.prompt :]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., E] -> float32 logits [..., V], on the head's device."""
+        for adapter in reversed(self.input_embedding.active):
+            hidden = adapter.unembed(hidden)
+        return self.lm_head(hidden.to(self.lm_head.weight.device)).float()
 
     def hidden(
         self,
@@ -145,15 +179,8 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Token ids [B, T] -> their last hidden states [B, T, C]; arguments as those of `forward`."""
-        tokens = self.tokens(ids, mask, positions, cache)
-        return self.transform(self.embed(tokens), tokens, cache)[:, tokens.prompt :]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., C] -> float32 logits [..., V], on the head's device."""
-        for adapter in reversed(self.input_embedding.active):
-            hidden = adapter.unembed(hidden)
-        return self.lm_head(hidden.to(self.lm_head.weight.device)).float()
+        """Last hidden states [B, T, E], from which `logits` makes logits; arguments of `forward`."""
+        return self(ids, mask, positions, cache, head=False)
 
     def forward(
         self,
@@ -161,10 +188,30 @@ class LanguageModel(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Cache | None = None,
+        head: bool = True,
     ) -> Tensor:
-        """ids int64 [B, T], mask 1 = real token [B, past + T] -> logits [B, T, V].
+        """Token ids -> logits float32 [B, T, V], or with head=False last hidden states [B, T, E].
 
-        With a cache that holds `past` positions, ids are the tokens behind them. positions [B, T] (BLOOM: of all keys, [B, past + T])
-        are counted from the mask unless given. Raises UserError for a position the model has not.
+        ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
+        mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
+        positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
+        Raises UserError for a position that the model does not have.
         """
-        return self.logits(self.hidden(ids, mask, positions, cache))
+        raise NotImplementedError
+
+    def warn_of_length(self, tokens: Tokens, limit: int) -> None:
+        """Warn, once a model, of a text longer than the `limit` of tokens it was trained for.
+
+        The values of positions are read only where there are more keys than that: a GPU waits.
+        """
+        given = tokens.given is not None and tokens.given.device.type == "cpu"
+        if self.warned_of_length or tokens.ids.is_meta or not (tokens.keys > limit or given):
+            return
+        longest = int(tokens.query_positions().max()) + 1
+        if longest > limit:
+            self.warned_of_length = True
+            warnings.warn(
+                f"a text of {longest} tokens is longer than the {limit} that the model was trained "
+                f"for (max_position_embeddings): expect worse answers, or shorten it",
+                stacklevel=2,
+            )

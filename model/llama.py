@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.llama_rows import check_row, window_of
-from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotate_halves
+from model.llama_rows import PICTURE_QK_NORMS, QK_NORMS, ROWS, check_row, window_of  # noqa: F401 - ROWS: for config.py
+from model.parts import ACTIVATIONS, Cache, Shape, Step, Tokens, attention, rotate_halves
 from model.rope import check_rope, depends_on_length, rope_angles, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
 
@@ -49,38 +49,9 @@ x ─┬─ [attn_norm] ─┬─ [q] ─ rotary ─┐
    │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ x
    └─────────────────────────────────────────────────────┘"""
 
-QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}  # qwen3's further sites
-PICTURE_QK_NORMS = """\
-x ─┬─ [attn_norm] ─┬─ [q] ─ [q_norm] ─ rotary ─┐
-   │               ├─ [k] ─ [k_norm] ─ rotary ─┤
-   │               └─ [v] ─────────────────────┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─┐
-   └────────────────────────────────────────────────────────────────────────────────┘  │
-┌──────────────────────────────────────────────────────────────────────────────────────┘
-""" + PICTURE[PICTURE.index("└──┬") :]
-
 SPELLINGS = {}  # other names of the fields below
 HARMLESS = {"is_llama_config", "pretraining_tp"}  # fields that change nothing here
 ONLY = {"use_rope": True, "rope": True}  # fields known in one value
-QWEN = {
-    "vocab_size": 151936,
-    "intermediate_size": 22016,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "sliding_window": 4096,
-    "use_sliding_window": False,
-    "max_window_layers": 28,
-}
-ROWS = {  # model_type -> the defaults that are not those of Config
-    "llama": {},
-    "qwen2": QWEN,
-    "qwen3": {**QWEN, "head_dim": 128},
-    "mistral": {
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -116,22 +87,26 @@ class Config:
     def head_size(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    @property
+    def shape(self) -> Shape:
+        heads, positions = self.num_attention_heads, self.max_position_embeddings
+        return Shape(self.num_hidden_layers, heads, self.kv_heads, self.head_size, positions)
+
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
+        heads, wrong = self.num_attention_heads, ""
         if self.hidden_act not in ACTIVATIONS:
             raise unknown("hidden_act", self.hidden_act, ACTIVATIONS)
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+        if self.head_dim is None and self.hidden_size % heads:
+            wrong = (
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}"
             )
-        if self.num_attention_heads % self.kv_heads:
-            raise UserError(
-                f"config.json: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.kv_heads}"
-            )
-        if self.head_size % 2:
-            raise UserError(
-                f"config.json: head_dim {self.head_size} is odd; rotary positions need pairs"
-            )
+        elif heads % self.kv_heads:
+            wrong = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.kv_heads}"
+        elif self.head_size % 2:
+            wrong = f"head_dim {self.head_size} is odd; rotary positions need pairs"
+        if wrong:
+            raise UserError(f"config.json: {wrong}")
         check_rope(self.rope_scaling or {}, self.head_size)
         check_row(self)
 
@@ -198,6 +173,7 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
+        self.layer = layer
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.attn_site = Site(config.hidden_size)
@@ -207,9 +183,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.input_layernorm(x)
-        x = x + self.attn_site(
-            self.self_attn(h, step), h
-        )  # a site sees output and input; empty, it returns the output
+        x = x + self.attn_site(self.self_attn(h, step), h)  # an empty site returns its first input
         h = self.post_attention_layernorm(x)
         return x + self.mlp_site(self.mlp(h), h)
 
@@ -228,7 +202,7 @@ class Model(LanguageModel):
     """A LLaMA language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites, picture = "llama", SITES, OUTER_SITES, PICTURE
-    blocks_at, behind = "model.layers", ("model.norm.",)
+    blocks_at, after_blocks = "model.layers", ("model.norm.",)
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -241,12 +215,26 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
-        self.note_length(tokens, trained_length(self.config))
+    def step(self, tokens: Tokens, cache: Cache | None) -> Step:
+        self.warn_of_length(tokens, trained_length(self.config))
         cos, sin = rope_angles(self.config, tokens.query_positions(), self.dtype)
         mask = tokens.causal_mask()
-        slides = 0 < self.window < tokens.keys  # in some layers, and out of some keys
-        return x, Step(mask, cache, cos, sin, tokens.may_look(self.window) if slides else mask)
+        slides = 0 < self.window < tokens.keys  # in some layers, and beyond some keys
+        return Step(mask, cache, cos, sin, tokens.may_look(self.window) if slides else mask)
 
-    def leave(self, x: Tensor) -> Tensor:
-        return self.model.norm(x)
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        head: bool = True,
+    ) -> Tensor:
+        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        tokens = self.tokens(ids, mask, positions, cache)
+        step = self.step(tokens, cache)
+        x = self.embed(tokens)  # [B, T, C]
+        for block in self.blocks:
+            x = self.run(block, x, step)
+        x = self.real_tokens(self.model.norm(x), tokens, cache)
+        return self.logits(x) if head else x

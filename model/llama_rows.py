@@ -1,20 +1,51 @@
-"""What a model_type of llama.py has and another has not: sliding windows and biases.
+"""What the model types of llama.py do not have in common: defaults, windows, biases, norms.
 
-A sliding window lets a query see its last keys alone, in
+With a sliding window a query sees only its last keys:
 
-    mistral         every layer, or those that layer_types names "sliding_attention", while
-                    sliding_window is not null
+    mistral         every layer, or those that layer_types names "sliding_attention", unless
+                    sliding_window is null
     qwen2, qwen3    with use_sliding_window, the layers from max_window_layers on, or those that
                     layer_types names "sliding_attention"
     llama           none
-
-Biases of all attention Linears and of the MLP's are a setting of some.
 """
 
 from files.errors import UserError
 
+QWEN = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+}
+ROWS = {  # model_type -> the defaults that differ from those of Config
+    "llama": {},
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "head_dim": 128},
+    "mistral": {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+}
+QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}  # qwen3's further sites
+PICTURE_QK_NORMS = """\
+x ─┬─ [attn_norm] ─┬─ [q] ─ [q_norm] ─ rotary ─┐
+   │               ├─ [k] ─ [k_norm] ─ rotary ─┤
+   │               └─ [v] ─────────────────────┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─┐
+   └────────────────────────────────────────────────────────────────────────────────┘  │
+┌──────────────────────────────────────────────────────────────────────────────────────┘
+└──┬─ [mlp_norm] ──┬─ [gate] ─ act ─┐
+   │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ x
+   └─────────────────────────────────────────────────────┘"""
 TYPES = {"full_attention", "sliding_attention"}
-BIASES = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",)}  # setting -> who has it
+BIASES = {
+    "attention_bias": ("llama", "qwen3"),
+    "mlp_bias": ("llama",),
+}  # setting -> model types that have it
 
 
 def window_of(config, layer: int) -> int | None:

@@ -13,6 +13,7 @@ from files.reading import read_json, tensors
 from model.config import read_config, skeleton
 from model.devices import device_named, split
 from model.fsdp import first_pass, is_part, part_of, shard
+from model.language import LanguageModel
 from model.quantize import STORED_AS, how_stored, quantization_of, quantize_skeleton, quantized
 from model.registry import resolve
 
@@ -29,7 +30,7 @@ def load_model(
     revision: str | None = None,
     layers_per_device: Sequence[int] | None = None,
     mesh: "DeviceMesh | None" = None,
-) -> nn.Module:
+) -> LanguageModel:
     """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
 
     dtype is that of storage and computation, None keeps the checkpoint's own. quantize stores the weights of the Linears in the blocks in fewer bits
@@ -86,7 +87,7 @@ def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 
 def load_weights(
-    model: nn.Module,
+    model: LanguageModel,
     rename,
     pairs,
     dtype: torch.dtype | None,
@@ -213,7 +214,7 @@ def fingerprint_of(family: str, samples: dict[str, bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def put(model: LanguageModel, name: str, tensor: Tensor) -> None:
     """model.<name> = Parameter(tensor), or this process's part of it where the weight is to lie in several."""
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention
+from model.parts import ACTIVATIONS, Cache, Shape, Step, Tokens, attention
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
 SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
@@ -75,12 +75,10 @@ class Config:
     tie_word_embeddings: bool = True
 
     @property
-    def kv_heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def shape(self) -> Shape:
+        heads, positions = self.num_attention_heads, self.max_position_embeddings
+        size = self.hidden_size // heads
+        return Shape(self.num_hidden_layers, heads, heads, size, positions, table=True)
 
     @property
     def embedding_size(self) -> int:
@@ -113,12 +111,12 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
         C, bias = config.hidden_size, config.enable_bias
-        self.layer, self.head_size = layer, config.head_size
+        self.layer, self.head_size = layer, config.shape.head_size
         self.q_proj = Linear(C, C, bias)
         self.k_proj = Linear(C, C, bias)
         self.v_proj = Linear(C, C, bias)
         self.out_proj = Linear(C, C, bias)
-        self.kv_site = KeysValues(config.num_attention_heads, config.head_size)
+        self.kv_site = KeysValues(config.num_attention_heads, config.shape.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
@@ -140,7 +138,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
         C, affine = config.hidden_size, config.layer_norm_elementwise_affine
-        self.norm_first = config.do_layer_norm_before
+        self.layer, self.norm_first = layer, config.do_layer_norm_before
         self.self_attn = Attention(config, layer)
         self.attn_site = Site(C)
         self.self_attn_layer_norm = LayerNorm(C, affine=affine)
@@ -181,7 +179,7 @@ class Model(LanguageModel):
     """An OPT language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites = "opt", SITES, OUTER_SITES
-    blocks_at, behind = (
+    blocks_at, after_blocks = (
         "model.decoder.layers",
         ("model.decoder.final_layer_norm.", "model.decoder.project_out."),
     )
@@ -195,15 +193,33 @@ class Model(LanguageModel):
         if config.tie_word_embeddings:
             self.tie()
 
-    def enter(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> tuple[Tensor, Step]:
-        decoder = self.model.decoder
-        positions = tokens.query_positions(limit=self.config.max_position_embeddings)
+    def embed(self, tokens: Tokens) -> Tensor:
+        decoder, x = self.model.decoder, super().embed(tokens)  # [B, T, E]
         x = x if decoder.project_in is None else decoder.project_in(x)
-        return x + decoder.embed_positions(positions + OFFSET).to(self.dtype), Step(
-            tokens.causal_mask(), cache
-        )
+        positions = tokens.query_positions(limit=self.config.max_position_embeddings)
+        return x + decoder.embed_positions(positions + OFFSET).to(self.dtype)
 
-    def leave(self, x: Tensor) -> Tensor:
+    def step(self, tokens: Tokens, cache: Cache | None) -> Step:
+        return Step(tokens.causal_mask(), cache)
+
+    def final(self, x: Tensor) -> Tensor:
         norm, project = self.model.decoder.final_layer_norm, self.model.decoder.project_out
         x = x if norm is None else norm(x)
         return x if project is None else project(x)
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        head: bool = True,
+    ) -> Tensor:
+        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        tokens = self.tokens(ids, mask, positions, cache)
+        step = self.step(tokens, cache)
+        x = self.embed(tokens)  # [B, T, C]
+        for block in self.blocks:
+            x = self.run(block, x, step)
+        x = self.real_tokens(self.final(x), tokens, cache)
+        return self.logits(x) if head else x

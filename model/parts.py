@@ -6,7 +6,7 @@ K key/value heads (K <= H), D head size, V vocabulary.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,27 @@ def attention_plain(
     return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model under the same names for every family."""
+
+    layers: int
+    heads: int
+    kv_heads: int  # of keys and values
+    head_size: int
+    positions: int | None  # tokens it was trained for; None: no number is given
+    table: bool = False  # positions are rows of a table: no text can be longer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks first to end - 1 and the device they lie on."""
+
+    device: torch.device
+    first: int
+    end: int
+
+
 def moved(x: Tensor, device: torch.device) -> Tensor:
     """x on another device. A GPU's copy waits in its queue like all of its work; what goes to a CPU is there when this returns."""
     return x.to(device, non_blocking=device.type == "cuda")
@@ -102,22 +123,17 @@ class Cache:
 
     def __init__(
         self,
+        shape: Shape,
         batch: int,
-        kv_heads: int,
         length: int,
-        head_dim: int,
         dtype: torch.dtype,
         devices: Sequence[torch.device],
     ):
-        """`devices`: of each layer."""
-        self.keys = [
-            torch.empty(batch, kv_heads, length, head_dim, dtype=dtype, device=device)
-            for device in devices
-        ]
+        """devices: of each layer."""
+        size = (batch, shape.kv_heads, length, shape.head_size)
+        self.keys = [torch.empty(size, dtype=dtype, device=device) for device in devices]
         self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.filled = (
-            0  # positions already written, the same for every layer between two forward passes
-        )
+        self.filled = 0  # positions written so far, the same for every layer between two passes
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [B, K, T, D] behind what is there; returns all keys and values so far [B, K, S, D]."""
@@ -141,15 +157,16 @@ class Step:
     cache: Cache | None
     cos: Tensor | None = None  # [B, 1, T, D/2], where positions rotate
     sin: Tensor | None = None
-    window_mask: Tensor | None = None  # `mask` for the layers that have a sliding window
+    window_mask: Tensor | None = None  # `mask` of layers with a sliding window
+    copies: dict[torch.device, "Step"] = field(default_factory=dict)  # made by `to`
 
     def to(self, device: torch.device) -> "Step":
-        """The same on another device; the cache's layers lie beside their blocks already."""
-        tensors = (self.mask, self.cos, self.sin, self.window_mask)
-        mask, cos, sin, window_mask = (
-            None if tensor is None else moved(tensor, device) for tensor in tensors
-        )
-        return Step(mask, self.cache, cos, sin, window_mask)
+        """The same on another device, copied there once; the cache's layers lie there already."""
+        if device not in self.copies:
+            tensors = (self.mask, self.cos, self.sin, self.window_mask)
+            mask, *rest = (None if t is None else moved(t, device) for t in tensors)
+            self.copies[device] = Step(mask, self.cache, *rest)
+        return self.copies[device]
 
 
 @dataclass

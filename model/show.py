@@ -1,10 +1,9 @@
 """What can be said of a model without its weights: the table of known names, and one block drawn with its sites, shapes and counts."""
 
-from dataclasses import replace
-
 from torch import nn
 
-from model.config import describe, family_and_config, skeleton
+from model.config import describe, family_and_config, skeleton, with_layers
+from model.language import LanguageModel
 from model.quantize import quantized_weights
 from model.registry import POCKET, REGISTRY, cached, pocket_names
 from model.sites import Linear
@@ -16,9 +15,8 @@ def count(module: nn.Module) -> int:
 
 def parameters(family, config) -> int:
     """Of the whole model, counted on one of its blocks."""
-    layers = "n_layer" if hasattr(config, "n_layer") else "num_hidden_layers"
-    model = skeleton(family, replace(config, **{layers: 1}))
-    return count(model) + (getattr(config, layers) - 1) * count(model.blocks[0])
+    model = skeleton(family, with_layers(family, config, 1))
+    return count(model) + (config.shape.layers - 1) * count(model.blocks[0])
 
 
 def models_text() -> str:
@@ -85,7 +83,7 @@ def show_text(name: str, revision: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def parts(model: nn.Module, block: nn.Module, depth: int) -> list[tuple[str, int]]:
+def parts(model: LanguageModel, block: nn.Module, depth: int) -> list[tuple[str, int]]:
     """The parameters outside of the blocks by their names, and all blocks as one."""
     found = [
         (
@@ -109,18 +107,16 @@ def parts(model: nn.Module, block: nn.Module, depth: int) -> list[tuple[str, int
     return [*found, (f"lm_head {list(model.lm_head.weight.shape)}", count(model.lm_head))]
 
 
-def attention_text(model: nn.Module) -> str:
-    config = model.config
-    heads = getattr(config, "num_attention_heads", None) or config.n_head
-    shared = "" if config.kv_heads == heads else f", {config.kv_heads} of keys and values"
-    longest = getattr(config, "max_position_embeddings", None) or getattr(
-        config, "n_positions", None
+def attention_text(model: LanguageModel) -> str:
+    shape = model.shape
+    shared = "" if shape.kv_heads == shape.heads else f", {shape.kv_heads} of keys and values"
+    positions = (
+        f"positions up to {shape.positions:,}" if shape.positions else "no limit on positions"
     )
-    positions = f"positions up to {longest:,}" if longest else "no limit on positions"
-    return f"{heads} of {config.head_size}{shared}; {positions}{window_text(model)}"
+    return f"{shape.heads} of {shape.head_size}{shared}; {positions}{window_text(model)}"
 
 
-def window_text(model: nn.Module) -> str:
+def window_text(model: LanguageModel) -> str:
     """Which layers of a model see their last keys alone, where some do."""
     windows = [block.self_attn.window for block in model.blocks] if model.family == "llama" else []
     sliding = [layer for layer, window in enumerate(windows) if window]

@@ -11,8 +11,7 @@ from methods import ALL, IDS, attach_small, randomise
 from adapters import attach, named_parameters, parameters, remove, use
 from adapters.attach import adapters_named, rates
 from adapters.base import Adapter
-from adapters.config import METHODS, layer_numbers, presets, resolve
-from adapters.options import PLACEMENT
+from adapters.config import METHODS, PLACEMENT, layer_numbers, presets, resolve
 from adapters.places import all_sites, linear_sites, named_sites
 from adapters.show import draw, marked_sites, trained
 from model import UserError, load_model
@@ -305,15 +304,15 @@ def test_every_method_has_a_preset_or_says_why():
         ({"preset": "prallel"}, "did you mean 'parallel'"),
         ({"preset": "lora", "rank": 4}, "unknown option of lora adapters 'rank'"),
         ({"preset": "parallel", "sise": 4}, "did you mean 'size'"),
-        ({"preset": "parallel", "size": "big"}, "should be int or list"),
-        ({"preset": "parallel", "size": [2, "big", 3]}, "one whole number"),
-        ({"preset": "parallel", "size": [2, 0, 3]}, "at least one unit"),
+        ({"preset": "parallel", "size": "big"}, "should be a whole number from 1"),
+        ({"preset": "parallel", "size": [2, "big", 3]}, "or a list of whole numbers from 1"),
+        ({"preset": "parallel", "size": [2, 0, 3]}, "whole number from 1"),
         ({"preset": "parallel", "reduction": -1}, "reduction"),
-        ({"preset": "parallel", "scale": "lerned"}, "did you mean 'learned'"),
+        ({"preset": "parallel", "scale": "lerned"}, "a number or learned"),
         ({"preset": "parallel", "sites": ["attention"]}, "unknown site of llama"),
         ({"preset": "parallel", "sites": ["attm"]}, "did you mean 'attn'"),
-        ({"preset": "parallel", "sites": "attn"}, "list of site names"),
-        ({"preset": "parallel", "act": "tan"}, "did you mean 'tanh'"),
+        ({"preset": "parallel", "sites": "attn"}, "should be a list of texts"),
+        ({"preset": "parallel", "act": "tan"}, "tanh, relu, gelu, silu or none"),
         ({"preset": "parallel", "layers": [3]}, "layers 0 to 2"),
         ({"preset": "parallel", "rate": 0}, "rate"),
         (
@@ -322,25 +321,25 @@ def test_every_method_has_a_preset_or_says_why():
         ),
         ({"preset": "parallel", "writes": "input"}, "not on whole sub-layers"),
         ({"preset": "series", "writes": "input", "sites": ["up"]}, "not there yet"),
-        ({"preset": "lora", "r": 0}, "rank"),
+        ({"preset": "lora", "r": 0}, "r = 0 should be a whole number from 1"),
         ({"preset": "lora", "sites": ["q", "q_proj"]}, "named twice"),
         ({"preset": "lora", "layers": [0, 0]}, "named twice"),
         ({"preset": "lora", "layers": 2}, "layers = 2"),
         ({"preset": "lora", "layers": "last ²"}, "should be"),
-        ({"preset": "lora", "alpha": float("inf")}, "finite"),
+        ({"preset": "lora", "alpha": float("inf")}, "alpha = inf should be a number"),
         ({"preset": "lora", "name": "1math"}, "no digit first"),
         ({"preset": "lora", "name": "keys"}, "torch's own"),
         (
             {"preset": "lora", "overrides": {"q": {"rank": 4}}},
             "unknown option of lora adapters 'rank'",
         ),
-        ({"preset": "lora", "overrides": {"q": 4}}, "should hold tables"),
+        ({"preset": "lora", "overrides": {"q": 4}}, "should be a table of tables"),
         ({"preset": "lora", "overrides": {"q(": {"r": 4}}}, "neither a site nor a pattern"),
-        ({"preset": "lora", "overrides": {"q": {"r": 0}}}, "rank"),
+        ({"preset": "lora", "overrides": {"q": {"r": 0}}}, "r = 0 should be"),
         ({"preset": "lora", "overrides": {"qq": {"r": 3}}}, "unknown place in overrides 'qq'"),
         ({"preset": "lora", "overrides": {"(?i)q_proj": {"r": 3}}}, "neither a site nor a pattern"),
         ({"preset": "lora", "overrides": {"v": {"r": [1, 2]}}}, "2 values"),
-        ({"preset": "lora", "r": 2**40}, "out of range"),
+        ({"preset": "lora", "r": 2**40}, "up to 2,147,483,648"),
         ({"preset": "lora", "alpha": 1e300}, "out of range"),
         ({"preset": "pissa", "alpha": -8.0}, "must be positive"),
         ({"preset": "lora", "kind": "prompt"}, "is of the kind lora, not 'prompt'"),
@@ -348,22 +347,22 @@ def test_every_method_has_a_preset_or_says_why():
             {"preset": "mam", "prefx": {"length": 3}},
             "unknown part of adapter mam 'prefx'; did you mean 'prefix'",
         ),
-        ({"preset": "mam", "prefix": 3}, "set its options"),
+        ({"preset": "mam", "prefix": 3}, "such as prefix.rate"),
         ({"preset": "fusion+lora", "fusion": {"of": ["a", "b"]}}, "stands alone"),
         ({"preset": resolve("lora"), "r": 4}, "takes no changes"),
         ({"preset": "pissa", "r": 99}, "singular values"),
         ({"preset": "dora", "bias": True}, "neither a bias"),
         ({"preset": "adalora", "target_r": 20}, "target_r"),
-        ({"preset": "prefix", "length": 0}, "at least one token"),
+        ({"preset": "prefix", "length": 0}, "whole number from 1"),
         (
             {"preset": "prefix", "overrides": {"model.layers.0.self_attn.kv_site": {"length": 3}}},
             "cannot have different options",
         ),
         ({"preset": "vera", "overrides": {"q": {"r": 3}}}, "share their projections"),
-        ({"preset": "ia3", "scales": "inputs"}, "did you mean 'input'"),
-        ({"preset": "prompt", "init": "vocabular"}, "did you mean 'vocabulary'"),
+        ({"preset": "ia3", "scales": "inputs"}, "should be output or input"),
+        ({"preset": "prompt", "init": "vocabular"}, "should be vocabulary or random"),
         ({"preset": "prompt", "sites": ["q"]}, "prompt works on an embedding"),
-        ({"preset": "p-tuning", "encoder": "gru"}, "unknown value for encoder"),
+        ({"preset": "p-tuning", "encoder": "gru"}, "should be mlp or lstm"),
         ({"preset": "ln-tuning", "sites": ["norms"]}, "did you mean 'norm'|unknown site"),
         ({"preset": "fusion"}, "names of two adapters"),
         ({"preset": "fusion", "of": ["a", "b"]}, "no adapter 'a' is loaded"),
@@ -446,7 +445,7 @@ def test_sites_by_family(tmp_path):
     for sites, said in (
         ({"opt": ["q"]}, "no 'any'"),
         ({"any": ["q"], "opd": ["q"]}, "did you mean 'opt'"),
-        ({"any": "q"}, "list of site names"),
+        ({"any": "q"}, "should be a list of texts"),
     ):
         with pytest.raises(UserError, match=said):
             resolve("lora", sites=sites)

@@ -102,7 +102,7 @@ def test_a_text_within_the_window_needs_no_mask(tmp_path):
         model = load_model(str(write_checkpoint(tmp_path, **changes)))
         ids, _ = batch("plain")
         tokens = model.tokens(ids, None, None, None)
-        _, step = model.enter(model.embed(tokens), tokens, None)
+        step = model.step(tokens, None)
         assert step.mask is None
         assert step.window_mask is None
 

@@ -406,7 +406,7 @@ def test_plain_lora_has_pefts_keys_and_the_papers_fields(any_folder, tmp_path, o
         ({"init_weights": "zeros"}, "unknown init_weights"),
         ({"bottleneck_size": 5.0}, "bottleneck_size = 5.0"),
         ({"bottleneck_size": True}, "bottleneck_size = True"),
-        ({"bottleneck_size": 0}, "at least one unit"),
+        ({"bottleneck_size": 0}, "size = 0 should be a whole number from 1"),
         ({"bottleneck_size": 6}, "the configuration asks for"),
         ({"adapter_dropout": 1.0}, "dropout = 1.0"),
         ({"scaling": "learnt"}, "scaling = 'learnt'"),

@@ -758,7 +758,7 @@ BROKEN = [  # changes to the fields, changes to the tensors (None takes one out)
     ({"lora_alpha": "8"}, {}, "lora_alpha = '8' should be a number"),
     ({"lora_alpha": float("inf")}, {}, "lora_alpha = inf should be a number"),
     ({"lora_alpha": 10**400}, {}, "lora_alpha"),
-    ({"lora_dropout": 1.5}, {}, "dropout = 1.5 is not between 0 and 1"),
+    ({"lora_dropout": 1.5}, {}, "dropout = 1.5 should be a number from 0"),
     ({"use_rslora": "yes"}, {}, "use_rslora = 'yes' should be true or false"),
     ({"rank_pattern": [1]}, {}, "rank_pattern = .* should be a table"),
     ({"rank_pattern": {"q_proj": "4"}}, {}, "rank_pattern = .* should be a whole number"),

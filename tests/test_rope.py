@@ -111,11 +111,11 @@ def test_the_angles_need_no_mask(tmp_path, changes):
     """Right-padded rows go through training without a mask, so that the fused kernel is used."""
     model = load_model(str(write_checkpoint(tmp_path, **changes)))
     seen = []
-    enter = model.enter
-    model.enter = lambda *args: seen.append(enter(*args)) or seen[-1]
+    step = model.step
+    model.step = lambda *args: seen.append(step(*args)) or seen[-1]
     summed_loss(model, *collate([row for row in examples(6) if len(row) < 5], 0, "cpu"))
-    assert seen[0][1].mask is None
-    assert seen[0][1].window_mask is None
+    assert seen[0].mask is None
+    assert seen[0].window_mask is None
 
 
 @pytest.mark.parametrize(

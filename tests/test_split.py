@@ -352,11 +352,11 @@ def test_stages_below_the_lowest_adapter_keep_nothing_and_have_no_way_back(any_t
     kept = {}
     true_run = any_tiny.run
 
-    def watched(x, step, stages):
+    def watched(block, x, step):  # a stage has one block
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: kept.setdefault(stages[0].first, []).append(t) or t, lambda t: t
+            lambda t: kept.setdefault(block.layer, []).append(t) or t, lambda t: t
         ):
-            return true_run(x, step, stages)
+            return true_run(block, x, step)
 
     monkeypatch.setattr(any_tiny, "run", watched)
     accumulate(any_tiny, dict(enumerate(micro_batches(examples(4), 2))), 1.0, 0)
@@ -390,11 +390,11 @@ def test_a_stage_keeps_no_more_micro_batches_than_stages_follow(any_tiny, monkey
     kept, most = {}, {}
     true_run = any_tiny.run
 
-    def watched(x, step, stages):
-        first = stages[0].first
+    def watched(block, x, step):
+        first = block.layer  # a stage has one block
         kept[first] = kept.get(first, 0) + 1
         most[first] = max(most.get(first, 0), kept[first])
-        y = true_run(x, step, stages)
+        y = true_run(block, x, step)
         y.register_hook(lambda g: kept.__setitem__(first, kept[first] - 1))
         return y
 

@@ -10,8 +10,9 @@ from test_data import write_paper_folder
 
 import run as command_line
 from eval.score import Score
+from experiments.jobs import Job, run_jobs
 from experiments.published import published
-from experiments.table import Entry, Job, lines_of, markdown, page, run_jobs, write_table
+from experiments.table import Entry, lines_of, markdown, page, write_table
 
 QUICK = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
 TABLE = published()["math-v1"]

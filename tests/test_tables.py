@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cli.options import columns_of
 from data.rows import NAMED as SAID
 from data.rows import read_table
 from data.tables import ENDINGS
-from experiments.options import columns_of
 from model import UserError
 
 BOTH = ("instruction", "answer")

@@ -181,16 +181,17 @@ def pipelined(
             positions = positions_of(model, passage.ids, passage.lengths)
             tokens = model.tokens(passage.ids, None, positions, None)
             passage.prompt = tokens.prompt
-            x, passage.step = model.enter(model.embed(tokens), tokens, None)
+            x, passage.step = model.embed(tokens), model.step(tokens, None)
         else:
             before = passage.out[one.stage - 1]
             x = passage.into[one.stage] = moved(before.detach(), stage.device).requires_grad_(
                 before.requires_grad
             )
             watch.mark(one, stage.device)
-        x = model.run(x, passage.step, [stage])
+        for block in model.blocks[stage.first : stage.end]:
+            x = model.run(block, x, passage.step)
         if one.stage == last:
-            x = loss_of(model, model.leave(x)[:, passage.prompt :], passage.ids, passage.weights)
+            x = loss_of(model, model.final(x)[:, passage.prompt :], passage.ids, passage.weights)
             losses[one.batch] = x.detach()
             x = x / divisor
         passage.out[one.stage] = x

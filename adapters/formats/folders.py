@@ -224,10 +224,8 @@ def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict
         raise UserError(
             f"{folder} was trained on another base model (fingerprint {ours.get('base_fingerprint')}, this one has {model.fingerprint})"
         )
-    if "below" in ours["adapter"]:
-        raise UserError(f"{folder / CONFIG}: an adapter has no option 'below'")
     run = ours.get("run")
-    return resolve(**ours["adapter"]), run if isinstance(run, dict) else {}
+    return resolve(ours["adapter"]), run if isinstance(run, dict) else {}
 
 
 def weighed(model: nn.Module) -> bool:

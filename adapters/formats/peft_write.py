@@ -354,7 +354,7 @@ def write_prefix(
         raise UserError(
             'PEFT has no place for a prefix in some of the layers; format="native" keeps everything'
         )
-    width = model.config.kv_heads * model.config.head_size
+    width = model.shape.kv_heads * model.shape.head_size
     return common(model, "PREFIX_TUNING") | soft_fields(model, first.virtual, width) | {
         "prefix_projection": False,
         "encoder_hidden_size": width,
@@ -394,7 +394,7 @@ def soft_fields(model: nn.Module, length: int, width: int) -> dict:
     return {
         "num_virtual_tokens": length,
         "token_dim": width,
-        "num_attention_heads": model.config.kv_heads,
+        "num_attention_heads": model.shape.kv_heads,
         "num_layers": len(model.blocks),
         "num_transformer_submodules": 1,
     }

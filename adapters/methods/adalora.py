@@ -10,14 +10,18 @@ from init_r on average per site, all but the most important ones of the whole mo
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter
+from adapters.base import Adapter, Dropout, Size
 from adapters.methods.lora import sum_of_updates
 from files.errors import UserError
+from files.typed import Range
+
+Smoothing = Annotated[float, Range(0, 0.999999, open=True)]
 
 
 class AdaLoRA(Adapter):
@@ -27,35 +31,26 @@ class AdaLoRA(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        init_r: int = 12  # rank of every site at first
-        target_r: int = 8  # rank of a site at the end, on average
+        init_r: Size = 12  # rank of every site at first
+        target_r: Size = 8  # rank of a site at the end, on average
         alpha: float = 32.0
-        dropout: float = 0.0
-        warmup: float = 0.1  # share of the steps before the first cut
-        final: float = 0.3  # share of the steps after the last cut
-        every: int = 10  # steps between cuts
-        beta1: float = 0.85  # smoothing of the sensitivity
-        beta2: float = 0.85  # smoothing of its uncertainty
-        orthogonality: float = 0.5  # weight of the penalty
+        dropout: Dropout = 0.0
+        warmup: Annotated[float, Range(0)] = 0.1  # share of the steps before the first cut
+        final: Annotated[float, Range(0)] = 0.3  # share of the steps after the last cut
+        every: Size = 10  # steps between cuts
+        beta1: Smoothing = 0.85  # of the sensitivity
+        beta2: Smoothing = 0.85  # of its uncertainty
+        orthogonality: Annotated[float, Range(0)] = 0.5  # weight of the penalty
 
         def check(self) -> None:
-            if not 1 <= self.target_r <= self.init_r:
+            if self.target_r > self.init_r:
                 raise UserError(
-                    f"target_r = {self.target_r} should be between 1 and init_r = {self.init_r}"
+                    f"target_r = {self.target_r} should be at most init_r = {self.init_r}"
                 )
-            if not 0 <= self.dropout < 1:
-                raise UserError(f"dropout = {self.dropout} is not between 0 and 1")
-            if not (self.warmup >= 0 and self.final >= 0 and self.warmup + self.final < 1):
+            if self.warmup + self.final >= 1:
                 raise UserError(
-                    f"warmup = {self.warmup} and final = {self.final} should be shares that leave steps between them"
-                )
-            if (
-                not (0 < self.beta1 < 1 and 0 < self.beta2 < 1)
-                or self.orthogonality < 0
-                or self.every < 1
-            ):
-                raise UserError(
-                    "beta1 and beta2 should be between 0 and 1, orthogonality not negative, every at least 1"
+                    f"warmup = {self.warmup} and final = {self.final} should be shares of the "
+                    "steps that leave some between them"
                 )
 
     def __init__(self, options: Options, site: nn.Module):

@@ -15,13 +15,15 @@ s is a number (scaled parallel, He et al. 2022: 4) or learned. A gate (UniPELT, 
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter
-from files.errors import UserError, unknown
+from adapters.base import Adapter, Dropout, Size
+from files.errors import UserError
+from files.typed import Range
 from model.sites import Linear
 
 ACTIVATIONS = {
@@ -38,35 +40,18 @@ class Bottleneck(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        reads: str = "output"  # "output": series; "input": parallel
-        writes: str = "output"  # "input": the sum goes into f instead (a Linear's input, as the paper's code does on gate and up)
-        size: int | list = 256  # bottleneck width; a list: one for each layer
-        reduction: float = 0.0  # instead of size: the read width divided by this
-        act: str = "tanh"
-        scale: float | str = 1.0  # s; "learned": a trained number, from 1
-        dropout: float = 0.0  # in front of the down-projection
-        init: str = "identity"  # "identity": D kaiming, U zeros, so training starts at the base; "bert": both N(0, 0.02)
+        reads: Literal["output", "input"] = "output"  # "output": series; "input": parallel
+        writes: Literal["output", "input"] = "output"  # "input": the sum goes into f (a Linear)
+        size: Size | list[Size] = 256  # bottleneck width; a list: one for each layer
+        reduction: Annotated[float, Range(0)] = 0.0  # above 0: size = read width / reduction
+        act: Literal[*ACTIVATIONS] = "tanh"
+        scale: float | Literal["learned"] = 1.0  # s; "learned": a trained number, from 1
+        dropout: Dropout = 0.0  # before the down-projection
+        # "identity": D kaiming, U zeros, training starts at the base; "bert": both N(0, 0.02)
+        init: Literal["identity", "bert"] = "identity"
         gate: bool = False
 
         def check(self) -> None:
-            for key, known in (
-                ("reads", ("output", "input")),
-                ("writes", ("output", "input")),
-                ("act", ACTIVATIONS),
-                ("init", ("identity", "bert")),
-            ):
-                if getattr(self, key) not in known:
-                    raise unknown(f"value for {key}", getattr(self, key), known)
-            if self.size < 1:
-                raise UserError(f"size = {self.size}: a bottleneck needs at least one unit")
-            if self.reduction < 0:
-                raise UserError(
-                    f"reduction = {self.reduction} must be positive, or 0 for size to count"
-                )
-            if isinstance(self.scale, str) and self.scale != "learned":
-                raise unknown("value for scale", self.scale, ["learned", "a number"])
-            if not 0 <= self.dropout < 1:
-                raise UserError(f"dropout = {self.dropout} is not between 0 and 1")
             if self.writes == "input" and self.reads == "output":
                 raise UserError(
                     'writes = "input" needs reads = "input": the output is not there yet'

@@ -21,7 +21,7 @@ class Full(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        def check(self) -> None: ...
+        pass
 
     def __init__(self, options: Options, site: nn.Module):
         super().__init__()

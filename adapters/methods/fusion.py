@@ -9,7 +9,7 @@ Q, K, V are [C, C]; V starts at 1, so that training starts near the mean of the 
     attach(model, "fusion", name="both", of=["math", "code"])
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,13 @@ class Fusion(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        of: tuple = field(default=())  # names of the adapters it fuses, loaded before
+        of: tuple[str, ...] = ()  # names of the adapters it fuses, loaded before
 
         def check(self) -> None:
-            if (
-                len(self.of) < 2
-                or not all(isinstance(name, str) for name in self.of)
-                or len(set(self.of)) != len(self.of)
-            ):
+            if len(self.of) < 2 or len(set(self.of)) != len(self.of):
                 raise UserError(
-                    f"of = {list(self.of)!r} should be the names of two adapters or more, each once, loaded before (--load NAME=FOLDER)"
+                    f"of = {list(self.of)!r} should be the names of two adapters or more, each "
+                    "once, loaded before (--load NAME=FOLDER)"
                 )
 
     @classmethod

@@ -7,12 +7,12 @@ l is one number a feature and starts at 1, the base.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from adapters.base import Adapter
-from files.errors import unknown
 
 
 class IA3(Adapter):
@@ -22,11 +22,7 @@ class IA3(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        scales: str = "output"  # "input": what goes into the Linear
-
-        def check(self) -> None:
-            if self.scales not in ("output", "input"):
-                raise unknown("value for scales", self.scales, ["output", "input"])
+        scales: Literal["output", "input"] = "output"  # "input": what goes into the Linear
 
     def __init__(self, options: Options, site: nn.Module):
         super().__init__()

@@ -8,13 +8,14 @@ F and G are bottlenecks U act(D ·) on half of the features each; U is zero at f
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adapters.base import Adapter
 from adapters.methods.bottleneck import ACTIVATIONS
-from files.errors import UserError, unknown
+from files.typed import Range
 
 
 class Invertible(Adapter):
@@ -25,14 +26,9 @@ class Invertible(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        reduction: float = 2.0  # the bottleneck's width is half of the features divided by this
-        act: str = "relu"
-
-        def check(self) -> None:
-            if self.reduction <= 0:
-                raise UserError(f"reduction = {self.reduction} must be positive")
-            if self.act not in ACTIVATIONS:
-                raise unknown("value for act", self.act, ACTIVATIONS)
+        # the bottleneck's width is half of the features divided by this
+        reduction: Annotated[float, Range(0, open=True)] = 2.0
+        act: Literal[*ACTIVATIONS] = "relu"
 
     def __init__(self, options: Options, site: nn.Module):
         super().__init__()

@@ -10,13 +10,15 @@ A gate (UniPELT, Mao et al. 2022) multiplies s by sigmoid(g · x) for each token
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter
+from adapters.base import Adapter, Dropout, Size
 from files.errors import UserError
+from files.typed import Range
 from model.sites import Embedding
 
 
@@ -27,27 +29,18 @@ class LoRA(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        r: int | list = 8  # rank; a list: one for each layer
+        r: Size | list[Size] = 8  # rank; a list: one for each layer
         alpha: float = 16.0
-        dropout: float = 0.0
+        dropout: Dropout = 0.0
         rslora: bool = False  # s = alpha / sqrt(r)
         bias: bool = False
         gate: bool = False
-        b_rate: float = (
-            1.0  # learning rate of B, as a multiple of A's: LoRA+ (Hayou et al. 2024), which has 16
-        )
+        # learning rate of B, a multiple of A's: LoRA+ (Hayou et al. 2024), which has 16
+        b_rate: Annotated[float, Range(0, open=True)] = 1.0
 
         @property
         def scale(self) -> float:
             return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
-
-        def check(self) -> None:
-            if self.r < 1:
-                raise UserError(f"r = {self.r}: the rank must be at least 1")
-            if not 0 <= self.dropout < 1:
-                raise UserError(f"dropout = {self.dropout} is not between 0 and 1")
-            if not self.b_rate > 0:
-                raise UserError(f"b_rate = {self.b_rate} must be positive")
 
     @classmethod
     def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list[Adapter]:

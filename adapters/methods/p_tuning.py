@@ -8,13 +8,14 @@ our files keep the encoder too, so that training can go on. Its parameters are m
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Tensors
+from adapters.base import Adapter, Size, Tensors
 from adapters.methods.prompt import KEY
-from files.errors import UserError, unknown
+from files.errors import UserError
 
 
 class PTuning(Adapter):
@@ -26,18 +27,10 @@ class PTuning(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        length: int = 20
-        encoder: str = "mlp"  # or "lstm"
-        hidden: int = 128
-        depth: int = 2  # layers of the LSTM
-
-        def check(self) -> None:
-            if self.length < 1 or self.hidden < 1 or self.depth < 1:
-                raise UserError(
-                    f"length = {self.length}, hidden = {self.hidden} and depth = {self.depth} must be at least 1"
-                )
-            if self.encoder not in ("mlp", "lstm"):
-                raise unknown("value for encoder", self.encoder, ["mlp", "lstm"])
+        length: Size = 20
+        encoder: Literal["mlp", "lstm"] = "mlp"
+        hidden: Size = 128
+        depth: Size = 2  # layers of the LSTM
 
     def __init__(self, options: Options, site: nn.Module):
         super().__init__()

@@ -10,12 +10,14 @@ other adapters at the same learning rate. A gate (UniPELT, Mao et al. 2022) mult
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Tensors
+from adapters.base import Adapter, Size, Tensors
 from files.errors import UserError
+from files.typed import Range
 
 KEY = "prompt_embeddings"
 
@@ -29,17 +31,15 @@ class Prefix(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        length: int = 30
-        projection: int = 0  # width of the MLP's inner layer; 0: none
+        length: Size = 30
+        projection: Annotated[int, Range(0, 2**31)] = 0  # the MLP's inner width; 0: no MLP
         scale: float = 1.0
-        init: float = 0.02  # standard deviation of the start
+        init: Annotated[float, Range(0)] = 0.02  # standard deviation of the start
         gate: bool = False
 
         def check(self) -> None:
-            if self.length < 1:
-                raise UserError(f"length = {self.length}: a prefix has at least one token")
-            if self.projection < 0 or self.init < 0 or self.scale == 0:
-                raise UserError("projection and init must not be negative, scale not zero")
+            if self.scale == 0:
+                raise UserError("scale must not be zero")
 
     @classmethod
     def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list["Prefix"]:

@@ -7,12 +7,13 @@ They start at random words of the vocabulary (init = "vocabulary", the paper's s
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Tensors
-from files.errors import UserError, unknown
+from adapters.base import Adapter, Size, Tensors
+from files.errors import UserError
 
 KEY = "prompt_embeddings"
 
@@ -26,16 +27,12 @@ class Prompt(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        length: int = 20
-        init: str = "vocabulary"  # or "random"
+        length: Size = 20
+        init: Literal["vocabulary", "random"] = "vocabulary"
         text: str = ""  # start at the embeddings of this text, repeated or cut to length
         scale: float = 1.0
 
         def check(self) -> None:
-            if self.length < 1:
-                raise UserError(f"length = {self.length}: a prompt has at least one token")
-            if self.init not in ("vocabulary", "random"):
-                raise unknown("value for init", self.init, ["vocabulary", "random"])
             if self.scale == 0:
                 raise UserError("scale must not be zero")
 

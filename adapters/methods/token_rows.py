@@ -5,7 +5,8 @@
 The rows start at the base's. Where the head is tied to the embedding it follows, so that the sites are ["embed", "head"] there.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from adapters.base import PREFIX, Adapter
 from files.errors import UserError
+from files.typed import Range
 
 
 class TokenRows(Adapter):
@@ -22,14 +24,10 @@ class TokenRows(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        ids: tuple = field(default=())  # token ids
+        ids: tuple[Annotated[int, Range(0)], ...] = ()  # token ids
 
         def check(self) -> None:
-            if (
-                not self.ids
-                or not all(type(token) is int and token >= 0 for token in self.ids)
-                or len(set(self.ids)) != len(self.ids)
-            ):
+            if not self.ids or len(set(self.ids)) != len(self.ids):
                 raise UserError(f"ids = {list(self.ids)!r} should be token ids, each once")
 
     @classmethod

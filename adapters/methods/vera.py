@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import PREFIX, Adapter
+from adapters.base import PREFIX, Adapter, Dropout, Size
 from adapters.methods.lora import sum_of_updates
 from files.errors import UserError
 
@@ -34,16 +34,10 @@ class VeRA(Adapter):
 
     @dataclass(frozen=True)
     class Options:
-        r: int = 256
-        dropout: float = 0.0
+        r: Size = 256
+        dropout: Dropout = 0.0
         d_start: float = 0.1
         seed: int = 0  # of the shared projections
-
-        def check(self) -> None:
-            if self.r < 1:
-                raise UserError(f"r = {self.r}: the rank must be at least 1")
-            if not 0 <= self.dropout < 1:
-                raise UserError(f"dropout = {self.dropout} is not between 0 and 1")
 
     @classmethod
     def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list["VeRA"]:

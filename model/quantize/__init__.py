@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from files.errors import UserError, unknown
 from files.reading import inside, read_json
 from files.writing import make_folder, write_text
+from model.language import LanguageModel
 from model.quantize.int8 import Int8, LLMInt8
 from model.quantize.linear import QuantizedLinear
 from model.quantize.nf4 import NF4
@@ -63,7 +64,7 @@ def how_stored(asked: str, stored: str, where: str) -> str:
     return asked or stored
 
 
-def quantize_skeleton(model: nn.Module, how: str) -> None:
+def quantize_skeleton(model: LanguageModel, how: str) -> None:
     """Turn the Linears inside the blocks of a model on the meta device into quantised ones without values.
 
     Raises UserError for an unknown name.
@@ -79,7 +80,7 @@ def quantize_skeleton(model: nn.Module, how: str) -> None:
     model.quantize = how
 
 
-def quantized(model: nn.Module) -> dict[str, QuantizedLinear]:
+def quantized(model: LanguageModel) -> dict[str, QuantizedLinear]:
     """The quantised Linears by their path."""
     return {
         path: module
@@ -97,7 +98,7 @@ def quantized_weights(module: nn.Module) -> int:
     )
 
 
-def dequantize(model: nn.Module) -> None:
+def dequantize(model: LanguageModel) -> None:
     """Turn the quantised Linears into plain ones with the weights they stand for, in the model's dtype, one at a time; adapters stay on them.
 
     Their rounding stays, too. The fingerprint is kept: the answers are the same.
@@ -112,7 +113,7 @@ def dequantize(model: nn.Module) -> None:
 
 
 def save_quantized(
-    model: nn.Module, folder: str | Path, shard_bytes: int = 5_000_000_000
+    model: LanguageModel, folder: str | Path, shard_bytes: int = 5_000_000_000
 ) -> list[Path]:
     """Write a quantised model into `folder`, new or empty, for load_model, which gives it back to the bit; returns the files.
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
-from model.devices import place_of
 from train.loss import CHUNK, summed_loss
 from train.plan.footprint import Footprint, kernels_of, watch
 from train.settings import Eval, Train
@@ -96,7 +95,7 @@ def sizes(model: nn.Module, tensors: dict[str, Tensor], round_to: int) -> list[i
     """The bytes of these tensors by place; what two names share, once."""
     counted = Footprint(round_to=round_to)
     for name, tensor in tensors.items():
-        counted.see(tensor, 1 + place_of(model, name))
+        counted.see(tensor, 1 + model.place_of(name))
     return counted.live(len(model.blocks) + 2)
 
 
@@ -105,7 +104,7 @@ def counting(model: nn.Module, device: str, share: float = 1.0) -> Iterator[Foot
     """A footprint that the model's tensors are in already."""
     footprint = Footprint(share, ROUNDING[device])
     for name, tensor in everything(model).items():
-        footprint.see(tensor, 1 + place_of(model, name))
+        footprint.see(tensor, 1 + model.place_of(name))
     with ExitStack() as stack:
         stack.enter_context(kernels_of(device))
         stack.enter_context(watch(model, footprint))
@@ -145,7 +144,7 @@ def training_step(
     places = len(model.blocks) + 2
     by_place: dict[int, list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        by_place.setdefault(1 + place_of(model, name), []).append(parameter)
+        by_place.setdefault(1 + model.place_of(name), []).append(parameter)
     optimizers = {
         place: torch.optim.AdamW(some, foreach=device == "cuda") for place, some in by_place.items()
     }
@@ -171,7 +170,7 @@ def training_step(
         moments = minus(footprint.live(places), static)
         for name, parameter in trained.items():
             if parameter.grad is not None:
-                footprint.see(parameter.grad, 1 + place_of(model, name))
+                footprint.see(parameter.grad, 1 + model.place_of(name))
         begin, since = footprint.live(places), len(footprint.events)
         ids, weights = (
             torch.zeros(rows, length, dtype=torch.long, device=at),

@@ -1,7 +1,6 @@
 """The options that several commands share, and the settings they stand for."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,23 +127,19 @@ def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
     return found | ({"quantize": ""} if found.get("quantize") == "none" else {})
 
 
-def whole_paths(made: "Settings") -> "Settings":
-    """The settings with every path from the root, so that the run can be resumed from anywhere."""
+def measure_settings(
+    options: argparse.Namespace, more: dict | None = None
+) -> "tuple[Settings, list[Path]]":
+    """(settings, folders of adapters) of the commands that use a trained model. Raises UserError."""
+    from experiments.loading import settings_to_measure
 
-    def folder(name: str) -> str:
-        return str(Path(name).resolve()) if name and Path(name).is_dir() else name
-
-    def file(name: str) -> str:
-        return str(Path(name).resolve()) if Path(name).is_file() else name
-
-    return replace(
-        made,
-        model=folder(made.model),
-        data=file(made.data),
-        data_dir=folder(made.data_dir),
-        tests=[file(name) for name in made.tests],
-        continue_from=folder(made.continue_from),
-        load={name: folder(where) for name, where in made.load.items()},
+    return settings_to_measure(
+        options.run,
+        options.adapter or [],
+        config=getattr(options, "config", None),
+        recipe=getattr(options, "recipe", None),
+        options=given(options, MODEL_OPTIONS) | (more or {}),
+        sets=getattr(options, "set", None) or [],
     )
 
 

@@ -1,0 +1,48 @@
+"""Folders of results, and settings whose paths hold from any working directory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from files.errors import UserError
+
+if TYPE_CHECKING:  # the command line needs this file before torch is loaded
+    from train.settings import Settings
+
+
+def fresh_folder(path: Path, numbered: bool) -> Path:
+    """A folder for new results: `path`, or `path`-2, -3 ... where `numbered`. It is not created.
+
+    A folder that holds files is never chosen. Raises UserError where `path` itself is taken and
+    `numbered` is False.
+    """
+    candidate, number = path, 1
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+        if not numbered:
+            unfinished = (path / "run.toml").is_file() and not (path / "result.json").is_file()
+            hint = f", or resume its run with: python run.py --resume {path}" * unfinished
+            state = "not empty" if path.is_dir() else "not a folder"
+            raise UserError(f"{path} exists and is {state}: give another --out{hint}")
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def absolute_paths(settings: "Settings") -> "Settings":
+    """The settings with absolute paths, so that the run can be resumed from any directory."""
+
+    def folder(name: str) -> str:
+        return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+    def file(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).is_file() else name
+
+    return replace(
+        settings,
+        model=folder(settings.model),
+        data=file(settings.data),
+        data_dir=folder(settings.data_dir),
+        tests=[file(name) for name in settings.tests],
+        continue_from=folder(settings.continue_from),
+        load={name: folder(where) for name, where in settings.load.items()},
+    )

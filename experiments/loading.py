@@ -1,0 +1,109 @@
+"""A base model with saved adapters: which settings apply, and loading them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapters import Average, use
+from adapters.attach import in_order
+from adapters.several import load_any
+from data.prompts import Template, stored_template, template
+from files.errors import UserError
+from files.toml import parse_set
+from model.tokenizer import Tokenizer
+from train.base import load_base, load_words
+from train.parallel import ALONE, Processes
+from train.settings import Settings
+from train.settings import settings as make_settings
+
+NOT_MEASURED = ("adapter", "train", "load", "continue_from", "only_right", "train_on_test")
+NOT_OF_THE_RUN = {"shard": False, "train": {"offload": False}}  # were for training only
+
+
+def settings_to_measure(
+    run: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    config: str | None = None,
+    recipe: str | None = None,
+    options: dict | None = None,
+    sets: Sequence[str] = (),
+) -> tuple[Settings, list[Path]]:
+    """(settings, folders of adapters) for a trained model that is used, not trained.
+
+    run: folder of a run, whose settings and adapter are taken; adapters: folders of saved adapters,
+    in place of the run's. `options` is a table of settings ({"model": ...}), `sets` are KEY=VALUE
+    texts; both are laid over the run's settings. Raises UserError.
+    """
+    folders, options = [Path(folder) for folder in adapters], options or {}
+    for folder in folders:
+        if (folder / "adapter").is_dir():
+            raise UserError(
+                f"--adapter {folder} is the folder of a run; its adapter is {folder / 'adapter'}"
+            )
+    for text in sets:
+        check_set(text)
+    if not run:
+        return make_settings(config, recipe, options, list(sets)), folders
+    if config or recipe:
+        raise UserError(
+            "the folder of a run has its own settings: give either it or "
+            f"--{'config' if config else 'recipe'}"
+        )
+    file = Path(run) / "run.toml"
+    if not file.is_file():
+        raise UserError(f"{run} holds no run.toml: it is not the folder of a run")
+    if not folders and not (Path(run) / "adapter").is_dir():
+        raise UserError(
+            f"the run in {run} is not finished, it has no adapter yet: continue it with "
+            f"--resume {run}"
+        )
+    settings = make_settings(str(file), None, NOT_OF_THE_RUN | options, list(sets))
+    return settings, folders or [Path(run) / "adapter"]
+
+
+def check_set(text: str) -> None:
+    """Raise UserError for a KEY=VALUE text that has no effect where nothing is trained."""
+    ((key, value),) = parse_set(text).items()
+    of_training = key == "eval" and isinstance(value, dict) and "before" in value
+    if key in NOT_MEASURED or of_training:
+        raise UserError(f"--set {text}: there is nothing to train here, {key} changes nothing")
+    if key == "template":
+        raise UserError(
+            f"--set {text}: use --template, which takes precedence over the template that the "
+            "adapter was trained with"
+        )
+
+
+def load_with_adapter(
+    settings: Settings,
+    adapters: Sequence[Path],
+    average: bool = False,
+    *,
+    with_tokenizer: bool = True,
+    template_name: str | None = None,
+    processes: Processes = ALONE,
+    is_own: bool = False,
+):
+    """(model, tokenizer or None, prompt template, `run` sections of the adapters' files).
+
+    The adapters are stacked in this order, or averaged. The template is the one of that name, else
+    the one the adapters were trained with, else that of the settings. is_own: the data (or the
+    instruction) is the user's, which "auto" answers with the tokenizer's chat template.
+    Raises UserError.
+    """
+    model = load_base(settings, processes)
+    tokenizer: Tokenizer | None = load_words(settings, model) if with_tokenizer else None
+    names = [f"adapter{number}" for number in range(1, len(adapters) + 1)]
+    names = ["default"] if len(adapters) == 1 else names
+    runs = [load_any(model, folder, name) for folder, name in zip(adapters, names, strict=True)]
+    if average:
+        if len(adapters) < 2 or in_order(model) != names:
+            raise UserError("--average takes two adapters or more, each of its own folder")
+        use(model, [Average(*names)])
+    model.eval()
+    prompt: Template = (
+        template(template_name, tokenizer)
+        if template_name
+        else stored_template(runs, tokenizer) or template(settings.template, tokenizer, is_own)
+    )
+    return model, tokenizer, prompt, runs
