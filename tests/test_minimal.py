@@ -96,6 +96,10 @@ def test_a_new_adapter_starts_at_the_base(rows, method):
     assert trained == {id(p) for p in parameters}
 
 
+def test_the_scale_of_lora_is_alpha_over_r():
+    assert minimal.LoRA(minimal.Linear(8, 8), r=4, alpha=16.0).scale == 4.0
+
+
 def test_the_prompt_and_the_end_token_are_those_of_the_project(tokenizer):
     from data.prompts import prompt
 
