@@ -124,7 +124,7 @@ def planned(case: dict, device: str) -> tuple[int, int]:
     )
     if many > 1:
         matrices = matrices_of(model, device)
-        phases = tuple(one.in_parts(matrices, many) for one in phases)
+        phases = tuple(one.sharded(matrices, many) for one in phases)
     return tuple(one.peak(stage)[0] for one in phases)
 
 

@@ -12,10 +12,10 @@ from torch import nn
 from adapters import attach, named_parameters
 from benchmarks.random_weights import random_model, shaped
 from data.batches import Example
+from experiments.base import DTYPES
 from files.errors import UserError, short_of_memory
 from model.devices import device_named
 from model.show import size_text
-from train.base import DTYPES
 from train.loop import train
 from train.plan.advice import measured_rate
 from train.plan.dry_run import training_step

@@ -126,8 +126,8 @@ def export(options: argparse.Namespace) -> int:
     from adapters import load_adapter, save_adapter
     from adapters.formats.folders import FORMATS
     from adapters.several import SETUP
+    from experiments.base import load_base
     from files.errors import unknown
-    from train.base import load_base
 
     if options.format not in FORMATS:
         raise unknown("--format", options.format, FORMATS)
@@ -178,8 +178,8 @@ def combine(options: argparse.Namespace) -> int:
     from adapters.combine import combine as weighted_sum
     from cli.options import MODEL_OPTIONS, given
     from data.prompts import stored_template
+    from experiments.base import check_model, load_base
     from experiments.folders import fresh_folder
-    from train.base import check_model, load_base
     from train.settings import settings
 
     weights = [folder_and_weight(text) for text in options.parts]
@@ -229,8 +229,8 @@ def folder_and_weight(text: str) -> tuple[Path, float]:
 
 def source(options: argparse.Namespace):
     """(settings, folders of adapters, folder for the result) of the options. Raises UserError where there is no adapter, or the result has no room."""
+    from experiments.base import check_model
     from experiments.folders import fresh_folder
-    from train.base import check_model
 
     made, adapters = measure_settings(options)
     if not adapters:
@@ -248,10 +248,10 @@ def load_stored(made, adapters: list[Path], options: argparse.Namespace):
     """
     import torch
 
+    from experiments.base import choose_devices
     from experiments.loading import load_with_adapter
     from files.reading import tensors
     from model.registry import resolve
-    from train.base import choose_devices
 
     if options.dtype is None:
         first = next(

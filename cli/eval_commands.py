@@ -106,9 +106,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def evaluate_in(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments import evaluate as job
+    from experiments.base import for_processes
     from experiments.teacher import teacher_lines
     from experiments.text import loss_text, published_lines, score_lines
-    from train.base import for_processes
 
     if options.teacher:
         refuse_others(
@@ -428,8 +428,8 @@ def generate(options: argparse.Namespace) -> int:
     from data.stops import configured_stop_ids, stop_ids
     from eval.generate import Sampling
     from eval.generate import generate as continue_text
+    from experiments.base import toy_lines
     from experiments.loading import load_with_adapter
-    from train.base import toy_lines
 
     made, adapters = measure_settings(options)
     if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):

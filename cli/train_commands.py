@@ -100,11 +100,11 @@ def train(options: argparse.Namespace) -> int:
 
 
 def train_in(processes: "Processes", options: argparse.Namespace) -> int:
+    from experiments.base import for_processes
     from experiments.continued import settings_to_continue
     from experiments.folders import absolute_paths, fresh_folder
     from experiments.run import can_resume, resume_settings, run
     from experiments.text import loss_text, published_lines, score_lines
-    from train.base import for_processes
     from train.settings import settings
 
     chosen = given(options, (*MODEL_OPTIONS, "seed")) | data_settings(options)

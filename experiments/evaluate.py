@@ -12,6 +12,7 @@ from data.sources import load_data
 from eval.journal import remove_journals
 from eval.room import room_lines
 from eval.score import mark_leaks, predict, tables, write_predictions
+from experiments.base import check_base, toy_lines
 from experiments.folders import fresh_folder
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
@@ -21,8 +22,7 @@ from experiments.run import first_items
 from files.errors import UserError
 from files.reading import read_json
 from files.writing import held, write_text
-from train.base import check_base, toy_lines
-from train.parallel import ALONE, Processes
+from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
 
@@ -57,7 +57,7 @@ def evaluate(
     folder: Path,
     average: bool = False,
     template_name: str | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> Evaluation:
     """Measure the base of `settings` with these saved adapters (none: alone) on its test sets.
 

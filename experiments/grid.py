@@ -7,6 +7,7 @@ from pathlib import Path
 from adapters.config import overlay, presets
 from data.prompts import AUTO
 from data.sources import load_data
+from experiments.base import check_model
 from experiments.folders import absolute_paths
 from experiments.jobs import Job, run_jobs
 from experiments.published import table_for
@@ -15,7 +16,6 @@ from files.errors import UserError
 from files.toml import parse_set, read_toml
 from files.writing import make_folder, write_text
 from model.registry import pocket_names
-from train.base import check_model
 from train.settings import Settings, build, to_toml
 from train.settings import settings as make_settings
 

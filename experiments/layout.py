@@ -1,4 +1,4 @@
-"""A run laid out on devices without memory: what each would hold, whether that fits, and what to change if not."""
+"""A run laid out on devices, on torch's meta device: what each holds, and what makes it fit."""
 
 import math
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from adapters import attach, use
 from adapters.attach import in_order
 from adapters.config import resolve
 from adapters.formats.folders import read_adapter
+from experiments.base import DTYPES, dtype_named
 from experiments.continued import shape_of_start
 from files.errors import UserError
 from files.reading import read_json
@@ -20,18 +21,17 @@ from model.devices import balance
 from model.quantize import how_stored, quantization_of, quantize_skeleton
 from model.registry import find
 from model.show import size_text
-from train.base import DTYPES
 from train.plan.advice import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
-from train.plan.dry_run import Step, answer, everything, matrices_of, training_step
+from train.plan.dry_run import Step, all_tensors, answer, matrices_of, training_step
 from train.settings import Settings
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run is to go: the names of its devices (all cpu or all cuda), their bytes if they are given, and what a row is taken to be."""
+    """The devices of a plan, and what a row is taken to be."""
 
-    devices: list[str]
-    memory: list[int] | None
+    devices: list[str]  # names, all cpu or all cuda
+    memory: list[int] | None  # bytes of each device, if given
     length: int  # tokens of a row, and of a prompt
     labelled: float  # share of them with a label
     processes: int = 1  # each with a device of its own
@@ -39,6 +39,10 @@ class Target:
     @property
     def kind(self) -> str:
         return torch.device(self.devices[0]).type
+
+    def fits(self, need: list[int]) -> bool:
+        """Whether each device has room for so many bytes."""
+        return all(size <= usable(room) for size, room in zip(need, self.memory, strict=True))
 
 
 @dataclass(frozen=True)
@@ -51,215 +55,194 @@ class Planned:
     stage: list[int]  # the device of each place: the embedding, every block, the head
     training: list[int]  # bytes of each device at the peak of a step
 
-    def answering(self, made: Settings, target: Target) -> list[int]:
+    def answering(self, s: Settings, target: Target) -> list[int]:
         """Bytes of each device at the peak while the run answers its test problems."""
-        phase = answer(self.model, made.eval, target.length, target.kind)
-        return (
-            phase.in_parts(matrices_of(self.model, target.kind), target.processes)
-            if made.shard
-            else phase
-        ).peak(self.stage)
+        phase = answer(self.model, s.eval, target.length, target.kind)
+        if s.shard:
+            phase = phase.sharded(matrices_of(self.model, target.kind), target.processes)
+        return phase.peak(self.stage)
 
     def by_device(self, sizes: list[int]) -> list[int]:
-        return [
-            sum(size for size, one in zip(sizes, self.stage, strict=True) if one == device)
-            for device in range(len(self.blocks))
-        ]
+        """Bytes by place -> bytes by device."""
+        total = [0] * len(self.blocks)
+        for size, device in zip(sizes, self.stage, strict=True):
+            total[device] += size
+        return total
 
 
-def dtype_of(made: Settings, raw: dict, kind: str) -> torch.dtype:
-    """That of the base on a device: as train/base.py loads it. Where nothing says what the checkpoint has, float16."""
-    if made.dtype not in ("auto", *DTYPES):
-        raise UserError(f"dtype {made.dtype!r} is not one of auto, {', '.join(DTYPES)}")
-    if made.dtype != "auto":
-        return DTYPES[made.dtype]
-    dtype = DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")), torch.float16)
-    return torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
+def with_adapter(s: Settings, kind: str) -> nn.Module:
+    """The model of the settings with its adapter on the meta device, as for a device of this kind.
 
-
-def with_adapter(made: Settings, kind: str) -> nn.Module:
-    """The model of the settings without memory, as it would be on a device of this kind, its adapter attached. Raises UserError."""
-    family, config, where = describe(made.model, made.revision or None)
+    Raises UserError.
+    """
+    family, config, where = describe(s.model, s.revision or None)
     model = skeleton(family, config)
-    raw = raw_config(made, where)
-    model.dtype = dtype_of(made, raw, kind)
-    model.to(model.dtype)
-    if how := how_stored(made.quantize, quantization_of(raw, where)[0], where):
-        if made.shard:
+    raw = raw_config(s, where)
+    dtype = dtype_named(s.dtype)
+    if dtype is None:  # as load_base: the checkpoint's, or float16 where nothing says
+        dtype = DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")), torch.float16)
+        dtype = torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
+    model.to(dtype)
+    model.dtype = dtype
+    if how := how_stored(s.quantize, quantization_of(raw, where)[0], where):
+        if s.shard:
             raise UserError(
-                f"{made.model} is stored in {how}, and --shard lays whole weights over processes: give a model that is not quantised"
+                f"{s.model} is stored in {how}, and --shard lays whole weights over processes: "
+                "give a model that is not quantised"
             )
         quantize_skeleton(model, how)
-    for name, folder in made.load.items():
+    for name, folder in s.load.items():
         attach(model, read_adapter(model, Path(folder))[0], name)
-    if made.continue_from:
-        shape_of_start(model, Path(made.continue_from))
+    if s.continue_from:
+        shape_of_start(model, Path(s.continue_from))
     else:
         attach(
             model,
-            resolve(None, **{key: value for key, value in made.adapter.items() if key != "preset"}),
+            resolve(None, **{key: value for key, value in s.adapter.items() if key != "preset"}),
         )
     use(model, in_order(model), train=["default"])
     return model
 
 
-def raw_config(made: Settings, where: str) -> dict:
-    """What stands where `describe` found the configuration."""
-    return read_json(Path(where)) if where.endswith(".json") else find(made.model).config
+def raw_config(s: Settings, where: str) -> dict:
+    """The table in which `describe` found the configuration."""
+    return read_json(Path(where)) if where.endswith(".json") else find(s.model).config
 
 
-def batches_of(made: Settings, processes: int = 1) -> int:
-    """Micro-batches of a step in each of so many processes: in the one that has most."""
-    return math.ceil(math.ceil(made.train.batch_size / made.train.micro_batch_size) / processes)
+def batches_of(s: Settings, processes: int = 1) -> int:
+    """Micro-batches of a step in the process that has most."""
+    return math.ceil(math.ceil(s.train.batch_size / s.train.micro_batch_size) / processes)
 
 
-def planned(made: Settings, target: Target) -> Planned:
-    """Take a step, dry, and lay the blocks over the devices. Raises UserError."""
-    model = with_adapter(made, target.kind)
+def planned(s: Settings, target: Target) -> Planned:
+    """Count a step and lay the blocks over the devices. Raises UserError."""
+    model = with_adapter(s, target.kind)
     step = training_step(
-        model, made.train, target.length, target.labelled, target.kind, target.processes
+        model, s.train, target.length, target.labelled, target.kind, target.processes
     )
-    if made.shard:
-        step = step.in_parts(matrices_of(model, target.kind), target.processes)
-    blocks = made.layers_per_device or blocks_on(step, batches_of(made), target)
+    if s.shard:
+        step = step.sharded(matrices_of(model, target.kind), target.processes)
+    blocks = s.layers_per_device or blocks_on(step, batches_of(s), target)
     if len(blocks) != len(target.devices) or sum(blocks) != len(model.blocks):
         raise UserError(
-            f"layers_per_device = {blocks}: the plan is for {len(target.devices)} devices and the model has {len(model.blocks)} layers"
+            f"layers_per_device = {blocks}: the plan is for {len(target.devices)} devices and the "
+            f"model has {len(model.blocks)} layers"
         )
-    return Planned(
-        model, step, blocks, stage_of(blocks), step.phase.peak(stage_of(blocks), batches_of(made))
-    )
+    stage = stage_of(blocks)
+    return Planned(model, step, blocks, stage, step.phase.peak(stage, batches_of(s)))
 
 
 def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
-    """How many blocks go on each device: as many on each, so that all have as much to do; or, where that does not fit into the memory given, so that
-    the largest share of it that any device has to have in training is least."""
-    many, devices = len(step.weights) - 2, len(target.devices)
-    even = [
-        many // devices + (number < many % devices) for number in range(devices)
-    ]  # the first has no head to compute
+    """How many blocks go on each device.
+
+    As many on each, so that all have as much to do. If that does not fit into the given memory:
+    so that the largest share of its memory that any device needs is least.
+    """
+    layers, devices = len(step.weights) - 2, len(target.devices)
+    more = layers % devices  # the first devices, which have no head to compute, have one more
+    even = [layers // devices + (number < more) for number in range(devices)]
     if min(even) > 0 and (
-        target.memory is None or fits(step.phase.peak(stage_of(even), batches), target)
+        target.memory is None or target.fits(step.phase.peak(stage_of(even), batches))
     ):
         return even
-    alone = step.phase.peak(list(range(len(step.weights))))
-    room = [usable(one) for one in target.memory] if target.memory else [1] * len(target.devices)
-    blocks = balance(
-        [static + kept for static, kept in zip(step.static, step.phase.kept, strict=True)][1:-1],
-        alone[0],
-        alone[-1],
-        room,
-    )
+    each = step.phase.peak(list(range(len(step.weights))))  # every place on its own device
+    room = [usable(memory) for memory in target.memory] if target.memory else [1] * devices
+    cost = [static + kept for static, kept in zip(step.static, step.phase.kept, strict=True)]
+    blocks = balance(cost[1:-1], each[0], each[-1], room)
 
     def largest(blocks: list[int]) -> float:
-        return max(
-            need / one
-            for need, one in zip(step.phase.peak(stage_of(blocks), batches), room, strict=True)
-        )
+        need = step.phase.peak(stage_of(blocks), batches)
+        return max(size / available for size, available in zip(need, room, strict=True))
 
+    # the first devices keep more micro-batches: move single blocks to a neighbour while that helps
     share = largest(blocks)
-    while True:  # devices in front keep more micro-batches than those behind: move blocks over a boundary, one by one, as long as that helps
+    while True:
         moves = [
             [*blocks[:i], blocks[i] + by, blocks[i + 1] - by, *blocks[i + 2 :]]
             for i in range(len(blocks) - 1)
             for by in (1, -1)
         ]
         better, moved = min(
-            ((largest(one), one) for one in moves if min(one) > 0), default=(share, blocks)
+            ((largest(move), move) for move in moves if min(move) > 0), default=(share, blocks)
         )
         if better >= share:
             return blocks
         share, blocks = better, moved
 
 
-def layers_for(made: Settings, devices: list[torch.device]) -> list[int]:
-    """How many layers a run that is about to begin puts on each of its devices: as planned against what is free there now. Empty, for a balance of the
-    weights alone (model/devices.py), where a plan is not possible: devices of two kinds."""
+def layers_for(s: Settings, devices: list[torch.device]) -> list[int]:
+    """How many layers a run that is about to begin puts on each device, by their free memory.
+
+    Empty for devices of two kinds, which cannot be planned: then the weights alone are balanced
+    (model/devices.py). Raises UserError for a device that is in use.
+    """
     if len({device.type for device in devices}) > 1:
         return []
     free = None
     if devices[0].type == "cuda":
-        free = [
-            torch.cuda.mem_get_info(device)[0] + CONTEXT for device in devices
-        ]  # what CUDA takes is gone from it already
+        # the CUDA context is allocated already
+        free = [torch.cuda.mem_get_info(device)[0] + CONTEXT for device in devices]
         for device, size in zip(devices, free, strict=True):
             if usable(size) < 10**8:
                 raise UserError(
-                    f"{device} has {size_text(size - CONTEXT)} of memory left: something else is using it"
+                    f"{device} has {size_text(size - CONTEXT)} of memory left: "
+                    "something else is using it"
                 )
-    return planned(
-        made, Target([str(device) for device in devices], free, made.train.cutoff, 1.0)
-    ).blocks
+    return planned(s, Target([str(device) for device in devices], free, s.train.cutoff, 1.0)).blocks
 
 
 def stage_of(blocks: list[int]) -> list[int]:
     """The device of each place: the embedding, every block, the head."""
-    return [
-        0,
-        *(device for device, many in enumerate(blocks) for _ in range(many)),
-        len(blocks) - 1,
-    ]
+    of_blocks = [device for device, count in enumerate(blocks) for _ in range(count)]
+    return [0, *of_blocks, len(blocks) - 1]
 
 
-def fits(need: list[int], target: Target) -> bool:
-    return all(size <= usable(memory) for size, memory in zip(need, target.memory, strict=True))
+def advice(s: Settings, plan: Planned, target: Target) -> str | None:
+    """Options of the command line that make the run fit; None if no change that is tried does.
 
-
-def advice(made: Settings, found: Planned, target: Target) -> str | None:
-    """What to change so that the run fits, as options of the command line, found by planning it; None: nothing that is tried here.
-
-    In this order: recomputation, fewer rows at once; the same with weights in fewer bits; all that with a second card, or, of several processes, with the
-    blocks laid over them, and with more of them.
+    Tried in this order: recomputation, fewer rows at once; the same with weights in fewer bits;
+    all that with a second card, or, of several processes, with `--shard` and with more of them.
     """
-    _, _, path = describe(made.model, made.revision or None)
-    stays = quantization_of(raw_config(made, path), path)[0]  # a folder that is quantised already
-    for where, base, more in more_room(made, found, target):
-        for how in [base.quantize] if base.shard or stays else fewer_bits(base):
+    _, _, path = describe(s.model, s.revision or None)
+    is_quantized = quantization_of(raw_config(s, path), path)[0]
+    for where, base, more in targets_to_try(s, plan, target):
+        for how in [base.quantize] if base.shard or is_quantized else fewer_bits(base):
             stored = replace(base, quantize=how)
-            least = sum(
-                tensor.nbytes for tensor in everything(with_adapter(stored, target.kind)).values()
-            ) + sum(found.step.optimizer)
-            if not base.shard and least > sum(map(usable, where.memory)):
-                continue  # not even without activations
-            trains = next(
-                (
-                    (one, tried)
-                    for one in for_training(stored)
-                    if fits((tried := planned(one, where)).training, where)
-                ),
-                None,
-            )
-            whole = trains and next(
-                (
-                    one
-                    for one in for_answers(trains[0])
-                    if fits(trains[1].answering(one, where), where)
-                ),
-                None,
-            )
-            if whole:
-                return " ".join([*options_for(made, whole), *more])
+            tensors = all_tensors(with_adapter(stored, target.kind)).values()
+            static = sum(tensor.nbytes for tensor in tensors) + sum(plan.step.optimizer)
+            if not base.shard and static > sum(map(usable, where.memory)):
+                continue  # too much even without activations
+            if found := first_that_fits(stored, where):
+                return " ".join([*options_for(s, found), *more])
     return None
 
 
-def more_room(
-    made: Settings, found: Planned, target: Target
+def first_that_fits(s: Settings, target: Target) -> Settings | None:
+    """The run with the first change for training, and then for answering, that makes it fit."""
+    for changed in for_training(s):
+        plan = planned(changed, target)
+        if target.fits(plan.training):
+            answers = for_answers(changed)
+            return next((a for a in answers if target.fits(plan.answering(a, target))), None)
+    return None
+
+
+def targets_to_try(
+    s: Settings, plan: Planned, target: Target
 ) -> Iterator[tuple[Target, Settings, list[str]]]:
-    """Where the run may go: as it is, then to more devices; and what to say of that."""
-    yield target, made, []
+    """(target, settings, options): the run as it is, then on more devices."""
+    yield target, s, []
     if target.processes == 1 and len(target.devices) == 1 and target.kind == "cuda":
-        yield (
-            replace(target, devices=["cuda:0", "cuda:1"], memory=target.memory * 2),
-            made,
-            ["and a second card like it"],
-        )
-    if target.processes > 1 and not found.model.quantize:  # whole weights alone can be shared
-        if not made.shard:
-            yield target, replace(made, shard=True), ["--shard"]
+        two = replace(target, devices=["cuda:0", "cuda:1"], memory=target.memory * 2)
+        yield two, s, ["and a second card like it"]
+    if target.processes > 1 and not plan.model.quantize:  # quantised weights cannot be sharded
+        shard, option = replace(s, shard=True), ["--shard"] * (not s.shard)
+        if not s.shard:
+            yield target, shard, option
         for times in (2, 4, 8):
-            many = times * target.processes
+            processes = times * target.processes
             yield (
-                replace(target, processes=many),
-                replace(made, shard=True),
-                ["--shard"] * (not made.shard) + [f"--processes {many}"],
+                replace(target, processes=processes),
+                shard,
+                [*option, f"--processes {processes}"],
             )

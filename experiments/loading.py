@@ -7,11 +7,11 @@ from adapters import Average, use
 from adapters.attach import in_order
 from adapters.several import load_any
 from data.prompts import Template, stored_template, template
+from experiments.base import load_base, load_tokenizer_of
 from files.errors import UserError
 from files.toml import parse_set
 from model.tokenizer import Tokenizer
-from train.base import load_base, load_words
-from train.parallel import ALONE, Processes
+from train.parallel import SINGLE, Processes
 from train.settings import Settings
 from train.settings import settings as make_settings
 
@@ -81,7 +81,7 @@ def load_with_adapter(
     *,
     with_tokenizer: bool = True,
     template_name: str | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
     is_own: bool = False,
 ):
     """(model, tokenizer or None, prompt template, `run` sections of the adapters' files).
@@ -92,7 +92,7 @@ def load_with_adapter(
     Raises UserError.
     """
     model = load_base(settings, processes)
-    tokenizer: Tokenizer | None = load_words(settings, model) if with_tokenizer else None
+    tokenizer: Tokenizer | None = load_tokenizer_of(settings, model) if with_tokenizer else None
     names = [f"adapter{number}" for number in range(1, len(adapters) + 1)]
     names = ["default"] if len(adapters) == 1 else names
     runs = [load_any(model, folder, name) for folder, name in zip(adapters, names, strict=True)]

@@ -12,10 +12,10 @@ from torch import nn
 from adapters.attach import adapter_names, adapters_named
 from adapters.formats.folders import native_tensors
 from adapters.show import trained
+from experiments.base import check_together
 from experiments.layout import Planned, Target, advice, batches_of, planned
 from files.errors import UserError
 from model.show import count
-from train.base import check_together
 from train.pipeline import orders, utilisation
 from train.plan.advice import check_room, measured_rate, parse_memory, parse_rate, usable
 from train.plan.dry_run import gathered, matrices_of
@@ -114,15 +114,15 @@ def measured_rate_of(target: Target, dtype: torch.dtype) -> float:
     return measured_rate(torch.device(target.devices[0]), dtype)
 
 
-def adapter_facts(model: nn.Module, made: Settings) -> dict:
-    """Counts of the model and its adapter, which depend on nothing else."""
+def adapter_facts(model: nn.Module, s: Settings) -> dict:
+    """Parameters and bytes of the model and its adapter, on whatever device."""
     adapter = trained(model)
     base = count(model) - sum(trained(model, name) for name in adapter_names(model))
     adapters = adapters_named(model, "default")
     config = next(iter(adapters.values())).config
     stored = sum(tensor.numel() for tensor in native_tensors(config, adapters).values())
     return {
-        "model": made.model,
+        "model": s.model,
         "adapter": config.kind,
         "where": config.place(),
         "parameters": base,
@@ -130,51 +130,51 @@ def adapter_facts(model: nn.Module, made: Settings) -> dict:
         "trainable_share": adapter / base,
         "weight_bytes_16_bit": 2 * base,
         "adapter_file_bytes": 4 * stored,
-        "trained_state_bytes": 16 * adapter,
+        "trained_state_bytes": 16 * adapter,  # weights, gradients and AdamW's moments
     }
 
 
-def run_facts(found: Planned, made: Settings, target: Target) -> dict:
+def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
     """What each device holds."""
-    step, answering = found.step, found.answering(made, target)
+    step, answering = plan.step, plan.answering(s, target)
     parts = {
-        name: found.by_device(getattr(step, name))
+        name: plan.by_device(getattr(step, name))
         for name in ("weights", "adapter", "gradients", "optimizer")
     }
-    kept = found.by_device(step.phase.kept)
+    kept = plan.by_device(step.phase.kept)
     devices = []
     for number, name in enumerate(target.devices):
-        one = {f"{key}_bytes": sizes[number] for key, sizes in parts.items()}
-        one |= {
-            "activation_bytes": found.training[number] - sum(one.values()),
+        device = {f"{key}_bytes": sizes[number] for key, sizes in parts.items()}
+        device |= {
+            "activation_bytes": plan.training[number] - sum(device.values()),
             "kept_by_forward_bytes": kept[number],
-            "training_bytes": found.training[number],
+            "training_bytes": plan.training[number],
             "answering_bytes": answering[number],
         }
-        if made.shard:
-            one["gathered_bytes"] = gathered(matrices_of(found.model, target.kind))
+        if s.shard:
+            device["gathered_bytes"] = gathered(matrices_of(plan.model, target.kind))
         if target.memory:
             room = usable(target.memory[number])
-            left = room - max(found.training[number], answering[number])
-            one |= {
+            left = room - max(plan.training[number], answering[number])
+            device |= {
                 "memory_bytes": target.memory[number],
                 "usable_bytes": room,
                 "left_bytes": left,
                 "fits": left >= 0,
             }
-        devices.append({"device": name, "blocks": found.blocks[number], **one})
+        devices.append({"device": name, "blocks": plan.blocks[number], **device})
     return {
-        "dtype": str(found.model.dtype).removeprefix("torch."),
-        "quantize": found.model.quantize,
+        "dtype": str(plan.model.dtype).removeprefix("torch."),
+        "quantize": plan.model.quantize,
         "length": target.length,
         "labelled": target.labelled,
-        "batch_size": made.train.batch_size,
-        "micro_batch_size": made.train.micro_batch_size,
-        "checkpointing": made.train.checkpointing,
+        "batch_size": s.train.batch_size,
+        "micro_batch_size": s.train.micro_batch_size,
+        "checkpointing": s.train.checkpointing,
         "processes": target.processes,
-        "shard": made.shard,
-        "answers_at_once": made.eval.batch_size,
-        "max_new_tokens": made.eval.max_new_tokens,
+        "shard": s.shard,
+        "answers_at_once": s.eval.batch_size,
+        "max_new_tokens": s.eval.max_new_tokens,
         "devices": devices,
     }
 

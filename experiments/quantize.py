@@ -9,12 +9,12 @@ from data.batches import Example, encode_row
 from data.prompts import template
 from data.wordproblems import TRAINED, problems
 from eval.fidelity import Fidelity, compare, predictions, windows
+from experiments.base import DTYPES, check_model, choose_devices
 from experiments.folders import fresh_folder
 from files.errors import UserError, unknown
 from model import load_model, load_tokenizer
 from model.quantize import STORED_AS, save_quantized
 from model.show import count, size_text
-from train.base import DTYPES, check_model, choose_devices
 from train.settings import Settings
 
 MEASURED_ON = "solutions of word problems"

@@ -20,6 +20,7 @@ from data.sources import Data
 from eval.journal import remove_journals
 from eval.room import positions_of, room_lines
 from eval.score import mark_leaks, predict, read_predictions, scores, tables, write_predictions
+from experiments.base import check_base, choose_devices, load_base, toy_lines
 from experiments.continued import Start, load_start, template_of
 from experiments.held_out import hold_out_share, measure_loss
 from experiments.history import held_out_seen, history_lines, seen_in_training, short
@@ -39,10 +40,9 @@ from experiments.verdict import NO_VERDICT, Verdict, verdict
 from files.errors import UserError, unknown
 from files.writing import JsonLines, held, write_text
 from model.quantize import quantized_weights
-from train.base import check_base, choose_devices, load_base, toy_lines
 from train.checkpoint import checkpoints
 from train.loop import train
-from train.parallel import ALONE, Processes
+from train.parallel import SINGLE, Processes
 from train.settings import Settings, settings, to_toml
 
 FREE = (  # settings that may change when a run is resumed: the result does only by rounding, and dropout's draws
@@ -79,7 +79,7 @@ def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict
     return {name: rows[:items] if items else rows for name, rows in tests.items()}
 
 
-def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = ALONE) -> Result:
+def run(s: Settings, folder: Path, resume: bool = False, processes: Processes = SINGLE) -> Result:
     """`run_in` the folder, in which no other run can be at the same time."""
     with held(folder) if processes.is_writer else nullcontext():
         return run_in(s, folder, resume, processes)

@@ -7,9 +7,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LLM_ADAPTERS_MIRROR"] = "http://127.0.0.1:9"  # where nothing listens
 os.environ["LLM_ADAPTERS_CACHE"] = (
-    f"{__file__}/cache"  # no folder, and none can be made: no test finds what another, or the user, has fetched
+    f"{__file__}/cache"  # no folder: no test finds what another, or the user, has fetched
 )
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait
 
 import pytest
 import torch
@@ -19,6 +19,9 @@ from safetensors.torch import save_file
 
 from model import load_model
 from model.config import family_and_config
+
+ROWS = ("options_of_runs", "options_of_tools", "settings_of_runs", "settings_of_training")
+pytest.register_assert_rewrite(*ROWS)  # rows of tables, which test_every_*.py import
 
 DEVICES = [
     "cpu",
@@ -36,7 +39,7 @@ def write_checkpoint(
     dtype: torch.dtype = torch.float32,
     **changes,
 ) -> Path:
-    """A tiny checkpoint with every weight random, norms and biases too: fresh zeros and ones would hide mistakes."""
+    """A tiny checkpoint with every weight random, norms and biases too."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = config_of(family, **changes)
     (folder / "config.json").write_text(json.dumps(raw))
@@ -57,8 +60,10 @@ def write_sums(path: Path) -> Path:
         json.dumps(
             [
                 {
-                    "instruction": f"Tom has {n} pens. Amy gives Tom {n + 3} more. How many pens does Tom have now?",
-                    "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. The answer is {2 * n + 3}.",
+                    "instruction": f"Tom has {n} pens. Amy gives Tom {n + 3} more. "
+                    "How many pens does Tom have now?",
+                    "output": f"Tom has {n} + {n + 3} = {2 * n + 3} pens. "
+                    f"The answer is {2 * n + 3}.",
                     "answer": str(2 * n + 3),
                 }
                 for n in range(40)
@@ -69,7 +74,7 @@ def write_sums(path: Path) -> Path:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Of a preset that differs by options alone (VARIANTS), one family is enough: LLaMA."""
+    """A preset that differs by options alone (VARIANTS) is tested in one family: LLaMA."""
 
     def is_repeated(item) -> bool:
         params = item.callspec.params if hasattr(item, "callspec") else {}
@@ -84,7 +89,7 @@ def pytest_collection_modifyitems(config, items) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
-    """What a test draws does not depend on the tests that this process has happened to run before it."""
+    """What a test draws does not depend on the tests that ran before it."""
     torch.manual_seed(0)
 
 

@@ -23,7 +23,7 @@ from model.sites import Linear
 from run import leave
 from train import loop
 from train.loop import train
-from train.parallel import ALONE, Processes, started
+from train.parallel import SINGLE, Processes, started
 
 CASES = {  # name -> (method, its options, settings); 3 micro-batches a step: too few for 4 processes, uneven for 2
     "parallel": ("parallel", {}, S),
@@ -42,7 +42,7 @@ SHARDED = {
 def trained(
     base: Path,
     case,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
     mesh=None,
     stop: int = 0,
     dtype=None,

@@ -1,6 +1,7 @@
 """Rows of a table: each proves that one setting or option, or several, do what their values say."""
 
 import json
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +45,10 @@ class Here:
         """The tiny random LLaMA of this suite."""
         return self.request.getfixturevalue("folder")
 
+    def copy_of(self, folder: Path) -> Path:
+        shutil.copytree(folder, self.path / "copy", dirs_exist_ok=True)
+        return self.path / "copy"
+
     def train(self, *words, data=None, out="run", steps=1, status=0) -> Path:
         """A run of a step or so on the pocket model, in this process; the folder of its results."""
         short = ["--max-steps", steps] * (steps is not None)
@@ -81,13 +86,20 @@ def rows_of(path: Path) -> list[dict]:
     return [{"input": "", **one} for one in json.loads(path.read_text())]
 
 
+class Seen(list):
+    def __init__(self):
+        super().__init__()
+        self.checkpointing = []
+
+
 @contextmanager
 def watched(monkeypatch):
-    """The models and the shapes of ids of every forward pass."""
-    seen, hidden = [], LanguageModel.hidden
+    """The model and the shape of ids of every forward pass, and its `checkpointing` then."""
+    seen, hidden = Seen(), LanguageModel.hidden
 
     def watch(self, ids, *arguments, **more):
         seen.append((self, tuple(ids.shape)))
+        seen.checkpointing.append(self.checkpointing)
         return hidden(self, ids, *arguments, **more)
 
     with monkeypatch.context() as patch:

@@ -10,11 +10,11 @@ from test_training import S, model_with, run, same, state
 
 from adapters import attach, parameters
 from benchmarks.random_weights import random_checkpoint
+from experiments.base import check_together, for_processes
 from model import UserError, load_model
 from run import main
 from train import loop
 from train import offload as memory
-from train.base import check_together, for_processes
 from train.offload import offloaded
 from train.parallel import Processes
 from train.settings import Settings, Train
@@ -91,7 +91,7 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        "train.base.load_model", lambda *_, **__: pytest.fail("the model was loaded")
+        "experiments.base.load_model", lambda *_, **__: pytest.fail("the model was loaded")
     )
     for words, said in (
         (["--set", "train.offload=true"], "this run is on the CPU"),

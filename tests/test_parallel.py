@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ from in_processes import CASES, SHARDED, trained
 import run as command_line
 from eval.generate import generate
 from eval.journal import Journal, answers_in, journal_of, remove_journals
+from experiments import base
 from experiments import run as experiment
 from model import UserError, load_model
-from train import base, parallel
+from train import parallel
 from train.checkpoint import checkpoints
 from train.parallel import Processes, started
 from train.settings import settings, to_toml
@@ -295,23 +297,23 @@ def test_a_mistake_is_one_line_of_one_process(tmp_path):
     assert second[1:] == ("", "")
 
 
-def test_rank_0_speaks_though_it_comes_to_a_mistake_seconds_later(monkeypatch):
-    store, mistake, clock, spoke = (
-        torch.distributed.HashStore(),
-        UserError("unknown adapter"),
-        [0.0],
-        [],
+def test_rank_0_reports_an_error_that_it_meets_later_than_the_others():
+    store, error = torch.distributed.HashStore(), UserError("unknown adapter")
+    reported = []
+    rank_0 = threading.Timer(
+        0.5, lambda: reported.append(parallel.is_reported(store, Processes(0, 2), error))
     )
+    rank_0.start()
+    assert parallel.is_reported(store, Processes(1, 2), error)
+    rank_0.join()
+    assert reported == [False]
 
-    def sleep(seconds: float) -> None:
-        clock[0] += seconds
-        if clock[0] > 5 and not spoke:
-            spoke.append("rank 0")
-            assert parallel.first_to_say(store, Processes(0, 2), mistake)
 
-    monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
-    assert not parallel.first_to_say(store, Processes(1, 2), mistake)
-    assert spoke == ["rank 0"]
+def test_an_error_of_one_process_is_reported_by_it_and_not_its_end_by_rank_0(monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=0.1))
+    store = torch.distributed.HashStore()
+    assert not parallel.is_reported(store, Processes(1, 2), UserError("no such file here"))
+    assert parallel.is_reported(store, Processes(0, 2), parallel.Lost("connection closed"))
 
 
 @pytest.mark.parametrize("words", [("--nonsense",), ("--max-steps", "x"), ("--adapter", "lorra")])

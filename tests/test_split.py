@@ -282,8 +282,8 @@ def test_the_command_line_trains_measures_and_resumes_split(tmp_path, capsys):
     assert "layers_per_device = [1, 3]" in (tmp_path / "run" / "run.toml").read_text()
     assert "layers 1 to 3 on cpu" in said
     busy = re.search(
-        r"2 devices, micro-batches a step: 1; busy (\d+) % of the time, 50 % if all work side by side as scheduled, where equal stages would be "
-        r"50 %; a lower train.micro_batch_size gives them more",
+        r"2 devices, micro-batches a step: 1; busy (\d+)% of the time, 50% if all work side by side as scheduled, where equal stages would be "
+        r"50%; a lower train.micro_batch_size gives them more",
         said,
     )
     assert 20 < int(busy[1]) <= 50  # one thread does the work of both

@@ -9,10 +9,10 @@ from conftest import write_sums
 
 import run as command_line
 from eval.score import Score
+from experiments.base import toy_lines
 from experiments.verdict import fell_clearly, rise_of, verdict
 from model.registry import POCKET
 from train import pipeline
-from train.base import toy_lines
 
 FAST = ("--set", "eval.max_new_tokens=2", "--items", "1")
 

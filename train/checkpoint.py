@@ -1,6 +1,7 @@
-"""The state of a training run: what changes from step to step, all of it in one file, so that its parts always agree on one step.
+"""The state of a training run, all of it in one file, so that its parts always agree on one step.
 
-checkpoint-000100.pt holds the state after 100 steps. The newest N of a run's folder are kept; an older one goes when the newer is on the disk.
+checkpoint-000100.pt holds the state after 100 steps. The newest N of a run's folder are kept; an
+older one is removed only when the newer is on the disk.
 """
 
 import math
@@ -21,7 +22,7 @@ from train.optim import LossScale
 
 @dataclass
 class State:
-    """All that a run carries from one step to the next. Batches and dropout follow from the seed and the step alone."""
+    """What a run carries from step to step; batches and dropout follow from seed and step alone."""
 
     model: nn.Module
     parameters: dict[str, nn.Parameter]
@@ -33,26 +34,33 @@ class State:
     best: dict | None = None  # step, loss and weights of the lowest validation loss so far
 
     def validated(self, loss: float) -> None:
-        """Keep a copy of the weights, in the CPU's memory, if this step's validation loss is the lowest so far; NaN never is. Raises UserError as `weights`."""
+        """Keep a copy of the weights on the CPU if this validation loss is the lowest so far.
+
+        NaN never is. Raises UserError as `weights` does.
+        """
         weights = self.weights()
         if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
             copies = {
-                kind: {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
-                for kind, found in weights.items()
+                kind: {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+                for kind, tensors in weights.items()
             }
             self.best = {"step": self.step, "loss": loss, **copies}
 
     @property
     def validation(self) -> dict:
-        """The lowest validation loss so far and its step; empty where there was none."""
+        """The lowest validation loss so far and its step; empty if there was no validation."""
         return {"best_step": self.best["step"], "best_loss": self.best["loss"]} if self.best else {}
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """What is trained and what else the adapters carry, by name. Raises UserError when something is not finite."""
+        """Trained parameters and the adapters' buffers, by name.
+
+        Raises UserError when a parameter is not finite.
+        """
         for name, parameter in self.parameters.items():
             if not parameter.isfinite().all():
                 raise UserError(
-                    f"{name} is not finite after step {self.step}: lower train.learning_rate; the last checkpoint is from before"
+                    f"{name} is not finite after step {self.step}: lower train.learning_rate; "
+                    "the last checkpoint is from before"
                 )
         return {
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
@@ -67,34 +75,31 @@ class State:
     def save(
         self, folder: Path, fingerprints: dict[str, str], keep: int = 1, write: bool = True
     ) -> None:
-        """Write folder/checkpoint-STEP.pt, then remove all but the newest `keep`; write=False: only check. Raises UserError; what was there stays."""
+        """Write folder/checkpoint-STEP.pt, then remove all but the newest `keep`.
+
+        write=False only checks that the weights are finite. Raises UserError; older files stay.
+        """
         weights = self.weights()
         if write:
-            save_checkpoint(
-                folder,
-                self.step,
-                {
-                    "step": self.step,
-                    "skipped": self.skipped,
-                    "skipped_in_a_row": self.skipped_in_a_row,
-                    "fingerprints": fingerprints,
-                    "scale": vars(self.scale),
-                    "optimizer": self.optimizer.state_dict(),
-                    "best": self.best,
-                    **weights,
-                },
-                keep,
-            )
+            state = {
+                "step": self.step,
+                "skipped": self.skipped,
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "fingerprints": fingerprints,
+                "scale": vars(self.scale),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+            }
+            save_checkpoint(folder, self.step, state | weights, keep)
 
     def load(self, folder: Path, fingerprints: dict[str, str]) -> None:
-        """Continue from the newest readable checkpoint in `folder`. Raises UserError when there is none or it is of another run."""
+        """Continue from the newest readable checkpoint in `folder`.
+
+        Raises UserError when there is none, or it was made with other fingerprints.
+        """
         saved = load_checkpoint(folder, fingerprints)
-        self.step, self.skipped, self.skipped_in_a_row = (
-            saved["step"],
-            saved["skipped"],
-            saved["skipped_in_a_row"],
-        )
-        self.best = saved["best"]
+        for name in ("step", "skipped", "skipped_in_a_row", "best"):
+            setattr(self, name, saved[name])
         self.restore_weights(saved)
         self.optimizer.load_state_dict(saved["optimizer"])
         vars(self.scale).update(saved["scale"])
@@ -102,60 +107,60 @@ class State:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run's folder, the newest last."""
-    found = {
-        path: re.fullmatch(r"checkpoint-(\d+)\.pt", path.name)
+    steps = {
+        path: int(match[1])
         for path in folder.glob("checkpoint-*.pt")
+        if (match := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
     }
-    return sorted(
-        (path for path, match in found.items() if match), key=lambda path: int(found[path][1])
-    )
+    return sorted(steps, key=steps.get)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict, keep: int = 1) -> None:
-    """Write the state as the checkpoint of this step; then older ones than the newest `keep` go. Raises UserError."""
-    for stray in folder.glob(
-        ".checkpoint-*.tmp"
-    ):  # of a process that was killed, perhaps at another step
-        stray.unlink(missing_ok=True)
+    """Write the state as the checkpoint of this step, then remove all but the newest `keep`.
+
+    Raises UserError.
+    """
+    for temporary in folder.glob(".checkpoint-*.tmp"):  # of a process that was killed
+        temporary.unlink(missing_ok=True)
     path = folder / f"checkpoint-{step:06}.pt"
     write_atomically(path, lambda temporary: torch.save(state, temporary))
-    found = checkpoints(folder)
-    newest = found[: found.index(path) + 1][
-        -keep:
-    ]  # what has a later number could not be read, or the run would not be at this step
-    for other in found:
+    paths = checkpoints(folder)
+    newest = paths[: paths.index(path) + 1][-keep:]  # one with a higher step could not be read
+    for other in paths:
         if other not in newest:
             other.unlink()
 
 
 def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
-    """The newest state in `folder` that can be read; a line says so when it is not the newest.
+    """The newest state in `folder` that can be read; prints which if it is not the newest.
 
-    Raises UserError when there is none, none can be read, or it was made with another base, adapter, data or seed.
+    Raises UserError when there is none, none can be read, or it was made with another base,
+    adapter, data or seed.
     """
-    found = checkpoints(folder)
-    if not found:
+    paths = checkpoints(folder)
+    if not paths:
         raise UserError(
             f"{folder} holds no checkpoint-STEP.pt: there is no checkpoint to resume from"
         )
-    for path, before in zip(reversed(found), [*reversed(found[:-1]), None], strict=True):
+    while paths:
+        path = paths.pop()
         try:
             state = read_checkpoint(path)
+            break
         except UserError as error:
-            if before is None:
+            if not paths:
                 raise UserError(
-                    f"{error}; there is no other: start again with another --out, or remove it and begin again with --resume"
+                    f"{error}; there is no other: start again with another --out, "
+                    "or remove it and begin again with --resume"
                 ) from None
-            tqdm.write(f"{error}; the one before it is tried, {before.name}")
-            continue
-        break
+            tqdm.write(f"{error}; the one before it is tried, {paths[-1].name}")
     saved = state["fingerprints"]
-    changed = sorted(
-        key for key in saved.keys() | fingerprints.keys() if saved.get(key) != fingerprints.get(key)
-    )
+    keys = sorted(saved.keys() | fingerprints.keys())
+    changed = [key for key in keys if saved.get(key) != fingerprints.get(key)]
     if changed:
         raise UserError(
-            f"{path} was made with another {', '.join(changed)}; resume with what it was started with, or start a new run"
+            f"{path} was made with another {', '.join(changed)}; "
+            "resume with what it was started with, or start a new run"
         )
     tqdm.write(f"continuing from {path}")
     return state
@@ -164,16 +169,14 @@ def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
 def read_checkpoint(path: Path) -> dict:
     """The state in one file. Raises UserError when it cannot be read."""
     try:
-        with zipfile.ZipFile(
-            path
-        ) as file:  # torch writes the sums of its zip and does not check them
+        with zipfile.ZipFile(path) as file:  # torch writes checksums and does not verify them
             if damaged := file.testzip():
                 raise OSError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken file makes torch raise
-        said = str(error).strip().partition("\n")[0]
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {said:.200}"
+            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {reason:.200}"
         ) from None
     if not isinstance(state, dict) or not isinstance(state.get("fingerprints"), dict):
         raise UserError(f"{path} is not a checkpoint of this program")

@@ -11,7 +11,7 @@ from adapters.compose import Rows
 from data.batches import Example, collate, micro_batches
 from files.errors import UserError
 from model.parts import CHUNK
-from train.parallel import ALONE, Processes
+from train.parallel import SINGLE, Processes
 
 
 def summed_loss(
@@ -21,18 +21,17 @@ def summed_loss(
 
     ids and weights [B, T] are right-padded, weights[:, 0] is unused; lengths int64 [B] of the rows
     (None: all are T). A sum, not a mean: the caller divides by the weights of the whole step, so
-    that neither accumulation nor padding nor splitting changes the gradient. Logits are made in
-    chunks, and made again in the backward pass where there are several.
+    that neither accumulation nor padding nor splitting changes the gradient.
     """
     positions = positions_of(model, ids, lengths)
     return loss_of(model, model.hidden(ids, positions=positions), ids, weights)
 
 
 def positions_of(model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """The positions [B, T] that right-padded rows need: None where counting them from 0 will do.
+    """The positions [B, T] of right-padded rows; None: counting from 0 is right.
 
-    Rope type dynamic computes the angles of a whole row from its last position: a pad has that of
-    the last real token, so that no row depends on the longest of its micro-batch.
+    Dynamic rope scaling computes the angles of a row from its last position: a pad has the position
+    of the last real token, so that no row depends on the longest of its micro-batch.
     """
     if lengths is None or not model.depends_on_length:
         return None
@@ -40,49 +39,47 @@ def positions_of(model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tenso
 
 
 def loss_of(model: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """The same from the hidden states [B, T, C] of these ids."""
-    if any(
-        isinstance(entry, Rows)
-        for site in (model.input_embedding, model.lm_head)
-        for entry in site.active
-    ):
+    """`summed_loss` from the last hidden states [B, T, C] of these ids.
+
+    Logits are computed in chunks of labelled tokens; if there are several chunks, each is computed
+    again in the backward pass. Raises UserError for `Rows` at the embedding or the head.
+    """
+    outer = (*model.input_embedding.active, *model.lm_head.active)
+    if any(isinstance(entry, Rows) for entry in outer):
         raise UserError(
-            "adapters by row at the embedding or the head cannot be trained: the loss picks tokens out of their rows"
+            "adapters by row at the embedding or the head cannot be trained: "
+            "the loss picks tokens out of their rows"
         )
     hidden = hidden[:, :-1]  # position t predicts token t + 1
     weights, targets = weights[:, 1:].to(hidden.device), ids[:, 1:].to(hidden.device)
     labelled = weights != 0
-    hidden, weights, targets = (
-        hidden[labelled],
-        weights[labelled],
-        targets[labelled],
-    )  # [N, C], [N], [N]
+    hidden, weights, targets = hidden[labelled], weights[labelled], targets[labelled]  # [N, C], [N]
     if len(targets) <= CHUNK:
         return chunk_loss(model, hidden, weights, targets)
-    pieces = zip(hidden.split(CHUNK), weights.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.stack(
-        [checkpoint(chunk_loss, model, *piece, use_reentrant=False) for piece in pieces]
-    ).sum()
-
-
-@torch.no_grad()
-def mean_loss(
-    model: nn.Module, rows: Sequence[Example], size: int, pad_id: int, processes: Processes = ALONE
-) -> float:
-    """The loss per token of these rows, weighted as in training, `size` of them at once and without dropout; each of several processes computes its
-    share. The model is in training mode again behind it."""
-    model.eval()
-    mine = processes.share(dict(enumerate(micro_batches(rows, size))))
-    total = sum(
-        summed_loss(model, *collate(some, pad_id, model.device)).item() for some in mine.values()
-    )
-    model.train()
-    return sum(processes.gather(total)) / sum(sum(row.weights[1:]) for row in rows)
+    chunks = zip(hidden.split(CHUNK), weights.split(CHUNK), targets.split(CHUNK), strict=True)
+    losses = [checkpoint(chunk_loss, model, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(losses).sum()
 
 
 def chunk_loss(model: nn.Module, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
     logits = model.logits(hidden)
-    return (
-        weights.to(logits.device)
-        * F.cross_entropy(logits, targets.to(logits.device), reduction="none")
-    ).sum()
+    losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
+    return (weights.to(logits.device) * losses).sum()
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module, rows: Sequence[Example], size: int, pad_id: int, processes: Processes = SINGLE
+) -> float:
+    """The loss per token of these rows, weighted as in training but without dropout.
+
+    `size` rows go through the model at once; each process computes its share. Leaves the model in
+    training mode.
+    """
+    model.eval()
+    mine = processes.share(dict(enumerate(micro_batches(rows, size))))
+    total = sum(
+        summed_loss(model, *collate(batch, pad_id, model.device)).item() for batch in mine.values()
+    )
+    model.train()
+    return sum(processes.gather(total)) / sum(sum(row.weights[1:]) for row in rows)

@@ -6,27 +6,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-SMALL = 2**16  # bytes: what is not worth the way
+SMALL = 2**16  # bytes: smaller tensors stay where they are
 
 
 @contextmanager
 def offloaded(model: nn.Module) -> Iterator[None]:
-    """What this block saves for a backward pass goes to the CPU's memory, pinned where it comes from a GPU, and returns when it is needed.
+    """Within this block, tensors saved for the backward pass go to the CPU, pinned, and back.
 
-    The model's own weights, which autograd saves beside the activations, stay where they are. Under checkpointing only the inputs of blocks are saved.
+    The model's own weights, which autograd saves as well, stay where they are; so torch's
+    `save_on_cpu`, which moves everything, is not used. Under checkpointing only the inputs of
+    blocks are saved.
     """
-    weights = {
-        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())
-    }
+    tensors = (*model.parameters(), *model.buffers())
+    weights = {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
     def pack(tensor: Tensor):
-        if (
-            tensor.numel() * tensor.element_size() < SMALL
-            or tensor.untyped_storage().data_ptr() in weights
-        ):
+        if tensor.nbytes < SMALL or tensor.untyped_storage().data_ptr() in weights:
             return tensor
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return tensor.device, kept.copy_(tensor)
+        saved = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return tensor.device, saved.copy_(tensor)
 
     def unpack(packed) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed[1].to(packed[0], non_blocking=True)

@@ -1,17 +1,35 @@
-"""Learning-rate schedule and the dynamic loss scale of float16."""
+"""The optimizer, its learning-rate schedule, and the dynamic loss scale of float16."""
 
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from files.errors import unknown
-from train.settings import Train
+from train.settings import SCHEDULES, Train
+
+
+def adamw(
+    parameters: dict[str, nn.Parameter], s: Train, rates: dict[str, float]
+) -> torch.optim.AdamW:
+    """AdamW with one group of parameters for each factor of the learning rate ("rate")."""
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_rate.setdefault(rates.get(name, 1.0), []).append(parameter)
+    groups = [{"params": group, "rate": rate} for rate, group in by_rate.items()]
+    return torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
 
 
 def learning_rate(s: Train, step: int, total: int) -> float:
-    """Linear warm-up over `warmup_steps`, then linear or cosine decay to final_learning_rate at `total`, or constant."""
-    if s.schedule not in ("linear", "cosine", "constant"):
-        raise unknown("schedule", s.schedule, ["linear", "cosine", "constant"])
-    warmup = min(s.warmup_steps, total // 2)  # a short run still reaches its full rate
+    """The learning rate of a step, counted from 0.
+
+    Linear warm-up over `warmup_steps`, but at most half of the run; then linear or cosine decay to
+    `final_learning_rate` x `learning_rate` at `total`, or constant. Raises UserError.
+    """
+    if s.schedule not in SCHEDULES:
+        raise unknown("schedule", s.schedule, SCHEDULES)
+    warmup = min(s.warmup_steps, total // 2)
     if step < warmup:
         return s.learning_rate * (step + 1) / warmup
     if s.schedule == "constant":
@@ -23,7 +41,10 @@ def learning_rate(s: Train, step: int, total: int) -> float:
 
 @dataclass
 class LossScale:
-    """Multiplies the loss so that float16 gradients do not vanish (Micikevicius et al. 2018): halved on overflow, doubled after calm."""
+    """A factor of the loss that keeps float16 gradients from vanishing (Micikevicius et al. 2018).
+
+    Halved when a gradient overflows, doubled after `patience` steps without an overflow.
+    """
 
     scale: float = 1.0
     calm: int = 0  # steps since the last overflow

@@ -1,12 +1,14 @@
-"""A step through layers split over devices (model/devices.py): micro-batches follow each other so that every device has work.
+"""A step through layers that are split over devices (model/devices.py): 1F1B scheduling.
 
-Two stages, four micro-batches, a backward pass twice as long as a forward one (1F1B: Narayanan et al. 2019, PipeDream; 2021, figure 4):
+Two stages, four micro-batches, a backward pass twice as long as a forward one (1F1B: Narayanan et
+al. 2019, PipeDream; 2021, figure 4):
 
     cuda:0   F0 F1       B0 B0 F2 B1 B1 F3 B2 B2    B3 B3
     cuda:1      F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3
 
-Each device has its own order of work; a stage keeps at most as many micro-batches' activations as there are stages from it to the last. With m micro-batches
-and s equal stages a device works m / (m + s - 1) of the time. One thread hands out all the work: CUDA devices queue it and run side by side.
+Each device has its own order of work. Stage s of S keeps the activations of at most S - s
+micro-batches. With m micro-batches and S equal stages a device works m / (m + S - 1) of the time.
+One thread issues all the work: CUDA devices queue it and run at the same time.
 """
 
 import time
@@ -30,19 +32,17 @@ class Work(NamedTuple):
     way: str
 
     def needs(self, stages: int) -> "Work | None":
-        """What must be done before it, besides what its own device has in front of it."""
-        if self.way == "F":
-            return Work(self.stage - 1, self.batch, "F") if self.stage else None
-        return (
-            Work(self.stage + 1, self.batch, "B")
-            if self.stage < stages - 1
-            else Work(self.stage, self.batch, "F")
-        )
+        """The work on another stage, or the forward pass, that must be done before."""
+        stage, batch, way = self
+        if way == "F":
+            return Work(stage - 1, batch, "F") if stage else None
+        return Work(stage + 1, batch, "B") if stage < stages - 1 else Work(stage, batch, "F")
 
 
 def orders(stages: int, batches: int) -> list[list[Work]]:
-    """The work of each stage, in its order: some forward passes to fill the pipeline, then one forward one backward, then the rest backward."""
-    found = []
+    """The work of each stage in its order: forward passes to fill the pipeline, then one backward
+    and one forward in turn, then the remaining backward passes."""
+    all_orders = []
     for stage in range(stages):
         ahead = min(batches, stages - stage)  # forward passes before the first backward one
         order = [Work(stage, batch, "F") for batch in range(ahead)]
@@ -50,87 +50,86 @@ def orders(stages: int, batches: int) -> list[list[Work]]:
             order.append(Work(stage, batch, "B"))
             if ahead + batch < batches:
                 order.append(Work(stage, ahead + batch, "F"))
-        found.append(order)
-    return found
+        all_orders.append(order)
+    return all_orders
 
 
 def replay(
-    work: list[list[Work]], seconds: Callable[[Work], float]
+    schedule: list[list[Work]], seconds: Callable[[Work], float]
 ) -> dict[Work, tuple[float, float]]:
-    """(start, end) of everything when each device does its work in its order as soon as what it needs is there."""
+    """(start, end) of all work if each device starts a piece as soon as what it needs is done."""
     times: dict[Work, tuple[float, float]] = {}
-    queues = [list(order) for order in work]
+    queues = [list(order) for order in schedule]
+    free = [0.0] * len(schedule)  # when each device has finished its work so far
     while any(queues):
-        for queue in queues:
-            while queue and ((needed := queue[0].needs(len(work))) is None or needed in times):
-                one = queue.pop(0)
-                before = [
-                    times[other][1]
-                    for other in (needed, *work[one.stage][: work[one.stage].index(one)][-1:])
-                    if other is not None
-                ]
-                start = max(before, default=0.0)
-                times[one] = (start, start + seconds(one))
+        for stage, queue in enumerate(queues):
+            while queue and ((need := queue[0].needs(len(schedule))) is None or need in times):
+                work = queue.pop(0)
+                start = max(free[stage], times[need][1] if need else 0.0)
+                free[stage] = start + seconds(work)
+                times[work] = (start, free[stage])
     return times
 
 
-def utilisation(work: list[list[Work]], seconds: Callable[[Work], float]) -> float:
-    """The share of the time from the first to the last piece of work that a device is busy, the mean of all devices."""
-    times = replay(work, seconds)
-    busy = sum(end - start for start, end in times.values())
-    whole = max(end for _, end in times.values())
-    return busy / (len(work) * whole) if whole else 1.0
+def utilisation(schedule: list[list[Work]], seconds: Callable[[Work], float]) -> float:
+    """The share of the step that a device is busy, the mean of all devices."""
+    times = replay(schedule, seconds).values()
+    busy = sum(end - start for start, end in times)
+    whole = max(end for _, end in times)
+    return busy / (len(schedule) * whole) if whole else 1.0
 
 
 class Busy(NamedTuple):
     """The share of a step that a device works, the mean of all devices."""
 
     measured: float  # seconds of work over seconds of the step
-    side_by_side: float  # the same pieces of work laid out as the schedule has them: what devices that never wait for this thread would come to
+    side_by_side: float  # of the same work if devices never waited for the issuing thread
 
 
 def busy_text(steps: Sequence[Busy], stages: int, batches: int) -> str:
-    """What was measured, beside what the schedule allows."""
+    """The mean measured utilisation of a run, beside what the schedule allows."""
     measured, side_by_side = (100 * sum(each) / len(steps) for each in zip(*steps, strict=True))
     most = batches / (batches + stages - 1)
-    hint = (
-        "; a lower train.micro_batch_size gives them more to do side by side" if most < 0.7 else ""
-    )
+    hint = "; a lower train.micro_batch_size gives them more to do side by side" * (most < 0.7)
     return (
-        f"{stages} devices, micro-batches a step: {batches}; busy {measured:.0f} % of the time, {side_by_side:.0f} % if all work side by side "
-        f"as scheduled, where equal stages would be {100 * most:.0f} %{hint}"
+        f"{stages} devices, micro-batches a step: {batches}; busy {measured:.0f}% of the time, "
+        f"{side_by_side:.0f}% if all work side by side as scheduled, where equal stages would be "
+        f"{100 * most:.0f}%{hint}"
     )
 
 
 @dataclass
 class Passage:
-    """A micro-batch on its way: what went into each stage and came out of it, cut apart so that each stage has a graph of its own."""
+    """A micro-batch between stages: each stage has an autograd graph of its own, whose input and
+    output are kept here until its backward pass."""
 
     ids: Tensor
     weights: Tensor
     lengths: Tensor
-    prompt: int = 0  # virtual tokens in front
+    prompt: int = 0  # virtual tokens before the first real one
     step: object = None
-    into: dict[int, Tensor] = field(default_factory=dict)
-    out: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)  # by stage
+    outputs: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Watch:
-    """How long each piece of work took on its own device: CUDA devices are asked by events, behind the step."""
+class Timer:
+    """How long each piece of work took on its own device; CUDA devices are timed by events."""
 
     def __init__(self):
         self.marks: dict[Work, list] = {}
 
-    def mark(self, one: Work, device: torch.device) -> None:
+    def mark(self, work: Work, device: torch.device) -> None:
+        """The first call for a piece of work is its start, the second its end."""
         if device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(device))
-            self.marks.setdefault(one, []).append(event)
+            now = torch.cuda.Event(enable_timing=True)
+            now.record(torch.cuda.current_stream(device))
         else:
-            self.marks.setdefault(one, []).append(time.perf_counter())
+            now = time.perf_counter()
+        self.marks.setdefault(work, []).append(now)
 
-    def seconds(self, one: Work) -> float:
-        start, end = self.marks[one]
+    def seconds(self, work: Work) -> float:
+        """Waits for a CUDA device to finish the work."""
+        start, end = self.marks[work]
         if isinstance(start, float):
             return end - start
         end.synchronize()
@@ -140,9 +139,10 @@ class Watch:
 def accumulate(
     model: nn.Module, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int
 ) -> tuple[list[Tensor], Busy | None]:
-    """Add the gradient of summed loss / divisor of every micro-batch to the parameters. batches: by the seed of their dropout.
+    """Add the gradient of (summed loss / divisor) of every micro-batch to the parameters.
 
-    Returns the summed loss of each micro-batch, and how busy the devices were (None: there is one).
+    batches: micro-batches by the seed of their dropout. Returns the summed loss of each, and how
+    busy the devices were (None: the model is on one device).
     """
     if model.stages and batches:
         return pipelined(model, list(batches.values()), list(batches), divisor, pad_id)
@@ -162,60 +162,58 @@ def pipelined(
     divisor: float,
     pad_id: int,
 ) -> tuple[list[Tensor], Busy]:
-    """`accumulate` with the model's stages working side by side, each piece of work timed on its device."""
+    """`accumulate` with the model's stages at work at the same time, each piece timed."""
     last = len(model.stages) - 1
-    work = orders(len(model.stages), len(batches))
-    passages = {
-        number: Passage(*collate(rows, pad_id, model.device)) for number, rows in enumerate(batches)
-    }  # copies to a GPU wait for its queue
+    schedule = orders(len(model.stages), len(batches))
+    # copied before the clock starts, as a copy to a GPU waits for its queue
+    passages = [Passage(*collate(rows, pad_id, model.device)) for rows in batches]
     losses: dict[int, Tensor] = {}
-    watch = Watch()
+    timer = Timer()
     began = time.perf_counter()
 
-    def forward(one: Work) -> None:
-        stage = model.stages[one.stage]
-        passage = passages[one.batch]
-        torch.manual_seed(seed_from(seeds[one.batch], one.stage))
-        if one.stage == 0:
-            watch.mark(one, stage.device)
+    def forward(work: Work) -> None:
+        stage, passage = model.stages[work.stage], passages[work.batch]
+        torch.manual_seed(seed_from(seeds[work.batch], work.stage))
+        if work.stage == 0:
+            timer.mark(work, stage.device)
             positions = positions_of(model, passage.ids, passage.lengths)
             tokens = model.tokens(passage.ids, None, positions, None)
             passage.prompt = tokens.prompt
             x, passage.step = model.embed(tokens), model.step(tokens, None)
         else:
-            before = passage.out[one.stage - 1]
-            x = passage.into[one.stage] = moved(before.detach(), stage.device).requires_grad_(
-                before.requires_grad
-            )
-            watch.mark(one, stage.device)
+            before = passage.outputs[work.stage - 1]
+            x = moved(before.detach(), stage.device).requires_grad_(before.requires_grad)
+            passage.inputs[work.stage] = x
+            timer.mark(work, stage.device)
         for block in model.blocks[stage.first : stage.end]:
             x = model.run(block, x, passage.step)
-        if one.stage == last:
+        if work.stage == last:
             x = loss_of(model, model.final(x)[:, passage.prompt :], passage.ids, passage.weights)
-            losses[one.batch] = x.detach()
+            losses[work.batch] = x.detach()
             x = x / divisor
-        passage.out[one.stage] = x
-        watch.mark(one, stage.device)
+        passage.outputs[work.stage] = x
+        timer.mark(work, stage.device)
 
-    def backward(one: Work) -> None:
-        stage, passage = model.stages[one.stage], passages[one.batch]
-        out = passage.out.pop(one.stage)
-        gradient = None if one.stage == last else passage.into.pop(one.stage + 1).grad
-        if gradient is not None:
-            gradient = moved(gradient, out.device)
-        watch.mark(one, stage.device)
-        if out.requires_grad:
-            out.backward(gradient)
-        watch.mark(one, stage.device)
-        if one.stage == 0:
-            del passages[one.batch]
+    def backward(work: Work) -> None:
+        stage, passage = model.stages[work.stage], passages[work.batch]
+        output = passage.outputs.pop(work.stage)
+        gradient = None
+        if work.stage < last and (gradient := passage.inputs.pop(work.stage + 1).grad) is not None:
+            gradient = moved(gradient, output.device)
+        timer.mark(work, stage.device)
+        if output.requires_grad:
+            output.backward(gradient)
+        timer.mark(work, stage.device)
+        if work.stage == 0:
+            passages[work.batch] = None  # its memory is free
 
-    times = replay(work, lambda one: 1.0 if one.way == "F" else 2.0)
-    for one in sorted(
-        times, key=lambda one: (times[one][0], model.stages[one.stage].device.type == "cpu")
-    ):  # a CPU's work holds this thread up
-        (forward if one.way == "F" else backward)(one)
-    seconds = sum(watch.seconds(one) for one in times)  # waits for the last
-    return [losses[batch] for batch in range(len(batches))], Busy(
-        seconds / (len(work) * (time.perf_counter() - began)), utilisation(work, watch.seconds)
+    times = replay(schedule, lambda work: 1.0 if work.way == "F" else 2.0)
+    # of work that can start at the same time a CPU's comes last, as it blocks this thread
+    on_cpu = [stage.device.type == "cpu" for stage in model.stages]
+    for work in sorted(times, key=lambda work: (times[work][0], on_cpu[work.stage])):
+        (forward if work.way == "F" else backward)(work)
+    seconds = sum(map(timer.seconds, times))  # waits for all devices
+    measured = seconds / (len(schedule) * (time.perf_counter() - began))
+    return list(map(losses.get, range(len(batches)))), Busy(
+        measured, utilisation(schedule, timer.seconds)
     )

@@ -13,6 +13,7 @@ from files.errors import UserError, unknown
 from files.toml import parse_set, read_toml, table_text
 from model.quantize import STORED_AS
 
+SCHEDULES = ("linear", "cosine", "constant")
 RECIPES = Path(__file__).parent / "recipes"
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop after the step at hand."""
+"""SIGINT and SIGTERM as a request to stop after the current step."""
 
 import os
 import signal
@@ -7,27 +7,27 @@ from contextlib import suppress
 
 
 class Signals:
-    """Within this block SIGINT and SIGTERM are only noted, in `received`; a second one ends the process at once."""
+    """Within this block the first SIGINT or SIGTERM is only noted, in `received` (0: none).
+
+    A second one ends the process at once.
+    """
 
     def __enter__(self):
         self.received = 0
         self.before = {}
-        if threading.current_thread() is threading.main_thread():  # the only one that may listen
-            self.before = {
-                number: signal.signal(number, self.note)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number: int, frame) -> None:
         if self.received:
             raise SystemExit(128 + number)
         self.received = number
-        with suppress(OSError):  # nobody reads stderr any more: stopping goes on
-            if os.environ.get("RANK", "0") == "0":  # torchrun passes a signal on to all processes
-                os.write(
-                    2, b"\nstopping after this step (once more to stop at once) ...\n"
-                )  # print() may be at work just now and cannot be entered twice
+        if os.environ.get("RANK", "0") == "0":  # torchrun passes a signal on to all processes
+            with suppress(OSError):  # stderr may be closed
+                # not print(): the signal may have interrupted one, and it is not reentrant
+                os.write(2, b"\nstopping after this step (once more to stop at once) ...\n")
 
     def __exit__(self, *exception) -> None:
         for number, handler in self.before.items():
