@@ -1,20 +1,30 @@
-"""Batched decoding with a key/value cache: greedy and sampled here, beams in eval/beams.py."""
+"""Batched decoding with a key/value cache: greedy and sampled here, beams in eval/beams.py.
+
+`generate` continues token ids, `generate_text` texts.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.compose import by_row
+from data.batches import encode_prompt
+from data.prompts import Template
+from data.prompts import template as template_named
+from data.stops import stop_ids
 from eval.beams import beam_search
 from files.errors import UserError
+from model.language import LanguageModel
+from model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw a token: temperature, then the top_k most likely (0: all), then the nucleus that holds top_p (Holtzman et al. 2020)."""
+    """How to sample a token: temperature, then the `top_k` most likely (0: all), then the smallest
+    set with probability `top_p` (nucleus sampling, Holtzman et al. 2020)."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -24,7 +34,8 @@ class Sampling:
         """Raise UserError for a value out of its range."""
         if not (type(self.temperature) in (int, float) and 0 < self.temperature < math.inf):
             raise UserError(
-                f"temperature should be a number above 0, not {self.temperature!r:.50}; without sampling, decoding is greedy"
+                f"temperature should be a number above 0, not {self.temperature!r:.50}; without "
+                "sampling, decoding is greedy"
             )
         if not (type(self.top_k) is int and self.top_k >= 0):
             raise UserError(
@@ -34,7 +45,7 @@ class Sampling:
             raise UserError(f"top_p should be above 0 and at most 1, not {self.top_p!r:.50}")
 
     def filter(self, logits: Tensor) -> Tensor:
-        """Logits [B, V] -> those of the distribution to draw from: -inf for what is never drawn."""
+        """Logits [B, V] -> logits of the distribution to sample from: -inf for excluded tokens."""
         logits = logits / self.temperature
         if self.top_k:
             least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
@@ -48,8 +59,91 @@ class Sampling:
 
 
 @torch.inference_mode()
+def generate_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    template: Template | str | None = None,
+    max_new_tokens: int = 64,
+    beams: int = 1,
+    sampling: Sampling | None = None,
+    seeds: Sequence[int] | None = None,
+    stream: Callable[[int, str], None] | None = None,
+) -> list[str]:
+    """Continue texts in one batch -> the new text of each, without the prompt.
+
+    template: None continues the texts as they stand; a Template or its name (alpaca, paper-v1,
+    plain, chat) makes each the instruction of a prompt. The other options are those of `generate`;
+    `sampling` without `seeds` gives text i the seed i. A text ends where the model ends it, or
+    after max_new_tokens.
+
+    stream(i, piece) is called with each new piece of text i; the pieces of a text joined are its
+    result. Beams cannot be streamed.
+
+    The adapters in use are those that `attach`, `load_adapter` and `adapters.use` put in use: with
+    `use(model, [])` the base answers. Give the template that the adapter was trained with: it is
+    in the `run` section that `load_adapter` returns, for `data.prompts.stored_template`. With
+    `adapters.Rows` entry i of its adapters is for text i. Raises UserError as `generate` does, and
+    for an unknown template.
+    """
+    if isinstance(template, str):
+        template = template_named(template, tokenizer)
+    prompts = [
+        encode_prompt(tokenizer, {"instruction": text}, template)[1]
+        if template
+        else tokenizer.encode(text)
+        for text in texts
+    ]
+    if not prompts:
+        return []
+    if sampling is not None and seeds is None:
+        seeds = range(len(prompts))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    shown = [""] * len(prompts)
+
+    def show(rows: list[int], new: list[int]) -> None:
+        for row, token in zip(rows, new, strict=True):
+            tokens[row].append(token)
+            text = tokenizer.decode(tokens[row], after=prompts[row])
+            if text.startswith(shown[row]) and not text.endswith("\ufffd"):  # half a character
+                stream(row, text[len(shown[row]) :])
+                shown[row] = text
+
+    outputs = generate(
+        model,
+        *left_pad(prompts, tokenizer.pad_id or 0, model.device),
+        max_new_tokens,
+        beams,
+        stop_ids(tokenizer),
+        tokenizer.size,
+        stream_rows=None if stream is None else show,
+        sampling=sampling,
+        seeds=seeds,
+    )
+    results = [
+        tokenizer.decode(output, after=prompt)
+        for output, prompt in zip(outputs, prompts, strict=True)
+    ]
+    for row, text in enumerate(results):
+        if stream is not None and len(text) > len(shown[row]):
+            stream(row, text[len(shown[row]) :])
+    return results
+
+
+def left_pad(
+    prompts: Sequence[list[int]], pad_id: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Rows of token ids -> (ids int64 [B, T] padded on the left, mask int64 [B, T])."""
+    length = max(map(len, prompts))
+    ids = [[pad_id] * (length - len(row)) + row for row in prompts]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+@torch.inference_mode()
 def generate(
-    model: nn.Module,
+    model: LanguageModel,
     ids: Tensor,
     mask: Tensor | None = None,
     max_new_tokens: int = 12,
@@ -58,22 +152,27 @@ def generate(
     vocab_size: int | None = None,
     stream: Callable[[list[int]], None] | None = None,
     *,
+    stream_rows: Callable[[list[int], list[int]], None] | None = None,
     sampling: Sampling | None = None,
     seeds: Sequence[int] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """Continue ids int64 [B, T] (left-padded, mask 1 = real token) -> new tokens of each row, without the stop token.
+    """Continue ids int64 [B, T] -> the new tokens of each row, without the stop token.
 
-    Greedy, unless `sampling` says how to draw (row i from a generator of its own, seeded seeds[i]) or beams > 1 (eval/beams.py).
-    Only ids below vocab_size are chosen (GPT-J and OPT have more rows than tokens; None: all).
-    A row ends at a stop id, when stop(its new tokens) is True (they are kept), or after max_new_tokens; finished rows leave the batch.
-    `stream` sees each step's new tokens. Raises UserError for rows without a real token and for settings that do not go together.
+    mask: int64 [B, T], 1 for a real token; rows are padded on the left. Decoding is greedy,
+    unless `sampling` is given (row i has its own generator, seeded seeds[i]) or beams > 1.
+    Only ids below vocab_size are chosen (None: all; GPT-J and OPT have more rows than tokens).
+    A row ends at a stop id, where stop(its new tokens) is True (they are kept), or after
+    max_new_tokens; finished rows leave the batch. stream(tokens) is called with the new tokens of
+    each step, stream_rows(rows, tokens) also with their row numbers.
+    Raises UserError for rows without a real token and for options that exclude each other.
     """
     B, T = ids.shape
     check(B, beams, sampling, seeds)
-    if beams > 1 and (stream is not None or stop is not None):
+    if beams > 1 and (stream or stream_rows or stop):
         raise UserError(
-            f"beams = {beams}: `stream` and `stop` need beams=1, as beams have no tokens to show before the end"
+            f"beams = {beams}: `stream` and `stop` need beams=1, as the tokens of the best "
+            "beam are known at the end only"
         )
     if T == 0 or (mask is not None and not mask.bool().any(dim=1).all()):
         raise UserError("cannot continue an empty prompt; give at least one token")
@@ -91,7 +190,7 @@ def generate(
     generators = (
         None if sampling is None else [torch.Generator().manual_seed(seed) for seed in seeds]
     )
-    rows = torch.arange(B, device=ids.device)  # which row of the request each row of the batch is
+    rows = torch.arange(B, device=ids.device)  # the caller's number of each row of the batch
     done = torch.zeros(B, dtype=torch.bool, device=ids.device)
     for step in range(max_new_tokens):
         seen = None if mask is None else mask[:, : T + step]
@@ -102,10 +201,13 @@ def generate(
         else:
             token = draw(sampling.filter(logits), [generators[row] for row in rows.tolist()])
         done |= torch.isin(token, ends)
-        for row, new in zip(rows[~done].tolist(), token[~done].tolist(), strict=True):
-            outputs[row].append(new)
+        going, new = rows[~done].tolist(), token[~done].tolist()
+        for row, one in zip(going, new, strict=True):
+            outputs[row].append(one)
         if stream is not None:
-            stream(token[~done].tolist())
+            stream(new)
+        if stream_rows is not None:
+            stream_rows(going, new)
         if stop is not None:
             ended = [
                 not over and stop(outputs[row])
@@ -137,7 +239,8 @@ def check(rows: int, beams: int, sampling: Sampling | None, seeds: Sequence[int]
     sampling.check()
     if seeds is None or len(seeds) != rows:
         raise UserError(
-            f"sampling needs a seed for each of the {rows} rows, not {'none' if seeds is None else len(seeds)}"
+            f"sampling needs a seed for each of the {rows} rows, not "
+            f"{'none' if seeds is None else len(seeds)}"
         )
     if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
         raise UserError(
@@ -146,7 +249,8 @@ def check(rows: int, beams: int, sampling: Sampling | None, seeds: Sequence[int]
 
 
 def draw(logits: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """One token [B] of each row's distribution [B, V]; on the CPU, as generators of a GPU give other numbers."""
+    """Logits [B, V] -> one sampled token of each row [B], on the CPU: a GPU's generators give other
+    numbers."""
     chances = logits.softmax(dim=-1).cpu()
     return torch.cat(
         [

@@ -13,9 +13,8 @@ from torch import nn
 from data import prompts
 from data.batches import encode_prompt
 from data.stops import stop_ids
-from eval.generate import Sampling, generate
+from eval.generate import Sampling, generate, left_pad
 from eval.likelihood import log_likelihoods
-from eval.score import left_pad
 from files.errors import UserError, short_of_memory, unknown
 
 LENGTH = 2048  # of a text, for a model that has no limit of its own (BLOOM was trained on so many tokens)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -20,7 +19,7 @@ from data.prompts import template as named
 from data.stops import stop_ids
 from eval.answers import fits, is_right, kind_of, read_answer, response_of
 from eval.choices import choices, form_of, spelled_as_in
-from eval.generate import Sampling, generate
+from eval.generate import Sampling, generate, left_pad
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
 from eval.room import positions_of, room_for
@@ -56,14 +55,6 @@ class Score:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{100 * self.accuracy:5.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {self.total}"
-
-
-def left_pad(prompts: list[list[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids -> ids and mask int64 [B, T], padded on the left."""
-    T = max(map(len, prompts))
-    ids = [[pad_id] * (T - len(row)) + row for row in prompts]
-    mask = [[0] * (T - len(row)) + [1] * len(row) for row in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 @dataclass(frozen=True)

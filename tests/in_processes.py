@@ -16,11 +16,11 @@ from methods import attach_small
 from test_training import S, examples
 
 from adapters import named_parameters, parameters
+from cli.main import leave
 from eval.generate import generate
 from model import UserError, load_model
 from model.fsdp import is_part
 from model.sites import Linear
-from run import leave
 from train import loop
 from train.loop import train
 from train.parallel import SINGLE, Processes, started

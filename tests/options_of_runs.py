@@ -1,12 +1,14 @@
 """The options of what trains, measures, generates and writes adapters."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
-from in_command import COMMANDS, command
+from in_command import COMMANDS, command, main
 from obeyed import lines_of, losses, rows_of, watched
 from options_given import (
     as_settings,
@@ -21,6 +23,7 @@ from options_given import (
 from test_data import write_paper_folder
 
 from adapters import load_adapter, named_parameters
+from cli import __version__
 from data.batches import encode_prompt
 from data.prompts import template
 from eval.generate import Sampling, generate
@@ -28,6 +31,14 @@ from model import load_model, load_tokenizer
 
 
 # ---------------------------------------------------------------- every command
+@row("train --version")
+def version(here):
+    with pytest.raises(SystemExit) as end, redirect_stdout(io.StringIO()) as printed:
+        main(["--version"])
+    assert end.value.code == 0
+    assert printed.getvalue() == f"llm-adapters {__version__}\n"
+
+
 @row(*(f"{name} --debug" for name in COMMANDS), each=True)
 def debug(here):
     from files.errors import UserError

@@ -197,12 +197,9 @@ def checked(capfd):
         (["--set", 'adapter.preset=["lora"]'], "lora"),
         (["--set", "train.cutoff=3"], "raise it"),
         (["--resume", "/nowhere"], "no run.toml"),
-        (["--sed", "4"], "unknown option of train '--sed'; did you mean '--seed'"),
-        (["--items", "1", "evaluate", "runs/x"], "the command comes first: python run.py evaluate"),
         (["--config", "/"], "is a folder"),
         (["--recipe", "pocket"], "from scratch"),
         (["--model", "/"], "config.json is missing"),
-        (["evaluate", "--max-steps", "4"], "unknown option of evaluate '--max-steps'"),
         (["evaluate", "/nowhere"], "no run.toml"),
         (["evaluate", "--adapter", "/nowhere"], "no adapter folder"),
         (["generate", "--prompt-ids", "5,x"], "5,6,7"),
@@ -213,6 +210,23 @@ def test_mistakes_end_in_one_line(checked, arguments, said, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     out = [] if arguments[0] in ("generate", "--resume") else ["--out", str(tmp_path / "out")]
     checked(*arguments, *out, said=said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sed", "4"], "unknown option of train '--sed'; did you mean '--seed'"),
+        (["--items", "1", "evaluate", "runs/x"], "the command comes first: python run.py evaluate"),
+        (["evaluate", "--max-steps", "4"], "unknown option of evaluate '--max-steps'"),
+        (["--max-steps", "x"], "--max-steps: 'x' is not a whole number; see: python run.py --help"),
+        (["merge", "runs/x"], "required: --out; see: python run.py merge --help"),
+        (["generate", "--prompt", "a", "--instruction", "b"], "not allowed with argument --prompt"),
+        (["trian"], "did you mean 'train'"),
+        (["help", "trian"], "did you mean 'train'"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_status_2(checked, arguments, said):
+    checked(*arguments, said=said, status=2)
 
 
 def test_another_adapter_over_a_saved_configuration_is_that_adapter(finished, tmp_path):
@@ -254,10 +268,6 @@ def test_pretrain_refuses_what_it_cannot_use(tmp_path, checked):
     checked("pretrain", "--max-steps", "0", *out, said="at least 1")
     checked("pretrain", "--recipe", "pocket-tune", *out, said="is not one for pretrain")
     assert not (tmp_path / "new").exists()
-
-
-def test_an_unknown_command(checked):
-    checked("trian", said="did you mean 'train'", status=2)
 
 
 def test_a_misspelled_key_in_a_toml_file_is_named_with_its_file(checked, tmp_path):

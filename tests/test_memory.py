@@ -251,7 +251,7 @@ def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys):
     ("words", "said"),
     [
         (["--case", "steps"], "unknown benchmark case 'steps'; did you mean 'step'?"),
-        (["--case", "load", "--rows", "2"], "--rows has no meaning for --case load"),
+        (["--case", "load", "--rows", "2"], "--rows does not apply to --case load"),
         (["--case", "step", "--tokens", "0"], "--tokens 0 must be at least 1"),
         (["--case", "step", "--dtype", "int8"], "--dtype 'int8' is not one of"),
         (

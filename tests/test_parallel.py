@@ -343,7 +343,7 @@ def test_other_commands_are_for_one_process(monkeypatch, capsys):
         ("1", ""),
     ):
         monkeypatch.setenv("RANK", rank)
-        assert command_line.main(["models"]) == 1
+        assert command_line.main(["models"]) == 2
         assert capsys.readouterr().err == said
 
 

@@ -160,7 +160,7 @@ def commands(text: str) -> list[list[str]]:
 def parse(arguments: list[str]) -> None:
     name = arguments[0] if arguments and not arguments[0].startswith("-") else "train"
     assert name in command_line.COMMANDS, arguments
-    parser, _ = command_line.build(name)
+    parser = command_line.build_parser(name)
     parser.parse_args(arguments[1:] if arguments[:1] == [name] else arguments)
 
 

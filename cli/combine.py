@@ -1,0 +1,72 @@
+"""combine: the weighted sum of saved adapters as a new one."""
+
+import argparse
+import math
+from pathlib import Path
+
+from cli.options import MODEL_OPTIONS, PROGRAM, add_model_options, given, print_files
+from files.errors import UserError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "The weighted sum of saved adapters as a new one: 1 adds, -1 subtracts, 0.5 halves."
+    )
+    parser.epilog = (
+        f"{PROGRAM} combine runs/a/adapter=0.5 runs/b/adapter=0.5 --model pocket-llama \\\n"
+        "    --how weights --out runs/mean"
+    )
+    parser.add_argument(
+        "parts", nargs="+", metavar="FOLDER=WEIGHT", help="a saved adapter, and its weight"
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--how",
+        default="outputs",
+        help="outputs (default): the exact sum of what they add; weights: the sum of their "
+        "parameters, which must have the same shapes",
+    )
+    parser.add_argument("--out", required=True, help="new folder of the adapter")
+
+
+def run(options: argparse.Namespace) -> int:
+    from adapters import combine, load_adapter, save_adapter
+    from data.prompts import stored_template
+    from experiments.base import check_model, load_base
+    from experiments.folders import fresh_folder
+    from train.settings import settings as make_settings
+
+    parts = [folder_and_weight(text) for text in options.parts]
+    settings = make_settings(options=given(options, MODEL_OPTIONS))
+    folder = fresh_folder(Path(options.out), numbered=False)
+    check_model(settings.model)
+    model = load_base(settings)
+    weights, runs = {}, []
+    for number, (adapter, weight) in enumerate(parts, 1):
+        runs.append(load_adapter(model, adapter, name := f"adapter{number}"))
+        weights[name] = weight
+    template = stored_template(runs)
+    config = combine(model, weights, "combined", options.how)
+    about = {"model": settings.model}
+    if template:
+        about |= {"template": template.name, "template_text": template.table()}
+    save_adapter(model, folder, "combined", run=about)
+    total = " + ".join(f"{weight:g} x {adapter}" for adapter, weight in parts)
+    print(f"combined  {total}, {options.how}: {config.kind} at {config.place()}")
+    print_files(folder, sorted(folder.iterdir()))
+    print(
+        f"use it    as --adapter {folder} of evaluate and generate, with --model {settings.model}"
+    )
+    return 0
+
+
+def folder_and_weight(text: str) -> tuple[Path, float]:
+    """ "runs/a/adapter=0.5" -> (folder, weight). Raises UserError."""
+    folder, _, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not folder or not math.isfinite(weight):
+        raise UserError(f"{text!r} should be FOLDER=WEIGHT, such as runs/a/adapter=0.5")
+    return Path(folder), weight

@@ -1,0 +1,95 @@
+"""generate: continue a text, or answer an instruction."""
+
+import argparse
+import sys
+
+from cli.options import SHARED, add_trained_model, measuring_settings, parse_numbers
+from files.errors import UserError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_trained_model(parser)
+    prompt = parser.add_argument_group("prompt").add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="text to continue as it stands")
+    prompt.add_argument("--instruction", help="text to put into the prompt template first")
+    prompt.add_argument("--prompt-ids", help="token ids to continue, 5,6,7; needs no tokenizer")
+    template = SHARED["--template"]["help"].partition(";")[0]
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument(
+        "--template", help=f"{template}, of --instruction; default: the adapter's own"
+    )
+    decoding.add_argument("--beams", type=int, default=1, help="1: greedy (default)")
+    decoding.add_argument("--temperature", type=float, default=0.0, help="above 0: sample")
+    decoding.add_argument(
+        "--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0: from all"
+    )
+    decoding.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens with this total probability",
+    )
+    decoding.add_argument("--seed", type=int, default=0, help="of a sampled text (0)")
+    decoding.add_argument(
+        "--max-new-tokens", type=int, default=64, help="maximum length of the new text (64)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from eval.generate import Sampling, generate_text
+    from experiments.base import toy_lines
+    from experiments.loading import load_with_adapter
+
+    settings, adapters = measuring_settings(options)
+    if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):
+        raise UserError(
+            "--top-k, --top-p and --seed are for sampled texts: set --temperature above 0"
+        )
+    decoding = {"max_new_tokens": options.max_new_tokens, "beams": options.beams}
+    if options.temperature:
+        sampling = Sampling(options.temperature, options.top_k, options.top_p)
+        decoding |= {"sampling": sampling, "seeds": [options.seed]}
+    if not 1 <= options.max_new_tokens <= 1_000_000:
+        raise UserError(
+            f"--max-new-tokens {options.max_new_tokens} should be between 1 and 1,000,000"
+        )
+    if options.prompt_ids is not None:
+        model, *_ = load_with_adapter(settings, adapters, with_tokenizer=False)
+        print(continue_ids(model, options.prompt_ids, decoding))
+        return 0
+    model, tokenizer, template, _ = load_with_adapter(
+        settings, adapters, template_name=options.template, is_own=True
+    )
+    text = options.prompt if options.instruction is None else options.instruction
+    streams = options.beams == 1  # beams are known at the end only
+    (output,) = generate_text(
+        model,
+        tokenizer,
+        [text],
+        template=None if options.instruction is None else template,
+        stream=(lambda _, piece: print(piece, end="", flush=True)) if streams else None,
+        **decoding,
+    )
+    print("" if streams else output)
+    notes = toy_lines(settings.model)
+    chosen = options.template or options.run or adapters
+    if options.instruction is not None and template.chat and not chosen:
+        notes.append("prompt template: chat, the tokenizer's own; --template chooses another")
+    for line in notes:
+        print(line, file=sys.stderr)
+    return 0
+
+
+def continue_ids(model, text: str, decoding: dict) -> str:
+    """ "5,6,7" -> the new token ids, in the same form. Raises UserError."""
+    import torch
+
+    from data.stops import configured_stop_ids
+    from eval.generate import generate
+
+    ids, size = parse_numbers("--prompt-ids", text, "5,6,7"), model.config.vocab_size
+    if not all(0 <= token < size for token in ids):
+        raise UserError(f"--prompt-ids {text!r}: the model has token ids 0 to {size - 1}")
+    prompt = torch.tensor([ids], device=model.device)
+    stop_ids = configured_stop_ids(model.folder)
+    return ",".join(map(str, generate(model, prompt, stop_ids=stop_ids, **decoding)[0]))

@@ -1,0 +1,174 @@
+"""The entry point: finds the command, parses its options, and reports errors in one line."""
+
+import argparse
+import importlib
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import warnings
+from typing import NoReturn
+
+from cli import __version__
+from cli.options import NAME, PROGRAM
+from files.errors import UserError, is_out_of_memory, unknown
+
+COMMANDS = {  # name of the module in cli/ -> what the command does
+    "train": "train an adapter and measure it (the default)",
+    "evaluate": "measure a model, with an adapter or without",
+    "inspect": "read answers: wrong ones, one test set, two runs compared",
+    "generate": "continue a text or answer an instruction",
+    "harness": "run tasks of lm-evaluation-harness",
+    "table": "train a grid of adapters and compare with the published figures",
+    "plan": "memory and time of a run, before anything is downloaded",
+    "models": "list the models that --model knows by name",
+    "show": "draw a model's block with its sites, shapes and counts",
+    "data": "list, fetch, show and check data sets",
+    "merge": "fold an adapter into the weights, for transformers and vLLM",
+    "export": "write an adapter in the format of PEFT or of the paper's code",
+    "combine": "add, subtract and scale adapters into a new one",
+    "quantize": "write a model in 8 or 4 bits and measure the difference",
+    "benchmark": "measure speed and memory of this machine",
+    "pretrain": "train a pocket model from scratch",
+}
+PARALLEL = ("train", "evaluate")  # commands that torchrun may start
+
+
+class UsageError(UserError):
+    """The command line cannot be parsed; exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UsageError in place of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"invalid int value: (.+)", r"\1 is not a whole number", message)
+        message = re.sub(r"invalid float value: (.+)", r"\1 is not a number", message)
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit status. Errors that the user can fix are one line on
+    stderr; --debug shows their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # print ? where the terminal lacks a character
+    warnings.showwarning = lambda message, *_: print(f"{NAME}: {message}", file=sys.stderr)
+    debug = "--debug" in arguments
+    try:
+        command, options = parse(arguments)
+        if debug:
+            logging.basicConfig(format="%(name)s: %(message)s")
+            logging.getLogger("model").setLevel(logging.DEBUG)
+        return importlib.import_module(f"cli.{command}").run(options)
+    except UsageError as error:  # under torchrun every process sees it: rank 0 prints it
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{NAME}: {error}", file=sys.stderr)
+        wait_for_rank_0()
+        return 2
+    except BrokenPipeError:  # the reader of our output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = explain(error)
+        if debug or message is None:
+            raise
+        print(f"{NAME}: {message}", file=sys.stderr)
+        return 1
+
+
+def parse(arguments: list[str]) -> tuple[str, argparse.Namespace]:
+    """The command and its options. Raises UsageError."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    has_command = bool(arguments) and not arguments[0].startswith("-")
+    command, rest = (arguments[0], arguments[1:]) if has_command else ("train", arguments)
+    if command not in COMMANDS:
+        raise UsageError(f"{unknown('command', command, COMMANDS)}; see: {PROGRAM} --help")
+    parser = build_parser(command)
+    options, extra = parser.parse_known_args(rest)
+    if extra and extra[0] in COMMANDS:
+        raise UsageError(f"the command comes first: {PROGRAM} {extra[0]} ...")
+    if extra:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        hint = f"see: {PROGRAM} {command} --help"
+        error = str(unknown(f"option of {command}", extra[0], known, listed=hint))
+        raise UsageError(error if error.endswith(hint) else f"{error} {hint}")
+    if command not in PARALLEL and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(f"{command} is for one process: start it with python, not with torchrun")
+    return command, options
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of a command of COMMANDS."""
+    module = importlib.import_module(f"cli.{command}")
+    text = COMMANDS[command]
+    if command == "train":
+        rows = "\n".join(f"  {name:11}{about}" for name, about in COMMANDS.items())
+        text = (
+            "Train adapters on frozen language models and measure what they gain.\n\n"
+            f"commands:\n{rows}\n\n{PROGRAM} COMMAND --help lists the options of a command; "
+            "those below are of train."
+        )
+    parser = Parser(
+        prog=PROGRAM if command == "train" else f"{PROGRAM} {command}",
+        usage="%(prog)s [COMMAND] [OPTION ...]" if command == "train" else None,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if command == "train":
+        parser.add_argument("--version", action="version", version=f"llm-adapters {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    module.add_options(parser)
+    return parser
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error that the user can fix; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing: pip install -r requirements.txt"
+    if isinstance(error, MemoryError) and "torch" not in sys.modules:
+        return "out of memory: there is not even room for Python and torch"
+    if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+        return "out of memory: use a smaller model or dtype, a smaller batch, or fewer tokens"
+    return None
+
+
+def wait_for_rank_0() -> None:
+    """Give rank 0 time to print the error: torchrun ends all processes as soon as one has ended."""
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(30)
+
+
+def leave(status: int) -> NoReturn:
+    """Exit; one of several processes without Python's cleanup, during which gloo's threads may
+    abort (https://github.com/pytorch/pytorch/issues/190489)."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def start() -> NoReturn:
+    """Run the command line of this process: the `llm-adapters` script, and run.py."""
+    # SIGTERM ends as an exception does: files are cleaned up and the way to resume is printed
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        status = main(sys.argv[1:])
+    except SystemExit as end:
+        if end.code == 1:  # another process prints the error (train/parallel.py)
+            wait_for_rank_0()
+        status = end.code or 0
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            raise
+        print(f"{NAME}: interrupted", file=sys.stderr)
+        status = 130
+    leave(status)

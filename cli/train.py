@@ -1,0 +1,223 @@
+"""train: train an adapter, measure it, and say what to do next. The default command."""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.options import (
+    ADAPTER,
+    DATA,
+    YES,
+    add,
+    add_model_options,
+    command_line,
+    data_settings,
+    given,
+    training_settings,
+)
+from experiments.folders import fresh_folder
+from files.errors import UserError
+
+if TYPE_CHECKING:  # importing them imports torch
+    from experiments.run import Result
+    from train.parallel import Processes
+    from train.settings import Settings
+
+QUESTION = "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are there?"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Any setting of train/settings.py can be changed with --set, for example\n"
+        "--set train.learning_rate=1e-3 --set adapter.size=64"
+    )
+    add_model_options(parser)
+    adapter = parser.add_argument_group("adapter")
+    add(adapter, "--adapter", "--load", "--continue", adapter=f"{ADAPTER} (parallel)")
+    data = parser.add_argument_group("data")
+    add(data, *DATA)
+    data.add_argument(
+        "--only-right", help="only rows whose rationale reaches the right answer", **YES
+    )
+    data.add_argument(
+        "--train-on-test",
+        help="allow test problems in the training data; the result says so",
+        **YES,
+    )
+    training = parser.add_argument_group("training")
+    add(training, "--recipe", "--config", "--set")
+    training.add_argument(
+        "--seed", type=int, help="of initial weights, order of rows and dropout (0)"
+    )
+    training.add_argument(
+        "--max-steps", type=int, help="stop after this many steps; 0: after train.epochs"
+    )
+    evaluation = parser.add_argument_group("evaluation")
+    add(evaluation, "--tests")
+    evaluation.add_argument(
+        "--items", type=int, help="only the first N problems of each test set; 0: all"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", help="folder of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)"
+    )
+    output.add_argument("--keep", type=int, help="keep the newest N checkpoints (1)")
+    output.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="continue the interrupted run in this folder with its own settings; --device and "
+        "--set of what changes memory only (train.micro_batch_size ...) may be given",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(first_line(options), flush=True)
+    from experiments import run as _  # noqa: F401 - before the processes wait for each other
+    from train.parallel import started
+
+    with started() as processes:
+        return train(processes, options)
+
+
+def first_line(options: argparse.Namespace) -> str:
+    """What is about to run, from the options alone: printed before torch is imported."""
+    if options.resume:
+        return f"resuming {options.resume}"
+    out = f" -> {options.out}" if options.out else ""
+    if options.continue_from is not None:
+        return f"training {options.continue_from} further{out}"
+    if options.config or options.recipe or options.set:
+        stated = ", ".join(filter(None, [options.config, options.recipe, *options.set]))
+        return f"{options.model or 'training'} with {stated}{out}"
+    model = options.model or "pocket-llama"
+    data = options.data or ("wordproblems" if model.startswith("pocket-") else "math-v1")
+    adapter = options.adapter or "parallel"
+    folder = options.out or numbered_folder(model, adapter, data)
+    return f"{model} + {adapter} on {data} -> {folder}"
+
+
+def numbered_folder(model: str, adapter: str, data: str) -> Path:
+    """runs/MODEL-ADAPTER-DATA, with a number where it exists."""
+    name = f"{Path(model).name}-{adapter}-{Path(data).stem}"
+    return fresh_folder(Path("runs") / name, numbered=True)
+
+
+def train(processes: "Processes", options: argparse.Namespace) -> int:
+    from experiments.run import can_resume
+    from experiments.run import run as train_and_measure
+
+    settings, folder = resumed(options, processes) if options.resume else new(options, processes)
+    resume = bool(options.resume) and can_resume(folder)
+    if options.resume and not resume:
+        print(f"{folder} has no checkpoint yet: starting from step 0")
+    again = command_line("--resume", folder)
+    try:
+        result = train_and_measure(
+            settings, folder, resume=resume, processes=replace(processes, sharded=settings.shard)
+        )
+    except (KeyboardInterrupt, SystemExit):  # a second signal, or one while measuring
+        if (folder / "run.toml").is_file():
+            point = "the last checkpoint" if can_resume(folder) else "the start"
+            print(f"\nstopped; continue from {point} with: {again}")
+        raise
+    if result.signal:
+        print(f"stopped; continue with: {again}")
+        return 128 + result.signal
+    print_result(result, settings)
+    print(f"report: {folder / 'report.html'}")
+    print("\n".join(closing_lines(result, settings, folder)))
+    return result.verdict.status
+
+
+def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
+    """(settings, folder) of --resume. Raises UserError."""
+    from experiments.base import for_processes
+    from experiments.run import resume_settings
+
+    allowed = ("resume", "device", "set", "debug")
+    if any(value not in (None, []) for name, value in vars(options).items() if name not in allowed):
+        raise UserError(
+            "--resume continues a run with its own settings; give no other option with it but "
+            "--device and some of --set"
+        )
+    folder = Path(options.resume)
+    settings = resume_settings(folder, given(options, ("device",)), options.set)
+    return settings if options.device else for_processes(settings, processes), folder
+
+
+def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
+    """(settings, folder) of a new run. Raises UserError."""
+    from experiments.base import for_processes
+    from experiments.folders import absolute_paths
+
+    table = given(options, ("seed",)) | data_settings(options)
+    if train_table := given(options, ("max_steps", "keep")):
+        table["train"] = train_table
+    if options.items is not None:
+        table["eval"] = {"items": options.items}
+    settings = absolute_paths(training_settings(options, table))
+    if settings.continue_from:
+        adapter = "continued"
+        settings = settings if options.device else for_processes(settings, processes)
+    else:
+        table = settings.adapter
+        adapter = table.get("preset") or table.get("kind") or "+".join(table)
+    return settings, processes.from_writer(
+        lambda: (
+            fresh_folder(Path(options.out), numbered=False)
+            if options.out
+            else numbered_folder(settings.model, adapter, settings.data)
+        )
+    )
+
+
+def print_result(result: "Result", settings: "Settings") -> None:
+    """Scores, published figures, held-out loss, and what went wrong."""
+    from experiments.text import loss_text, published_lines, score_lines
+
+    before, about = (
+        ("before", "the adapter was not measured before")
+        if settings.continue_from
+        else ("base", "the base was not measured")
+    )
+    if result.after:
+        lines = score_lines(result.before, result.after, "with adapter", before)
+        published = published_lines(settings.data, settings.model, result.preset, result.after)
+        print("\n" + "\n".join([*lines, *([""] if published else []), *published]))
+        if not result.before:
+            print(f"({about}; --set eval.before=true does)")
+    elif not result.loss:
+        print("nothing was measured: the data has no test set; --tests NAME,NAME chooses some")
+    if result.loss:
+        print(f"held-out loss per token: {loss_text(result.loss)}")
+    for line in result.verdict.lines:
+        print(line)
+
+
+def closing_lines(result: "Result", settings: "Settings", folder: Path) -> list[str]:
+    """One sentence on what was shown, and the next three commands."""
+    from eval.score import mean_score, scores
+
+    if result.after:
+        after = scores(result.after)
+        sets = f"{len(after)} test set{'s' * (len(after) > 1)}"
+        now = f"{100 * mean_score(after)[0]:.1f}%"
+        shown = f"With the adapter the mean accuracy on {sets} is {now}."
+        if result.before:
+            was = f"{100 * mean_score(scores(result.before))[0]:.1f}%"
+            shown = f"Training took the mean accuracy on {sets} from {was} to {now}."
+    elif result.loss:
+        was, now = result.loss["before"], result.loss["after"]
+        shown = f"Training took the held-out loss per token from {was:.4f} to {now:.4f}."
+    else:
+        shown = "The adapter is trained; what it gained was not measured."
+    question = QUESTION if settings.data == "wordproblems" else "YOUR QUESTION"
+    commands = [
+        (command_line("inspect", folder, "--wrong"), "read the wrong answers"),
+        (command_line("generate", folder, "--instruction", question), "ask it something"),
+        (command_line("evaluate", folder), "measure it again, also on other --tests"),
+    ]
+    return ["", shown, "next:", *(f"  {command}  # {why}" for command, why in commands)]
