@@ -2,19 +2,24 @@
 
     use(model, ["language", "math"])                            stacked, in this order
     use(model, [Average("math", "code", weights=[0.7, 0.3])])   the weighted mean of what they add
-    use(model, [Rows("math", "code", None)])                    row 0 of the batch through math, row 1 through code, row 2 through the base
+    use(model, [Rows("math", "code", None)])                    row 0 through math, row 1 through
+                                                                code, row 2 through the base
 
-A composition stands in a site's tuple of active adapters and has an adapter's hooks; it owns no parameters. Fusion, which does, is a method
-(adapters/methods/fusion.py); what task arithmetic makes of adapters is a new adapter (adapters/combine.py).
+A composition stands in a site's tuple of active adapters and has an adapter's hooks; it owns no
+parameters. Fusion, which does, is a method (adapters/methods/fusion.py); what task arithmetic makes
+of adapters is a new adapter (adapters/combine.py).
 """
 
 import math
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 
 from torch import Tensor, nn
 
-from adapters.base import Adapter
+from adapters.base import Adapter, Folded
 from files.errors import UserError
+from model.language import LanguageModel
 from model.sites import Site
 
 
@@ -34,7 +39,7 @@ class Group(Adapter):
             x = part.before(x)
         return x
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         for part in self.parts.values():
             y = part.after(y, x, f)
         return y
@@ -54,14 +59,21 @@ class Group(Adapter):
             h = part.unembed(h)
         return h
 
+    def fold(self, f: Folded) -> Folded:
+        for part in self.parts.values():
+            f = part.fold(f)
+        return f
+
 
 class Composition:
-    """Several loaded adapters, by name, in the place of one. `at(site)` is the same with those that sit at one site, or None."""
+    """Several loaded adapters, by name, in the place of one.
+
+    `at(site)` is the same with its `members` at that site, or None if there are none.
+    """
 
     names: tuple[str, ...]
     members: list[Adapter]
     virtual = 0
-    adds = True
 
     def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return k, v
@@ -74,19 +86,16 @@ class Composition:
 
 
 class Average(Composition):
-    """The sum of weight x what each adapter adds; the weights are 1 / n unless given, and need not sum to 1."""
+    """The sum of weight x what each adapter adds; weights are 1 / n unless given."""
 
     def __init__(self, *names: str, weights: list[float] | None = None):
         self.names = names
         self.weights = [1 / len(names)] * len(names) if weights is None else list(weights)
-        if (
-            not all(isinstance(name, str) for name in names)
-            or len(self.weights) != len(names)
-            or len(set(names)) != len(names)
-            or not names
-        ):
+        different = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+        if not names or not different or len(self.weights) != len(names):
             raise UserError(
-                f"Average takes different names and as many weights, not {list(names)} and {self.weights}"
+                f"Average takes different names and as many weights, not {list(names)} and "
+                f"{self.weights}"
             )
         if not all(
             type(weight) in (int, float) and math.isfinite(weight) for weight in self.weights
@@ -102,40 +111,53 @@ class Average(Composition):
         return {"average": list(self.names), "weights": self.weights}
 
     def at(self, site: Site) -> "Average | None":
-        here = [
-            (site.adapters[name], weight)
-            for name, weight in zip(self.names, self.weights, strict=True)
-            if name in site.adapters
-        ]
-        if not here:
-            return None
-        for name, (member, _) in zip(
-            [name for name in self.names if name in site.adapters], here, strict=True
-        ):
+        bound = copy(self)
+        bound.members, bound.shares = [], []
+        for name, weight in zip(self.names, self.weights, strict=True):
+            if name not in site.adapters:
+                continue
+            member = site.adapters[name]
             if not member.adds:
                 raise UserError(
-                    f"adapter {name!r} ({member.config.kind}) adds nothing to an output that could be averaged; "
-                    'combine(model, weights, name, how="weights") averages the adapters themselves'
+                    f"adapter {name!r} ({member.config.kind}) adds nothing to an output that could "
+                    'be averaged; combine(model, weights, name, how="weights") averages the '
+                    "adapters themselves"
                 )
-        bound = Average(*self.names, weights=self.weights)
-        bound.members, bound.shares = [member for member, _ in here], [weight for _, weight in here]
-        return bound
+            bound.members.append(member)
+            bound.shares.append(weight)
+        return bound if bound.members else None
+
+    def sum(self, start: Tensor, change: Callable[[Adapter], Tensor]) -> Tensor:
+        """start + the sum of share x (what `change` makes of it - start)."""
+        pairs = zip(self.members, self.shares, strict=True)
+        return start + sum(share * (change(member) - start) for member, share in pairs)
 
     def before(self, x: Tensor) -> Tensor:
-        return x + sum(
-            share * (member.before(x) - x)
-            for member, share in zip(self.members, self.shares, strict=True)
-        )
+        return self.sum(x, lambda member: member.before(x))
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        return y + sum(
-            share * (member.after(y, x, f) - y)
-            for member, share in zip(self.members, self.shares, strict=True)
-        )
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
+        return self.sum(y, lambda member: member.after(y, x, f))
+
+    def fold(self, f: Folded) -> Folded:
+        weight, bias, scales = f.weight, f.bias, []
+        for member, share in zip(self.members, self.shares, strict=True):
+            one = member.fold(replace(f, scales=()))
+            if one.weight is not f.weight:
+                weight = weight + share * (one.weight - f.weight)
+            if one.bias is not f.bias:
+                change = share * (one.bias if f.bias is None else one.bias - f.bias)
+                bias = change if bias is None else bias + change
+            if one.scales:
+                scales.append(share * (math.prod(one.scales) - 1))
+        scales = (*f.scales, 1 + sum(scales)) if scales else f.scales
+        return replace(f, weight=weight, bias=bias, scales=scales)
 
 
 class Rows(Composition):
-    """An adapter, or none, for each row of the batch. Adapters that put virtual tokens in front must be of one length for all rows."""
+    """An adapter, or none, for each row of the batch.
+
+    Adapters that put virtual tokens in front must be of one length for all rows.
+    """
 
     def __init__(self, *names: str | None):
         self.rows = names
@@ -152,39 +174,34 @@ class Rows(Composition):
         return {"rows": list(self.rows)}
 
     def at(self, site: Site) -> "Rows | None":
-        chosen = [site.adapters._modules.get(name) for name in self.rows]
-        if not any(one is not None for one in chosen):
+        here = {name: site.adapters[name] for name in self.names if name in site.adapters}
+        if not here:
             return None
-        lengths = {0 if one is None else one.virtual for one in chosen}
+        lengths = {here[name].virtual if name in here else 0 for name in self.rows}
         if len(lengths) > 1:
             raise UserError(
-                f"{self}: rows with {' and '.join(map(str, sorted(lengths)))} virtual tokens cannot be in one batch"
+                f"{self}: rows with {' and '.join(map(str, sorted(lengths)))} virtual tokens "
+                "cannot be in one batch"
             )
-        bound = Rows(*self.rows)
-        bound.virtual = lengths.pop()
-        bound.groups = []  # (adapter, its rows)
-        for name in self.names:
-            if name in site.adapters:
-                bound.groups.append(
-                    (
-                        site.adapters[name],
-                        [row for row, other in enumerate(self.rows) if other == name],
-                    )
-                )
-        bound.members = [adapter for adapter, _ in bound.groups]
+        bound = copy(self)
+        bound.virtual, bound.members = lengths.pop(), list(here.values())
+        bound.groups = [
+            (adapter, [row for row, other in enumerate(self.rows) if other == name])
+            for name, adapter in here.items()
+        ]
         return bound
 
-    def split(self, what: Tensor, change: Callable[[Adapter, list[int]], Tensor]) -> Tensor:
-        """`what` [B, ...] with the rows of each adapter as `change` makes them."""
-        if len(what) != len(self.rows):
+    def split(self, batch: Tensor, change: Callable[[Adapter, list[int]], Tensor]) -> Tensor:
+        """`batch` [B, ...] with the rows of each adapter as `change(adapter, rows)` makes them."""
+        if len(batch) != len(self.rows):
             raise UserError(
-                f"{self} is for a batch of {len(self.rows)} rows, this one has {len(what)}"
+                f"{self} is for a batch of {len(self.rows)} rows, this one has {len(batch)}"
             )
         parts = [(rows, change(adapter, rows)) for adapter, rows in self.groups]
         shape = parts[0][1].shape[1:]
-        whole = (
-            what.clone() if what.shape[1:] == shape else what.new_empty(len(what), *shape)
-        )  # of another shape, every row has an adapter
+        # If the shape changes, every row has an adapter.
+        same = batch.shape[1:] == shape
+        whole = batch.clone() if same else batch.new_empty(len(batch), *shape)
         for rows, part in parts:
             whole[rows] = part
         return whole
@@ -192,13 +209,13 @@ class Rows(Composition):
     def before(self, x: Tensor) -> Tensor:
         return self.split(x, lambda adapter, rows: adapter.before(x[rows]))
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         return self.split(y, lambda adapter, rows: adapter.after(y[rows], x[rows], f))
 
     def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(
-            self.split(one, lambda adapter, rows, i=i: adapter.kv(k[rows], v[rows])[i])
-            for i, one in enumerate((k, v))
+        return (
+            self.split(k, lambda adapter, rows: adapter.kv(k[rows], v[rows])[0]),
+            self.split(v, lambda adapter, rows: adapter.kv(k[rows], v[rows])[1]),
         )
 
     def embed(self, x: Tensor, first: bool) -> Tensor:
@@ -207,28 +224,16 @@ class Rows(Composition):
     def unembed(self, h: Tensor) -> Tensor:
         return self.split(h, lambda adapter, rows: adapter.unembed(h[rows]))
 
-
-def from_table(entry) -> "str | Composition":
-    """A name, or what `table` of a composition gave, back again. Raises UserError."""
-    if isinstance(entry, str):
-        return entry
-    known = isinstance(entry, dict) and (
-        entry.keys() == {"average", "weights"} or entry.keys() == {"rows"}
-    )
-    if not known or not all(isinstance(value, list) for value in entry.values()):
-        raise UserError(f"{entry!r:.100} is neither an adapter's name nor a composition")
-    return (
-        Rows(*entry["rows"])
-        if "rows" in entry
-        else Average(*entry["average"], weights=entry["weights"])
-    )
+    def fold(self, f: Folded) -> Folded:
+        raise UserError("each row of a batch has an adapter of its own")
 
 
-def by_row(model: nn.Module) -> bool:
+def members_of(entry: "Adapter | Composition") -> list[Adapter]:
+    """The adapters of an entry of a site's active tuple."""
+    return entry.members if isinstance(entry, Composition) else [entry]
+
+
+def by_row(model: LanguageModel) -> bool:
     """Whether rows of a batch have adapters of their own, so that none may leave it."""
-    return any(
-        isinstance(entry, Rows)
-        for module in model.modules()
-        if isinstance(module, Site)
-        for entry in module.active
-    )
+    sites = [module for module in model.modules() if isinstance(module, Site)]
+    return any(isinstance(entry, Rows) for site in sites for entry in site.active)

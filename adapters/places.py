@@ -1,37 +1,32 @@
 """Where in a model a configuration means: sites by name, by their module's name, or by path."""
 
-from collections.abc import Iterator
+import re
 
 from torch import nn
 
-from adapters.config import Part, layer_numbers
+from adapters.parts import Part, layer_numbers
 from files.errors import UserError, unknown
+from model.language import LanguageModel
 from model.sites import Linear, Site
 
 
-def all_sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
+def all_sites(model: LanguageModel) -> list[tuple[str, Site]]:
     """(path, site) of every site of the model, adapters or not."""
-    return ((path, module) for path, module in model.named_modules() if isinstance(module, Site))
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, Site)]
 
 
-def find_sites(model: nn.Module, part: Part) -> list[tuple[str, Site, str, int]]:
-    """(path, site, its name, index among the layers chosen) of every place a part names, layer by layer. Raises UserError.
+def find_sites(model: LanguageModel, part: Part) -> list[tuple[str, Site, str, int]]:
+    """(path, site, its name, index among the layers chosen) of each place, layer by layer.
 
-    A site goes by its name, its module's (q_proj), or its whole path (model.layers.0.self_attn.q_proj), which layers do not apply to.
+    A site goes by its name (q), its module's name (q_proj), or its whole path
+    (model.layers.0.self_attn.q_proj), which layers do not apply to. Raises UserError.
     """
     numbers = layer_numbers(part.layers, len(model.blocks))
     inner, outer = [], []
     for name in part.sites:
-        found = next(
-            (
-                site
-                for site, attribute in model.sites.items()
-                if name in (site, attribute, attribute.rpartition(".")[2])
-            ),
-            None,
-        )
-        if found:
-            inner.append((found, model.sites[found]))
+        known = [s for s, at in model.sites.items() if name in (s, at, at.rpartition(".")[2])]
+        if known:
+            inner.append((known[0], model.sites[known[0]]))
         else:
             outer.append(outer_site(model, name))
     places = [
@@ -40,16 +35,17 @@ def find_sites(model: nn.Module, part: Part) -> list[tuple[str, Site, str, int]]
         for site, attribute in inner
     ]
     places += [(path, site, 0) for path, site in outer]
-    for path, *_ in places:
-        if [other for other, *_ in places].count(path) > 1:
+    paths = [path for path, *_ in places]
+    for path in paths:
+        if paths.count(path) > 1:
             raise UserError(
                 f"{path} is named twice by sites {list(part.sites)} and layers {part.layers}"
             )
     return [(path, model.get_submodule(path), site, index) for path, site, index in places]
 
 
-def outer_site(model: nn.Module, name: str) -> tuple[str, str]:
-    """(path, name) of a site outside of the blocks, or of any site by its whole path. Raises UserError."""
+def outer_site(model: LanguageModel, name: str) -> tuple[str, str]:
+    """(path, name) of a site outside the blocks, or of any site by its path. Raises UserError."""
     for site, path in model.outer_sites.items():
         if name in (site, path, path.rpartition(".")[2]):
             if not isinstance(submodule(model, path), Site):
@@ -62,39 +58,41 @@ def outer_site(model: nn.Module, name: str) -> tuple[str, str]:
     raise unknown(f"site of {model.family}", name, [*model.sites, *model.outer_sites])
 
 
-def submodule(model: nn.Module, path: str) -> nn.Module | None:
+def site_of(model: LanguageModel, path: str) -> tuple[str, int | None]:
+    """(name, layer) of the site at this path, which names itself if it has no name.
+
+    The layer is None outside of the blocks.
+    """
+    match = re.fullmatch(rf"{re.escape(model.blocks_at)}\.(\d+)\.(.+)", path)
+    sites, at = (model.sites, match[2]) if match else (model.outer_sites, path)
+    name = next((site for site, attribute in sites.items() if attribute == at), at)
+    return name, int(match[1]) if match else None
+
+
+def submodule(model: LanguageModel, path: str) -> nn.Module | None:
     try:
         return model.get_submodule(path)
     except AttributeError:
         return None
 
 
-def named_sites(model: nn.Module) -> dict[str, Site]:
-    """The sites of the first block and those outside of the blocks, by the names of the family's table."""
-    inner = {
-        site: model.blocks[0].get_submodule(attribute) for site, attribute in model.sites.items()
-    }
-    outer = {site: submodule(model, path) for site, path in model.outer_sites.items()}
-    return {site: module for site, module in (inner | outer).items() if isinstance(module, Site)}
+def named_sites(model: LanguageModel) -> dict[str, Site]:
+    """The sites of the first block and those outside of the blocks, by name."""
+    sites = {name: submodule(model.blocks[0], at) for name, at in model.sites.items()}
+    sites |= {name: submodule(model, path) for name, path in model.outer_sites.items()}
+    return {name: site for name, site in sites.items() if isinstance(site, Site)}
 
 
-def linear_sites(model: nn.Module) -> list[str]:
-    """The sites of a block that are single Linears."""
-    return [
-        site
-        for site, attribute in model.sites.items()
-        if isinstance(model.blocks[0].get_submodule(attribute), Linear)
-    ]
+def linear_sites(model: LanguageModel) -> list[str]:
+    """The names of a block's sites that are Linears."""
+    block = model.blocks[0]
+    return [s for s, at in model.sites.items() if isinstance(block.get_submodule(at), Linear)]
 
 
-def words(kind: str) -> str:
-    """A kind of site with its article."""
-    return (
-        kind
-        if kind == "keys and values"
-        else f"an {kind}"
-        if kind[0] in "aeiou"
-        else f"a whole {kind}"
-        if kind == "sub-layer"
-        else f"a {kind}"
-    )
+def with_article(kind: str) -> str:
+    """A kind of site with its article, for messages."""
+    if kind == "keys and values":
+        return kind
+    if kind == "sub-layer":
+        return "a whole sub-layer"
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

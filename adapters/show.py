@@ -1,26 +1,13 @@
-"""Where an adapter sits, in words and in the drawing of a block."""
+"""Where an adapter sits: in the drawing of a block, and as a table."""
 
 import re
 
-from torch import nn
-
-from adapters.attach import adapters_named, once, parts_of
-from adapters.config import AdapterConfig
-
-
-def site_of(model: nn.Module, path: str) -> tuple[str, int | None]:
-    """(name, layer) of the site at this path of the model; the layer is None outside of the blocks."""
-    inside = re.fullmatch(rf"{re.escape(model.blocks_at)}\.(\d+)\.(.+)", path)
-    if inside:
-        return next(
-            (site for site, attribute in model.sites.items() if attribute == inside[2]), inside[2]
-        ), int(inside[1])
-    return next(
-        (site for site, attribute in model.outer_sites.items() if attribute == path), path
-    ), None
+from adapters.attach import adapters_named, parts_of
+from adapters.places import site_of
+from model.language import LanguageModel
 
 
-def marked_sites(model: nn.Module, name: str = "default") -> set[str]:
+def marked_sites(model: LanguageModel, name: str = "default") -> set[str]:
     """The names of the sites that hold an adapter in any layer."""
     return {site_of(model, path)[0] for path in adapters_named(model, name)}
 
@@ -34,50 +21,38 @@ def layers_text(layers: list[int], count: int) -> str:
     return ", ".join(map(str, layers))
 
 
-def draw(model: nn.Module, name: str = "default") -> str:
-    """The block's drawing with the adapter's sites in {braces}, and a row for each kind of place: layers, tensors, parameters."""
+def draw(model: LanguageModel, name: str = "default") -> str:
+    """The block's drawing with the adapter's sites in {braces}, and a row for each kind of place.
+
+    A row has layers, method, parameters and tensors.
+    """
     adapters = adapters_named(model, name)
-    config: AdapterConfig = next(iter(adapters.values())).config
+    config = next(iter(adapters.values())).config
     marked = marked_sites(model, name)
-    lines = [
-        re.sub(
-            r"\[(\w+)\]",
-            lambda match: f"{{{match[1]}}}" if match[1] in marked else match[0],
-            model.picture,
-        ),
-        "",
-    ]
-    outside = [site for site in model.outer_sites if site in marked]
-    lines += [
-        f"{{ }} holds the adapter{'; outside of the blocks: ' + ', '.join(outside) if outside else ''}",
-        "",
-    ]
+    drawing = re.sub(
+        r"\[(\w+)\]", lambda site: f"{{{site[1]}}}" if site[1] in marked else site[0], model.picture
+    )
+    outside = ", ".join(site for site in model.outer_sites if site in marked)
+    also = f"; outside of the blocks: {outside}" if outside else ""
+    lines = [drawing, "", f"{{ }} holds the adapter{also}", ""]
     rows: dict[tuple, list[int | None]] = {}
     for path, adapter in adapters.items():
         site, layer = site_of(model, path)
-        for _, one in parts_of("", adapter):
-            tensors = once(dict(one.named_parameters()))
-            shapes = ", ".join(
-                f"{leaf} {list(parameter.shape)}" for leaf, parameter in tensors.items()
-            )
-            kind = config.parts[one.part].kind
-            rows.setdefault(
-                (site, kind, shapes, sum(parameter.numel() for parameter in tensors.values())), []
-            ).append(layer)
+        for _, part in parts_of("", adapter):
+            tensors = dict(part.named_parameters())
+            shapes = ", ".join(f"{leaf} {list(tensor.shape)}" for leaf, tensor in tensors.items())
+            size = sum(tensor.numel() for tensor in tensors.values())
+            row = (site, config.parts[part.part].kind, shapes, size)
+            rows.setdefault(row, []).append(layer)
     lines.append(f"  {'site':12}{'layers':14}{'method':14}{'parameters of one':>18}  tensors")
-    for (site, kind, shapes, total), layers in rows.items():
+    for (site, kind, shapes, size), layers in rows.items():
         where = "" if layers[0] is None else layers_text(sorted(layers), len(model.blocks))
-        lines.append(f"  {site:12}{where:14}{kind:14}{total:18,}  {shapes}")
+        lines.append(f"  {site:12}{where:14}{kind:14}{size:18,}  {shapes}")
     return "\n".join(lines)
 
 
-def trained(model: nn.Module, name: str = "default") -> int:
-    """Parameters of the adapter; what several sites share counts once."""
-    seen = once(
-        {
-            f"{path}.{leaf}": parameter
-            for path, adapter in adapters_named(model, name).items()
-            for leaf, parameter in adapter.named_parameters()
-        }
-    )
-    return sum(parameter.numel() for parameter in seen.values())
+def trained(model: LanguageModel, name: str = "default") -> int:
+    """The count of the adapter's parameters; what several sites share counts once."""
+    adapters = adapters_named(model, name).values()
+    sizes = {id(p): p.numel() for adapter in adapters for p in adapter.parameters()}
+    return sum(sizes.values())

@@ -68,8 +68,8 @@ def load_stored(
 
     from experiments.base import choose_devices
     from experiments.loading import load_with_adapter
-    from files.reading import tensors
     from model.registry import resolve
+    from model.weights import tensors
 
     if options.dtype is None:
         folder = resolve(settings.model, settings.revision or None)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from files.errors import UserError, unknown
-from files.reading import read_json, tensors
+from files.reading import read_json
 from model.config import read_config, skeleton
 from model.devices import device_named, split
 from model.fsdp import first_pass, is_part, part_of, shard
 from model.language import LanguageModel
 from model.quantize import STORED_AS, how_stored, quantization_of, quantize_skeleton, quantized
 from model.registry import resolve
+from model.weights import tensors
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

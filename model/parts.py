@@ -5,7 +5,8 @@ K key/value heads (K <= H), D head size, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +26,29 @@ ACTIVATIONS = {  # by the names of config.json
 
 
 CHUNK = 256  # positions whose logits exist at the same time
-META_AS = "cpu"  # the device whose kernels a tensor without memory ("meta") stands for: train/plan/footprint.py says
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions whose memory depends on the device, because its kernels fuse what they do."""
+
+    device: str = "cpu"  # whose kernels they are
+    attention: Callable = F.scaled_dot_product_attention
+    rms_norm: Callable = F.rms_norm
+    dropout: Callable = F.dropout
+
+
+TORCH = Kernels()
+META_KERNELS = ContextVar("META_KERNELS", default=TORCH)  # train/plan counts those of a device
+
+
+def kernels(x: Tensor) -> Kernels:
+    """Torch's own, or for a tensor on "meta" those that it stands for."""
+    return META_KERNELS.get() if x.is_meta else TORCH
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    return kernels(x).dropout(x, p, training)
 
 
 def rotary_angles(
@@ -60,13 +83,12 @@ def attention(
     from the product on (the fused kernels always do that; half-precision scores may overflow).
     """
     B, H, T, D = q.shape
-    device = META_AS if q.is_meta else q.device.type
+    device = kernels(q).device if q.is_meta else q.device.type
     if T == 1 or (device == "cpu" and q.dtype != torch.float32):
         out = attention_plain(q, k, v, mask, float32)
     else:
-        out = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H
-        )
+        fused = kernels(q).attention
+        out = fused(q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H)
     return out.transpose(1, 2).reshape(B, T, H * D)
 
 

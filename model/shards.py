@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from files.errors import UserError
-from files.reading import DTYPES, inside, safetensors, weight_files
+from files.reading import inside, weight_files
 from files.writing import write_atomically, write_text
+from model.weights import safetensors
 
 COPIED = (
     "tokenizer.json",
@@ -91,30 +93,9 @@ def write_shards(
 def write_safetensors(
     path: Path, tensors: dict[str, Tensor], values: Callable[[Tensor], Tensor]
 ) -> None:
-    """One file, tensor by tensor: 8 bytes with the header's length, a JSON header, the data. (The library's own writer copies all of them first.)"""
-    words = {dtype: word for word, dtype in DTYPES.items()}
-    ordered = sorted(
-        tensors.items(), key=lambda one: -one[1].itemsize
-    )  # so that each begins at a multiple of its elements' size
-    header: dict = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in ordered:
-        header[name] = {
-            "dtype": words[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + size(tensor)],
-        }
-        end += size(tensor)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            file.write(
-                memoryview(
-                    values(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                )
-            )
+    """One file. What `values` or a copy to the CPU makes is in memory for all its tensors at once."""
+    made = {name: values(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(made, path, metadata={"format": "pt"})
 
 
 def compare(folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -7,6 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.parts import kernels
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model without its adapters', by name; shared ones once."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".adapters." not in name
+    }
+
 
 class Site(nn.Module):
     """A place around a computation y = f(x) where adapters may sit; empty, it costs nothing and changes nothing.
@@ -87,7 +98,8 @@ class RMSNorm(Site):
         self.eps = eps
 
     def compute(self, x: Tensor, weight: Tensor, bias: None = None) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * weight.to(x.dtype)
+        normed = kernels(x).rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return normed.to(x.dtype) * weight.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.compute(x, self.weight), x)

@@ -207,3 +207,13 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor) -> 
     """Largest difference over real tokens, in standard deviations of the logits."""
     real = mask.bool()
     return ((ours - theirs)[real].abs().max() / theirs[real].std()).item()
+
+
+def crossed(rows, everywhere) -> list[tuple[str, str]]:
+    """(family, row): the rows of `everywhere` in all four families, each other one in one of them."""
+    families = list(TINY)
+    return [
+        (family, row)
+        for number, row in enumerate(rows)
+        for family in (families if row in everywhere else [families[number % 4]])
+    ]

@@ -41,18 +41,28 @@ MORE = {  # what no preset shows
 }
 ALONE = [name for name, preset in presets().items() if preset.get("kind") != "fusion"]
 ALL = [*ALONE, *MORE, "token rows", "fusion"]
-VARIANTS = {  # presets that differ from another one of their kind by options alone: tested in one family (conftest.py)
-    "series-pfeiffer",
-    "scaled-parallel",
-    "learned-parallel",
-    "prefix-projection",
-    "paper-lora",
-    "paper-series-p",
-    "rslora",
-    "lora-bias",
-    "p-tuning-lstm",
-    "sizes by layer",
+CROSSED = {  # one preset a kind, and what names sites by family: tested in every family
+    "parallel",
+    "lora",
+    "dora",
+    "pissa",
+    "adalora",
+    "vera",
+    "ia3",
+    "prefix",
+    "prompt",
+    "p-tuning",
+    "invertible",
+    "ln-tuning",
+    "bitfit",
+    "unipelt",
+    "fusion",
+    "token rows",
+    "bottleneck at the input",
+    "lora everywhere",
+    "full embedding and norm",
 }
+VARIANTS = {*ALL} - CROSSED  # tested in one family (conftest.py)
 MERGEABLE = [
     "lora",
     "paper-lora",

@@ -276,7 +276,7 @@ def test_the_plan_and_the_drawing_on_the_command_line(capsys):
     for words, said in (
         (("plan", "--model", "llama7b"), "did you mean 'llama-7b'"),
         (("plan", "--adapter", "paralel"), "did you mean 'parallel'"),
-        (("plan", "--model", "llama-7b", "--set", "adapter.size=0"), "at least one unit"),
+        (("plan", "--model", "llama-7b", "--set", "adapter.size=0"), "size = 0 should be a whole number from 1"),
         (("show", "--adapter", "lora", "--set", "x"), "KEY=VALUE"),
     ):
         assert main(*words) == 1

@@ -195,12 +195,12 @@ def test_a_site_that_does_not_fit_is_refused_with_the_list_of_those_that_do(any_
                 remove(any_tiny, "fits")
             elif place not in method.works_on:
                 with pytest.raises(
-                    UserError, match=rf"{kind} works on .*\) is .*{place}; there is: "
+                    UserError, match=rf"{kind} works on .*\) is .*{place}; choose from "
                 ) as error:
                     attach(any_tiny, resolve(**table))
                 assert all(
                     named_sites(any_tiny)[name].kind in method.works_on
-                    for name in str(error.value).partition("there is: ")[2].split(", ")
+                    for name in str(error.value).partition("choose from ")[2].split(", ")
                 )
 
 

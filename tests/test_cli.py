@@ -1,5 +1,7 @@
 """The command line as a user meets it, in processes of its own: what it writes, and what it says when something is wrong."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -18,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["--max-steps", "3", "--items", "4"]
 
 
-def run(*arguments, cwd=None, **more):
+def in_process(*arguments, cwd=None):
+    """`python run.py` as a user starts it."""
     environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *map(str, arguments)],
@@ -27,15 +30,26 @@ def run(*arguments, cwd=None, **more):
         capture_output=True,
         text=True,
         timeout=900,
-        **more,
     )
+
+
+def run(*arguments, cwd=None):
+    """The same in this process, which has torch already."""
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd or ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        status = command_line.main([str(one) for one in arguments])
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """One complete short run in a folder of its own."""
     cwd = tmp_path_factory.mktemp("work")
-    done = run(*QUICK, "--seed", "3", cwd=cwd)
+    done = in_process(*QUICK, "--seed", "3", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "report:" in done.stdout
     return cwd / "runs" / "pocket-llama-parallel-wordproblems"
@@ -318,21 +332,21 @@ def test_a_tokenizer_larger_than_the_embedding(checked, tmp_path):
 
 
 def test_a_mistake_in_a_process_of_its_own():
-    done = run("--model", "pocket-lama")
+    done = in_process("--model", "pocket-lama")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
 
 
 def test_debug_shows_the_traceback():
-    done = run("--adapter", "nothing", "--debug")
+    done = in_process("--adapter", "nothing", "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "UserError: unknown adapter 'nothing'" in done.stderr
 
 
 def test_help_names_every_command():
-    done = run("--help")
+    done = in_process("--help")
     assert done.returncode == 0
     for word in ("evaluate", "generate", "pretrain", "--resume", "--set"):
         assert word in done.stdout

@@ -209,7 +209,7 @@ def test_a_folder_that_does_not_fit_leaves_the_model_as_it_was(several, tmp_path
     for on, said in (
         (["a", "x"], "unknown adapter name 'x'"),
         ([{"avrage": []}], "neither an adapter's name"),
-        ("a", "should list"),
+        ("a", "on = .a. should be a list"),
         ([{"average": ["a", "p"], "weights": [1, 1]}], "adds nothing"),
         ([{"average": ["a"], "weights": []}], "as many weights"),
     ):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import run as command_line
 from adapters import attach, load_adapter, named_parameters, save_adapter, save_adapters
 from adapters.attach import setup
-from adapters.formats.peft_fields import base_name
+from adapters.formats.base_model import base_name
 from data.sources import load_data
 from experiments.continued import load_start, settings_to_continue
 from experiments.history import seen_in_training

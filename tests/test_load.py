@@ -13,8 +13,8 @@ import torch
 from conftest import write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from files.reading import tensors
 from model import UserError, load_model, load_tokenizer
+from model.weights import tensors
 
 IDS = torch.tensor([[3, 4, 5, 6]])
 

@@ -1,7 +1,9 @@
-"""Adapter folders: adapter_model.safetensors + adapter_config.json, ours, PEFT's or the paper repository's, told apart by their content.
+"""Adapter folders: adapter_model.safetensors + adapter_config.json.
 
-Ours have the key scheme of PEFT and of the paper, and a section of their own in adapter_config.json with the complete configuration and the
-fingerprint of the base. What PEFT 0.21 can compute, it reads from our files as well. The keys of a mixture begin with the name of the part.
+Ours, PEFT's or the paper repository's, told apart by their content. Ours have the keys of PEFT and
+of the paper, and a section of their own in adapter_config.json with the complete configuration and
+the fingerprint of the base. What PEFT 0.21 can compute, it reads from our files as well. The keys
+of a mixture begin with the name of the part.
 """
 
 import json
@@ -10,31 +12,31 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapters.attach import adapters_named, attach, parts_of, remove, setup, switch
-from adapters.base import Adapter, Tensors
+from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
+from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig, resolve
-from adapters.formats import paper
-from adapters.formats import peft_write as peft
+from adapters.formats import paper, paper_write, peft_read, peft_write
+from adapters.formats.base_model import check_base
 from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
+from adapters.tensors import Tensors
 from files.errors import UserError, unknown
-from files.reading import inside, read_json, safetensors, torch_tensors
+from files.reading import inside, read_json
 from files.writing import make_folder, write_atomically, write_text
+from model.language import LanguageModel
+from model.weights import safetensors, torch_tensors
 
-WEIGHTS, OLD_WEIGHTS, CONFIG = (
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-    "adapter_config.json",
-)
+WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+CONFIG = "adapter_config.json"
 OURS = "llm_adapters"  # our own section of adapter_config.json
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?!\d)")  # a folder of transformers' Trainer
 FORMATS = ("native", "peft", "paper")
 
 
 def save_adapter(
-    model: nn.Module,
+    model: LanguageModel,
     folder: str | Path,
     name: str = "default",
     format: str = "native",
@@ -42,62 +44,68 @@ def save_adapter(
     plain: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the adapter `name` into `folder` and read it back to check it; in place of one that is there only with overwrite=True.
+    """Write the adapter `name` into `folder` and read it back to check it.
 
-    format: "native", with `run` (prompt template, ...) and the base's fingerprint; "peft", what PEFT 0.21 reads and nothing else; "paper", what the
-    paper's repository reads. plain=True turns LoRA's relatives into a LoRA with alpha = r everywhere, for programs that know no more. Raises UserError
-    for an adapter that a format has no place for, and for one that is not finite; nothing is written then.
+    format: "native", with `run` (prompt template, ...) and the base's fingerprint; "peft", what
+    PEFT 0.21 reads and nothing else; "paper", what the paper's repository reads. plain=True turns
+    LoRA's relatives into a LoRA with alpha = r everywhere, for programs that know no more. Raises
+    UserError, with nothing written, for a folder that holds an adapter (unless overwrite=True), for
+    an adapter that a format has no place for, and for one that is not finite.
     """
     if format not in FORMATS:
         raise unknown("adapter file format", format, FORMATS)
-    adapters = adapters_named(model, name)
+    folder, adapters = Path(folder), adapters_named(model, name)
     config: AdapterConfig = next(iter(adapters.values())).config
-    if (Path(folder) / CONFIG).exists() and not overwrite:
+    if (folder / CONFIG).exists() and not overwrite:
         raise UserError(
             f"{folder} holds an adapter already: give another folder, or overwrite=True"
         )
     if plain and format != "peft":
         raise UserError(f'plain=True is for format="peft", not {format!r}')
-    if format == "native":
-        fields, tensors = peft.header(model, config, adapters), native_tensors(config, adapters)
+    if format == "peft":
+        fields, tensors = peft_write.write(model, config, adapters, plain)
+    elif format == "paper":
+        fields, tensors = paper_write.write(model, config, adapters)
+    else:
+        fields, tensors = (
+            peft_write.header(model, config, adapters),
+            native_tensors(config, adapters),
+        )
         fields[OURS] = {
             "family": model.family,
             "base_fingerprint": model.fingerprint,
             "adapter": config.table(),
             "run": run or {},
         }
-    else:
-        fields, tensors = (
-            peft.write(model, config, adapters, plain)
-            if format == "peft"
-            else paper.write(model, config, adapters)
-        )
-    write_adapter(Path(folder), fields, tensors, as_bin=format == "paper")
+    write_adapter(folder, fields, tensors, as_bin=format == "paper")
 
 
 def native_tensors(config: AdapterConfig, adapters: dict[str, Adapter]) -> dict[str, Tensor]:
     """What our own file holds, by key."""
     return {
-        f"{part}:{key}" if part else key: tensor
-        for part in config.parts
-        for key, tensor in METHODS[config.parts[part].kind].to_file(of_part(adapters, part)).items()
+        f"{name}:{key}" if name else key: tensor
+        for name, part in config.parts.items()
+        for key, tensor in METHODS[part.kind].to_file(of_part(adapters, name)).items()
     }
 
 
-def of_part(adapters: dict[str, Adapter], part: str) -> dict[str, Adapter]:
+def of_part(adapters: dict[str, Adapter], name: str) -> dict[str, Adapter]:
     """The adapters of one part of a mixture, by path."""
-    found = {}
-    for path, adapter in adapters.items():
-        for _, one in parts_of("", adapter):
-            if one.part == part:
-                found[path] = one
-    return found
+    return {
+        path: part
+        for path, adapter in adapters.items()
+        for _, part in parts_of("", adapter)
+        if part.part == name
+    }
 
 
 def write_adapter(
     folder: Path, fields: dict, tensors: dict[str, Tensor], as_bin: bool = False
 ) -> None:
-    """Write both files and read the tensors back. Raises UserError; nothing is written of an adapter that is not finite."""
+    """Write both files and read the tensors back.
+
+    Raises UserError; nothing is written of an adapter that is not finite.
+    """
     tensors = {
         key: tensor.detach().float().cpu().contiguous().clone() for key, tensor in tensors.items()
     }
@@ -114,13 +122,10 @@ def write_adapter(
             folder / WEIGHTS, lambda path: save_file(tensors, str(path), metadata={"format": "pt"})
         )
     write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
-    (folder / (WEIGHTS if as_bin else OLD_WEIGHTS)).unlink(
-        missing_ok=True
-    )  # of the adapter that was here before
+    # Of the adapter that was here before.
+    (folder / (WEIGHTS if as_bin else OLD_WEIGHTS)).unlink(missing_ok=True)
     back = read_tensors(folder)
-    if back.keys() != tensors.keys() or any(
-        not torch.equal(back[key], tensors[key]) for key in tensors
-    ):
+    if back.keys() != tensors.keys() or not all(torch.equal(back[k], tensors[k]) for k in tensors):
         raise UserError(f"{folder} does not hold what was written; the disk may be full or failing")
 
 
@@ -129,117 +134,112 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     for name, read in ((WEIGHTS, safetensors), (OLD_WEIGHTS, torch_tensors)):
         path = inside(folder, name)
         if path.is_file():
-            found = list(read(path))
-            if len(dict(found)) != len(found):
+            tensors = list(read(path))
+            if len(dict(tensors)) != len(tensors):
                 raise UserError(f"{path} holds a tensor twice")
-            return dict(found)
+            return dict(tensors)
     raise UserError(f"{folder / WEIGHTS} is missing: {folder} is no adapter folder")
 
 
-def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> dict:
-    """Attach the adapter in `folder` as `name`, switched on; returns the `run` section it was saved with.
+def load_adapter(model: LanguageModel, folder: str | Path, name: str = "default") -> dict:
+    """Attach the adapter in `folder` as `name`, switched on; returns the `run` section it has.
 
-    Strict: every tensor of the file is used exactly once and fits, every module it names exists, and the base is the one the adapter was trained on
-    (by its fingerprint; of other programs' files, where only its name can be compared, a warning says so). Raises UserError otherwise, leaving the
-    model as it was.
+    Strict: every tensor of the file is used exactly once and fits, every module it names exists,
+    and the base is the one the adapter was trained on (by its fingerprint; of other programs'
+    files, where only its name can be compared, a warning says so). Raises UserError otherwise, with
+    the model unchanged.
     """
     config, tensors, run = read_adapter(model, Path(folder))
-    before = setup(model)
-    attach(model, config, name)
-    try:
+    with unchanged_on_error(model):
+        attach(model, config, name)
         fill(model, tensors, name)
-    except BaseException:
-        remove(model, name)
-        switch(model, *before)
-        raise
     return run
 
 
-def read_adapter(model: nn.Module, folder: Path) -> tuple[AdapterConfig, Tensors, dict]:
-    """What a folder holds for this model, which is not changed: configuration, tensors, `run` section. A model without weights (experiments/layout.py) has no
-    fingerprint to compare. Raises UserError."""
+def read_adapter(model: LanguageModel, folder: Path) -> tuple[AdapterConfig, Tensors, dict]:
+    """(configuration, tensors, `run` section) of a folder for this model, which is not changed.
+
+    A model without weights (experiments/layout.py) has no fingerprint to compare. Raises UserError.
+    """
     folder = locate(folder)
-    path = folder / CONFIG
     tensors = read_tensors(folder)
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
     raw = read_json(inside(folder, CONFIG))
-    run: dict = {}
     if OURS in raw:
         config, run = read_ours(model, raw[OURS], folder)
-    elif not isinstance(raw.get("peft_type"), str):
+        return config, Tensors(tensors, where), run
+    if not isinstance(raw.get("peft_type"), str):
         raise UserError(
-            f"{path} has neither our section {OURS!r} nor a peft_type: it is no adapter's configuration"
+            f"{folder / CONFIG} has neither our section {OURS!r} nor a peft_type: it is no "
+            "adapter's configuration"
         )
-    else:
-        raw, tensors = known_by_word(raw), as_saved_by_peft(tensors, where)
-        reader = paper if paper.is_ours(raw, tensors) else peft
-        config, tensors = reader.read(model, raw, tensors, where)
-        if weighed(model):
-            peft.check_base(model, raw, folder)
-    return config, Tensors(tensors, where), run
+    raw, tensors = known_by_word(raw), as_saved_by_peft(tensors, where)
+    reader = paper if paper.is_paper(raw, tensors) else peft_read
+    config, tensors = reader.read(model, raw, tensors, where)
+    if has_weights(model):
+        check_base(model, raw, folder)
+    return config, Tensors(tensors, where), {}
 
 
 def locate(folder: Path) -> Path:
     """The folder itself, or the only adapter directly in it, as PEFT saves one that has a name.
 
-    Raises UserError, naming what there is, for the folder of a run or of a trainer's checkpoints,
-    and for several adapters.
+    Raises UserError, naming the folders to choose from, for the folder of a run or of a trainer's
+    checkpoints, and for several adapters.
     """
     if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
         return folder
     if (folder / "adapter" / CONFIG).is_file():
         raise UserError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
     configs = [path for stars in ("*", "*/*") for path in sorted(folder.glob(f"{stars}/{CONFIG}"))]
-    found = [path.parent for path in configs if path.is_file()]
-    found = [path for path in found if path.resolve().is_relative_to(folder.resolve())]
-    names = {path: CHECKPOINT.match(str(path.relative_to(folder))) for path in found}
+    below = [path.parent for path in configs if path.is_file()]
+    below = [path for path in below if path.resolve().is_relative_to(folder.resolve())]
+    names = {path: CHECKPOINT.match(str(path.relative_to(folder))) for path in below}
     steps = {path: int(step[1]) for path, step in names.items() if step}
-    if not found:
+    if not below:
         return folder
-    if len(found) == 1 and found[0].parent == folder and not steps:
-        return found[0]
-    if len(steps) == len(found):
+    if len(below) == 1 and below[0].parent == folder and not steps:
+        return below[0]
+    if len(steps) == len(below):
         last = max(steps, key=steps.get)
         raise UserError(
             f"{folder} holds a trainer's checkpoints, no adapter itself: give one of "
-            f"them, such as {last}, the last of {len(found)}"
+            f"them, such as {last}, the last of {len(below)}"
         )
-    several = "is one" if len(found) == 1 else "are several"
-    more = f" and {len(found) - 8} more" * (len(found) > 8)
+    several = "is one" if len(below) == 1 else "are several"
+    more = f" and {len(below) - 8} more" * (len(below) > 8)
     raise UserError(
         f"{folder} holds no adapter itself, but there {several} below: give "
-        f"{', '.join(map(str, found[:8])):.1000}{more}"
+        f"{', '.join(map(str, below[:8])):.1000}{more}"
     )
 
 
-def read_ours(model: nn.Module, ours, folder: Path) -> tuple[AdapterConfig, dict]:
-    """(configuration, run section) of our own section. Raises UserError for another family or base."""
+def read_ours(model: LanguageModel, ours, folder: Path) -> tuple[AdapterConfig, dict]:
+    """(configuration, run section) of our own section. Raises UserError for another base."""
     if not isinstance(ours, dict) or not isinstance(ours.get("adapter"), dict):
         raise UserError(f"{folder / CONFIG}: section {OURS!r} has no table 'adapter'")
-    if ours.get("family") != model.family:
+    family, fingerprint, run = (ours.get(key) for key in ("family", "base_fingerprint", "run"))
+    if family != model.family:
+        raise UserError(f"{folder} was made for a {family} model, this one is {model.family}")
+    if has_weights(model) and fingerprint != model.fingerprint:
         raise UserError(
-            f"{folder} was made for a {ours.get('family')} model, this one is {model.family}"
+            f"{folder} was trained on another base model (fingerprint {fingerprint}, this one has "
+            f"{model.fingerprint})"
         )
-    if weighed(model) and ours.get("base_fingerprint") != model.fingerprint:
-        raise UserError(
-            f"{folder} was trained on another base model (fingerprint {ours.get('base_fingerprint')}, this one has {model.fingerprint})"
-        )
-    run = ours.get("run")
     return resolve(ours["adapter"]), run if isinstance(run, dict) else {}
 
 
-def weighed(model: nn.Module) -> bool:
-    """Whether the model has weights, or is but its shape."""
+def has_weights(model: LanguageModel) -> bool:
+    """False on the meta device."""
     return not model.input_embedding.weight.is_meta
 
 
 @torch.no_grad()
-def fill(model: nn.Module, tensors: Tensors, name: str) -> None:
-    """Copy every tensor into the adapter it belongs to; one too many, too few or of another shape is an error."""
+def fill(model: LanguageModel, tensors: Tensors, name: str) -> None:
+    """Copy every tensor into the adapter it belongs to. Raises UserError if one does not fit."""
     adapters = adapters_named(model, name)
     config: AdapterConfig = next(iter(adapters.values())).config
-    for part, one in config.parts.items():
-        METHODS[one.kind].from_file(
-            of_part(adapters, part), tensors.behind(f"{part}:" if part else "")
-        )
+    for part_name, part in config.parts.items():
+        view = tensors.with_prefix(f"{part_name}:" if part_name else "")
+        METHODS[part.kind].from_file(of_part(adapters, part_name), view)
     tensors.finish()

@@ -1,7 +1,8 @@
-"""A model as a folder that transformers and vLLM read: config.json, safetensors in shards, and the tokenizer's files as they were.
+"""A model as a folder that transformers and vLLM read.
 
-Tensors go to the disk one after another, so that the model is never in memory twice (model/shards.py). config.json is the source's
-with what merging made necessary (`changes`), and nothing else.
+It holds config.json, safetensors in shards, and the tokenizer's files as they were. Tensors go to
+the disk one after another, so that the model is never in memory twice (model/shards.py).
+config.json is the source's with what merging made necessary (`changes`), and nothing else.
 """
 
 import json
@@ -9,15 +10,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from adapters.places import all_sites
 from files.errors import UserError
-from files.reading import DTYPES, inside, read_json
+from files.reading import inside, read_json
 from files.writing import make_folder, write_atomically, write_text
 from model.config import read_config, skeleton
+from model.language import LanguageModel
 from model.load import is_finite
 from model.shards import check_empty, check_room, compare, copy_words, write_shards
+from model.sites import base_parameters
+from model.weights import DTYPES
 
 CLASSES = {  # model_type -> the class of transformers
     "llama": "LlamaForCausalLM",
@@ -31,13 +33,15 @@ CLASSES = {  # model_type -> the class of transformers
 
 
 def export_model(
-    model: nn.Module, folder: str | Path, shard_bytes: int = 5_000_000_000
+    model: LanguageModel, folder: str | Path, shard_bytes: int = 5_000_000_000
 ) -> list[Path]:
-    """Write a plain or merged model into `folder`, new or empty, for transformers and for our own load_model; returns the files.
+    """Write a plain or merged model into `folder`, new or empty; returns the files.
 
-    Shards hold at most shard_bytes of tensors each, or one tensor that is larger. What was written is read again and compared with the model.
-    Raises UserError, before anything is written: while an adapter is on, for a folder that holds something, for quantised weights, for a bias that the
-    family's architecture has no place for, for weights that are not finite, and for a disk without the room.
+    transformers and our own load_model read it. Shards hold at most shard_bytes of tensors each, or
+    one tensor that is larger. What was written is read again and compared with the model. Raises
+    UserError, before anything is written: while an adapter is on, for a folder that holds
+    something, for quantised weights, for a bias that the family's architecture has no place for,
+    for weights that are not finite, and for a disk without the room.
     """
     folder = Path(folder)
     on = next((path for path, site in all_sites(model) if site.active), None)
@@ -49,15 +53,14 @@ def export_model(
         raise UserError(f"shards of {shard_bytes} bytes cannot hold a tensor")
     if model.quantize:
         raise UserError(
-            f"the model is stored as {model.quantize}: dequantize(model) makes plain weights, save_quantized(model, folder) keeps them as they are"
+            f"the model is stored as {model.quantize}: dequantize(model) makes plain weights, "
+            "save_quantized(model, folder) keeps them as they are"
         )
     check_empty(folder)
-    tensors = {
-        name: parameter for name, parameter in model.named_parameters() if ".adapters." not in name
-    }  # a tied head is not among them
+    tensors = base_parameters(model)  # a tied head is not among them
     changed = changes(model, set(tensors))
     for name, parameter in tensors.items():
-        if parameter.dtype not in DTYPES.values() or not is_finite(parameter):
+        if parameter.dtype not in DTYPES or not is_finite(parameter):
             raise UserError(
                 f"{name} holds NaN or infinite values, or is {parameter.dtype}: nothing was written"
             )
@@ -65,16 +68,13 @@ def export_model(
 
     make_folder(folder)
     raw = read_json(inside(model.folder, "config.json"))
+    config = folder / "config.json"
     if changed or "quantization_config" in raw:
         raw.pop("quantization_config", None)  # of weights that are plain now
-        write_text(
-            folder / "config.json", json.dumps(raw | changed, indent=2, ensure_ascii=False) + "\n"
-        )
+        write_text(config, json.dumps(raw | changed, indent=2, ensure_ascii=False) + "\n")
     else:
-        write_atomically(
-            folder / "config.json",
-            lambda path: shutil.copyfile(inside(model.folder, "config.json"), path),
-        )
+        source = inside(model.folder, "config.json")
+        write_atomically(config, lambda path: shutil.copyfile(source, path))
     copy_words(model.folder, folder)
     write_shards(folder, tensors, shard_bytes)
     compare(folder, tensors)
@@ -82,25 +82,28 @@ def export_model(
     return sorted(path for path in folder.iterdir())
 
 
-def changes(model: nn.Module, own: set[str]) -> dict:
-    """The settings of config.json that are no longer those of the source. Raises UserError for a tensor that the architecture has not."""
+def changes(model: LanguageModel, own: set[str]) -> dict:
+    """The settings of config.json that are no longer those of the source.
+
+    `own` are the names of the model's tensors. Raises UserError for one that the architecture does
+    not have.
+    """
     family, source = read_config(model.folder)
-    config = replace(
-        model.config, tie_word_embeddings=model.tied
-    )  # a source that says true and holds two different tensors is not tied
+    # A source that says true and holds two different tensors is not tied.
+    config = replace(model.config, tie_word_embeddings=model.tied)
     names = {name for name, _ in skeleton(family, config).named_parameters()}
     extra = sorted(own - names)
     if extra:
         raise UserError(
-            f"the {config.model_type} architecture has no place for {extra[0]}, which merging an adapter has made: transformers could not read it; "
-            "evaluate and generate use the adapter unmerged"
+            f"the {config.model_type} architecture has no place for {extra[0]}, which merging an "
+            "adapter has made: transformers could not read it; evaluate and generate use the "
+            "adapter unmerged"
         )
     changed = {key: value for key, value in vars(config).items() if value != getattr(source, key)}
     dtype = str(model.input_embedding.weight.dtype).removeprefix("torch.")
     raw = read_json(inside(model.folder, "config.json"))
-    changed |= {
-        key: dtype for key in ("torch_dtype", "dtype") if raw.get(key) not in (None, dtype)
-    }  # loaded in another one
+    # The source's dtype, if the model was loaded in another one.
+    changed |= {k: dtype for k in ("torch_dtype", "dtype") if raw.get(k) not in (None, dtype)}
     if raw.get("architectures") != [CLASSES[config.model_type]]:
         changed["architectures"] = [CLASSES[config.model_type]]  # vLLM asks for it
     return changed

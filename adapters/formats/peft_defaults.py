@@ -1,60 +1,40 @@
 """What PEFT targets where target_modules is null, by model_type (peft/utils/constants.py, 0.21)."""
 
-from torch import nn
+from model.language import LanguageModel
 
-ATTENTION = {
-    "llama": ["q_proj", "v_proj"],
-    "bloom": ["query_key_value"],
-    "opt": ["q_proj", "v_proj"],
-    "gptj": ["q_proj", "v_proj"],
-    "mistral": ["q_proj", "v_proj"],
-    "qwen2": ["q_proj", "v_proj"],
-    "qwen3": ["q_proj", "v_proj"],
-}
-FEEDFORWARD = {
-    "llama": ["down_proj"],
-    "bloom": ["mlp.dense_4h_to_h"],
-    "opt": ["fc2"],
-    "gptj": ["fc_out"],
-    "mistral": ["down_proj"],
-    "qwen2": ["down_proj"],
-    "qwen3": ["down_proj"],
-}
+QV, FUSED, DOWN = ["q_proj", "v_proj"], ["query_key_value"], ["down_proj"]
+NORMS = ["input_layernorm", "post_attention_layernorm"]
+ATTENTION = dict.fromkeys(("llama", "opt", "gptj", "mistral", "qwen2", "qwen3"), QV)
+ATTENTION |= {"bloom": FUSED}
+FEEDFORWARD = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), DOWN)
+FEEDFORWARD |= {"bloom": ["mlp.dense_4h_to_h"], "opt": ["fc2"], "gptj": ["fc_out"]}
+KEYS_VALUES = {  # the attention's part of IA3's
+    "llama": ["k_proj", "v_proj"], "bloom": FUSED, "opt": ["q_proj", "k_proj"], "gptj": QV,
+    "mistral": ["k_proj", "v_proj"], "qwen2": QV, "qwen3": QV,
+}  # fmt: skip
 TARGETS = {  # peft_type -> model_type -> target_modules
     "LORA": ATTENTION,
     "VERA": ATTENTION,
     "ADALORA": {name: names for name, names in ATTENTION.items() if name != "mistral"}
     | {"opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]},
-    "IA3": {
-        "llama": ["k_proj", "v_proj", "down_proj"],
-        "bloom": ["query_key_value", "mlp.dense_4h_to_h"],
-        "opt": ["q_proj", "k_proj", "fc2"],
-        "gptj": ["q_proj", "v_proj", "fc_out"],
-        "mistral": ["k_proj", "v_proj", "down_proj"],
-        "qwen2": ["q_proj", "v_proj", "down_proj"],
-        "qwen3": ["q_proj", "v_proj", "down_proj"],
-    },
+    "IA3": {name: KEYS_VALUES[name] + FEEDFORWARD[name] for name in KEYS_VALUES},
     "LN_TUNING": {
-        "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
-        "bloom": ["input_layernorm", "post_attention_layernorm", "ln_f"],
-        "gptj": ["ln_1", "ln_f"],
-        "mistral": ["input_layernorm", "post_attention_layernorm", "norm"],
-        "qwen2": ["post_attention_layernorm"],
-        "qwen3": ["post_attention_layernorm"],
+        "llama": [*NORMS, "norm"], "mistral": [*NORMS, "norm"], "bloom": [*NORMS, "ln_f"],
+        "gptj": ["ln_1", "ln_f"], "qwen2": NORMS[1:], "qwen3": NORMS[1:],
     },
-}
+}  # fmt: skip
 
 
-def model_type(model: nn.Module) -> str:
+def model_type(model: LanguageModel) -> str:
     """The model_type of its config.json: the family, or a relative in the family's file."""
     return getattr(model.config, "model_type", model.family)
 
 
-def default_targets(kind: str, model: nn.Module) -> list[str] | None:
-    """What PEFT targets for this peft_type and model; None where it asks for target_modules."""
+def default_targets(kind: str, model: LanguageModel) -> list[str] | None:
+    """What PEFT targets for this peft_type and model; None if it asks for target_modules."""
     return TARGETS[kind].get(model_type(model))
 
 
-def default_feedforward(model: nn.Module) -> list[str]:
+def default_feedforward(model: LanguageModel) -> list[str]:
     """Which of the targets scale their input in IA3."""
     return FEEDFORWARD[model_type(model)]

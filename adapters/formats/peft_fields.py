@@ -1,4 +1,4 @@
-"""The fields of PEFT's adapter_config.json: which of them are read, and their types.
+"""The fields of PEFT's adapter_config.json: their types, and which of them are read.
 
 read, or without effect            taken
 PEFT's, and not computed here      refused, all of them in one line
@@ -8,114 +8,136 @@ none of PEFT's for this kind       passed over with a warning, as PEFT does;
 
 import re
 import warnings
-from pathlib import Path
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal
 
-from torch import nn
+from torch import Tensor
 
 from files.errors import UserError
+from files.typed import Range, typed_values
+from model.language import LanguageModel
 
-LARGEST = 2**20  # of ranks, lengths and steps
 NEWEST = (0, 21)  # the PEFT whose fields these are; those of all older versions are among them
 MERGE = "merge the adapter into its base with PEFT (merge_and_unload) and load the merged model"
+INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # of LoRA: the base stays as it was
+LARGEST = 2**20
+Whole = Annotated[int, Range(1, LARGEST)]
+Count = Annotated[int, Range(0, LARGEST)]
+Number = Annotated[float, Range(-1e9, 1e9)]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields that are read, with PEFT's defaults; null is the default, too."""
+
+    where: str  # the adapter_config.json they are from
+    bias: Literal["none", "all", "lora_only", "vera_only", ""] = "none"
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] = ""
+    modules_to_save: list[str] = field(default_factory=list)
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] = field(default_factory=list)
+    ensure_weight_tying: bool = False
+    # LoRA, AdaLoRA, VeRA, IA3
+    r: Whole | None = None
+    lora_alpha: Number = 8.0
+    lora_dropout: Number = 0.0
+    rank_pattern: dict = field(default_factory=dict)
+    alpha_pattern: dict[str, Number] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    init_r: Whole = 12
+    target_r: Whole = 8
+    tinit: Count = 0
+    tfinal: Count = 0
+    deltaT: Whole = 1
+    beta1: Number = 0.85
+    beta2: Number = 0.85
+    orth_reg_weight: Number = 0.5
+    total_step: Whole = 1000
+    vera_dropout: Number = 0.0
+    d_initial: Number = 0.1
+    projection_prng_key: Annotated[int, Range(0)] = 0
+    save_projection: bool = True
+    feedforward_modules: str | list[str] | None = None
+    # soft prompts, rows of the embedding
+    num_virtual_tokens: Whole | None = None
+    num_transformer_submodules: Whole = 1
+    token_indices: list[int] = field(default_factory=list)
+
+    def error(self, name: str, should: str) -> UserError:
+        return UserError(f"{self.where}: {name} = {getattr(self, name)!r:.100} {should}")
+
+
+@dataclass
+class File:
+    """A PEFT adapter that is being read; readers rename and change its tensors."""
+
+    model: LanguageModel
+    fields: Fields
+    tensors: dict[str, Tensor]  # by key
+    where: str  # the file of the tensors
+    paths: list[str] = field(default_factory=list)  # the modules that have the method
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.where}: {message}")
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The paths of the embedding and the head."""
+        return self.model.outer_sites["embed"], self.model.outer_sites["head"]
+
+
 # Fields of every kind that change nothing in what is computed from a file, or only together with
 # one that is refused. PEFT itself takes fan_in_fan_out back at a Linear, and does not look at it
 # at an embedding.
-NO_EFFECT = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_type",
-    "peft_version",
-    "revision",
-    "task_type",
-    "runtime_config",
-    "init_weights",
-    "init_ia3_weights",
-    "corda_config",
-    "eva_config",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_core",
-    "qalora_group_size",
-    "ensure_weight_tying",
-    "merge_weights",
-    "fan_in_fan_out",
-}
+NO_EFFECT = set(
+    """auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
+    fan_in_fan_out inference_mode init_ia3_weights init_weights loftq_config lora_ga_config
+    megatron_core merge_weights peft_type peft_version qalora_group_size revision runtime_config
+    task_type""".split()
+)
 PLACES = {"target_modules", "modules_to_save"}
 LAYERS = {"layers_to_transform", "layers_pattern"}
-LORA = (
-    {
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "bias",
-        "rank_pattern",
-        "init_lora_weights",
-        "exclude_modules",
-        "trainable_token_indices",
-        "use_rslora",
-        "alpha_pattern",
-        "lora_bias",
-    }
-    | PLACES
-    | LAYERS
+LORA = PLACES | LAYERS
+LORA |= set(
+    """alpha_pattern bias exclude_modules init_lora_weights lora_alpha lora_bias lora_dropout r
+    rank_pattern trainable_token_indices use_rslora""".split()
 )
-SOFT = {
-    "num_virtual_tokens",
-    "token_dim",
-    "num_transformer_submodules",
-    "num_attention_heads",
-    "num_layers",
-}
+SOFT = set(
+    """num_attention_heads num_layers num_transformer_submodules num_virtual_tokens
+    token_dim""".split()
+)
 FIELDS = {  # peft_type -> the fields that are read, or without effect on this kind alone
-    "LORA": {"use_dora"} | LORA,
-    "ADALORA": {
-        "init_r",
-        "target_r",
-        "tinit",
-        "tfinal",
-        "deltaT",
-        "beta1",
-        "beta2",
-        "orth_reg_weight",
-        "total_step",
-    }
-    | LORA,  # use_rslora, alpha_pattern and lora_bias come with PEFT's class and change nothing
-    "VERA": {"r", "vera_dropout", "d_initial", "projection_prng_key", "save_projection", "bias"}
-    | PLACES
-    | LAYERS,
-    "IA3": {"feedforward_modules", "exclude_modules"} | PLACES,
-    "LN_TUNING": {"exclude_modules"} | PLACES,
-    "PREFIX_TUNING": {"encoder_hidden_size", "prefix_projection"} | SOFT,
-    "PROMPT_TUNING": {
-        "prompt_tuning_init",
-        "prompt_tuning_init_text",
-        "tokenizer_name_or_path",
-        "tokenizer_kwargs",
-    }
-    | SOFT,
-    "P_TUNING": {
-        "encoder_reparameterization_type",
-        "encoder_hidden_size",
-        "encoder_num_layers",
-        "encoder_dropout",
-    }
-    | SOFT,
+    "LORA": LORA | {"use_dora"},
+    # use_rslora, alpha_pattern and lora_bias come with PEFT's class and change nothing
+    "ADALORA": LORA
+    | set("beta1 beta2 deltaT init_r orth_reg_weight target_r tfinal tinit total_step".split()),
+    "VERA": PLACES
+    | LAYERS
+    | set("bias d_initial projection_prng_key r save_projection vera_dropout".split()),
+    "IA3": PLACES | {"feedforward_modules", "exclude_modules"},
+    "LN_TUNING": PLACES | {"exclude_modules"},
+    "PREFIX_TUNING": SOFT | {"encoder_hidden_size", "prefix_projection"},
+    "PROMPT_TUNING": SOFT
+    | set(
+        """prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs
+        tokenizer_name_or_path""".split()
+    ),
+    "P_TUNING": SOFT
+    | set(
+        """encoder_dropout encoder_hidden_size encoder_num_layers
+        encoder_reparameterization_type""".split()
+    ),
     "TRAINABLE_TOKENS": {"token_indices", "target_modules"},
 }
-OF_LORA = {
-    "use_qalora",
-    "use_bdlora",
-    "layer_replication",
-    "target_parameters",
-    "megatron_config",
-    "velora_config",
-    "kasa_config",
-    "monteclora_config",
-    "arrow_config",
-    "alora_invocation_tokens",
-    "enable_lora",
-}
+OF_LORA = set(
+    """alora_invocation_tokens arrow_config enable_lora kasa_config layer_replication
+    megatron_config monteclora_config target_parameters use_bdlora use_qalora
+    velora_config""".split()
+)
 NOT_COMPUTED = {  # peft_type -> the fields that PEFT has for it beside those
     "LORA": OF_LORA,
     "ADALORA": OF_LORA | {"use_dora"},
@@ -123,17 +145,37 @@ NOT_COMPUTED = {  # peft_type -> the fields that PEFT has for it beside those
     "PROMPT_TUNING": {"modules_to_save"},
     "P_TUNING": {"modules_to_save"},
 }
-INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # of LoRA: the base stays as it was
+
+
+def read_fields(raw: dict, where: str) -> tuple[str, Fields]:
+    """(peft_type, fields) of an adapter_config.json.
+
+    Raises UserError for another task, for what is not computed and for values of another type.
+    """
+    kind = raw.get("peft_type")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise UserError(
+            f"{where}: peft_type {kind!r:.100} is not known here; choose from "
+            f"{', '.join(FIELDS)}. Where PEFT can merge it, {MERGE}"
+        )
+    if raw.get("task_type") not in (None, "CAUSAL_LM"):
+        raise UserError(
+            f"{where}: task_type = {raw['task_type']!r:.100} is not CAUSAL_LM: the adapter was "
+            "made for another kind of model (if it was not, write CAUSAL_LM there)"
+        )
+    raw = checked(raw, where, FIELDS[kind] | NO_EFFECT, NOT_COMPUTED.get(kind, set()), kind)
+    used = {f.name for f in fields(Fields)}
+    values = {name: value for name, value in raw.items() if name in used and value is not None}
+    return kind, Fields(where, **typed_values(Fields, values, where))
 
 
 def known_by_word(raw: dict) -> dict:
     """peft_type and task_type as PEFT writes them: "lora" and "PeftType.LORA" -> "LORA"."""
-    words = {
+    return raw | {
         name: raw[name].strip().rpartition(".")[2].upper().replace("-", "_")
         for name in ("peft_type", "task_type")
         if isinstance(raw.get(name), str)
     }
-    return raw | words
 
 
 def is_set(value) -> bool:
@@ -145,11 +187,11 @@ def is_set(value) -> bool:
 
 def listed(raw: dict, names: list[str]) -> str:
     """These fields with their values, eight at most, in one line."""
-    said = [
+    shown = [
         f"{name if name.isidentifier() else repr(name):.50} = {raw[name]!r:.60}"
         for name in names[:8]
     ]
-    return ", ".join(said) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def is_newer(version) -> bool:
@@ -184,104 +226,8 @@ def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind
             f"{kind} adapter would give other logits; {converted}{MERGE}"
         )
     if strange:
-        said = f"{where}: passed over {listed(raw, strange)}: no setting of {kind} adapters"
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(
+            f"{where}: passed over {listed(raw, strange)}: no setting of {kind} adapters",
+            stacklevel=2,
+        )
     return {name: value for name, value in raw.items() if name in known}
-
-
-class Fields:
-    """The fields of an adapter_config.json with their types checked; null and a missing field are the default."""
-
-    def __init__(self, raw: dict, where: str):
-        self.raw, self.where = raw, where
-
-    def error(self, name: str, should: str) -> UserError:
-        return UserError(f"{self.where}: {name} = {self.raw.get(name)!r:.100} {should}")
-
-    def whole(
-        self, name: str, default: int | None = None, low: int = 1, high: int = LARGEST
-    ) -> int:
-        return self.checked_whole(
-            name, default if self.raw.get(name) is None else self.raw[name], low, high
-        )
-
-    def checked_whole(self, name: str, value, low: int = 1, high: int = LARGEST) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise self.error(name, f"should be a whole number from {low} to {high}")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        return self.checked_number(name, default if self.raw.get(name) is None else self.raw[name])
-
-    def checked_number(self, name: str, value) -> float:
-        if type(value) not in (int, float) or not abs(value) < 1e9:  # NaN is not below it
-            raise self.error(name, "should be a number")
-        return float(value)
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        value = default if self.raw.get(name) is None else self.raw[name]
-        if type(value) is not bool:
-            raise self.error(name, "should be true or false")
-        return value
-
-    def names(self, name: str, text: bool = True) -> str | list[str] | None:
-        """A list of names, or (text=True) an expression; None where there is none."""
-        value = self.raw.get(name)
-        if not value and value in (None, [], ""):
-            return None
-        if not (text and isinstance(value, str)) and not (
-            isinstance(value, list) and all(isinstance(one, str) and one for one in value)
-        ):
-            raise self.error(
-                name, "should be a list of module names" + (" or one expression" if text else "")
-            )
-        return value
-
-    def table(self, name: str) -> dict:
-        value = {} if self.raw.get(name) is None else self.raw[name]
-        if not isinstance(value, dict):
-            raise self.error(name, "should be a table")
-        return value
-
-    def check(self, kind: str) -> None:
-        """Keep the known fields. Raises UserError for another task and for what is not computed."""
-        if self.raw.get("task_type") not in (None, "CAUSAL_LM"):
-            raise self.error(
-                "task_type",
-                "is not CAUSAL_LM: the adapter was made for another kind "
-                "of model (if it was not, write CAUSAL_LM there)",
-            )
-        known = FIELDS[kind] | NO_EFFECT
-        self.raw = checked(self.raw, self.where, known, NOT_COMPUTED.get(kind, set()), kind)
-
-
-def check_base(model: nn.Module, raw: dict, folder: Path) -> None:
-    """Warn where a file of another program does not say which base it is for, or names another one than this model."""
-    theirs, ours = raw.get("base_model_name_or_path"), base_name(model)
-    if not isinstance(theirs, str) or not theirs:
-        warnings.warn(
-            f"{folder} does not identify its base model: nothing shows that it was trained on {ours}",
-            stacklevel=3,
-        )
-    elif last_part(theirs) != last_part(ours):
-        warnings.warn(
-            f"{folder} was trained on {theirs!r:.200}, this model is {ours!r}; such files do not identify their base any further",
-            stacklevel=3,
-        )
-
-
-def base_name(model: nn.Module) -> str:
-    """The model's hub repository, or its folder where that is not one of the hub's cache; empty of a model without a folder."""
-    folder = str(getattr(model, "folder", ""))
-    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", folder)
-    return cached[1].replace("--", "/", 1) if cached else folder
-
-
-def last_part(name: str) -> str:
-    """Of a path or a hub repository's name, which may be a folder of the hub's cache, in small letters."""
-    name = re.split(r"[/\\]", re.sub(r"[/\\]snapshots[/\\][^/\\]+$", "", name.rstrip("/\\")))[-1]
-    return (
-        name.removeprefix("models--").partition("--")[2] or name
-        if name.startswith("models--")
-        else name
-    ).casefold()

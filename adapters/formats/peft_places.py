@@ -1,4 +1,4 @@
-"""Which modules PEFT means by target_modules and its relatives, and the same places by our sites and layers (rules of PEFT 0.21).
+"""Which modules PEFT means by target_modules and its relatives (rules of PEFT 0.21), as our places.
 
 ["q_proj", "mlp.down_proj"]        every module of that path, or whose path ends with a dot and that
 "model.*(q|v)_proj"                every module whose whole path the expression fits
@@ -6,29 +6,29 @@
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
-
-from adapters.places import all_sites
+from adapters.places import all_sites, site_of
 from files.errors import UserError, unknown
+from model.language import LanguageModel
 from model.sites import Site
 
-MODULES = (
-    "Linear",
-    "embedding",
-    "norm",
-)  # kinds of site that are modules of their own in other programs
+MODULES = ("Linear", "embedding", "norm")  # sites that are modules of their own elsewhere, too
+BAD_PATTERN = (re.error, OverflowError, RecursionError)
 
 
-def peft_modules(model: nn.Module) -> dict[str, Site]:
+def peft_modules(model: LanguageModel) -> dict[str, Site]:
     """The modules that PEFT can replace, by path."""
     return {path: site for path, site in all_sites(model) if site.kind in MODULES}
 
 
 def fits(targets: str | list[str], path: str) -> bool:
-    """Whether an expression, or a list of names, means the module at this path. Raises UserError for an expression that is none."""
+    """Whether an expression, or a list of names, means the module at this path.
+
+    Raises UserError for an expression that is none.
+    """
     if isinstance(targets, list):
         return path in targets or any(path.endswith(f".{target}") for target in targets)
     return whole_match(targets, path)
@@ -37,30 +37,45 @@ def fits(targets: str | list[str], path: str) -> bool:
 def whole_match(pattern: str, path: str) -> bool:
     try:
         return re.fullmatch(pattern, path) is not None
-    except (re.error, OverflowError, RecursionError) as error:
+    except BAD_PATTERN as error:
         raise UserError(f"{pattern!r:.100} is not a regular expression ({error})") from None
 
 
 def targeted(
-    model: nn.Module,
+    model: LanguageModel,
     targets: str | list[str],
     layers: int | list[int] | None = None,
     pattern: str | list[str] | None = None,
 ) -> list[str]:
     """The paths that target_modules, layers_to_transform and layers_pattern mean together."""
-    modules = peft_modules(model)
+    modules, head = peft_modules(model), model.outer_sites["head"]
     if isinstance(targets, str) and targets.lower() == "all-linear":
-        return [
-            path
-            for path, site in modules.items()
-            if site.kind == "Linear" and path != model.outer_sites["head"]
-        ]
-    found = [path for path in modules if fits(targets, path)]
+        return [path for path in modules if modules[path].kind == "Linear" and path != head]
+    paths = [path for path in modules if fits(targets, path)]
     if layers is None or layers == []:
-        return found
-    numbers = [layers] if isinstance(layers, int) else layers
-    # PEFT looks at the layer of a module only where its path is not given whole
-    return [path for path in found if path in targets or layer_in(path, pattern) in numbers]
+        return paths
+    numbers = as_list(layers)
+    # PEFT looks at the layer of a module only if its path is not given whole.
+    return [path for path in paths if path in targets or layer_in(path, pattern) in numbers]
+
+
+def as_list(value) -> list:
+    """A list, or the one value in a list, or [] for null."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def layer_in(path: str, pattern: str | list[str] | None) -> int | None:
+    """The number after the first of these names (after any name, without them) in a path."""
+    for name in as_list(pattern or None) or [r"[^.]*"]:
+        try:
+            match = re.match(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", path)
+        except BAD_PATTERN as error:
+            raise UserError(
+                f"layers_pattern = {name!r:.100} is not a regular expression ({error})"
+            ) from None
+        if match:
+            return int(match["layer"])
+    return None
 
 
 @dataclass
@@ -70,40 +85,46 @@ class Absent:
     field: str  # target_modules, modules_to_save, layers_to_transform
     names: list
 
-    def unknown(self, model: nn.Module) -> UserError:
+    def unknown(self, model: LanguageModel) -> UserError:
         """The error for the first of them, with the nearest name of the model."""
         if self.field == "layers_to_transform":
             layers = f"the model has layers 0 to {len(model.blocks) - 1}"
             return UserError(f"layers_to_transform names layer {self.names[0]!r:.100}: {layers}")
-        modules = peft_modules(model)
         what = "target module" if self.field == "target_modules" else "module to save"
-        return unknown(
-            f"{what} of a {model.family} model",
-            self.names[0],
-            dict.fromkeys(tail for path in modules for tail in tails(path)),
-            listed=f"there is: {', '.join(leaves(modules))}",
-        )
+        parts = [path.split(".") for path in peft_modules(model)]
+        tails = dict.fromkeys(".".join(one[n:]) for one in parts for n in range(len(one)))
+        listed = f"choose from {', '.join(leaves(peft_modules(model)))}"
+        return unknown(f"{what} of a {model.family} model", self.names[0], tails, listed=listed)
 
 
-def absent_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
-    """The targets that mean none of the model's modules."""
-    modules = peft_modules(model)
-    if isinstance(targets, str):
-        some = targets.lower() == "all-linear" or any(fits(targets, path) for path in modules)
-        return [] if some else [targets]
-    return [target for target in targets if not any(fits([target], path) for path in modules)]
+def absent_names(
+    model: LanguageModel, targets: str | list[str], saved_names: list[str], layers
+) -> list[Absent]:
+    """The names of each field that mean none of the model's modules or layers."""
+    return [
+        Absent(
+            "target_modules", [one for one in as_list(targets) if not meant(model, one, targets)]
+        ),
+        Absent("modules_to_save", [name for name in saved_names if not saved(model, [name])]),
+        Absent(
+            "layers_to_transform",
+            [number for number in as_list(layers) if not 0 <= number < len(model.blocks)],
+        ),
+    ]
 
 
-def absent_layers(model: nn.Module, layers: int | list[int] | None) -> list[int]:
-    """The numbers in layers_to_transform that are no layers of the model."""
-    numbers = [] if layers is None else [layers] if isinstance(layers, int) else layers
-    return [number for number in numbers if not 0 <= number < len(model.blocks)]
+def meant(model: LanguageModel, target: str, targets: str | list[str]) -> bool:
+    return bool(targeted(model, [target] if isinstance(targets, list) else target))
 
 
 def pass_over(
-    model: nn.Module, absent: list[Absent], keys: Iterable[str], prefixes: Iterable[str], where: str
+    model: LanguageModel,
+    absent: list[Absent],
+    keys: Iterable[str],
+    prefixes: Iterable[str],
+    where: str,
 ) -> None:
-    """Warn of names that the model lacks, where every key of the file has one of the prefixes.
+    """Warn of names that the model lacks, if every key of the file has one of the prefixes.
 
     Raises UserError otherwise, naming the nearest module.
     """
@@ -114,63 +135,35 @@ def pass_over(
     if left is not None:
         without = f"Tensor {left!r:.200} of the file has no place without it"
         raise UserError(f"{where}: {absent[0].unknown(model)}. {without}")
-    said = [f"{one.field} names {', '.join(map(repr, one.names)):.200}" for one in absent]
-    lacks = f"{' and '.join(said)}, which this {model.family} model does not have"
+    named = [f"{one.field} names {', '.join(map(repr, one.names)):.200}" for one in absent]
     warnings.warn(
-        f"{where}: {lacks}; every tensor of the file has its place, so they are passed "
-        "over, as PEFT does",
+        f"{where}: {' and '.join(named)}, which this {model.family} model does not have; every "
+        "tensor of the file has its place, so they are passed over, as PEFT does",
         stacklevel=2,
     )
 
 
-def layer_in(path: str, pattern: str | list[str] | None) -> int | None:
-    """The number behind the first of these names (of any name, without them) in a module's path."""
-    names = ([pattern] if isinstance(pattern, str) else pattern) if pattern else [r"[^.]*"]
-    for name in names:
-        try:
-            match = re.match(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", path)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise UserError(
-                f"layers_pattern = {name!r:.100} is not a regular expression ({error})"
-            ) from None
-        if match:
-            return int(match["layer"])
-    return None
-
-
 def fitting(patterns: dict, path: str) -> list:
-    """The values of all patterns that fit the end of the path (rank_pattern, alpha_pattern), in their order: the first one counts."""
+    """The values of rank_pattern or alpha_pattern that fit a path's end; the first counts."""
     return [
         value for pattern, value in patterns.items() if whole_match(rf"(.*\.)?({pattern})", path)
     ]
 
 
-def saved(model: nn.Module, names: Iterable[str]) -> list[str]:
+def saved(model: LanguageModel, names: Iterable[str]) -> list[str]:
     """The paths that modules_to_save means: what ends with a name, and what lies in that."""
     names = tuple(names)
-    return [path for path in peft_modules(model) if any(end.endswith(names) for end in ends(path))]
+
+    def is_saved(path: str) -> bool:
+        parts = path.split(".")  # model, model.layers, ...: the modules it lies in
+        return any(".".join(parts[: n + 1]).endswith(names) for n in range(len(parts)))
+
+    return [path for path in peft_modules(model) if is_saved(path)]
 
 
-def absent_saved(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The names in modules_to_save that mean none of the model's modules."""
-    return [name for name in names if not saved(model, [name])]
-
-
-def ends(path: str) -> list[str]:
-    """model, model.layers, ...: the path of a module and those of the modules it lies in."""
-    parts = path.split(".")
-    return [".".join(parts[: n + 1]) for n in range(len(parts))]
-
-
-def with_bias(model: nn.Module) -> list[str]:
+def with_bias(model: LanguageModel) -> list[str]:
     """The paths of all modules with a bias."""
     return [path for path, site in peft_modules(model).items() if site.bias is not None]
-
-
-def tails(path: str) -> list[str]:
-    """mlp.up_proj, up_proj: the ways to name a module by the end of its path, longest first."""
-    parts = path.split(".")
-    return [".".join(parts[n:]) for n in range(len(parts))]
 
 
 def leaves(paths: Iterable[str]) -> list[str]:
@@ -178,53 +171,67 @@ def leaves(paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
 
 
-def placement(model: nn.Module, paths: list[str]) -> dict:
-    """`sites` and `layers` of these places: names and layers where they are a product of both, otherwise whole paths."""
-    inner, outer = split(model, paths)
-    names = [site for site in model.sites if any(name == site for name, _ in inner.values())]
-    layers = sorted({layer for _, layer in inner.values()})
-    if len(inner) != len(names) * len(layers):
-        return {"sites": paths, "layers": "all"}
-    return {
-        "sites": names + list(outer.values()),
-        "layers": layers if inner and len(layers) < len(model.blocks) else "all",
-    }
-
-
 def split(
-    model: nn.Module, paths: Iterable[str]
+    model: LanguageModel, paths: Iterable[str]
 ) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
-    """(path -> site and layer) of those in the blocks, (path -> site, or the path itself where it has no name) of all others."""
+    """(path -> site and layer) in the blocks, (path -> site, or itself if unnamed) elsewhere."""
     inner, outer = {}, {}
-    names = {attribute: site for site, attribute in model.sites.items()}
     for path in paths:
-        match = re.fullmatch(rf"{re.escape(model.blocks_at)}\.(\d+)\.(.+)", path)
-        if match and match[2] in names:
-            inner[path] = names[match[2]], int(match[1])
+        site, layer = site_of(model, path)
+        if layer is not None and site in model.sites:
+            inner[path] = site, layer
         else:
-            outer[path] = next((site for site, at in model.outer_sites.items() if at == path), path)
+            outer[path] = site if layer is None else path
     return inner, outer
 
 
-def overrides(model: nn.Module, changes: dict[str, dict], sites: list[str]) -> dict[str, dict]:
-    """The options that differ at some of the places (path -> those options), by site where it is one of `sites` and all its places agree,
-    otherwise by path."""
+def placement(model: LanguageModel, paths: list[str]) -> dict:
+    """`sites` and `layers` of these places, or whole paths if they are no product of both."""
+    inner, outer = split(model, paths)
+    found = {site for site, _ in inner.values()}
+    names = [site for site in model.sites if site in found]
+    layers = sorted({layer for _, layer in inner.values()})
+    if len(inner) != len(names) * len(layers):
+        return {"sites": paths, "layers": "all"}
+    some = inner and len(layers) < len(model.blocks)
+    return {"sites": names + list(outer.values()), "layers": layers if some else "all"}
+
+
+def overrides(model: LanguageModel, changes: dict[str, dict], sites: list[str]) -> dict[str, dict]:
+    """The options that differ at some of the places (path -> those options).
+
+    By site if it is one of `sites` and all its places agree, otherwise by path.
+    """
     inner, outer = split(model, changes)
-    found: dict[str, dict] = {}
-    for path, site in ({path: site for path, (site, _) in inner.items()} | outer).items():
-        same = (
-            [changes[other] for other, (name, _) in inner.items() if name == site]
-            if path in inner
-            else []
-        )
-        uniform = site in sites and path in inner and all(one == changes[path] for one in same)
+    by_place: dict[str, dict] = {}
+    for path in [*inner, *outer]:
+        key = re.escape(path)
+        if path in inner and inner[path][0] in sites:
+            site = inner[path][0]
+            if all(changes[other] == changes[path] for other in inner if inner[other][0] == site):
+                key = site
         if changes[path]:
-            found[site if uniform else re.escape(path)] = changes[path]
-    return found
+            by_place[key] = changes[path]
+    return by_place
 
 
-def as_targets(model: nn.Module, paths: list[str], layers: bool = True) -> dict:
-    """target_modules for these places, with layers_to_transform (where the method has it) if that says it shorter than whole paths do."""
+def part(model: LanguageModel, kind: str, options: dict[str, dict]) -> dict:
+    """The table of a method of these options by path: the most frequent ones, and overrides."""
+    most = dict(Counter(tuple(one.items()) for one in options.values()).most_common(1)[0][0])
+    place = placement(model, list(options))
+    changes = {
+        path: {key: value for key, value in one.items() if value != most[key]}
+        for path, one in options.items()
+    }
+    different = overrides(model, changes, place["sites"])
+    return {"kind": kind, **place, **most} | ({"overrides": different} if different else {})
+
+
+def as_targets(model: LanguageModel, paths: list[str], layers: bool = True) -> dict:
+    """target_modules for these places.
+
+    With layers_to_transform, if the method has it, where that is shorter than whole paths.
+    """
     wanted, names = set(paths), leaves(paths)
     if set(targeted(model, names)) == wanted:
         return {"target_modules": names}

@@ -1,238 +1,184 @@
 """PEFT's adapter files -> our configuration and tensors (of PEFT 0.21 and what came before).
 
-What PEFT puts into one adapter may be several parts of ours: a LoRA beside whole modules (modules_to_save), biases, and rows of the embedding.
+What PEFT puts into one adapter may be several parts of ours: a LoRA beside whole modules
+(modules_to_save), biases, and rows of the embedding.
 """
 
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.base import PREFIX
 from adapters.config import AdapterConfig, resolve
 from adapters.formats.peft_beside import more_parts, read_tokens
 from adapters.formats.peft_copies import base_copies, check_saved
 from adapters.formats.peft_defaults import default_feedforward, default_targets
-from adapters.formats.peft_fields import FIELDS, LARGEST, MERGE, Fields
+from adapters.formats.peft_fields import Fields, File, Whole, read_fields
 from adapters.formats.peft_places import (
     Absent,
-    absent_layers,
-    absent_saved,
-    absent_targets,
+    absent_names,
     fits,
     fitting,
-    overrides,
+    part,
     pass_over,
     peft_modules,
     placement,
     saved,
     targeted,
 )
+from adapters.methods.adalora import AdaLoRA
 from adapters.methods.prefix import KEY as PROMPT
-from adapters.methods.vera import A_KEY, B_KEY, projection
+from adapters.methods.vera import A_KEY, B_KEY, VeRA, projections
 from files.errors import UserError
+from files.typed import typed
+from model.language import LanguageModel
 
 
 def read(
-    model: nn.Module, raw: dict, tensors: dict[str, Tensor], where: str
+    model: LanguageModel, raw: dict, tensors: dict[str, Tensor], where: str
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """A PEFT adapter_config.json and the tensors beside it -> (configuration, tensors by our keys). `where` is the file of the tensors.
+    """A PEFT adapter_config.json and the tensors of the file `where` -> ours.
 
-    Raises UserError for an adapter type, field or module that is not known, for values of the wrong type, and for sizes the tensors do not have.
+    Raises UserError for an adapter type, field or module that is not known, for values of the wrong
+    type, and for sizes the tensors do not have.
     """
-    fields = Fields(raw, str(Path(where).with_name("adapter_config.json")))
-    kind = raw.get("peft_type")
-    if not isinstance(kind, str) or kind not in FIELDS:
-        raise UserError(
-            f"{fields.where}: peft_type {kind!r:.100} is not known here; there is: "
-            f"{', '.join(FIELDS)}. Where PEFT can merge it, {MERGE}"
-        )
-    fields.check(kind)
-    if kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
-        return resolve(**soft(kind, fields, tensors, where)), tensors
-    paths, absent = chosen(model, fields, kind)
-    table, tensors = READERS[kind](model, fields, paths, dict(tensors), where)
-    parts, owners = more_parts(model, fields, paths)
-    tensors, copies = base_copies(model, tensors, owners, paths, table["kind"], where)
-    mine = (A_KEY, B_KEY, *(f"{PREFIX}{path}." for path in paths))
-    pass_over(model, absent, tensors, (*mine, *owners), fields.where)
+    peft_type, fields = read_fields(raw, str(Path(where).with_name("adapter_config.json")))
+    file = File(model, fields, dict(tensors), where)
+    if peft_type in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
+        return resolve(soft(peft_type, file)), file.tensors
+    file.paths, absent = chosen(model, fields, peft_type)
+    table = READERS[peft_type](file)
+    kind = table["kind"]
+    parts, owners = more_parts(file)
+    copies = base_copies(file, owners, kind)
+    mine = (A_KEY, B_KEY, *(f"{PREFIX}{path}." for path in file.paths))
+    pass_over(model, absent, file.tensors, (*mine, *owners), fields.where)
     for key in owners:
-        if key not in tensors:
-            raise UserError(
-                f"{where}: tensor {key!r} is missing, which modules_to_save, bias or trainable_token_indices ask for"
+        if key not in file.tensors:
+            raise file.error(
+                f"tensor {key!r} is missing, which modules_to_save, bias or "
+                "trainable_token_indices ask for"
             )
-    check_saved(model, tensors, owners, where)
+    check_saved(file, owners)
     if not parts and not copies:
-        return resolve(**table), tensors
-    parts = {table["kind"]: table} | parts
-    if copies:  # in front of the method, which works on what they make of the base
-        places = placement(model, list(dict.fromkeys(name.rpartition(".")[0] for name in copies)))
-        parts = {"base": {"kind": "full", **places}} | parts
-    owners = {key: f"{table['kind']}:{key}" for key in tensors if key.startswith(mine)} | owners
-    tensors = {owners.get(key, key): tensor for key, tensor in tensors.items()}
-    tensors |= {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
-    return resolve(**parts), tensors
+        return resolve(table), file.tensors
+    parts = {kind: table} | parts
+    if copies:  # before the method, which works on what they make of the base
+        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in copies))
+        parts = {"base": {"kind": "full", **placement(model, modules)}} | parts
+    owners = {key: f"{kind}:{key}" for key in file.tensors if key.startswith(mine)} | owners
+    tensors = {owners.get(key, key): tensor for key, tensor in file.tensors.items()}
+    return resolve(parts), tensors | {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
 
 
-def chosen(model: nn.Module, fields: Fields, kind: str) -> tuple[list[str], list[Absent]]:
+def chosen(model: LanguageModel, fields: Fields, peft_type: str) -> tuple[list[str], list[Absent]]:
     """(the paths of the modules that get an adapter, the names that the model lacks).
 
-    Raises UserError where there is none.
+    Raises UserError if there is no such module.
     """
-    targets = fields.names("target_modules")
-    if kind == "TRAINABLE_TOKENS" and targets is None:
+    targets, layers = fields.target_modules, fields.layers_to_transform
+    if peft_type == "TRAINABLE_TOKENS" and not targets:
         return [model.outer_sites["embed"]], []
-    if fields.raw.get("target_modules") is None:
-        targets = default_targets(kind, model)
     if targets is None:
+        targets = default_targets(peft_type, model)
+    if not targets:
         raise fields.error("target_modules", "names no module")
-    layers = fields.raw.get("layers_to_transform")
-    if layers is not None:
-        if isinstance(targets, str):
-            raise fields.error(
-                "layers_to_transform", "does not go with a target_modules that is an expression"
-            )
-        for layer in layers if isinstance(layers, list) else [layers]:
-            fields.checked_whole("layers_to_transform", layer, low=-LARGEST)
-    whole = fields.names("modules_to_save", text=False) or []
-    absent = [
-        Absent("target_modules", absent_targets(model, targets)),
-        Absent("modules_to_save", absent_saved(model, whole)),
-        Absent("layers_to_transform", absent_layers(model, layers)),
-    ]
-    exclude, whole = fields.names("exclude_modules"), saved(model, whole)
-    paths = targeted(model, targets, layers, fields.names("layers_pattern"))
+    if layers is not None and isinstance(targets, str):
+        raise fields.error(
+            "layers_to_transform", "does not go with a target_modules that is an expression"
+        )
+    absent = absent_names(model, targets, fields.modules_to_save, layers)
+    exclude, whole = fields.exclude_modules, saved(model, fields.modules_to_save)
+    paths = targeted(model, targets, layers, fields.layers_pattern)
     paths = [path for path in paths if path not in whole and not (exclude and fits(exclude, path))]
     if not paths:
         lacking = [one for one in absent if one.names and one.field != "modules_to_save"]
-        restricted = "leaves no module behind the fields that restrict it"
+        restricted = "leaves no module after the fields that restrict it"
         raise lacking[0].unknown(model) if lacking else fields.error("target_modules", restricted)
     return paths, absent
 
 
-def part(model: nn.Module, kind: str, options: dict[str, dict]) -> dict:
-    """The table of a method at these places, path -> options there: the most frequent ones, and where the others are."""
-    most = dict(Counter(tuple(one.items()) for one in options.values()).most_common(1)[0][0])
-    place = placement(model, list(options))
-    changes = {
-        path: {key: value for key, value in one.items() if value != most[key]}
-        for path, one in options.items()
-    }
-    different = overrides(model, changes, place["sites"])
-    return {"kind": kind, **place, **most} | ({"overrides": different} if different else {})
-
-
-def check_rows(where: str, tensors: dict[str, Tensor], key: str, rows: int, says: str) -> None:
-    """Raises UserError where a tensor has another count of rows than the configuration says, before anything of that size is made."""
-    if key in tensors and (tensors[key].dim() == 0 or len(tensors[key]) != rows):
-        raise UserError(
-            f"{where}: tensor {key!r} is {list(tensors[key].shape)}, the configuration asks for {rows} rows ({says} = {rows})"
+def check_rows(file: File, key: str, rows: int, says: str) -> None:
+    """Raises UserError if a tensor has not these rows, before anything of that size is made."""
+    shape = file.tensors[key].shape if key in file.tensors else (rows,)
+    if not shape or shape[0] != rows:
+        raise file.error(
+            f"tensor {key!r} is {list(shape)}, the configuration asks for {rows} rows "
+            f"({says} = {rows})"
         )
 
 
-def read_lora(
-    model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str
-) -> tuple[dict, dict[str, Tensor]]:
-    modules = peft_modules(model)
-    ranks, alphas = fields.table("rank_pattern"), fields.table("alpha_pattern")
-    r, alpha, dropout = (
-        fields.whole("r", 8),
-        fields.number("lora_alpha", 8),
-        fields.number("lora_dropout", 0.0),
-    )
-    dora, bias = fields.flag("use_dora"), fields.flag("lora_bias")
+def read_lora(file: File) -> dict:
+    fields, modules = file.fields, peft_modules(file.model)
+    patterns = fields.rank_pattern, fields.alpha_pattern
     options = {}
-    for path in paths:
+    several = None  # a module that patterns with different values fit
+    for path in file.paths:
         embedding = modules[path].kind == "embedding"
-        if embedding and dora:
+        if embedding and fields.use_dora:
             raise fields.error("use_dora", f"with an embedding ({path}) is not known here")
-        here = fields.checked_whole("rank_pattern", [*fitting(ranks, path), r][0])
-        check_rows(
-            where,
-            tensors,
-            f"{PREFIX}{path}.lora_embedding_A" if embedding else f"{PREFIX}{path}.lora_A.weight",
-            here,
-            "r",
-        )
+        ranks, alphas = (fitting(pattern, path) for pattern in patterns)
+        if any(value != values[0] for values in (ranks, alphas) for value in values):
+            several = several or path
+        r = typed([*ranks, fields.r or 8][0], Whole, fields.where, "rank_pattern")
+        leaf = "lora_embedding_A" if embedding else "lora_A.weight"
+        check_rows(file, f"{PREFIX}{path}.{leaf}", r, "r")
         options[path] = {
-            "r": here,
-            "alpha": fields.checked_number("alpha_pattern", [*fitting(alphas, path), alpha][0]),
-            "rslora": fields.flag("use_rslora"),
-            "bias": bias,
-            "dropout": 0.0 if embedding else dropout,  # PEFT does not drop anything there
+            "r": r,
+            "alpha": [*alphas, fields.lora_alpha][0],
+            "rslora": fields.use_rslora,
+            "bias": fields.lora_bias,
+            "dropout": 0.0 if embedding else fields.lora_dropout,  # PEFT drops nothing there
         }
-    several = next(
-        (
-            path
-            for path in paths
-            for table in (ranks, alphas)
-            if any(value != fitting(table, path)[0] for value in fitting(table, path))
-        ),
-        None,
-    )
     if several:
         warnings.warn(
-            f"{fields.where}: several patterns of rank_pattern or alpha_pattern fit {several}; the first one counts, as in PEFT, which may have "
-            "changed their order when it saved",
+            f"{fields.where}: several patterns of rank_pattern or alpha_pattern fit {several}; the "
+            "first one counts, as in PEFT, which may have changed their order when it saved",
             stacklevel=4,
         )
-    return part(model, "dora" if dora else "lora", options), tensors
+    return part(file.model, "dora" if fields.use_dora else "lora", options)
 
 
-def read_adalora(
-    model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str
-) -> tuple[dict, dict[str, Tensor]]:
-    """The rank of every site is init_r. What PEFT cut away is not in the file; here it is zero, and the scale stays as it was."""
-    init_r, steps = fields.whole("init_r", 12), fields.whole("total_step", 1000)
-    alpha = fields.number("lora_alpha", 8)
-    if alpha <= 0:
+def read_adalora(file: File) -> dict:
+    """The rank of every site is init_r; what PEFT cut away is zero here, the scale as it was."""
+    fields, tensors = file.fields, file.tensors
+    init_r, steps = fields.init_r, fields.total_step
+    if fields.lora_alpha <= 0:
         raise fields.error("lora_alpha", "should be positive")
-    kept = fields.table("rank_pattern")
-    for name, mask in kept.items():
+    for name, mask in fields.rank_pattern.items():
         path = name.removeprefix(PREFIX).removesuffix(".default").removesuffix(".lora_E")
-        if path not in paths:
+        if path not in file.paths:
             raise UserError(
-                f"{fields.where}: rank_pattern names {name!r:.200}, which is none of the modules that have an adapter"
+                f"{fields.where}: rank_pattern names {name!r:.200}, which is none of the modules "
+                "that have an adapter"
             )
-        if (
-            not isinstance(mask, list)
-            or len(mask) != init_r
-            or not all(type(one) is bool for one in mask)
-        ):
+        bools = isinstance(mask, list) and all(type(one) is bool for one in mask)
+        if not bools or len(mask) != init_r:
             raise UserError(
-                f"{fields.where}: rank_pattern[{name!r:.200}] should be init_r = {init_r} times true or false"
+                f"{fields.where}: rank_pattern[{name!r:.200}] should be init_r = {init_r} times "
+                "true or false"
             )
-        left = torch.tensor(mask)
         for leaf in ("lora_A", "lora_E", "lora_B"):
             key = f"{PREFIX}{path}.{leaf}"
             if key in tensors:
-                tensors[key] = put_back(
-                    tensors[key], left, columns=leaf == "lora_B", key=key, where=where
-                )
-    for path in paths:
-        check_rows(where, tensors, f"{PREFIX}{path}.lora_A", init_r, "init_r")
-    options = {
-        "init_r": init_r,
-        "target_r": min(fields.whole("target_r", 8), init_r),
-        "alpha": alpha,
-        "dropout": fields.number("lora_dropout", 0.0),
-        "warmup": fields.whole("tinit", 0, low=0) / steps,
-        "final": fields.whole("tfinal", 0, low=0) / steps,
-        "every": fields.whole("deltaT", 1),
-        "beta1": fields.number("beta1", 0.85),
-        "beta2": fields.number("beta2", 0.85),
-        "orthogonality": fields.number("orth_reg_weight", 0.5),
-    }
-    return part(model, "adalora", dict.fromkeys(paths, options)), tensors
+                tensors[key] = put_back(tensors[key], mask, leaf == "lora_B", key, file)
+    for path in file.paths:
+        check_rows(file, f"{PREFIX}{path}.lora_A", init_r, "init_r")
+    options = {ours: getattr(fields, theirs) for ours, theirs in AdaLoRA.peft.items()}
+    options["target_r"] = min(fields.target_r, init_r)
+    options |= {"warmup": fields.tinit / steps, "final": fields.tfinal / steps}
+    return part(file.model, "adalora", dict.fromkeys(file.paths, options))
 
 
-def put_back(tensor: Tensor, left: Tensor, columns: bool, key: str, where: str) -> Tensor:
-    """The tensor with zeros in the rows (or columns) that are not `left`."""
+def put_back(tensor: Tensor, mask: list[bool], columns: bool, key: str, file: File) -> Tensor:
+    """The tensor with zeros in the rows (or columns) where the mask is false."""
+    left = torch.tensor(mask)
     if tensor.dim() != 2 or tensor.shape[int(columns)] != left.sum():
-        raise UserError(
-            f"{where}: tensor {key!r} is {list(tensor.shape)}, rank_pattern leaves a rank of {int(left.sum())} there"
+        raise file.error(
+            f"tensor {key!r} is {list(tensor.shape)}, rank_pattern leaves a rank of "
+            f"{int(left.sum())} there"
         )
     rows = tensor.T if columns else tensor
     whole = rows.new_zeros(len(left), rows.shape[1])
@@ -240,58 +186,37 @@ def put_back(tensor: Tensor, left: Tensor, columns: bool, key: str, where: str) 
     return whole.T if columns else whole
 
 
-def read_vera(
-    model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str
-) -> tuple[dict, dict[str, Tensor]]:
+def read_vera(file: File) -> dict:
     """Without save_projection, the projections are made again from their seed."""
-    r, seed = fields.whole("r", 256), fields.whole("projection_prng_key", 0, low=0, high=2**63 - 1)
+    fields, tensors, paths = file.fields, file.tensors, file.paths
+    options = {ours: getattr(fields, theirs) for ours, theirs in VeRA.peft.items()}
+    options["r"] = r = fields.r or 256
     for path in paths:
-        check_rows(where, tensors, f"{PREFIX}{path}.vera_lambda_d", r, "r")
-    if not fields.flag("save_projection", True):
+        check_rows(file, f"{PREFIX}{path}.vera_lambda_d", r, "r")
+    if not fields.save_projection:
         if A_KEY in tensors or B_KEY in tensors:
             raise fields.error(
                 "save_projection", "is false, and the file has projections: which ones count?"
             )
-        sites, generator = (
-            [model.get_submodule(path) for path in paths],
-            torch.Generator().manual_seed(seed),
-        )
-        tensors[A_KEY] = projection((r, max(site.in_features for site in sites)), generator)
-        tensors[B_KEY] = projection((max(site.out_features for site in sites), r), generator)
-    options = {
-        "r": r,
-        "seed": seed,
-        "dropout": fields.number("vera_dropout", 0.0),
-        "d_start": fields.number("d_initial", 0.1),
-    }
-    return part(model, "vera", dict.fromkeys(paths, options)), tensors
+        sites = [file.model.get_submodule(path) for path in paths]
+        tensors[A_KEY], tensors[B_KEY] = projections(r, options["seed"], sites)
+    return part(file.model, "vera", dict.fromkeys(paths, options))
 
 
-def read_ia3(
-    model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str
-) -> tuple[dict, dict[str, Tensor]]:
-    inner = fields.names("feedforward_modules") or []
-    if fields.raw.get("feedforward_modules") is None:
-        inner = default_feedforward(model)
+def read_ia3(file: File) -> dict:
+    inner = file.fields.feedforward_modules
+    inner = default_feedforward(file.model) if inner is None else inner or []
 
-    def scales_input(path: str) -> bool:  # PEFT compares the ends of names here without the dot
-        return (
-            fits(inner, path)
-            if isinstance(inner, str)
-            else any(path.endswith(name) for name in inner)
-        )
+    def scales(path: str) -> str:  # PEFT compares the ends of names here without the dot
+        text = isinstance(inner, str)
+        fit = fits(inner, path) if text else any(path.endswith(name) for name in inner)
+        return "input" if fit else "output"
 
-    return part(
-        model,
-        "ia3",
-        {path: {"scales": "input" if scales_input(path) else "output"} for path in paths},
-    ), tensors
+    return part(file.model, "ia3", {path: {"scales": scales(path)} for path in file.paths})
 
 
-def read_ln_tuning(
-    model: nn.Module, fields: Fields, paths: list[str], tensors: dict[str, Tensor], where: str
-) -> tuple[dict, dict[str, Tensor]]:
-    return part(model, "ln_tuning", {path: {} for path in paths}), tensors
+def read_ln_tuning(file: File) -> dict:
+    return part(file.model, "ln_tuning", {path: {} for path in file.paths})
 
 
 READERS = {
@@ -304,12 +229,18 @@ READERS = {
 }
 
 
-def soft(kind: str, fields: Fields, tensors: dict[str, Tensor], where: str) -> dict:
-    """The table of a soft prompt or prefix. The networks that made them are not in PEFT's files, so that P-tuning is a plain soft prompt here."""
-    length = fields.whole("num_virtual_tokens")
-    if fields.whole("num_transformer_submodules", 1) != 1:
+def soft(peft_type: str, file: File) -> dict:
+    """The table of a soft prompt or prefix.
+
+    The networks that made them are not in PEFT's files, so P-tuning is a plain soft prompt here.
+    """
+    fields = file.fields
+    length = fields.num_virtual_tokens
+    if length is None:
+        raise fields.error("num_virtual_tokens", "should be a whole number from 1")
+    if fields.num_transformer_submodules != 1:
         raise fields.error("num_transformer_submodules", "is for encoder-decoder models")
-    check_rows(where, tensors, PROMPT, length, "num_virtual_tokens")
-    if kind == "PREFIX_TUNING":
+    check_rows(file, PROMPT, length, "num_virtual_tokens")
+    if peft_type == "PREFIX_TUNING":
         return {"kind": "prefix", "sites": ["kv"], "length": length, "scale": 1.0}
     return {"kind": "prompt", "sites": ["embed"], "length": length, "scale": 1.0, "init": "random"}

@@ -1,46 +1,55 @@
-"""AdaLoRA (Zhang et al. 2023): an update in the form of singular values, whose rank is cut where it matters least.
+"""AdaLoRA (Zhang et al. 2023): an update like singular values, cut where it matters least.
 
-    x ─┬── W ─────────────────── + ── y          y = W x + s · B diag(E) A x          s = alpha / init_r
+    x ─┬── W ─────────────────── + ── y      y = W x + s · B diag(E) A x      s = alpha / init_r
        └── A ── · E ── B ── s ───┘
 
-A [r, in] and B [out, r] are N(0, 0.02), E [r] zeros, so training starts at the base. A penalty keeps A and B near orthogonal (eq. 4). Each
-triplet (a row of A, a value of E, a column of B) has an importance, smoothed sensitivity x uncertainty of |weight · gradient| (eq. 8 to 10);
-from init_r on average per site, all but the most important ones of the whole model are set to zero, until target_r are left (eq. 12 and 13).
+A [r, in] and B [out, r] are N(0, 0.02), E [r] zeros, so training starts at the base. A penalty
+keeps A and B near orthogonal (eq. 4). Each triplet (a row of A, a value of E, a column of B) has an
+importance, smoothed sensitivity x uncertainty of |weight · gradient| (eq. 8 to 10). From init_r on
+average per site, all but the most important triplets of the whole model are set to zero, until
+target_r are left (eq. 12 and 13).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Size
-from adapters.methods.lora import sum_of_updates
+from adapters.base import Dropout, Folded, Scheduled, Size, training
+from adapters.methods.lora import LowRank
 from files.errors import UserError
 from files.typed import Range
+from model.parts import dropout
+from model.sites import Site
 
 Smoothing = Annotated[float, Range(0, 0.999999, open=True)]
 
 
-class AdaLoRA(Adapter):
+class AdaLoRA(LowRank, Scheduled):
     """y + s · B (E · A dropout(x)); foldable into the weight."""
 
     works_on = ("Linear",)
+    keys = {leaf: leaf for leaf in ("lora_A", "lora_E", "lora_B")}
+    peft = {  # option -> field of PEFT's adapter_config.json
+        "init_r": "init_r", "target_r": "target_r", "alpha": "lora_alpha",
+        "dropout": "lora_dropout", "every": "deltaT", "beta1": "beta1", "beta2": "beta2",
+        "orthogonality": "orth_reg_weight",
+    }  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:
         init_r: Size = 12  # rank of every site at first
         target_r: Size = 8  # rank of a site at the end, on average
         alpha: float = 32.0
-        dropout: Dropout = 0.0
-        warmup: Annotated[float, Range(0)] = 0.1  # share of the steps before the first cut
-        final: Annotated[float, Range(0)] = 0.3  # share of the steps after the last cut
-        every: Size = 10  # steps between cuts
-        beta1: Smoothing = 0.85  # of the sensitivity
-        beta2: Smoothing = 0.85  # of its uncertainty
-        orthogonality: Annotated[float, Range(0)] = 0.5  # weight of the penalty
+        dropout: Dropout = training(0.0)
+        warmup: Annotated[float, Range(0)] = training(0.1)  # share of steps before the first cut
+        final: Annotated[float, Range(0)] = training(0.3)  # share of steps after the last cut
+        every: Size = training(10)  # steps between cuts
+        beta1: Smoothing = training(0.85)  # of the sensitivity
+        beta2: Smoothing = training(0.85)  # of its uncertainty
+        orthogonality: Annotated[float, Range(0)] = training(0.5)  # weight of the penalty
 
         def check(self) -> None:
             if self.target_r > self.init_r:
@@ -53,73 +62,35 @@ class AdaLoRA(Adapter):
                     "steps that leave some between them"
                 )
 
-    def __init__(self, options: Options, site: nn.Module):
+    def __init__(self, options: Options, site: Site):
         super().__init__()
+        r = options.init_r
         self.options = options
-        self.scale = options.alpha / (
-            options.init_r + 1e-5
-        )  # the little number is in the files' arithmetic
-        self.lora_A = nn.Parameter(torch.empty(options.init_r, site.in_features).normal_(std=0.02))
-        self.lora_E = nn.Parameter(torch.zeros(options.init_r, 1))
-        self.lora_B = nn.Parameter(torch.empty(site.out_features, options.init_r).normal_(std=0.02))
+        self.scale = options.alpha / (r + 1e-5)  # PEFT's files are scaled with this 1e-5, too
+        self.lora_A = nn.Parameter(torch.empty(r, site.in_features).normal_(std=0.02))
+        self.lora_E = nn.Parameter(torch.zeros(r, 1))
+        self.lora_B = nn.Parameter(torch.empty(site.out_features, r).normal_(std=0.02))
         for leaf, parameter in list(self.named_parameters()):
             for statistic in ("sensitivity", "uncertainty"):
-                self.register_buffer(
-                    f"{statistic}_{leaf}", torch.zeros_like(parameter), persistent=False
-                )
-        self.register_buffer(
-            "kept", torch.ones(options.init_r, 1, dtype=torch.bool), persistent=False
-        )
+                zeros = torch.zeros_like(parameter)
+                self.register_buffer(f"{statistic}_{leaf}", zeros, persistent=False)
+        self.register_buffer("kept", torch.ones(r, 1, dtype=torch.bool), persistent=False)
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        x = F.dropout(x, self.options.dropout, self.training)
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
+        x = dropout(x, self.options.dropout, self.training)
         return y + self.scale * self.linear(self.linear(x, self.lora_A * self.lora_E), self.lora_B)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """A [r, in] and B [out, r] of the same update as a plain LoRA with s = 1, of the triplets that are left."""
-        left = self.lora_E[:, 0] != 0
-        left = left if left.any() else torch.ones_like(left)
-        return (self.lora_A * self.lora_E)[left], self.scale * self.lora_B[:, left]
-
-    def side_by_side(
-        self, weighted: list[tuple[Adapter, float]]
-    ) -> tuple[str, object, dict[str, Tensor]]:
-        return sum_of_updates(weighted)
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.scale * self.lora_B @ (self.lora_A * self.lora_E), bias
 
     def penalty(self) -> Tensor:
         """orthogonality x (‖A Aᵀ - 1‖ + ‖Bᵀ B - 1‖), the part of this site."""
-        one = torch.eye(self.options.init_r, device=self.lora_A.device)
-        return self.options.orthogonality * (
-            (self.lora_A @ self.lora_A.T - one).norm() + (self.lora_B.T @ self.lora_B - one).norm()
-        )
-
-    @torch.no_grad()
-    def observe(self) -> None:
-        """Smooth |weight · gradient| and how much it varies."""
-        for leaf, parameter in self.named_parameters():
-            if parameter.grad is not None:
-                now = (parameter * parameter.grad).abs()
-                mean, spread = (
-                    self.get_buffer(f"sensitivity_{leaf}"),
-                    self.get_buffer(f"uncertainty_{leaf}"),
-                )
-                mean.lerp_(now, 1 - self.options.beta1)
-                spread.lerp_((now - mean).abs(), 1 - self.options.beta2)
-
-    def importance(self) -> Tensor:
-        """Of each triplet [r]: that of its value in E, and the means of its row of A and its column of B."""
-        A, E, B = (
-            self.get_buffer(f"sensitivity_{leaf}") * self.get_buffer(f"uncertainty_{leaf}")
-            for leaf in ("lora_A", "lora_E", "lora_B")
-        )
-        return E[:, 0] + A.mean(dim=1) + B.mean(dim=0)
+        identity = torch.eye(self.options.init_r, device=self.lora_A.device)
+        of_A = (self.lora_A @ self.lora_A.T - identity).norm()
+        of_B = (self.lora_B.T @ self.lora_B - identity).norm()
+        return self.options.orthogonality * (of_A + of_B)
 
     @classmethod
     @torch.no_grad()
     def after_step(cls, adapters: list["AdaLoRA"], step: int, total: int) -> None:
+        """Smooth the importance, and between warm-up and end cut what is over the budget."""
         options = adapters[0].options
         start = min(math.ceil(options.warmup * total), total - 1)
         end = max(start + 1, total - math.ceil(options.final * total))
@@ -128,26 +99,52 @@ class AdaLoRA(Adapter):
                 adapter.observe()
         if (start < step < end and step % options.every == 0) or step == end:
             left = (1 - (step - start) / (end - start)) ** 3  # the budget falls with the cube
-            budget = round(
-                sum(
-                    one.options.target_r + (one.options.init_r - one.options.target_r) * left
-                    for one in adapters
-                )
-            )
-            importance = torch.cat(
-                [adapter.importance().to(adapters[0].lora_E.device) for adapter in adapters]
-            )
-            kept = torch.zeros_like(importance, dtype=torch.bool)
-            kept[importance.argsort(descending=True, stable=True)[:budget]] = True
-            for adapter, mask in zip(
-                adapters, kept.split([adapter.options.init_r for adapter in adapters]), strict=True
-            ):
-                adapter.kept = mask[:, None].to(adapter.lora_E.device)
-        for adapter in adapters:
-            if step >= end or (
-                start < step and step % options.every == 0
-            ):  # between cuts, a value may grow back and be kept the next time
+            keep_most_important(adapters, left)
+        # Between cuts a value may grow back and be kept the next time.
+        if step >= end or (start < step and step % options.every == 0):
+            for adapter in adapters:
                 adapter.lora_E.masked_fill_(~adapter.kept, 0.0)
 
-    def key(self, leaf: str) -> str:
-        return leaf
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Smooth |weight · gradient| and how much it varies."""
+        for leaf, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                now = (parameter * parameter.grad).abs()
+                mean = self.get_buffer(f"sensitivity_{leaf}")
+                mean.lerp_(now, 1 - self.options.beta1)
+                spread = self.get_buffer(f"uncertainty_{leaf}")
+                spread.lerp_((now - mean).abs(), 1 - self.options.beta2)
+
+    def importance(self) -> Tensor:
+        """Of each triplet [r]: that of its value in E, and the means of its row and its column."""
+        A, E, B = (
+            self.get_buffer(f"sensitivity_{leaf}") * self.get_buffer(f"uncertainty_{leaf}")
+            for leaf in ("lora_A", "lora_E", "lora_B")
+        )
+        return E[:, 0] + A.mean(dim=1) + B.mean(dim=0)
+
+    # ---- files, merging, sums
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the triplets that are left, E and s in them."""
+        left = self.lora_E[:, 0] != 0
+        left = left if left.any() else torch.ones_like(left)
+        return (self.lora_A * self.lora_E)[left], self.scale * self.lora_B[:, left]
+
+    def fold(self, f: Folded) -> Folded:
+        update = self.scale * self.lora_B @ (self.lora_A * self.lora_E)
+        return replace(f, weight=f.weight + update)
+
+
+def keep_most_important(adapters: list[AdaLoRA], left: float) -> None:
+    """Mark the triplets that stay, `left` of the way from init_r (1) to target_r (0)."""
+    options = [adapter.options for adapter in adapters]
+    budget = round(sum(o.target_r + (o.init_r - o.target_r) * left for o in options))
+    device = adapters[0].lora_E.device
+    importance = torch.cat([adapter.importance().to(device) for adapter in adapters])
+    kept = torch.zeros_like(importance, dtype=torch.bool)
+    kept[importance.argsort(descending=True, stable=True)[:budget]] = True
+    masks = kept.split([o.init_r for o in options])
+    for adapter, mask in zip(adapters, masks, strict=True):
+        adapter.kept = mask[:, None].to(adapter.lora_E.device)

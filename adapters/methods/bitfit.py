@@ -2,47 +2,48 @@
 
     x ── f ── + (b' - b) ── y          b' starts at the base's bias b
 
-Where a Linear or norm has no bias (LLaMA has none at all), b' starts at zero, and merging gives a Linear one.
+Where a Linear or norm has no bias (LLaMA has none at all), b' starts at zero; merging gives a
+Linear one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from adapters.base import Adapter
+from adapters.base import Adapter, Folded
 from files.errors import UserError
+from model.sites import Site
 
 
 class BitFit(Adapter):
     """f(x) - b + b'; foldable into the bias."""
 
     works_on = ("Linear", "norm")
+    keys = {"bias": "bias"}
 
     @dataclass(frozen=True)
     class Options:
         pass
 
-    def __init__(self, options: Options, site: nn.Module):
+    def __init__(self, options: Options, site: Site):
         super().__init__()
-        self.options, self.on_norm = options, site.kind == "norm"
-        self.bias = nn.Parameter(
-            torch.zeros(site.out_features)
-            if site.bias is None
-            else site.bias.detach().float().clone()
-        )
+        self.options = options
+        none = site.bias is None
+        start = torch.zeros(site.out_features) if none else site.bias.detach().float().clone()
+        self.bias = nn.Parameter(start)
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         moved = self.bias if f.bias is None else self.bias - f.bias.float()
         return y + moved.to(y.dtype)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if bias is None and self.on_norm:
+    # ---- files, merging, sums
+
+    def fold(self, f: Folded) -> Folded:
+        f.check_base(self, "bias")
+        if f.bias is None and f.site.kind == "norm":
             raise UserError("this norm has no bias, and cannot get one")
-        return weight, self.bias
+        return replace(f, bias=self.bias)
 
-    def start(self, site: nn.Module) -> dict[str, Tensor | float]:
+    def start(self, site: Site) -> dict[str, Tensor | float]:
         return {"bias": 0.0 if site.bias is None else site.bias.detach().float()}
-
-    def key(self, leaf: str) -> str:
-        return leaf

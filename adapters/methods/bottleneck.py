@@ -1,16 +1,17 @@
-"""Bottleneck adapters: series (Houlsby et al. 2019; Pfeiffer et al. 2020) and parallel (He et al. 2022), one word apart.
+"""Bottleneck adapters: series (Houlsby et al. 2019) and parallel (He et al. 2022), one word apart.
 
-    series     x ── f ──┬───────────────── + ── y          y = f(x) + s · U act(D f(x))       reads = "output"
-                        └── D ─ act ─ U ───┘
+    series     x ── f ──┬───────────────── + ── y     y = f(x) + s · U act(D f(x))
+                        └── D ─ act ─ U ───┘          reads = "output"
 
-    parallel   x ─┬── f ────────────────── + ── y          y = f(x) + s · U act(D x)          reads = "input"
-                  └──── D ─ act ─ U ───────┘
+    parallel   x ─┬── f ────────────────── + ── y     y = f(x) + s · U act(D x)
+                  └──── D ─ act ─ U ───────┘          reads = "input"
 
-    at the     x ──┬───────────────── + ── f ── y          y = f(x + s · U act(D x))          reads = "input", writes = "input"
-    input          └── D ─ act ─ U ───┘
+    at the     x ──┬───────────────── + ── f ── y     y = f(x + s · U act(D x))
+    input          └── D ─ act ─ U ───┘               reads = "input", writes = "input"
 
-D is [size, read width], U is [written width, size]; no biases, as in the paper's code. The paper: eq. 4 (series) and eq. 5 (parallel).
-s is a number (scaled parallel, He et al. 2022: 4) or learned. A gate (UniPELT, Mao et al. 2022) multiplies s by sigmoid(g · x) for each token.
+D is [size, read width], U is [written width, size]; no biases, as in the paper's code. The paper:
+eq. 4 (series) and eq. 5 (parallel). s is a number (scaled parallel, He et al. 2022: 4) or learned.
+A gate (UniPELT, Mao et al. 2022) multiplies s by sigmoid(g · x) for each token.
 """
 
 import math
@@ -21,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Size
+from adapters.base import Adapter, Dropout, Size, training
 from files.errors import UserError
 from files.typed import Range
-from model.sites import Linear
+from model.parts import dropout
+from model.sites import Linear, Site
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -36,7 +38,9 @@ ACTIVATIONS = {
 
 
 class Bottleneck(Adapter):
-    """Down-projection, activation, up-projection, beside or behind a computation."""
+    """Down-projection, activation, up-projection, beside or after a computation."""
+
+    keys = {"adapter_scaling": "adapter_scaling"}  # as in the paper's code
 
     @dataclass(frozen=True)
     class Options:
@@ -46,9 +50,9 @@ class Bottleneck(Adapter):
         reduction: Annotated[float, Range(0)] = 0.0  # above 0: size = read width / reduction
         act: Literal[*ACTIVATIONS] = "tanh"
         scale: float | Literal["learned"] = 1.0  # s; "learned": a trained number, from 1
-        dropout: Dropout = 0.0  # before the down-projection
+        dropout: Dropout = training(0.0)  # before the down-projection
         # "identity": D kaiming, U zeros, training starts at the base; "bert": both N(0, 0.02)
-        init: Literal["identity", "bert"] = "identity"
+        init: Literal["identity", "bert"] = training("identity")
         gate: bool = False
 
         def check(self) -> None:
@@ -57,11 +61,12 @@ class Bottleneck(Adapter):
                     'writes = "input" needs reads = "input": the output is not there yet'
                 )
 
-    def __init__(self, options: Options, site: nn.Module):
+    def __init__(self, options: Options, site: Site):
         super().__init__()
         if options.writes == "input" and not isinstance(site, Linear):
             raise UserError(
-                'writes = "input" works on Linears (q, k, v, o, gate, up, down), not on whole sub-layers'
+                'writes = "input" works on Linears (q, k, v, o, gate, up, down), '
+                "not on whole sub-layers"
             )
         self.options = options
         self.starts_at_base = options.init == "identity"
@@ -82,53 +87,44 @@ class Bottleneck(Adapter):
 
     def delta(self, h: Tensor) -> Tensor:
         """s · U act(D h)."""
-        scale = (
-            self.options.scale if self.adapter_scaling is None else self.adapter_scaling.to(h.dtype)
-        )
+        learned = self.adapter_scaling
+        scale = self.options.scale if learned is None else learned.to(h.dtype)
         if self.adapter_gate is not None:
             scale = scale * torch.sigmoid(self.linear(h, self.adapter_gate))
-        h = F.dropout(h, self.options.dropout, self.training)
+        h = dropout(h, self.options.dropout, self.training)
         return scale * self.linear(self.act(self.linear(h, self.adapter_down)), self.adapter_up)
 
     def before(self, x: Tensor) -> Tensor:
         return x + self.delta(x) if self.options.writes == "input" else x
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         if self.options.writes == "input":
             return y
         return y + self.delta(y if self.options.reads == "output" else x)
+
+    # ---- files, merging, sums
+
+    def start(self, site: Site) -> dict[str, float]:
+        return {} if self.adapter_scaling is None else {"adapter_scaling": 1.0}
 
     def side_by_side(
         self, weighted: list[tuple[Adapter, float]]
     ) -> tuple[str, object, dict[str, Tensor]]:
         """The units of all of them in one bottleneck, weights and scales in U."""
-        first = self.options
-        for one, _ in weighted:
-            if one.options.gate or any(
-                getattr(one.options, key) != getattr(first, key)
-                for key in ("reads", "writes", "act")
-            ):
-                raise UserError(
-                    "bottlenecks with a gate, or that differ in reads, writes or act, cannot be put side by side"
-                )
-        scales = [
-            weight * (one.options.scale if one.adapter_scaling is None else one.adapter_scaling)
-            for one, weight in weighted
-        ]
-        down = torch.cat([one.adapter_down for one, _ in weighted])
-        up = torch.cat(
-            [scale * one.adapter_up for scale, (one, _) in zip(scales, weighted, strict=True)],
-            dim=1,
-        )
-        options = replace(
-            first, size=len(down), reduction=0.0, scale=1.0, dropout=0.0, init="identity"
-        )
+        ours = self.options
+        shared = {(o.reads, o.writes, o.act) for o in (adapter.options for adapter, _ in weighted)}
+        if len(shared) > 1 or any(adapter.options.gate for adapter, _ in weighted):
+            raise UserError(
+                "bottlenecks with a gate, or that differ in reads, writes or act, cannot be put "
+                "side by side"
+            )
+        down, up = [], []
+        for adapter, weight in weighted:
+            learned = adapter.adapter_scaling
+            scale = adapter.options.scale if learned is None else learned
+            down.append(adapter.adapter_down)
+            up.append(weight * scale * adapter.adapter_up)
+        down, up = torch.cat(down), torch.cat(up, dim=1)
+        new = {"size": len(down), "reduction": 0.0, "scale": 1.0, "dropout": 0.0}
+        options = replace(ours, **new, init="identity")
         return "bottleneck", options, {"adapter_down": down, "adapter_up": up}
-
-    def start(self, site: nn.Module) -> dict[str, float]:
-        return {} if self.adapter_scaling is None else {"adapter_scaling": 1.0}
-
-    def key(self, leaf: str) -> str:
-        return (
-            leaf if leaf == "adapter_scaling" else f"{leaf}.weight"
-        )  # as the paper's code calls them

@@ -1,24 +1,30 @@
-"""DoRA (Liu et al. 2024, eq. 5): LoRA turns the rows of the weight, a trained magnitude gives them their length.
+"""DoRA (Liu et al. 2024, eq. 5): LoRA turns the weight's rows, a trained magnitude scales them.
 
     x ──── m · V / ‖V‖ ──── y             y = (m / ‖V‖) · V x + b,   V = W + s · B A
 
-m [out] starts at ‖W‖, ‖·‖ is the norm of each row of V (one output); the bias is not scaled. The norm is a constant for the gradient (section 4.3).
+m [out] starts at ‖W‖; ‖·‖ is the norm of each row of V (one output). The bias is not scaled. The
+norm is a constant for the gradient (section 4.3).
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from adapters.base import Folded
 from adapters.methods.lora import LoRA
 from files.errors import UserError
 from model.fsdp import whole
+from model.sites import Site
 
 
 class DoRA(LoRA):
     """(m / ‖V‖) · (f(x) - b + s · B A dropout(x)) + b; foldable into the weight."""
 
     works_on = ("Linear",)
+    keys = LoRA.keys | {"lora_magnitude_vector": "lora_magnitude_vector"}
 
-    def __init__(self, options: LoRA.Options, site: nn.Module):
+    def __init__(self, options: LoRA.Options, site: Site):
         super().__init__(options, site)
         if options.bias or options.gate:
             raise UserError("DoRA has neither a bias nor a gate of its own")
@@ -26,34 +32,35 @@ class DoRA(LoRA):
 
     @torch.no_grad()
     def norm(self, weight: Tensor) -> Tensor:
-        """‖W + s · B A‖ of each row [out], in float32."""
+        """‖W + s · B A‖ of each row [out], in float32, without B A in memory.
+
+        ‖W + B A‖² = ‖W‖² + 2 W·(B A) + ‖B A‖².
+        """
         A, B = self.lora_A.to(weight.device), self.scale * self.lora_B.to(weight.device)
-        across = (weight.float() @ A.T * B).sum(
-            dim=1
-        )  # ‖W + B A‖² = ‖W‖² + 2 W·(B A) + ‖B A‖², without making B A
-        square = (
-            torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
-            + 2 * across
-            + (B @ (A @ A.T) * B).sum(dim=1)
-        )
+        across = (weight.float() @ A.T * B).sum(dim=1)
+        square = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
+        square = square + 2 * across + (B @ (A @ A.T) * B).sum(dim=1)
         return square.clamp(min=1e-12).sqrt()
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         ratio = (self.lora_magnitude_vector / self.norm(f.weight)).to(y.dtype)
         plain = y if f.bias is None else y - f.bias.to(y.dtype)
         return y + (ratio - 1) * plain + ratio * self.delta(x)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        turned = weight + self.scale * self.lora_B @ self.lora_A
-        return turned * (self.lora_magnitude_vector / turned.norm(dim=1))[:, None], bias
+    # ---- files, merging, sums
+
+    def fold(self, f: Folded) -> Folded:
+        f.check_base(self, "weight", "bias")
+        turned = f.weight + self.scale * self.lora_B @ self.lora_A
+        return replace(
+            f, weight=turned * (self.lora_magnitude_vector / turned.norm(dim=1))[:, None]
+        )
 
     def factors(self) -> tuple[Tensor, Tensor]:
         raise UserError(
-            "DoRA changes the length of the weight's rows and is no plain LoRA; merge it into the weights instead"
+            "DoRA changes the length of the weight's rows and is no plain LoRA; merge it into the "
+            "weights instead"
         )
 
-    def start(self, site: nn.Module) -> dict[str, Tensor]:
+    def start(self, site: Site) -> dict[str, Tensor]:
         return {"lora_magnitude_vector": whole(site.weight).detach().float().norm(dim=1)}
-
-    def key(self, leaf: str) -> str:
-        return leaf if leaf == "lora_magnitude_vector" else super().key(leaf)

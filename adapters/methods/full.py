@@ -1,29 +1,31 @@
-"""A part of the model trained as a whole: a float32 copy of its own weight and bias takes their place (PEFT's modules_to_save).
+"""A module trained as a whole: float32 copies of its weight and bias (PEFT's modules_to_save).
 
-    x ── f with W', b' ── y          W' and b' start at W and b, the base
+    x ── f with W', b' ── y          W' and b' start at W and b, the base's
 
 On a tied embedding or head, only the one that is named changes; the other keeps the base's weight.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from adapters.base import Adapter
+from adapters.base import Adapter, Folded
 from files.errors import UserError
 from model.fsdp import whole
+from model.sites import Site
 
 
 class Full(Adapter):
     """f with trained copies of its weight and bias; foldable into the weight."""
 
     works_on = ("Linear", "embedding", "norm")
+    keys = {"weight": "weight", "bias": "bias"}
 
     @dataclass(frozen=True)
     class Options:
         pass
 
-    def __init__(self, options: Options, site: nn.Module):
+    def __init__(self, options: Options, site: Site):
         super().__init__()
         self.options = options
         if site.weight is None:
@@ -33,20 +35,22 @@ class Full(Adapter):
         self.weight = nn.Parameter(whole(site.weight).detach().float().clone())
         self.bias = None if site.bias is None else nn.Parameter(site.bias.detach().float().clone())
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
-        change = (
-            self.weight - f.weight.float(),
-            None if self.bias is None else self.bias - f.bias.float(),
-        )
-        return y + f.compute(x, *change).to(
-            y.dtype
-        )  # linear in both, so that other adapters at this site stay
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
+        weight = self.weight - f.weight.float()
+        bias = None if self.bias is None else self.bias - f.bias.float()
+        change = f.compute(x, weight, bias)  # linear in both: other adapters at this site stay
+        return y + change.to(y.dtype)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.weight, self.bias
+    # ---- files, merging, sums
 
-    def start(self, site: nn.Module) -> dict[str, Tensor]:
+    def fold(self, f: Folded) -> Folded:
+        """The copies, or what they differ from the base by if another adapter changed it."""
+        values = {}
+        for leaf, base in zip(("weight", "bias"), f.base, strict=True):
+            own, now = getattr(self, leaf), getattr(f, leaf)
+            if own is not None:
+                values[leaf] = own if now is base else now + (own - base)
+        return replace(f, **values)
+
+    def start(self, site: Site) -> dict[str, Tensor]:
         return {leaf: whole(getattr(site, leaf)).detach().float() for leaf in self.state_dict()}
-
-    def key(self, leaf: str) -> str:
-        return leaf

@@ -1,6 +1,7 @@
-"""LN tuning (Zhao et al. 2023): the weights and biases of the normalisations are trained, and nothing else.
+"""LN tuning (Zhao et al. 2023): only the weights and biases of the normalisations are trained.
 
-x ── norm with γ', β' ── y          γ' · (x - mean) / std + β', from the base's γ and β (an RMSNorm has γ alone)
+x ── norm with γ', β' ── y        γ' · (x - mean) / std + β', from the base's γ and β
+                                  (an RMSNorm has γ alone)
 """
 
 from adapters.methods.full import Full
@@ -10,6 +11,4 @@ class LNTuning(Full):
     """A norm with trained copies of its weight and bias."""
 
     works_on = ("norm",)
-
-    def key(self, leaf: str) -> str:
-        return f"ln_tuning_layers.{leaf}"
+    keys = {"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"}

@@ -1,19 +1,21 @@
 """PiSSA (Meng et al. 2024): LoRA that starts at the principal singular values of the weight.
 
-    x ─┬── W - s·B₀A₀ ──── + ── y         y = W x + s · (B A - B₀ A₀) x         s · B₀ A₀ = U S V of the r largest singular values
-       └── A ── B ── s ────┘              (U sqrt(S) / sqrt(s) -> B₀ [out, r], sqrt(S) V / sqrt(s) -> A₀ [r, in]; eq. 2 to 4)
+    x ─┬── W - s·B₀A₀ ──── + ── y         y = W x + s · (B A - B₀ A₀) x
+       └── A ── B ── s ────┘
 
-Training starts at the base, A and B where most of the weight is. The base itself is not changed: what PiSSA takes out of it is
-subtracted beside it, so that the adapter can be switched off. Written for PEFT, it is a plain LoRA of rank 2 r: [A; A₀], [B, -B₀].
+s · B₀ A₀ = U S V of the r largest singular values: B₀ [out, r] = U sqrt(S) / sqrt(s), A₀ [r, in] =
+sqrt(S) V / sqrt(s) (eq. 2 to 4). Training starts at the base, with A and B where most of the weight
+is. The base itself is not changed: what PiSSA takes out of it is subtracted beside it, so that the
+adapter can be switched off. Written for PEFT, it is a plain LoRA of rank 2 r: [A; A₀], [B, -B₀].
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.methods.lora import LoRA
 from files.errors import UserError
 from model.fsdp import whole
+from model.sites import Site
 
 
 class PiSSA(LoRA):
@@ -21,7 +23,7 @@ class PiSSA(LoRA):
 
     works_on = ("Linear",)
 
-    def __init__(self, options: LoRA.Options, site: nn.Module):
+    def __init__(self, options: LoRA.Options, site: Site):
         super().__init__(options, site)
         if options.alpha <= 0:
             raise UserError(
@@ -29,7 +31,8 @@ class PiSSA(LoRA):
             )
         if options.r > min(site.in_features, site.out_features):
             raise UserError(
-                f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no more than its smaller side of singular values"
+                f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no "
+                "more than its smaller side of singular values"
             )
         if not site.weight.is_meta:
             B, A = principal(whole(site.weight).detach().float().cpu(), options.r)
@@ -37,30 +40,27 @@ class PiSSA(LoRA):
         self.register_buffer("lora_A_start", self.lora_A.detach().clone())
         self.register_buffer("lora_B_start", self.lora_B.detach().clone())
 
-    def delta(self, x: Tensor) -> Tensor:
-        dropped = F.dropout(x, self.options.dropout, self.training)
-        trained = self.linear(self.linear(dropped, self.lora_A), self.lora_B, self.lora_B_bias)
-        delta = self.scale * (
-            trained - self.linear(self.linear(dropped, self.lora_A_start), self.lora_B_start)
-        )
-        return (
-            delta
-            if self.lora_gate is None
-            else torch.sigmoid(self.linear(x, self.lora_gate)) * delta
-        )
+    def update(self, x: Tensor) -> Tensor:
+        trained = self.linear(self.linear(x, self.lora_A), self.lora_B, self.lora_B_bias)
+        at_start = self.linear(self.linear(x, self.lora_A_start), self.lora_B_start)
+        return self.scale * (trained - at_start)
 
-    def start(self, site: nn.Module) -> dict[str, Tensor]:
+    # ---- files, merging, sums
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        A = torch.cat((self.lora_A, self.lora_A_start))
+        return A, self.scale * torch.cat((self.lora_B, -self.lora_B_start), dim=1)
+
+    def start(self, site: Site) -> dict[str, Tensor]:
         A, B = self.lora_A_start, self.lora_B_start
         return {"lora_A": A, "lora_B": B, "lora_A_start": A, "lora_B_start": B}
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return torch.cat((self.lora_A, self.lora_A_start)), self.scale * torch.cat(
-            (self.lora_B, -self.lora_B_start), dim=1
-        )
-
 
 def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """U sqrt(S) [out, r] and sqrt(S) V [r, in] of the r largest singular values; of large weights by a randomised method with a fixed seed."""
+    """U sqrt(S) [out, r] and sqrt(S) V [r, in] of the r largest singular values.
+
+    Of weights over 1024 on both sides by a randomised method with a fixed seed.
+    """
     if min(weight.shape) <= 1024:
         U, S, V = torch.linalg.svd(weight, full_matrices=False)
         U, S, V = U[:, :r], S[:r], V[:r]

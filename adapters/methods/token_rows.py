@@ -1,20 +1,23 @@
-"""Some rows of the embedding trained, all others frozen: for words that are new to the model (PEFT's trainable_token_indices).
+"""Some rows of the embedding are trained, for new words (PEFT's trainable_token_indices).
 
     token i of `ids` ── its own trained row ── ...          all other tokens have the base's
 
-The rows start at the base's. Where the head is tied to the embedding it follows, so that the sites are ["embed", "head"] there.
+The rows start at the base's. Where the head is tied to the embedding it has the same rows, so that
+the sites are ["embed", "head"] there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import PREFIX, Adapter
+from adapters.base import PREFIX, Adapter, Folded
 from files.errors import UserError
 from files.typed import Range
+from model.language import LanguageModel
+from model.sites import Site
 
 
 class TokenRows(Adapter):
@@ -31,7 +34,7 @@ class TokenRows(Adapter):
                 raise UserError(f"ids = {list(self.ids)!r} should be token ids, each once")
 
     @classmethod
-    def build(cls, options: list, sites: list[nn.Module], model: nn.Module) -> list["TokenRows"]:
+    def build(cls, options: list, sites: list[Site], model: LanguageModel) -> list["TokenRows"]:
         embedding, head = model.input_embedding, model.lm_head
         if {id(site) for site in sites} != {id(embedding)} | ({id(head)} if model.tied else set()):
             raise UserError(
@@ -44,32 +47,33 @@ class TokenRows(Adapter):
             )
         if max(options[0].ids) >= embedding.in_features:
             raise UserError(f"ids: the model has token ids 0 to {embedding.in_features - 1}")
-        rows = nn.Module()
         index = torch.tensor(options[0].ids)
+        start = embedding.weight.detach()[index.to(embedding.weight.device)].float().clone()
+        rows = nn.Module()  # one for both sites
         rows.register_buffer("index", index, persistent=False)
-        rows.weight = nn.Parameter(
-            embedding.weight.detach()[index.to(embedding.weight.device)].float().clone()
-        )
-        return [cls(one, rows) for one in options]
+        rows.weight = nn.Parameter(start)
+        return [cls(o, rows) for o in options]
 
     def __init__(self, options: Options, rows: nn.Module):
         super().__init__()
         self.options, self.rows = options, rows
 
-    def after(self, y: Tensor, x: Tensor, f: nn.Module) -> Tensor:
+    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         index = self.rows.index
         if f.kind == "embedding":
-            rows = self.rows.weight.to(y.dtype)
             at = (x[..., None] == index).int()  # [B, T, n], where a token is one of them
-            return torch.where(
-                at.any(dim=-1, keepdim=True), F.embedding(at.argmax(dim=-1), rows), y
-            )
+            rows = F.embedding(at.argmax(dim=-1), self.rows.weight.to(y.dtype))
+            return torch.where(at.any(dim=-1, keepdim=True), rows, y)
         return y.index_add(-1, index, self.linear(x, self.rows.weight - f.weight[index].float()))
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight.index_copy(0, self.rows.index, self.rows.weight), bias
+    # ---- files, merging, sums
 
-    def start(self, site: nn.Module) -> dict[str, Tensor]:
+    def fold(self, f: Folded) -> Folded:
+        if f.site.kind != "embedding":  # there the rows replace whatever was there
+            f.check_base(self, "weight")
+        return replace(f, weight=f.weight.index_copy(0, self.rows.index, self.rows.weight))
+
+    def start(self, site: Site) -> dict[str, Tensor]:
         return {"rows.weight": site.weight.detach()[self.rows.index].float()}
 
     @classmethod

@@ -7,16 +7,14 @@ for tensors; what a kernel takes for itself while it runs (oneDNN's and cuBLAS' 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from model import parts
+from model.parts import META_KERNELS, Kernels
 from train.offload import SMALL
 
 aten = torch.ops.aten
@@ -164,30 +162,16 @@ def watch(model: nn.Module, footprint: Footprint) -> Iterator[None]:
 
 @contextmanager
 def kernels_of(device: str) -> Iterator[None]:
-    """Within this block, tensors without memory are treated as the kernels of `device` (cpu or cuda) treat theirs: what is kept for the backward pass
-    depends on them. Torch's "meta" device writes out what they fuse."""
-    fused = (
-        {"scaled_dot_product_attention": sdpa_cpu}
-        if device == "cpu"
-        else {
-            "scaled_dot_product_attention": sdpa_cuda,
-            "rms_norm": rms_norm_cuda,
-            "dropout": dropout_cuda,
-        }
-    )
+    """Within this block, tensors on "meta" are computed by the kernels of `device` (cpu or cuda).
 
-    def where_meta(stand_in: Callable, real: Callable) -> Callable:
-        return lambda x, *args, **kwargs: (stand_in if x.is_meta else real)(x, *args, **kwargs)
-
-    before = parts.META_AS
-    parts.META_AS = device
+    What is kept for the backward pass depends on them; "meta" itself writes out what they fuse.
+    """
+    cuda = Kernels("cuda", sdpa_cuda, rms_norm_cuda, dropout_cuda)
+    token = META_KERNELS.set(cuda if device == "cuda" else Kernels("cpu", sdpa_cpu))
     try:
-        with patch.multiple(
-            F, **{name: where_meta(stand_in, getattr(F, name)) for name, stand_in in fused.items()}
-        ):
-            yield
+        yield
     finally:
-        parts.META_AS = before
+        META_KERNELS.reset(token)
 
 
 def sdpa_cpu(

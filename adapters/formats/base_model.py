@@ -1,0 +1,42 @@
+"""The base model that an adapter file of another program names."""
+
+import re
+import warnings
+from pathlib import Path
+
+from model.language import LanguageModel
+
+
+def check_base(model: LanguageModel, raw: dict, folder: Path) -> None:
+    """Warn if a file of another program does not name its base, or names another one."""
+    theirs, ours = raw.get("base_model_name_or_path"), base_name(model)
+    if not isinstance(theirs, str) or not theirs:
+        warnings.warn(
+            f"{folder} does not identify its base model: nothing shows that it was trained on "
+            f"{ours}",
+            stacklevel=3,
+        )
+    elif last_part(theirs) != last_part(ours):
+        warnings.warn(
+            f"{folder} was trained on {theirs!r:.200}, this model is {ours!r}; such files do not "
+            "identify their base any further",
+            stacklevel=3,
+        )
+
+
+def base_name(model: LanguageModel) -> str:
+    """The model's hub repository, or its folder if that is not in the hub's cache; "" of none."""
+    folder = str(getattr(model, "folder", None) or "")
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", folder)
+    return cached[1].replace("--", "/", 1) if cached else folder
+
+
+def last_part(name: str) -> str:
+    """The last part of a path or a hub repository's name, in small letters.
+
+    A folder of the hub's cache (models--ORG--NAME/snapshots/REVISION) counts as the name.
+    """
+    name = re.split(r"[/\\]", re.sub(r"[/\\]snapshots[/\\][^/\\]+$", "", name.rstrip("/\\")))[-1]
+    if name.startswith("models--"):
+        name = name.removeprefix("models--").partition("--")[2] or name
+    return name.casefold()
