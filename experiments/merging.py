@@ -12,10 +12,10 @@ from adapters.formats.merged_model import export_model
 from adapters.merge import merge_and_compare
 from data.batches import encode_prompt
 from data.prompts import Template
+from experiments.announce import count_base
 from experiments.base import check_model, choose_devices
 from experiments.folders import fresh_folder
 from experiments.loading import load_with_adapter
-from experiments.run import count_base
 from files.errors import UserError
 from model import load_tokenizer
 from model.language import LanguageModel
