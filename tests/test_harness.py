@@ -198,10 +198,12 @@ def test_tasks_give_what_is_computed_directly(pocket, tmp_path, monkeypatch):
     (tmp_path / "torn.jsonl").write_text('{"q": ')
     (tasks / "torn.yaml").write_text(CHOICE.format("sums_torn", tmp_path / "torn.jsonl"))
     (tasks / "gone.yaml").write_text(CHOICE.format("sums_gone", tmp_path / "gone.jsonl"))
-    manager = harness.harness("tasks").TaskManager(
+    manager = harness_requests.harness("tasks").TaskManager(
         include_path=tasks, include_defaults=False
     )  # to index the others takes seconds
-    monkeypatch.setattr(harness.harness("tasks"), "TaskManager", lambda include_path: manager)
+    monkeypatch.setattr(
+        harness_requests.harness("tasks"), "TaskManager", lambda include_path: manager
+    )
     found = run_tasks(
         model, tokenizer, ["sums_choice", "sums_write"], include_path=tasks, batch_size=5
     )["results"]
