@@ -15,7 +15,7 @@ import torch
 from chains import CHATML, chain
 
 from adapters import attach
-from eval import harness
+from eval import harness_requests
 from eval.generate import Sampling, generate
 from eval.harness import decoding, harness_model, run_tasks
 from eval.likelihood import log_likelihoods
@@ -140,7 +140,7 @@ def test_eos_that_is_spelled_ends_a_text_too(pocket, monkeypatch):
     model, tokenizer = pocket
     spelled = [n for part in ("7 <", "eos", "> more") for n in tokenizer.encode(part, bos=False)]
     assert tokenizer.eos_id not in spelled
-    monkeypatch.setattr(harness, "generate", lambda *args, **more: [spelled])
+    monkeypatch.setattr(harness_requests, "generate", lambda *args, **more: [spelled])
     lm = harness_model(model, tokenizer)
     assert lm.generate_until(requests(("Tom", {"max_gen_toks": 12}))) == ["7 "]
 
