@@ -398,7 +398,7 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
             1,
             "has its own",
         ),
-        (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "more than 1,000"),
+        (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "up to 1,000"),
         (
             (
                 *(
