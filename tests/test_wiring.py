@@ -31,6 +31,13 @@ def test_the_whole_loss_scale_is_restored(folder, tmp_path):
     assert vars(fresh.scale) == {"scale": 4.0, "calm": 3, "dynamic": True, "patience": 7}
 
 
+def test_the_loss_scale_stays_at_least_one():
+    scale = LossScale(2.0, dynamic=True)
+    for _ in range(3):
+        scale.update(False)
+    assert scale.scale == 1.0
+
+
 def test_every_pipeline_stage_draws_its_own_dropout(folder, tmp_path, monkeypatch):
     """The seed in force at each layer: one for each micro-batch and stage, whatever the step."""
     model = load_model(str(folder), devices=["cpu", "cpu"], layers_per_device=[2, 1])
