@@ -20,7 +20,7 @@ from cli.options import (
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
-    from experiments.evaluate import Evaluation, Unfinished
+    from experiments.evaluate import Arguments, Evaluation
     from train.parallel import Processes
 
 DECODING = {  # settings of [eval], with TESTS' --items
@@ -99,7 +99,7 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     return 0
 
 
-def resumed(options: argparse.Namespace) -> "Unfinished":
+def resumed(options: argparse.Namespace) -> "Arguments":
     """The evaluation of --resume. Raises UserError."""
     from experiments.evaluate import unfinished
 
@@ -126,10 +126,10 @@ def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...
             raise UserError(f"{why}; {option} has no effect with it: give no other option")
 
 
-def new(options: argparse.Namespace) -> "Unfinished":
+def new(options: argparse.Namespace) -> "Arguments":
     """A new evaluation. Raises UserError."""
     from data.wordproblems import MANNERS
-    from experiments.evaluate import Unfinished
+    from experiments.evaluate import Arguments
     from experiments.folders import absolute_paths
     from files.toml import parse_set
 
@@ -154,10 +154,10 @@ def new(options: argparse.Namespace) -> "Unfinished":
     )
     if settings.tests and not data_given and not of_wordproblems:
         settings = replace(settings, data="none")  # measure the named sets and nothing else
-    return Unfinished(absolute_paths(settings), adapters, options.average, template_name)
+    return Arguments(absolute_paths(settings), adapters, options.average, template_name)
 
 
-def default_folder(options: argparse.Namespace, job: "Unfinished") -> Path:
+def default_folder(options: argparse.Namespace, job: "Arguments") -> Path:
     if options.run:
         return Path(options.run) / "evaluate"
     s = job.settings
@@ -166,7 +166,7 @@ def default_folder(options: argparse.Namespace, job: "Unfinished") -> Path:
     return Path("runs") / f"evaluate-{Path(s.model).name}-{sets}"
 
 
-def print_result(result: "Evaluation", job: "Unfinished") -> None:
+def print_result(result: "Evaluation", job: "Arguments") -> None:
     """What was measured, notes, and the scores beside the published figures."""
     from experiments.text import loss_text, published_lines, score_lines
 

@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     from eval.answers import MODES
     from experiments.inspect import (
         block,
-        chosen,
         place,
         predictions_in,
         run_lines,
+        select,
         summary,
         without_predictions,
     )
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     predictions = predictions_in(folder)
     beaten = predictions_in(Path(options.beats)) if options.beats else None
-    selected = chosen(
+    selected = select(
         predictions,
         sets=options.set,
         right=True if options.right else False if options.wrong else None,

@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from adapters.formats.merged_model import export_model
     from adapters.merge import merge_and_compare
-    from experiments.run import count_base
+    from experiments.announce import count_base
 
     settings, adapters, folder = adapters_to_write(options)
     if not 0 < options.shard_size < 1e6:

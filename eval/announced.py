@@ -31,7 +31,7 @@ DENIED = re.compile(
     r"(?:\bnot|n['’]t)\s(?:(?:the|a|an|option|choice|answer)\s)?\S*\w\)?", re.IGNORECASE
 )
 
-# Where the model goes on with something else.
+# Where the model continues with something else.
 TURN_END = re.compile(r"<\|(?:im_end|endoftext|eot_id|im_start|end)\|>|</s>|<end_of_turn>")
 NEXT_PROBLEM = re.compile(
     r"(?:^|(?<=[\d.!?)>])|(?<=[\d.!?)] ))#{0,3} ?"
@@ -39,7 +39,7 @@ NEXT_PROBLEM = re.compile(
     r"|Q|User|USER|Human) ?(?:\d{1,4}|\([^)\n]{1,20}\))? ?:(?!\d)",
     re.MULTILINE,
 )
-ASKED = re.compile(  # a line behind the answer that asks for a quantity, and no second thought
+ASKED = re.compile(  # a line after the answer that asks for a quantity, without a second thought
     r"\n(?! ?(?:wait|but|hmm|let|now|hold|actually|however|so|then|check)\b)[^\n?]{0,400}?"
     r"\b(?:how (?:many|much|long|far|old|tall|fast|big|large)|what (?:is|are|was|were|will))\b"
     r"[^\n?]{0,200}\?",
@@ -52,14 +52,15 @@ HASHES = re.compile(r"#{4,} ?([^\n#]{1,200})")
 
 
 def own_text(text: str, is_answer: Callable[[str], bool]) -> str:
-    """A text in plain form, without what a model writes before and behind its own answer.
+    """A text in plain form, without what a model writes before and after its own answer.
 
-    Dropped are: its thoughts up to </think>, or to the end where they do not end; everything behind a token that ends a turn, behind the
-    first "#### ANSWER" (as GSM8K ends a solution), and, once an answer was announced, from another
-    problem on. is_answer: whether a line behind #### is nothing but an answer.
+    Dropped are: its thoughts up to </think>, or to the end where they do not end; everything after
+    a token that ends a turn and after the first "#### ANSWER" (as GSM8K ends a solution); and, once
+    an answer was announced, everything from another problem on. is_answer: whether a line after
+    #### is an answer and nothing else.
     """
-    said = text.rpartition("</think>")[2]
-    text = plain(said.partition("<think>")[0] if said.strip() else text)
+    after = text.rpartition("</think>")[2]
+    text = plain(after.partition("<think>")[0] if after.strip() else text)
     for match in TURN_END.finditer(text):
         if text[: match.start()].strip():
             text = text[: match.start()]
@@ -85,7 +86,7 @@ def without_denials(text: str) -> str:
 
 def statements(text: str, trigger: re.Pattern = ANSWER) -> list[str]:
     """What follows each trigger up to the next one, the last first, without those that nothing
-    follows. What an answer would be if something were otherwise comes behind all others."""
+    follows. Conditional answers ("would be") come last."""
     parts, supposed, end = [], [], len(text)
     for match in reversed(list(trigger.finditer(text))):
         start = match.start()

@@ -1,4 +1,4 @@
-"""What a text says its answer is. Pure functions; `strict` reads it as a person would, `paper` as the paper's code did."""
+"""The answer that a text states: `strict` as a person reads it, `paper` as the paper's code did."""
 
 import re
 
@@ -11,7 +11,7 @@ from eval.words import strict_label
 from files.errors import UserError, unknown
 
 ANSWERS = "labels:answer1|answer2|answer3|answer4|answer5"
-KINDS = {  # data set -> the kind of its answers; "labels:" and the words one of which it is (the paper's label format)
+KINDS = {  # data set -> kind of its answers; "labels:" and the words that an answer is one of
     **dict.fromkeys(
         ("addsub", "multiarith", "singleeq", "gsm8k", "svamp", "mawps", "multiarith-unseen"),
         "number",
@@ -26,9 +26,8 @@ KINDS = {  # data set -> the kind of its answers; "labels:" and the words one of
     "arc-challenge": ANSWERS,
     "openbookqa": "labels:answer1|answer2|answer3|answer4",
 }
-PAPER_LABELS = dict.fromkeys(
-    ("social_i_qa", "openbookqa"), ANSWERS.removeprefix("labels:")
-)  # its code looked for five in sets of three and four, too
+# The paper's code looks for five labels in the sets of three and four, too.
+PAPER_LABELS = dict.fromkeys(("social_i_qa", "openbookqa"), ANSWERS.removeprefix("labels:"))
 MODES = ("strict", "paper")
 TOLERANCE = 1e-3
 LETTERS = "ABCDE"
@@ -63,7 +62,8 @@ def read_answer(text: str, dataset: str, mode: str = "strict") -> float | str | 
 
 
 def response_of(output: str) -> str:
-    """What the paper's code read of an output: it took the text between the first "### Response:", of the prompt, and a second one."""
+    """The part of an output that the paper's code read: between the "### Response:" of the prompt
+    and a second one."""
     return output.split("### Response:")[0]
 
 
@@ -105,7 +105,7 @@ def reaches(rationale: str, gold: str) -> bool:
     """Whether a training rationale arrives at its answer: its last number is the gold one, or it
     states the gold letter or word.
 
-    This is the reading behind the data's own `pred` column: 2,499 of the 3,260 rationales of
+    The data's own `pred` column is read in this way: 2,499 of the 3,260 rationales of
     math-v1. A label that is no plain number, such as 1/2, is looked for by the strict reader.
     """
     gold = gold.strip()
@@ -124,10 +124,10 @@ def reaches(rationale: str, gold: str) -> bool:
 
 
 def is_right(answer: float | str | None, gold: float | str) -> bool:
-    """Whether an answer read equals the gold one: numbers within 1e-3; words ignoring case, white space and the last full stop, and a text
-    too that goes on with another sentence after the gold ones; None is always wrong.
+    """Whether an answer equals the label: numbers within 1e-3; words up to case, white space and
+    the last full stop; a text also where another sentence follows the label's. None is wrong.
 
-    Raises UserError where the answer is a number and the label is none.
+    Raises UserError where the answer is a number and the label is not.
     """
     if answer is None:
         return False
@@ -142,7 +142,7 @@ def is_right(answer: float | str | None, gold: float | str) -> bool:
 
 
 def gold_number(gold: float | str, comma: bool = False) -> float:
-    """A label as a number. comma: see data/numerals.py. Raises UserError for a label that is none."""
+    """A label as a number. comma: see data/numerals.py. Raises UserError for another label."""
     number = label_number(str(gold), comma)
     if number is None:
         raise UserError(f"the label {gold!r} is not a number")
@@ -150,9 +150,34 @@ def gold_number(gold: float | str, comma: bool = False) -> float:
 
 
 def strict_text(text: str) -> str | None:
-    """What follows the last trigger, all of it, for a label may have several sentences; or the whole text."""
+    """All that follows the last trigger, as a label may have several sentences; or the whole
+    text."""
     text = own_text(text, lambda line: False)
     return (statements(text) or [text])[0].strip().rstrip(" .\n") or None
+
+
+def judge(prediction: dict, read_as: str) -> dict:
+    """The answer of a prediction by both readers, and whether each is right.
+
+    read_as: a data set, or a kind of answers; with a kind, a label of another one is compared as a
+    text.
+    """
+    if prediction.get("too_long"):
+        return {"answer": None, "right": False, "paper_answer": None, "paper_right": False}
+    output, gold = prediction["output"], prediction["gold"]
+    if "likelihoods" in prediction:
+        answer = paper = output
+    else:
+        if read_as == kind_of(read_as) and not fits(read_as, gold):
+            read_as = "text"
+        answer = read_answer(output, read_as)
+        paper = read_answer(response_of(output), read_as, "paper")
+    return {
+        "answer": answer,
+        "right": is_right(answer, gold),
+        "paper_answer": paper,
+        "paper_right": is_right(paper, gold),
+    }
 
 
 # ---------------------------------------------------------------- paper

@@ -1,18 +1,20 @@
-"""Beam search, batched, as `transformers` 5 defines it (length_penalty=1, early_stopping=False): tests compare token for token."""
+"""Batched beam search as in `transformers` 5 (length_penalty=1, early_stopping=False); tests
+compare token for token."""
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.compose import by_row
 from files.errors import UserError
+from model.language import LanguageModel
 
 NEVER = -1e9  # added to the score of what must not be chosen; finite, as there may be nothing else
 
 
 def beam_search(
-    model: nn.Module,
+    model: LanguageModel,
     ids: Tensor,
     mask: Tensor | None,
     max_new_tokens: int,
@@ -20,11 +22,13 @@ def beam_search(
     ends: Tensor,
     vocab_size: int | None,
 ) -> list[list[int]]:
-    """Continue ids int64 [B, T], mask [B, T + max_new_tokens] or None -> of each row the best text found, without the stop token.
+    """Continue ids int64 [B, T] with mask [B, T + max_new_tokens] or None.
 
-    A running beam is as good as the sum of its log-probabilities, a finished one as the mean, with its stop token. A row is over
-    when it has `beams` finished ones and the best running mean is no better than the worst of them; it leaves the batch then.
-    Probabilities are over all rows of the head, though only ids below vocab_size are chosen. Raises UserError for adapters by row.
+    Returns the best continuation of each row, without the stop token. A running beam scores the sum
+    of its log-probabilities, a finished one their mean, its stop token included. A row is over, and
+    leaves the batch, when it has `beams` finished ones and no running mean is better than the worst
+    of them. Probabilities are over all rows of the head, but only ids below vocab_size are chosen.
+    ends: ids that stop a beam. Raises UserError for adapters by row.
     """
     if by_row(model):
         raise UserError("adapters by row (Rows) need beams=1: each beam is a row of the batch")
@@ -32,16 +36,13 @@ def beam_search(
     device = ids.device
     cache = model.new_cache(B, T + max_new_tokens)
     rows = torch.arange(B, device=device)  # which row of the request each row of the batch is
-    scores = torch.tensor([0.0] + [NEVER] * (beams - 1), device=device).repeat(
-        B, 1
-    )  # of the running beams: one to begin with
+    # Of the running beams, of which there is one to begin with.
+    scores = torch.tensor([0.0] + [NEVER] * (beams - 1), device=device).repeat(B, 1)
     texts = ids.new_empty(B, beams, 0)
-    finished: list[list[tuple[float, list[int]]]] = [
-        [] for _ in range(B)
-    ]  # mean log-probability and tokens, the best first
-    kept = (
-        max(2, 1 + len(ends)) * beams
-    )  # candidates: even if every beam could end in each way, `beams` others go on
+    # Of each row mean log-probability and tokens, the best first.
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
+    # Candidates: `beams` of them go on even if every beam ends in every way.
+    kept = max(2, 1 + len(ends)) * beams
     for step in range(1, max_new_tokens + 1):
         hidden = model.hidden(ids, None if mask is None else mask[:, : T + step - 1], cache=cache)[
             :, -1
@@ -69,7 +70,7 @@ def beam_search(
             found.append(
                 (float(totals[r, c] / step), texts[r, c, : step - int(stopped[r, c])].tolist())
             )
-            found.sort(key=lambda one: -one[0])
+            found.sort(key=lambda scored: -scored[0])
             del found[beams:]
         scores, choice = (totals + over * NEVER).topk(beams)
         texts = texts.gather(1, choice[:, :, None].expand(-1, -1, step))

@@ -10,7 +10,8 @@ from files.errors import UserError
 
 
 def form_of(rows: list[dict], kind: str) -> str:
-    """How an answer is put, with {} for it: as the outputs of all rows put theirs, else "The answer is {}." for letters, "the correct answer is {}"."""
+    """The sentence that states an answer, with {} for it: that of the rows' own outputs where they
+    share one, else "The answer is {}." for letters and "the correct answer is {}"."""
     own = {(row.get("output") or "").strip().removesuffix(row["answer"].strip()) for row in rows}
     whole = all((row.get("output") or "").strip().endswith(row["answer"].strip()) for row in rows)
     if whole and len(own) == 1:
@@ -21,16 +22,17 @@ def form_of(rows: list[dict], kind: str) -> str:
 def choices(
     tokenizer, row: dict, template: Template, kind: str, form: str, name: str
 ) -> dict[str, tuple[list[int], list[int]]]:
-    """option -> (ids in front of it, its own ids) of a multiple-choice problem. Raises UserError for a set without options.
+    """Option -> (ids before it, its own ids) of a multiple-choice problem.
 
     The options are those that the row lists ("Answer format: yes/no", "A) 5 B) 6"), else those of
-    its kind.
+    its kind. Raises UserError for a set without options and for a single one.
     """
     given = re.search(r"Answer format: *(\S+)\s*$", row["instruction"])
     labels = list(options_of_kind(kind))
     if not labels:
         raise UserError(
-            f"{name} has no options whose likelihoods could be compared: its answers are generated (eval.scoring=generate)"
+            f"{name} has no options whose likelihoods could be compared: its answers are generated "
+            "(eval.scoring=generate)"
         )
     if kind.startswith("letter"):
         prompt = f"{row['instruction']}\n{row.get('input') or ''}"
@@ -39,7 +41,8 @@ def choices(
         labels = given[1].split("/")
     if len(labels) < 2:
         raise UserError(
-            f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods need two to compare (eval.scoring=generate)"
+            f"{name}: {row['instruction'][:60]!r} has the one option {labels[0]!r}: likelihoods "
+            "need two to compare (eval.scoring=generate)"
         )
     _, before = encode_prompt(tokenizer, row, template)
     whole = {
@@ -48,9 +51,8 @@ def choices(
         )
         for label in labels
     }
-    start = min(
-        shared_start(before, ids) for ids in whole.values()
-    )  # the same for all, so that all are weighed alike
+    # The same context for all options, so that their likelihoods compare.
+    start = min(shared_start(before, ids) for ids in whole.values())
     return {label: (ids[:start], ids[start:]) for label, ids in whole.items()}
 
 

@@ -1,25 +1,27 @@
-"""How near a model comes to another with the same tokenizer, on a text: perplexity, and the KL divergence of what each says of the next token."""
+"""Two models with the same tokenizer on a text: their perplexities and the KL divergence of their
+next-token distributions."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches import Example
+from model.language import LanguageModel
 
 WINDOW = 256  # tokens that a model sees at once
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """On `tokens` predicted tokens: perplexity of the reference and of the other model, and mean KL(reference || other) in nats a token."""
+    """Two models compared on a text."""
 
-    tokens: int
-    reference: float
-    other: float
-    divergence: float
+    tokens: int  # predicted
+    reference: float  # perplexity
+    other: float  # perplexity
+    divergence: float  # mean KL(reference || other), nats a token
 
 
 def windows(ids: list[int]) -> list[Example]:
@@ -31,8 +33,9 @@ def windows(ids: list[int]) -> list[Example]:
 
 
 @torch.inference_mode()
-def predictions(model: nn.Module, rows: list[Example]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each row the log-probabilities [N, V] in front of its tokens with a loss weight, float32 on the CPU, and those tokens [N]."""
+def predictions(model: LanguageModel, rows: list[Example]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each row its tokens with a loss weight [N], and before them the log-probabilities of the
+    next token [N, V], float32 on the CPU: (log-probabilities, tokens)."""
     for row in rows:
         ids = torch.tensor([row.ids], device=model.input_embedding.weight.device)
         counted = torch.tensor(row.weights[1:], device=ids.device) > 0
@@ -45,14 +48,15 @@ def predictions(model: nn.Module, rows: list[Example]) -> Iterator[tuple[Tensor,
 def compare(
     reference: list[tuple[Tensor, Tensor]], other: Iterator[tuple[Tensor, Tensor]]
 ) -> Fidelity:
-    """The `predictions` of two models on the same rows; those of the reference are kept, so that the models need not be in memory together."""
+    """Compare the `predictions` of two models on the same rows.
+
+    Those of the reference are a list, so that the models need not be in memory together.
+    """
     tokens, losses, divergence = 0, [0.0, 0.0], 0.0
     for (p, targets), (q, _) in zip(reference, other, strict=True):
         tokens += len(targets)
-        losses = [
-            loss - one.gather(1, targets[:, None]).sum().item()
-            for loss, one in zip(losses, (p, q), strict=True)
-        ]
+        for number, log_probs in enumerate((p, q)):
+            losses[number] -= log_probs.gather(1, targets[:, None]).sum().item()
         divergence += (p.exp() * (p - q)).sum().item()
     return Fidelity(
         tokens, math.exp(losses[0] / tokens), math.exp(losses[1] / tokens), divergence / tokens

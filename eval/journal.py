@@ -1,21 +1,22 @@
-"""Answers as they come, in a file beside the results, so that an evaluation that was interrupted goes on where it stopped."""
+"""The answers of an evaluation in a file as they come, so that it resumes where it stopped."""
 
 import hashlib
 import json
 from pathlib import Path
 
-from torch import nn
-
 from adapters.attach import in_order, in_use
 from adapters.compose import Composition
+from eval.score import are_likelihoods
 from files.errors import UserError
 from files.writing import JsonLines, make_folder
+from model.language import LanguageModel
 
 
 class Journal(JsonLines):
-    """A line an answer: {"job": its number, ...}; the first line says of what. `done`: the answers that are there already, by number.
+    """A line an answer, {"job": its number, ...}; the first line has the fingerprint.
 
-    Raises UserError when the file holds answers to other questions, of other weights or made in another way.
+    `done`: the answers already there, by number. Raises UserError when they are to other problems,
+    of other weights, or decoded in another way.
     """
 
     def __init__(self, path: Path, fingerprint: str):
@@ -27,7 +28,8 @@ class Journal(JsonLines):
         self.entries = [entry for line in lines if (entry := parsed(line)) is not None]
         if self.entries and self.entries[0].get("fingerprint") != fingerprint:
             raise UserError(
-                f"{path} holds answers to other problems, of other weights or made in another way: remove it, or give another folder"
+                f"{path} holds answers to other problems, of other weights or made in another way: "
+                "remove it, or give another folder"
             )
         self.done = {entry["job"]: entry for entry in self.entries[1:] if is_answer(entry)}
 
@@ -45,7 +47,7 @@ def journal_of(path: Path, rank: int) -> Path:
 
 
 def journals(path: Path) -> list[Path]:
-    """Those that are there, of however many processes there were."""
+    """The files that exist, of however many processes there were."""
     return [
         file
         for file in sorted(path.parent.glob(f"{path.name}*"))
@@ -68,7 +70,7 @@ def remove_journals(path: Path) -> None:
 
 
 def parsed(line: str) -> dict | None:
-    """The entry of a line; None for the one that a kill cut short."""
+    """The entry of a line; None for one that a kill cut short."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -77,30 +79,20 @@ def parsed(line: str) -> dict | None:
 
 
 def is_answer(entry: dict) -> bool:
-    """Whether an entry is what `eval/score.py` writes; others are made again."""
-    likelihoods = entry.get("likelihoods", {})
-    numbers = isinstance(likelihoods, dict) and all(
-        isinstance(value, float) for value in likelihoods.values()
-    )
+    """Whether an entry is what `predict` writes; other answers are made again."""
     return (
         type(entry.get("job")) is int
         and isinstance(entry.get("output"), str)
-        and numbers
+        and are_likelihoods(entry.get("likelihoods", {}))
         and isinstance(entry.get("cut", False), bool)
     )
 
 
-def fingerprint_of(model: nn.Module, *more) -> str:
-    """A hash of the base, of the adapters that are on with all their weights and how they are composed, and of what else counts."""
+def fingerprint_of(model: LanguageModel, *more) -> str:
+    """A hash of the base, of the active adapters' weights and composition, and of `more` (JSON)."""
     digest = hashlib.sha256(f"{model.fingerprint} {model.dtype}{model.quantize}".encode())
-    digest.update(
-        json.dumps(
-            [
-                entry.table() if isinstance(entry, Composition) else entry
-                for entry in in_order(model)
-            ]
-        ).encode()
-    )
+    active = [e.table() if isinstance(e, Composition) else e for e in in_order(model)]
+    digest.update(json.dumps(active).encode())
     for path, _, adapter in in_use(model):
         for leaf, tensor in adapter.state_dict().items():
             digest.update(f"{path} {leaf}".encode() + tensor.float().cpu().numpy().tobytes())

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from eval.announced import ANSWER, own_text, sentence_and_rest, statements, without_denials
 
-# What may follow a letter that would else be a word of its own, as in "a car" and "I think".
+# What may follow an option letter that is also a word ("a car", "I think").
 GOES_ON = r"(?:is|because|since|as|and|or|but|for|from|with|which)\b"
 CONCLUDES = (
     r"(?i:\b(?:so|thus|hence|therefore|it is|it's|must be|should be|i'd say"
@@ -15,7 +15,7 @@ CONCLUDES = (
 PUTS_FORWARD = (
     r"(?i:\b(?:options?|choices?|letters?|choose|pick|select|go(?:ing)? with|opt for|answer)\b)"
 )
-ALSO_ANSWER = re.compile(  # in texts about options these announce one, too
+ALSO_ANSWER = re.compile(  # these announce an option, too
     rf"{ANSWER.pattern}|\b(?:correct|right|best)(?: one)?\s?(?:is\b\s?:?|:)"
     r"|\b(?:solution|final|response|prediction|label|choice|option|letter|selected|selection"
     r"|output|key)\s?:",
@@ -26,7 +26,7 @@ PUTS_BEFORE = re.compile(  # words that a letter may follow where an answer is a
     r"|therefore|pick|choose|select|to|with|as|and|or|either|namely|the|number|think|believe"
     r"|say|guess))\s?$"
 )
-LONGEST_OPTION = 120  # characters from one option to the next where a text tells them again
+LONGEST_OPTION = 120  # characters between options that a text repeats
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Letters:
     head: re.Pattern  # at the beginning of a text, before an explanation
     inside: re.Pattern  # within a statement
     mention: re.Pattern  # put forward without an announcement
-    marker: re.Pattern  # in front of an option that is told again
+    marker: re.Pattern  # before an option that is repeated
     wrong: re.Pattern  # called wrong
 
 
@@ -50,8 +50,8 @@ def patterns(letters: tuple[str, ...]) -> Letters:
     large = "".join(dict.fromkeys(small.upper()))
     x = f"[{''.join(dict.fromkeys(small + large))}]"  # in any case
     bracketed = rf"(?<!\w)(?:\(({x})\)|\[({x})\])"
-    # One that stands on its own is no tail of a word or number ("37 C"), no head of one ("A's",
-    # "3.5"), no article and no pronoun.
+    # A separate letter neither ends a word or number ("37 C") nor begins one ("A's", "3.5"), and is
+    # not an article or a pronoun.
     before, after = r"(?<![\w'’°.,$])(?<!\w-)(?<!\d )", r"(?![\w'’%]|-\w|[.,]\d)"
     pronoun = r"(?:(?<!I)|(?! (?!is\b|because\b|since\b)\w))"
     article = rf"(?:(?<![AI{small}])|(?! (?!{GOES_ON})[^\W\d]))"
@@ -94,19 +94,19 @@ def strict_letter(text: str, letters: tuple[str, ...]) -> str | None:
 
     What is announced last counts; else a letter that the text begins with ("B. 4"), unless it tells
     several options again; else the last one put forward: in brackets, as an option, concluded
-    ("so C"), alone on its line. Case does not matter; the article and the pronoun are no letters.
+    ("so C"), or on a line of its own. In any case; articles and pronouns do not count.
     """
-    form = patterns(letters)
-    text = own_text(text, lambda line: is_only_letter(line, form))
-    text = without_denials(form.wrong.sub("", without_options(text, form)))
+    pattern = patterns(letters)
+    text = own_text(text, lambda line: is_only_letter(line, pattern))
+    text = without_denials(pattern.wrong.sub("", without_options(text, pattern)))
     announced = statements(text, ALSO_ANSWER)
-    found = (stated_letter(stated, form) for stated in announced)
-    chosen = next(filter(None, found), None) if announced else mentioned_letter(text, form)
-    return form.labels[chosen.casefold()] if chosen else None
+    found = (stated_letter(stated, pattern) for stated in announced)
+    chosen = next(filter(None, found), None) if announced else mentioned_letter(text, pattern)
+    return pattern.labels[chosen.casefold()] if chosen else None
 
 
-def is_only_letter(line: str, form: Letters) -> bool:
-    match = form.start.match(line)
+def is_only_letter(line: str, pattern: Letters) -> bool:
+    match = pattern.start.match(line)
     return match is not None and not line[match.end() :].strip(" .)!]")
 
 
@@ -114,49 +114,51 @@ def group_of(match: re.Match) -> str:
     return match[match.lastindex]
 
 
-def stated_letter(stated: str, form: Letters) -> str | None:
+def stated_letter(stated: str, pattern: Letters) -> str | None:
     """The letter of what follows a trigger: the first of its sentence, else one that the next
     sentences put forward."""
     sentence, rest, _ = sentence_and_rest(stated)
-    first = form.start.match(stated.strip()) or form.start.match(sentence)
+    first = pattern.start.match(stated.strip()) or pattern.start.match(sentence)
     if first:
         return group_of(first)
-    for match in form.inside.finditer(sentence):
+    for match in pattern.inside.finditer(sentence):
         begin = match.start(match.lastindex)
         in_brackets = match[0] != group_of(match)
         if in_brackets or PUTS_BEFORE.search(sentence[max(0, begin - 20) : begin]):
             return group_of(match)
-    return mentioned_letter(rest, form) or mentioned_letter(sentence, form)
+    return mentioned_letter(rest, pattern) or mentioned_letter(sentence, pattern)
 
 
-def mentioned_letter(text: str, form: Letters) -> str | None:
+def mentioned_letter(text: str, pattern: Letters) -> str | None:
     """The letter that a text without an announcement puts forward."""
-    heads = [group_of(match) for line in text.split("\n") if (match := form.head.match(line))]
-    one = len({letter.casefold() for letter in heads}) == 1
-    if one and form.head.match(text):
+    heads = [group_of(match) for line in text.split("\n") if (match := pattern.head.match(line))]
+    agree = len({letter.casefold() for letter in heads}) == 1
+    if agree and pattern.head.match(text):
         return heads[0]
-    found = [group_of(match) for match in form.mention.finditer(text)]
-    return found[-1] if found else heads[0] if one else None
+    found = [group_of(match) for match in pattern.mention.finditer(text)]
+    return found[-1] if found else heads[0] if agree else None
 
 
-def without_options(text: str, form: Letters) -> str:
-    """A text without the problem's options where it tells them again: "A) 40 (B) 60 (C) 70"."""
+def without_options(text: str, pattern: Letters) -> str:
+    """A text without the problem's options where it repeats them: "A) 40 (B) 60 (C) 70"."""
     parts, done = [], 0
-    for run in option_runs(text, form, LONGEST_OPTION):
+    for run in option_runs(text, pattern, LONGEST_OPTION):
         before = text[max(0, run[0].start() - 10) : run[0].start()]
-        if len(run) >= min(3, len(form.labels)) and not re.search(r"\b(?:is|are):? ?\W?$", before):
+        if len(run) >= min(3, len(pattern.labels)) and not re.search(
+            r"\b(?:is|are):? ?\W?$", before
+        ):
             parts.append(text[done : run[0].start()])
             done = run[-1].end()
     return "".join([*parts, text[done:]])
 
 
-def option_runs(text: str, form: Letters, longest: int) -> list[list[re.Match]]:
+def option_runs(text: str, pattern: Letters, longest: int) -> list[list[re.Match]]:
     """The markers "A) ... B) ... C)" that follow each other in order, at most `longest` characters
     apart, from the first letter or digit on."""
-    order = list(form.labels)
-    firsts = {order[0], next((one for one in order if one.isdecimal()), order[0])}
+    order = list(pattern.labels)
+    firsts = {order[0], next((x for x in order if x.isdecimal()), order[0])}
     runs: list[list[re.Match]] = [[]]
-    for match in form.marker.finditer(text):
+    for match in pattern.marker.finditer(text):
         letter = match[1].casefold()
         if runs[-1]:
             last = runs[-1][-1]
@@ -171,11 +173,11 @@ def option_runs(text: str, form: Letters, longest: int) -> list[list[re.Match]]:
 def options_in(prompt: str, letters: tuple[str, ...], label: str) -> tuple[str, ...]:
     """The options of one problem: those that its prompt lists, where its label is among them; else
     those of the same sort (letter or digit) as its label; else all."""
-    form = patterns(letters)
-    core = next((one for one, spelling in form.labels.items() if spelling == label.strip()), "")
-    for run in reversed(option_runs(prompt, form, len(prompt))):
+    pattern = patterns(letters)
+    core = next((x for x, spelling in pattern.labels.items() if spelling == label.strip()), "")
+    for run in reversed(option_runs(prompt, pattern, len(prompt))):
         listed = [match[1].casefold() for match in run]
         if len(listed) > 1 and core in listed:
-            return tuple(form.labels[one] for one in listed)
-    same = [one for one in form.labels if one.isdecimal() == core.isdecimal()] if core else []
-    return tuple(form.labels[one] for one in same) or letters
+            return tuple(pattern.labels[x] for x in listed)
+    same = [x for x in pattern.labels if x.isdecimal() == core.isdecimal()] if core else []
+    return tuple(pattern.labels[x] for x in same) or letters

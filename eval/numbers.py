@@ -32,7 +32,7 @@ OPERATOR = re.compile(
     rf"|\s?{WORD}\sand\s"  # 1 hour and 30 minutes
 )
 EQUALS = re.compile(rf"{LEFT}==?\s?(?:[A-Za-z]{{1,20}}\s?=\s?)?[-+\u2212]?{RIGHT}")
-MAKES = re.compile(  # only behind a calculation: "6 + 7, which is 13"
+MAKES = re.compile(  # only after a calculation: "6 + 7, which is 13"
     rf"{LEFT},?\s?(?:which |that |it )?(?:is|equals|makes|gives|leaves|or|are)\s"
     rf"(?:about |just |only |exactly )?{RIGHT}"
 )
@@ -43,7 +43,7 @@ CHECK = re.compile(  # what follows explains an answer that was given
     r"(?:check|verification|verify|proof|note|explanation|reason|reasoning)\b[^.:\n]{0,30}:",
     re.IGNORECASE,
 )
-ASIDE = re.compile(  # in a sentence, behind its number
+ASIDE = re.compile(  # in a sentence, after its number
     r"\([^()]*\)|,? (?:because|since)\b.*|,? as\b[^=]{0,100}=.*", re.IGNORECASE | re.DOTALL
 )
 LEADING = re.compile(  # an answer at the very beginning: "18\nI checked", "18, since", "18 (I ..."
@@ -58,7 +58,7 @@ def strict_number(text: str, comma: bool = False) -> float | None:
     """The number that `text` gives as its answer, or None.
 
     What is announced last counts, else a total after which no more is reckoned, else a number that
-    the text begins with and then explains, else the last one. Text behind the answer, such as a
+    the text begins with and then explains, else the last one. Text after the answer, such as a
     reason, a check or another problem, does not replace it. comma: see data/numerals.py.
     """
     text = without_denials(own_text(text, lambda line: is_only_number(line, comma)))
@@ -88,7 +88,7 @@ def is_only_number(line: str, comma: bool = False) -> bool:
 
 
 def stated_number(stated: str, comma: bool, questions: bool = True) -> float | None:
-    """The number of the sentence behind a trigger. questions: whether a question may state it."""
+    """The number of the sentence after a trigger. questions: whether a question may state it."""
     sentence, _, asks = sentence_and_rest(stated)
     if asks and not questions:
         return None

@@ -1,17 +1,18 @@
-"""Prompts that a model has no positions for: found before time is spent on others, named, and counted as wrong.
+"""Prompts that a model has no positions for: named before anything is answered, counted as wrong.
 
 OPT and GPT-J have a table of positions that ends; LLaMA's rotary angles and BLOOM's ALiBi go on.
 """
 
-from torch import nn
-
 from data.batches import encode_prompt
 from data.prompts import Template
+from eval.settings import Eval
+from model.language import LanguageModel
+from model.tokenizer import Tokenizer
 
 NAMED = 3  # prompts that a line names
 
 
-def positions_of(model: nn.Module) -> int | None:
+def positions_of(model: LanguageModel) -> int | None:
     """How many tokens of a text the model has positions for, with the adapters that are on.
 
     None: any number. Virtual tokens of prompts and prefixes take positions too.
@@ -22,22 +23,26 @@ def positions_of(model: nn.Module) -> int | None:
 
 
 def room_for(positions: int | None, tokens: int, wanted: int) -> int:
-    """How many of the `wanted` new tokens fit behind a prompt of so many tokens; 0: not even the
-    prompt does. The last new token is never read, so that it takes no position."""
+    """How many of the `wanted` new tokens fit after a prompt of so many tokens; 0: not even the
+    prompt does. The last new token is never read, so it takes no position."""
     if positions is None:
         return wanted
     return 0 if tokens > positions else min(wanted, positions - tokens + 1)
 
 
 def room_lines(
-    model: nn.Module, tokenizer, tests: dict[str, list[dict]], template: Template, how
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    tests: dict[str, list[dict]],
+    template: Template,
+    decoding: Eval,
 ) -> list[str]:
-    """What is to be said before training of test prompts that are too long for the model: those
-    that do not fit, and those that leave less than eval.max_new_tokens for the answer."""
+    """Notes on test prompts that do not fit the model's positions, or leave less than
+    eval.max_new_tokens for the answer."""
     positions = positions_of(model)
     if positions is None:
         return []
-    wanted = 1 if how.scoring == "likelihood" else how.max_new_tokens
+    wanted = 1 if decoding.scoring == "likelihood" else decoding.max_new_tokens
     none, short = [], []
     for name, rows in tests.items():
         for number, row in enumerate(rows, start=1):

@@ -1,4 +1,4 @@
-"""Which one of a few words a text gives as its answer."""
+"""The label that a text gives as its answer: one of a few words."""
 
 import re
 import unicodedata
@@ -58,7 +58,7 @@ def marks() -> str:
     """Ranges of the characters that go on with a word and that \\w lacks, such as the vowel signs
     of Hindi, for a character class."""
     is_mark = [unicodedata.category(chr(code))[0] == "M" for code in range(0x300, 0x2000)]
-    text = "".join("M" if one else " " for one in is_mark)
+    text = "".join("M" if mark else " " for mark in is_mark)
     spans = ((0x300 + run.start(), 0x300 + run.end() - 1) for run in re.finditer("M+", text))
     return "".join(f"{chr(first)}-{chr(last)}" for first, last in spans)
 
@@ -78,7 +78,7 @@ def is_set_aside(text: str, match: re.Match) -> bool:
 
 
 def is_set_off(text: str, match: re.Match) -> bool:
-    """Whether a label begins a sentence, maybe behind "so", and a stop or the end follows."""
+    """Whether a label begins a sentence, maybe after "so", and a stop or the end follows."""
     start = match.start()
     before = ("\n" if start <= 24 else "") + text[max(0, start - 24) : start]
     begins = re.search(

@@ -1,13 +1,12 @@
-"""Going on with an adapter (--continue): a saved one is trained further, on other data perhaps.
+"""Continuing with an adapter (--continue): a saved one is trained further, perhaps on other data.
 
 The adapter keeps the configuration of its file, and its trained tensors are where training begins;
 optimizer, learning rate schedule and order of rows are those of a new run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
 
 from adapters import attach, load_adapter, use
 from adapters.attach import adapters_named, in_order
@@ -20,19 +19,19 @@ from experiments.history import history_of
 from files.errors import UserError
 from files.reading import read_json
 from files.toml import parse_set, read_toml
+from model.language import LanguageModel
 from model.registry import find
-from train.settings import Settings, settings
+from model.tokenizer import Tokenizer
+from train.settings import Settings
+from train.settings import settings as make_settings
 
 TRAINED = "default"  # the name of the adapter that a run trains
-OF_DATA = (
-    "data_dir",
-    "tests",
-    "columns",
-    "only_right",
-    "train_on_test",
-    "strict_rows",
-)  # what a run says of its data, which other data has no use for
-NO_ENCODER = "its file has the soft tokens and not the network that made them, which is what is trained: it can be used, not trained further"
+# Settings of a run that apply to its own data only.
+OF_DATA = ("data_dir", "tests", "columns", "only_right", "train_on_test", "strict_rows")
+NO_ENCODER = (
+    "its file has the soft tokens and not the network that computed them, which is what is "
+    "trained: it can be used, not trained further"
+)
 
 
 # ---------------------------------------------------------------- settings
@@ -41,10 +40,13 @@ def settings_to_continue(
     config: str | None = None,
     recipe: str | None = None,
     options: dict | None = None,
-    sets: list[str] = (),
+    sets: Sequence[str] = (),
 ) -> Settings:
-    """The settings of a run that trains the adapter of `source` further: the folder of a run, whose
-    settings they are but for the options, or the folder of an adapter. Raises UserError."""
+    """The settings of a run that trains the adapter of `source` further.
+
+    source: the folder of a run, whose settings apply where no other is given, or of an adapter.
+    Raises UserError.
+    """
     folder, options = Path(source), options or {}
     if (folder / "run.toml").is_file():
         if config or recipe:
@@ -58,64 +60,64 @@ def settings_to_continue(
         given = [options, *map(parse_set, sets), read_toml(Path(config)) if config else {}]
         if not any("model" in table for table in given):
             check_named(folder, below)
-    return settings(config, recipe, options, sets, below=below)
+    return make_settings(config, recipe, options, list(sets), below=below)
 
 
-def settings_of_run(folder: Path, options: dict, sets: list[str]) -> dict:
+def settings_of_run(folder: Path, options: dict, sets: Sequence[str]) -> dict:
     """The settings of the run in `folder` as a table, with its adapter to continue from."""
     table = read_toml(folder / "run.toml")
     if not (folder / "adapter").is_dir():
         raise UserError(
-            f"the run in {folder} is not finished, it has no adapter yet: finish it with --resume {folder}"
+            f"the run in {folder} is not finished, it has no adapter yet: finish it with --resume "
+            f"{folder}"
         )
-    table = {key: value for key, value in table.items() if key not in ("adapter", "load")}
-    chosen = options
     for text in sets:
-        chosen = chosen | parse_set(text)
-    if "data" in chosen and not same_data(chosen["data"], table.get("data")):
-        table = {key: value for key, value in table.items() if key not in OF_DATA}
+        options = options | parse_set(text)
+    dropped = {"adapter", "load"}
+    if "data" in options and not same_data(options["data"], table.get("data")):
+        dropped |= set(OF_DATA)
+    table = {key: value for key, value in table.items() if key not in dropped}
     return table | {"continue_from": str(folder / "adapter")}
 
 
 def same_data(one: str, other: str | None) -> bool:
-    if one == other:
-        return True
-    return Path(one).is_file() and Path(str(other)).is_file() and Path(one).samefile(str(other))
+    both_files = Path(one).is_file() and Path(str(other)).is_file()
+    return one == other or (both_files and Path(one).samefile(str(other)))
 
 
 def settings_of_adapter(folder: Path) -> dict:
-    """What an adapter's file says of the model and the prompt it was trained with, as settings."""
-    run, base = facts_of(folder)
-    table = {"continue_from": str(folder)}
-    if base:
-        table["model"] = base
+    """The model and the prompt that an adapter was trained with, from its file, as settings."""
+    run, base = section_and_base(folder)
+    table = {"continue_from": str(folder)} | ({"model": base} if base else {})
     for key in ("model", "revision", "template", "quantize"):
         if isinstance(run.get(key), str) and run[key]:
             table[key] = run[key]
     return table
 
 
-def facts_of(folder: Path) -> tuple[dict, str]:
-    """(`run` section, name of the base) of an adapter's folder, empty where they are not there.
-    Raises UserError for a folder that holds no adapter."""
+def section_and_base(folder: Path) -> tuple[dict, str]:
+    """(`run` section, name of the base) of an adapter's folder, empty where they are missing.
+
+    Raises UserError for a folder that holds no adapter.
+    """
     if (folder / SETUP).is_file():
-        run = read_json(folder / SETUP).get("run")
-        return run if isinstance(run, dict) else {}, ""
-    if not (folder / CONFIG).is_file():
+        run, base = read_json(folder / SETUP).get("run"), ""
+    elif (folder / CONFIG).is_file():
+        raw = read_json(folder / CONFIG)
+        base, ours = raw.get("base_model_name_or_path"), raw.get(OURS)
+        run = ours.get("run") if isinstance(ours, dict) else None
+    else:
         inner = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
         hint = f"; there is one in {inner[0]}" if inner else ""
         raise UserError(
-            f"--continue {folder}: there is neither run.toml nor {CONFIG}, so that it is no run and no adapter{hint}"
+            f"--continue {folder} is neither a run nor an adapter: it holds neither run.toml nor "
+            f"{CONFIG}{hint}"
         )
-    raw = read_json(folder / CONFIG)
-    base = raw.get("base_model_name_or_path")
-    ours = raw.get(OURS)
-    run = ours.get("run") if isinstance(ours, dict) else None
     return run if isinstance(run, dict) else {}, base if isinstance(base, str) else ""
 
 
 def check_named(folder: Path, table: dict) -> None:
-    """Raise UserError unless the model that an adapter's file names can be looked for."""
+    """Raise UserError where an adapter's file names no model, or an unknown one."""
     if "model" not in table:
         raise UserError(f"{folder} does not say which model it is for: give --model")
     try:
@@ -129,26 +131,29 @@ def check_named(folder: Path, table: dict) -> None:
 # ---------------------------------------------------------------- the adapter
 @dataclass(frozen=True)
 class Start:
-    """A saved adapter that a run begins with: on and to be trained, what lies below it frozen."""
+    """A saved adapter that a run begins with: on and trained; what lies below it is frozen."""
 
     config: AdapterConfig
     history: list[dict]  # the runs that made it, the oldest first
     loaded: dict[str, dict]  # name -> `run` section of each frozen adapter below it, where known
     template: Template | None  # of its prompts, where it is known
     preset: str  # its name in presets.toml, where it is known
-    lines: list[str]  # what is to be said of it
+    lines: list[str]  # notes on it
 
 
-def load_start(model: nn.Module, s: Settings, tokenizer=None) -> Start:
-    """Attach the adapter of s.continue_from as "default". Raises UserError for one that does not fit
-    the model, and for one that cannot be trained further."""
+def load_start(model: LanguageModel, s: Settings, tokenizer: Tokenizer | None = None) -> Start:
+    """Attach the adapter of s.continue_from as "default".
+
+    Raises UserError for one that does not fit the model, and for one that cannot be trained
+    further.
+    """
     folder = Path(s.continue_from)
-    facts_of(folder)
     check_trainable(folder)
     if (folder / SETUP).is_file():
         if s.load:
             raise UserError(
-                f"{folder} holds several adapters, which --load has no place below: leave out --load, or continue one of them"
+                f"{folder} holds several adapters, below which --load has no place: leave out "
+                "--load, or continue one of them"
             )
         members_of(folder)
         run = load_adapters(model, folder)
@@ -156,67 +161,65 @@ def load_start(model: nn.Module, s: Settings, tokenizer=None) -> Start:
         run = load_adapter(model, folder, TRAINED)
     if by_row(model):
         raise UserError(
-            f"{folder} has an adapter for each row of a batch (Rows), which a run cannot train: continue one of them, such as {folder / TRAINED}"
+            f"{folder} has an adapter for each row of a batch (Rows), which a run cannot train: "
+            f"continue one of them, such as {folder / TRAINED}"
         )
     use(model, in_order(model), train=[TRAINED])
     config = next(iter(adapters_named(model, TRAINED).values())).config
-    loaded = run.get("loaded") if isinstance(run.get("loaded"), dict) else {}
-    preset = run.get("adapter") if isinstance(run.get("adapter"), str) else ""
     return Start(
         config,
         history_of(run),
-        loaded,
+        run["loaded"] if isinstance(run.get("loaded"), dict) else {},
         stored_template([run], tokenizer),
-        preset,
+        run["adapter"] if isinstance(run.get("adapter"), str) else "",
         start_lines(model, s, run, config),
     )
 
 
 def check_trainable(folder: Path) -> None:
-    """Raise UserError for a file that lacks what training would go on with."""
-    if (folder / SETUP).is_file():
-        return
-    raw = read_json(folder / CONFIG)
+    """Raise UserError for a folder without an adapter, and for one that lacks what is trained."""
+    section_and_base(folder)
+    raw = {} if (folder / SETUP).is_file() else read_json(folder / CONFIG)
     if OURS in raw:
         return
     if raw.get("peft_type") == "P_TUNING":
-        raise UserError(f"{folder} is a P-tuning in PEFT's form: {NO_ENCODER}")
+        raise UserError(f"{folder} is a P-tuning in PEFT's format: {NO_ENCODER}")
     if raw.get("peft_type") == "PREFIX_TUNING" and raw.get("prefix_projection"):
         raise UserError(
-            f"{folder} is a prefix in PEFT's form, with prefix_projection: {NO_ENCODER}"
+            f"{folder} is a prefix in PEFT's format, with prefix_projection: {NO_ENCODER}"
         )
 
 
-def start_lines(model: nn.Module, s: Settings, run: dict, config: AdapterConfig) -> list[str]:
-    """What changes where an adapter is trained further, in words."""
+def start_lines(model: LanguageModel, s: Settings, run: dict, config: AdapterConfig) -> list[str]:
+    """What changes where an adapter is trained further, a line each."""
     lines = []
     before = run.get("quantize", model.quantize)
     if isinstance(before, str) and before != model.quantize:
         lines.append(
-            f"it was trained on a base stored as {before or 'plain weights'}, and this one is stored as {model.quantize or 'plain weights'}"
+            f"it was trained on a base stored as {before or 'plain weights'}, and this one is "
+            f"stored as {model.quantize or 'plain weights'}"
         )
-    if isinstance(run.get("template"), str) and s.template not in (AUTO, run["template"]):
-        lines.append(
-            f"it was trained with the template {run['template']}, and goes on with {s.template}"
-        )
+    name = run.get("template")
+    if isinstance(name, str) and s.template not in (AUTO, name):
+        lines.append(f"it was trained with the template {name}, and continues with {s.template}")
     if any(part.kind == "adalora" for part in config.parts.values()):
         lines.append(
-            "AdaLoRA's schedule starts anew: importances are measured again, and ranks that were cut may come back"
+            "AdaLoRA's schedule starts anew: importances are measured again, and ranks that were "
+            "cut may come back"
         )
     return lines
 
 
-def template_of(s: Settings, tokenizer, start: Start | None, is_own: bool) -> Template:
-    """The prompt template of a run: that of its settings, or the stored one where they name it or
-    none. `is_own`: the data is the user's."""
+def template_of(s: Settings, tokenizer: Tokenizer, start: Start | None, is_own: bool) -> Template:
+    """The prompt template of a run: that of its settings; the stored one where they name it or say
+    "auto". is_own: the data is the user's."""
     if start and start.template and s.template in (AUTO, start.template.name):
         return start.template
     return template(s.template, tokenizer, is_own)
 
 
-def shape_of_start(model: nn.Module, folder: Path) -> None:
-    """Attach what `load_start` would, to a model without weights (experiments/layout.py)."""
-    facts_of(folder)
+def shape_of_start(model: LanguageModel, folder: Path) -> None:
+    """Attach what `load_start` would, to a model without weights."""
     check_trainable(folder)
     if not (folder / SETUP).is_file():
         attach(model, read_adapter(model, folder)[0], TRAINED)
@@ -228,15 +231,12 @@ def shape_of_start(model: nn.Module, folder: Path) -> None:
 def members_of(folder: Path) -> list[str]:
     """The names of several adapters in one folder; one of them is "default". Raises UserError."""
     names = read_json(folder / SETUP).get("adapters")
-    if (
-        not isinstance(names, list)
-        or not names
-        or not all(isinstance(name, str) and name.isidentifier() for name in names)
-    ):
+    listed = isinstance(names, list) and names
+    if not listed or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise UserError(f"{folder / SETUP} should list 'adapters'")
     if TRAINED not in names:
         raise UserError(
-            f"{folder} holds the adapters {', '.join(names)}, and none called {TRAINED!r}, the one that a run trains: "
-            f"continue one of them, such as {folder / names[0]}"
+            f"{folder} holds the adapters {', '.join(names)}, and none called {TRAINED!r}, the one "
+            f"that a run trains: continue one of them, such as {folder / names[0]}"
         )
     return names

@@ -4,23 +4,25 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.prompts import Template, stored_template
-from data.sources import load_data
 from eval.journal import remove_journals
+from eval.predict import predict
 from eval.room import room_lines
-from eval.score import mark_leaks, predict, tables, write_predictions
+from eval.score import mark_leaks, tables, write_predictions
 from experiments.base import check_base, toy_lines
-from experiments.folders import fresh_folder
+from experiments.folders import fresh_folder, write_json
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
 from experiments.labels import check_labels, reading_lines
 from experiments.loading import load_with_adapter
-from experiments.run import first_items
+from experiments.prepare import first_items
+from experiments.rows import data_of
 from files.errors import UserError
 from files.reading import read_json
+from files.typed import from_table
 from files.writing import held, write_text
 from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
@@ -42,8 +44,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """The arguments of an evaluation that was interrupted."""
+class Started:
+    """evaluation.json."""
+
+    adapters: list[str]
+    averaged: bool = False
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What an evaluation measures."""
 
     settings: Settings
     adapters: list[Path]
@@ -67,22 +78,14 @@ def evaluate(
     """
     with held(folder) if processes.is_writer else nullcontext():
         return measure(
-            Unfinished(settings, list(adapters), average, template_name), folder, processes
+            Arguments(settings, list(adapters), average, template_name), folder, processes
         )
 
 
-def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
+def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
     s = job.settings
     check_base(s)
-    data = load_data(
-        s.data,
-        s.data_dir,
-        s.seed,
-        tests=s.tests,
-        columns=s.columns,
-        test_share=s.test_share,
-        strict_rows=s.strict_rows,
-    )
+    data = data_of(s)
     tests = first_items(data.tests, s.eval.items)
     if not (tests or data.held_out or (data.is_text and s.test_share)):
         raise UserError(f"data {data.name} has no test set: choose some with --tests NAME,NAME")
@@ -95,11 +98,8 @@ def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
         processes=processes,
         is_own=data.is_own,
     )
-    differences = [
-        *template_lines(stored_template(runs, tokenizer), prompt),
-        *base_lines(runs, model.quantize),
-        *(line for run in runs for line in several_lines(history_of(run))),
-    ]
+    stored = stored_template(runs, tokenizer)
+    differences = difference_lines(runs, stored, prompt, model.quantize)
     too_long = room_lines(model, tokenizer, tests, prompt, s.eval)
     for line in [*toy_lines(s.model), *too_long]:
         print(line)
@@ -107,11 +107,8 @@ def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
     leak_notes += held_out_seen(runs, data.held_out, s.data_dir)
     notes = [*data.notes, *reading_lines(tests, data.reads), *differences]
     notes += dict.fromkeys(leak_notes)
-    start = {
-        "adapters": [str(adapter.resolve()) for adapter in job.adapters],
-        "averaged": job.average,
-        "template": job.template_name,
-    }
+    adapters = [str(adapter.resolve()) for adapter in job.adapters]
+    start = asdict(Started(adapters, job.average, job.template_name))
     same = {
         "base model": model.fingerprint,
         "settings": to_toml(replace(s, device="")),
@@ -120,7 +117,7 @@ def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
     weights = {name: p for name, p in model.named_parameters() if ".adapters." in name}
     processes.agree(same, {"adapters": weights})
     if processes.is_writer:
-        write_text(folder / STARTED, json.dumps(start, indent=2) + "\n")
+        write_json(folder / STARTED, start)
         write_text(folder / "evaluate.toml", to_toml(s))
     loss = {}
     if not tests and (unseen := unseen_examples(tokenizer, data, prompt, s)):
@@ -132,7 +129,7 @@ def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
         tokenizer,
         tests,
         template=prompt,
-        how=s.eval,
+        decoding=s.eval,
         reads=data.reads,
         journal=journal,
         processes=processes,
@@ -152,61 +149,48 @@ def measure(job: Unfinished, folder: Path, processes: Processes) -> Evaluation:
     }
     if processes.is_writer:
         write_predictions(folder / PREDICTIONS, predictions)
-        write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
+        write_json(folder / DONE, facts)
         remove_journals(journal)
     preset = runs[0].get("adapter") if len(runs) == 1 and not job.average else ""
     preset = preset if isinstance(preset, str) else ""
     return Evaluation(predictions, prompt, preset, notes, loss, data.is_text and not tests)
 
 
-def template_lines(stored: Template | None, prompt: Template) -> list[str]:
-    if stored in (None, prompt):
-        return []
-    return [
-        f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its "
-        "answers may suffer"
-    ]
+def difference_lines(
+    runs: list[dict], stored: Template | None, prompt: Template, quantize: str
+) -> list[str]:
+    """How the adapters' training differed from this evaluation, and what they were trained on
+    where that is more than one set of data."""
+    lines = []
+    if stored not in (None, prompt):
+        lines.append(
+            f"the adapter was trained with the template {stored.name}, not with {prompt.name}: its "
+            "answers may suffer"
+        )
+    stored_as = [run.get("quantize", quantize) for run in runs]
+    for name in sorted({base for base in stored_as if isinstance(base, str)} - {quantize}):
+        lines.append(
+            f"the adapter was trained on a base stored as {name or 'plain weights'}, and this one "
+            f"is stored as {quantize or 'plain weights'}"
+        )
+    for history in map(history_of, runs):
+        if len(history) > 1:
+            lines.append(
+                f"the adapter was trained on {len(history)} sets of data, one after the other: "
+                f"{'; '.join(history_lines(history))}"
+            )
+    return lines
 
 
-def base_lines(runs: list[dict], quantize: str) -> list[str]:
-    """A line for each way of storing the base's weights that differs from this one."""
-    stored = {
-        run.get("quantize", quantize)
-        for run in runs
-        if isinstance(run.get("quantize", quantize), str)
-    }
-    return [
-        f"the adapter was trained on a base stored as {name or 'plain weights'}, and this one is "
-        f"stored as {quantize or 'plain weights'}"
-        for name in sorted(stored - {quantize})
-    ]
-
-
-def several_lines(history: list[dict]) -> list[str]:
-    if len(history) < 2:
-        return []
-    return [
-        f"the adapter was trained on {len(history)} sets of data, one after the other: "
-        f"{'; '.join(history_lines(history))}"
-    ]
-
-
-def unfinished(folder: Path) -> Unfinished:
+def unfinished(folder: Path) -> Arguments:
     """The interrupted evaluation in this folder. Raises UserError where there is none."""
     if (folder / DONE).is_file():
         raise UserError(f"{folder} is complete; see {folder / PREDICTIONS}")
     if not (folder / STARTED).is_file():
         raise UserError(f"{folder} holds no {STARTED}: there is no evaluation to continue")
-    start = read_json(folder / STARTED)
-    adapters, name = start.get("adapters"), start.get("template")
-    if (
-        not isinstance(adapters, list)
-        or not all(isinstance(path, str) for path in adapters)
-        or not isinstance(name, str | None)
-    ):
-        raise UserError(f"{folder / STARTED} is malformed")
+    start = from_table(Started, read_json(folder / STARTED), str(folder / STARTED), "key")
     settings = make_settings(config=str(folder / "evaluate.toml"))
-    return Unfinished(settings, list(map(Path, adapters)), start.get("averaged") is True, name)
+    return Arguments(settings, list(map(Path, start.adapters)), start.averaged, start.template)
 
 
 def new_folder(path: Path, numbered: bool) -> Path:

@@ -1,10 +1,12 @@
 """Folders of results, and settings whose paths hold from any working directory."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from files.errors import UserError
+from files.writing import write_text
 
 if TYPE_CHECKING:  # the command line needs this file before torch is loaded
     from train.settings import Settings
@@ -46,3 +48,8 @@ def absolute_paths(settings: "Settings") -> "Settings":
         continue_from=folder(settings.continue_from),
         load={name: folder(where) for name, where in settings.load.items()},
     )
+
+
+def write_json(path: Path, table: dict) -> None:
+    """Write the table as indented JSON, atomically."""
+    write_text(path, json.dumps(table, indent=2) + "\n")

@@ -11,7 +11,7 @@ from experiments.base import check_model
 from experiments.folders import absolute_paths
 from experiments.jobs import Job, run_jobs
 from experiments.published import table_for
-from experiments.table import Entry, entry, markdown, write_table
+from experiments.table import Entry, entry, summary, write_table
 from files.errors import UserError
 from files.toml import parse_set, read_toml
 from files.typed import from_table
@@ -92,7 +92,7 @@ def make_grid(
 def run_grid(
     grid: Grid, folder: Path, at_once: int = 1, say: Callable[[str], None] = print
 ) -> list[Entry]:
-    """Run what is missing of the grid, `at_once` runs at a time, and write table.md, .html and .csv.
+    """Run what is missing of the grid, `at_once` runs at a time, and write table.md, .html, .csv.
 
     Returns the entries of the table. Raises UserError where runs failed, or have nothing to show,
     after the table of the others is written.
@@ -107,7 +107,7 @@ def run_grid(
         table = table_for(grid.data)
         write_table(folder, entries, table)
         files = ", ".join(str(folder / f"table.{kind}") for kind in ("md", "csv", "html"))
-        say(f"\n{markdown(entries, table)}\ntable: {files}")
+        say(f"\n{summary(entries, table).to_markdown()}\ntable: {files}")
     if failed:
         names = ", ".join(job.folder.name for job in failed)
         raise UserError(
@@ -141,9 +141,7 @@ def check(grid: Grid) -> None:
         names = [Path(value).name if key == "models" else value for value in values]
         twice = [name for name in names if names.count(name) > 1]
         if twice and key != "set":
-            raise UserError(
-                f"{key} has {twice[0]!r} twice: each has a folder of its own, by that name"
-            )
+            raise UserError(f"{key} has {twice[0]!r} twice: each has a folder with its name")
     check_settings("[settings]", grid.settings)
     for text in grid.set:
         check_settings(f"--set {text}", parse_set(text))
@@ -164,7 +162,7 @@ def check_settings(where: str, table: dict) -> None:
 
 
 def jobs_of(grid: Grid, folder: Path) -> list[Job]:
-    """The jobs of a grid, each in a folder of its own, with its complete settings in a file beside it.
+    """The jobs of a grid, each in a folder of its own, with its complete settings beside it.
 
     Raises UserError for settings that do not fit an adapter, and for a folder with results of other
     settings.
@@ -216,6 +214,6 @@ def check_same(folder: Path, settings: Settings, adapter: str) -> None:
             if isinstance(now[key], dict) and isinstance(before[key], dict):
                 inner = [name for name in now[key] if before[key].get(name) != now[key][name]]
             raise UserError(
-                f"{folder} was made with other settings ({'.'.join([key, *inner[:1]])}): give "
+                f"{folder} holds results of other settings ({'.'.join([key, *inner[:1]])}): give "
                 "another --out, or remove it"
             )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a grid; without an adapter the model alone is measured."""
+    """One run of a grid; without an adapter only the model is measured."""
 
     model: str
     adapter: str

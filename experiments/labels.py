@@ -1,4 +1,4 @@
-"""The labels of test sets: which can be compared, and the lines on how answers are read."""
+"""The labels of test sets: which can be compared, and how answers to them are read."""
 
 from data.answer_kinds import kind_in_words
 from eval.answers import fits, gold_number, is_numeric, kind_of
@@ -8,8 +8,10 @@ NAMED = 5  # labels that a line names
 
 
 def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None = None) -> None:
-    """Raise UserError for a label of a known set that cannot be compared, before any time is spent
-    on answers. Of one's own sets (`reads`) such labels are compared as texts (`reading_lines`)."""
+    """Raise UserError for a label of a known set that cannot be compared.
+
+    Such labels of the user's own sets (`reads`) are compared as texts (`reading_lines`).
+    """
     for name, rows in problems.items():
         if name in (reads or {}) or not is_numeric(name):
             continue
@@ -21,8 +23,8 @@ def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None =
 
 
 def reading_lines(problems: dict[str, list[dict]], reads: dict[str, str]) -> list[str]:
-    """How the answers of these sets are read, in a line, and a line for each set of one's own with
-    labels of another kind. reads: set -> the kind of its answers, where its name does not say it.
+    """A line on how the answers of these sets are read, and one for each of the user's own sets
+    with labels of another kind. reads: set -> kind of its answers, where its name does not say it.
     """
     sets: dict[str, list[str]] = {}
     lines = []
@@ -42,5 +44,5 @@ def reading_lines(problems: dict[str, list[dict]], reads: dict[str, str]) -> lis
             )
     if not sets:
         return []
-    said = "; ".join(f"as {words} ({', '.join(names)})" for words, names in sets.items())
-    return [f"answers are read {said}", *lines]
+    how = "; ".join(f"as {kind} ({', '.join(names)})" for kind, names in sets.items())
+    return [f"answers are read {how}", *lines]

@@ -1,4 +1,4 @@
-"""Train a pocket model from scratch: its tokenizer, its text, its weights. `python run.py pretrain --recipe pocket`."""
+"""Train a pocket model from scratch: its tokenizer, its text, its weights."""
 
 import json
 import random
@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import save_file
@@ -16,8 +17,9 @@ from torch import nn
 from data import pretraining_text, wordproblems
 from data.batches import Example
 from data.prompts import PREAMBLE, RESPONSE, prompt
+from experiments.folders import write_json
 from files.errors import UserError, unknown
-from files.typed import from_table
+from files.typed import Range, from_table
 from files.writing import make_folder, write_atomically, write_text
 from model.config import family_and_config
 from train.loop import train
@@ -28,31 +30,23 @@ Line = list[tuple[str, float]]  # segments of text, each with its loss weight
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A recipe for pretrain: what all families share, and a table for each."""
-
-    seed: int
-    threads: int
-    tokenizer_size: int
-    initializer_range: float
-    train: dict
-    families: dict
-
-    def check(self) -> None:
-        for key, least in (
-            ("threads", 1),
-            ("tokenizer_size", 400),
-        ):  # the bytes, the numbers and the special tokens are 391
-            if getattr(self, key) < least:
-                raise UserError(f"{key} = {getattr(self, key)} must be at least {least}")
-
-
-@dataclass(frozen=True)
-class Own:
+class Family:
     """One family's table: its config.json, and what is laid over the recipe's [train]."""
 
     model: dict
     train: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe for pretrain: what all families share, and a table for each."""
+
+    seed: Annotated[int, Range(0)]
+    threads: Annotated[int, Range(1)]
+    tokenizer_size: Annotated[int, Range(400)]  # bytes, numbers and special tokens are 391
+    initializer_range: float
+    train: dict
+    families: dict[str, dict]
 
 
 def pretrain(
@@ -62,23 +56,22 @@ def pretrain(
     seed: int | None = None,
     max_steps: int | None = None,
 ) -> int:
-    """Make a pocket model in `folder`: tokenizer.json, config.json, model.safetensors (float16). Returns the signal
-    that stopped it, or 0.
+    """Train a pocket model from scratch and write it to `folder`: config.json, tokenizer.json and
+    model.safetensors in float16.
 
-    Raises UserError for a recipe that is unknown or malformed, and for a family it does not have.
+    seed, max_steps: in place of the recipe's. Returns the signal that stopped it, or 0. Raises
+    UserError for a recipe that is unknown, malformed or not one for pretrain, and for a family that
+    it does not have.
     """
     where = f"recipe {recipe_name}"
     table = recipe(recipe_name)
-    for key in (one.name for one in fields(Recipe)):
-        if key not in table:
-            raise UserError(f"{where} is not one for pretrain: it has no {key!r}")
+    if missing := [key.name for key in fields(Recipe) if key.name not in table]:
+        raise UserError(f"{where} is not one for pretrain: it has no {missing[0]!r}")
     r = from_table(Recipe, table, where)
     if family_name not in r.families:
         raise UserError(f"{where}: {unknown('family', family_name, r.families)}")
     where = f"{where} [families.{family_name}]"
-    if not isinstance(r.families[family_name], dict) or "model" not in r.families[family_name]:
-        raise UserError(f"{where} has no table 'model'")
-    own = from_table(Own, r.families[family_name], where)
+    own = from_table(Family, r.families[family_name], where)
     seed = r.seed if seed is None else seed
     if not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed} should be between 0 and 2^63 - 1")
@@ -86,14 +79,16 @@ def pretrain(
     s = replace(s, max_steps=s.max_steps if max_steps is None else max_steps)
     if s.max_steps < 1:
         raise UserError(
-            f"max_steps = {s.max_steps} must be at least 1: the text is made for that many steps"
+            f"max_steps = {s.max_steps} must be at least 1: the text has the length of that many "
+            "steps"
         )
     s.check_together()
     if s.validation_rows or s.tracker:
         raise UserError(
-            f"{where}: there is neither validation nor a tracker here; leave train.validation_rows and train.tracker out"
+            f"{where}: pretrain has neither validation nor a tracker; leave out "
+            "train.validation_rows and train.tracker"
         )
-    make_folder(folder)  # before the minutes that training takes
+    make_folder(folder)  # fails now, not after the minutes of training
 
     torch.set_num_threads(r.threads)
     print("training the tokenizer")
@@ -104,10 +99,11 @@ def pretrain(
     family, config = family_and_config(raw, f"{where} model")
     model = family.Model(config)
     initialise(model, r.initializer_range, seed)
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(map(len, examples)):,} tokens, {s.max_steps} steps"
-    )
     named = dict(model.named_parameters())
+    print(
+        f"{sum(parameter.numel() for parameter in named.values()):,} parameters, "
+        f"{sum(map(len, examples)):,} tokens, {s.max_steps} steps"
+    )
     with tempfile.TemporaryDirectory() as work:
         outcome = train(
             model,
@@ -129,17 +125,16 @@ def pretrain(
         lambda path: save_file(weights, str(path), metadata={"format": "pt"}),
     )
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    write_text(
-        folder / "tokenizer_config.json",
-        json.dumps({"eos_token": EOS, "pad_token": PAD}, indent=2) + "\n",
-    )
-    write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+    special = {"eos_token": EOS, "pad_token": PAD}
+    for name, table in (("tokenizer_config.json", special), ("config.json", raw)):
+        write_json(folder / name, table)
     print(f"saved in {folder}; try: python run.py --model {folder} --recipe pocket-tune")
     return 0
 
 
 def train_tokenizer(size: int, seed: int) -> BPE:
-    """Byte-level BPE of `size` entries on the pretraining text; 0 to 130 are single tokens with their leading space."""
+    """Byte-level BPE of `size` entries, trained on the pretraining text. The numbers 0 to 130 are
+    single tokens with their leading space."""
     digits = [str(n) for n in range(wordproblems.LARGEST + 1)]
     texts = ["".join(text for text, _ in line) for line in lines(30000, seed)]
     texts = [text.replace(PREAMBLE, " ").replace(RESPONSE, " ") for text in texts]
@@ -173,10 +168,11 @@ MIX = {"problem": 0.54, "sums": 0.31, "clause": 0.10, "walk": 0.05}  # kinds of 
 
 
 def lines(count: int, seed: int) -> Iterator[Line]:
-    """The pretraining text: `count` lines, each a list of (text, loss weight) segments; a longer text begins with the shorter one's lines.
+    """The pretraining text: `count` lines, each a list of (text, loss weight) segments.
 
-    Problems of the five trained manners with their rationales; plain sums with the loss on the results only; sentences that hold the
-    held-out manner's words; walks through answer choices.
+    Problems of the five trained kinds with their rationales; plain sums with the loss on the
+    results only; sentences that hold the held-out kind's words; walks through answer choices. A
+    longer text begins with the lines of a shorter one.
     """
     rng = random.Random(f"pretrain {seed}")
     streams = {
@@ -200,7 +196,7 @@ def lines(count: int, seed: int) -> Iterator[Line]:
 
 
 def encode_line(tokenizer: BPE, line: Line) -> Example:
-    """Each segment's ids with its weight; segments end where tokens end (a space, a special token)."""
+    """The ids of each segment with its weight; a segment ends where a token does."""
     ids, weights = [], []
     for text, weight in line:
         part = tokenizer.encode(text).ids

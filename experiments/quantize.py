@@ -42,8 +42,8 @@ class Quantized:
         ]
         if found := self.fidelity:
             lines.append(
-                f"measured  perplexity {found.reference:.4f} before, {found.other:.4f} now, mean KL "
-                f"divergence {found.divergence:.2g} nats a token, on {found.tokens:,} tokens of "
+                f"measured  perplexity {found.reference:.4f} before, {found.other:.4f} now, mean "
+                f"KL divergence {found.divergence:.2g} nats a token, on {found.tokens:,} tokens of "
                 f"{self.text}, computed in {self.dtype}"
             )
         names = ", ".join(path.name for path in self.files[:12])
@@ -84,7 +84,7 @@ def quantize_model(
     devices = choose_devices(replace(Settings(), device=device))
 
     def load(quantize: str):
-        """float16 on a CPU is stored so and computed in float32, as its arithmetic is slow there."""
+        """float16 on a CPU is computed in float32, as its arithmetic is slow there."""
         loaded = load_model(
             model, dtype=DTYPES.get(dtype), devices=devices, quantize=quantize, revision=revision
         )
@@ -113,7 +113,7 @@ def quantize_model(
 def rows_to_measure(
     model: str, revision: str | None, text: str | None, tokens: int
 ) -> list[Example]:
-    """The first tokens of a text; or word problems, of which the solutions count. Raises UserError."""
+    """The first tokens of a text, or word problems with their solutions. Raises UserError."""
     tokenizer, rows = load_tokenizer(model, revision), []
     if not text:
         manners = [problems(manner, "test", 0) for manner in TRAINED]

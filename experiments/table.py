@@ -1,318 +1,234 @@
-"""A grid of runs, one resumable job after another, and the table of what came of them, beside the published figures."""
+"""The table of a grid: what its runs reached, beside the published figures."""
 
-import csv
-import html
-import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.score import Score, mean_score
+from eval.table import Cell, Table
+from experiments.curves import read_log
 from experiments.jobs import Job
-from experiments.published import Table
-from experiments.report import STYLE, read_log
-from experiments.text import NAMES, loss_text, percents
+from experiments.page import page, paragraph
+from experiments.published import SPELLED, Figures, Published, percents
+from experiments.text import loss_text
 from files.errors import UserError
 from files.writing import write_text
 
-COLUMNS = (
-    "model",
-    "quantize",
-    "adapter",
-    "seed",
-    "parameters",
-    "loss, first 10 steps",
-    "loss, last 10 steps",
-    "seconds",
-    "set",
-    "reader",
-    "accuracy",
-    "low",
-    "high",
-    "total",
-    "published",
-    "difference",
-    "held-out loss, before",
-    "held-out loss, after",
+HEADS = ("model", "adapter", "parameters", "loss", "held-out loss")
+CSV_HEADS = (
+    *("model", "quantize", "adapter", "seed", "parameters"),
+    *("loss, first 10 steps", "loss, last 10 steps", "seconds", "set", "reader"),
+    *("accuracy", "low", "high", "total", "published", "difference"),
+    *("held-out loss, before", "held-out loss, after"),
 )
+ABOUT = {  # what a reader or a column of the table is
+    "strict": "the answer that a text states, with the 95% interval",
+    "paper": "the same answers as the paper's code read them",
+    "difference": "paper minus published, bold where the published figure lies outside the 95% "
+    "interval of ours; given only where all of its problems were measured",
+    "mean of seeds": "in brackets the lowest and the highest",
+    "loss": "mean of the first and of the last ten steps",
+    "held-out loss": "nats per token on rows kept out of training",
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What came of a job: scores by set, read strictly and as the paper did; of a run the trained parameters and losses as well."""
+    """The result of one job."""
 
     model: str
     adapter: str
     seed: int
-    strict: dict[str, Score]
+    strict: dict[str, Score]  # by data set
     paper: dict[str, Score]
     seconds: int = 0
-    parameters: int = 0
-    losses: tuple[float, float] | None = (
-        None  # mean of the first and of the last steps, ten each where there are twenty
-    )
+    parameters: int = 0  # trained
+    losses: tuple[float, float] | None = None  # mean of the first and last steps, at most ten each
     quantize: str = ""  # how the base was stored
-    held_out: dict = field(
-        default_factory=dict
-    )  # {before, after} of a run, {loss} of a model alone: nats per token, where there is no test set
-    wrong: tuple[
-        str, ...
-    ] = ()  # what went wrong, where that left nothing to show (experiments/verdict.py)
+    held_out: dict = field(default_factory=dict)  # {before, after}, or {loss} of a base: nats/token
+    wrong: tuple[str, ...] = ()  # problems that left nothing to show (experiments/verdict.py)
+
+    def readings(self) -> dict[str, dict[str, Score]]:
+        """Reader -> scores; only the strict one, empty, where there is no test set."""
+        return {"strict": self.strict} | ({"paper": self.paper} if self.paper else {})
+
+    def comparable(self, table: Published) -> bool:
+        """Whether all problems of the published table, and no other sets, were measured."""
+        return set(table.sets) == self.paper.keys() and not table.missing(self.paper)
 
 
 def entry(job: Job) -> Entry:
-    """The Entry of a job that is done. Raises UserError."""
+    """The Entry of a complete job. Raises UserError."""
     try:
         facts = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
         tables = facts["after" if job.adapter else "scores"]
-        strict = {
-            name: Score(table["right"], table["total"], table.get("problems", 0))
-            for name, table in tables.items()
+        strict, paper = {}, {}
+        for name, figures in tables.items():
+            of = figures["total"], figures.get("problems", 0)
+            strict[name] = Score(figures["right"], *of)
+            paper[name] = Score(figures["paper_reader"]["right"], *of)
+        own = (job.model, job.adapter, job.seed, strict, paper)
+        stored = {
+            "quantize": facts.get("quantize", ""),
+            "held_out": dict(facts.get("held_out_loss", {})),
         }
-        paper = {
-            name: Score(table["paper_reader"]["right"], table["total"], table.get("problems", 0))
-            for name, table in tables.items()
-        }
-        held_out = dict(facts.get("held_out_loss", {}))
         if not job.adapter:
-            return Entry(
-                job.model,
-                "",
-                job.seed,
-                strict,
-                paper,
-                quantize=facts.get("quantize", ""),
-                held_out=held_out,
-            )
-        losses = [
-            line["loss"] for line in read_log(job.folder / "log.jsonl") if line["loss"] is not None
-        ]
+            return Entry(*own, **stored)
+        steps = read_log(job.folder / "log.jsonl")
+        losses = [step["loss"] for step in steps if step["loss"] is not None]
         part = max(1, min(10, len(losses) // 2))
-        ends = (sum(losses[:part]) / part, sum(losses[-part:]) / part)
-        figures = facts["seconds"], facts["trainable_parameters"], ends, facts.get("quantize", "")
-        wrong = tuple(map(str, facts.get("problems", []))) if facts.get("status") else ()
-        return Entry(job.model, job.adapter, job.seed, strict, paper, *figures, held_out, wrong)
+        return Entry(
+            *own,
+            seconds=facts["seconds"],
+            parameters=facts["trainable_parameters"],
+            losses=(sum(losses[:part]) / part, sum(losses[-part:]) / part),
+            wrong=tuple(map(str, facts.get("problems", []))) if facts.get("status") else (),
+            **stored,
+        )
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(
-            f"{job.folder} is not a complete run ({type(error).__name__}: {error}): remove it and start the table again"
+            f"{job.folder} is not a complete run ({type(error).__name__}: {error}): remove it and "
+            "start the table again"
         ) from None
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table. cells: set or "average" -> percent, or (percent, low, high)."""
+    """A line of the table: an entry by one reader, its published figures, or a mean of seeds."""
 
     entry: Entry
     reader: str  # strict | paper | published | difference | mean of N seeds
-    cells: dict[str, float | tuple[float, float, float]]
-    seeds: int  # how many runs of this model and adapter there are
+    figures: dict[str, tuple[float, ...]]  # set or "average" -> percent, or percent, low, high
+    seeds: int  # runs of this model and adapter
 
-    @property
-    def head(self) -> list[str]:
-        """Model, adapter, parameters, loss and held-out loss, where a new one begins."""
-        one = self.entry
+    def heads(self) -> list[str]:
+        """Model, adapter, parameters, loss and held-out loss, on the first line of an entry."""
+        e = self.entry
         if self.reader in ("paper", "published", "difference"):
             return [""] * len(HEADS)
         single = self.reader == "strict"
-        which = (one.adapter or "none") + (
-            f", seed {one.seed}" if single and self.seeds > 1 else ""
-        )
-        loss = f"{one.losses[0]:.3f} to {one.losses[1]:.3f}" if one.losses and single else ""
+        seed = f", seed {e.seed}" if single and self.seeds > 1 else ""
         return [
-            Path(one.model).name + f", {one.quantize}" * bool(one.quantize),
-            which,
-            f"{one.parameters:,}",
-            loss,
-            loss_text(one.held_out) if single else "",
+            Path(e.model).name + f", {e.quantize}" * bool(e.quantize),
+            (e.adapter or "none") + seed,
+            f"{e.parameters:,}",
+            f"{e.losses[0]:.3f} to {e.losses[1]:.3f}" if e.losses and single else "",
+            loss_text(e.held_out) if single else "",
         ]
 
-    def text(self, name: str) -> str:
-        cell = self.cells.get(name)
-        if cell is None:
-            return ""
-        if isinstance(cell, tuple):
-            return (
-                f"{cell[0]:.1f}"
-                if self.reader == "paper"
-                else f"{cell[0]:.1f} ({cell[1]:.1f} to {cell[2]:.1f})"
-            )
-        return f"{cell:+.1f}" if self.reader == "difference" else f"{cell:.1f}"
+    def cell(self, name: str) -> Cell:
+        if name not in self.figures:
+            return Cell()
+        value, *interval = self.figures[name]
+        sign = "+" if self.reader == "difference" else ""
+        shown = interval and self.reader != "paper"
+        detail = f"[{interval[0]:.1f}, {interval[1]:.1f}]" if shown else ""
+        return Cell(f"{value:{sign}.1f}", detail, marked=self.is_outside(name))
+
+    def is_outside(self, name: str) -> bool:
+        """Whether this is a difference whose published figure is outside the interval of ours."""
+        if self.reader != "difference":
+            return False
+        ours, low, high = percent(self.entry.paper)[name]
+        return not low <= ours - self.figures[name][0] <= high
 
 
-def lines_of(entries: list[Entry], table: Table | None) -> list[Line]:
-    """Of each entry ours strict and ours as the paper reads, then the published one and the difference where there is one and ours is whole.
+def percent(scores: dict[str, Score]) -> dict[str, tuple[float, float, float]]:
+    """Set and "average" -> accuracy and its 95% interval, in percent."""
+    shares = {name: (score.accuracy, *score.interval) for name, score in scores.items()}
+    shares |= {"average": mean_score(scores)} if scores else {}
+    return {name: tuple(100 * value for value in values) for name, values in shares.items()}
 
-    Above the first of several seeds their mean, with the lowest and highest.
-    """
-    found = []
-    for one in entries:
-        same = [
-            other for other in entries if (other.model, other.adapter) == (one.model, one.adapter)
-        ]
-        if len(same) > 1 and same[0] is one and one.strict:
-            found.append(Line(one, f"mean of {len(same)} seeds", spread(same), len(same)))
-        cells = {}
-        for reader, scores in readings(one).items():
-            cells[reader] = {
-                name: (100 * score.accuracy, *(100 * end for end in score.interval))
-                for name, score in scores.items()
-            }
-            cells[reader] |= (
-                {"average": tuple(100 * value for value in mean_score(scores))} if scores else {}
-            )
-            found.append(Line(one, reader, cells[reader], len(same)))
-        row = table.row(one.model, one.adapter) if table else None
+
+def lines_of(entries: Sequence[Entry], table: Published | None) -> list[Line]:
+    """The lines of each entry: strict, paper, published, difference; the last two where the table
+    has its model and adapter. Above the first of several seeds their mean."""
+    lines = []
+    for e in entries:
+        same = [other for other in entries if (other.model, other.adapter) == (e.model, e.adapter)]
+        if len(same) > 1 and same[0] is e and e.strict:
+            lines.append(Line(e, f"mean of {len(same)} seeds", spread(same), len(same)))
+        for reader, scores in e.readings().items():
+            lines.append(Line(e, reader, percent(scores), len(same)))
+        row = table.row(e.model, e.adapter) if table else None
         if row:
-            found.append(Line(one, "published", row, len(same)))
-            if comparable(one, table):
-                found.append(
-                    Line(
-                        one,
-                        "difference",
-                        {name: cells["paper"][name][0] - value for name, value in row.items()},
-                        len(same),
-                    )
-                )
-    return found
+            figures = {name: (value,) for name, value in row.items()}
+            lines.append(Line(e, "published", figures, len(same)))
+            if e.comparable(table):
+                ours = percent(e.paper)
+                figures = {name: (ours[name][0] - value,) for name, value in row.items()}
+                lines.append(Line(e, "difference", figures, len(same)))
+    return lines
 
 
-def readings(one: Entry) -> dict[str, dict[str, Score]]:
-    """Reader -> its scores; the strict one alone, with none, where there is no test set."""
-    return {"strict": one.strict} | ({"paper": one.paper} if one.paper else {})
-
-
-def comparable(one: Entry, table: Table) -> bool:
-    """Whether all problems of the published table, and no other sets, were measured."""
-    return set(table.sets) == one.paper.keys() and not table.missing(one.paper)
-
-
-def spread(same: list[Entry]) -> dict[str, tuple[float, float, float]]:
-    """Set and "average" -> (mean, lowest, highest) of several seeds, of what all of them measured."""
-    figures = [percents(one.strict, list(one.strict)) if one.strict else {} for one in same]
+def spread(same: Sequence[Entry]) -> dict[str, tuple[float, float, float]]:
+    """Set and "average" -> mean, lowest and highest of several seeds, where all have the set."""
+    figures: list[Figures] = [percents(e.strict, list(e.strict)) if e.strict else {} for e in same]
     by_set = {
         name: [one[name] for one in figures]
         for name in figures[0]
         if all(name in one for one in figures)
     }
-    return {
-        name: (sum(values) / len(values), min(values), max(values))
-        for name, values in by_set.items()
-    }
+    return {name: (sum(v) / len(v), min(v), max(v)) for name, v in by_set.items()}
 
 
-def sets_of(entries: list[Entry], table: Table | None) -> list[str]:
-    names = list(dict.fromkeys(name for one in entries for name in one.strict))
+def summary(entries: Sequence[Entry], table: Published | None) -> Table:
+    """The table of a grid: a row for each line, a column for each set and their average."""
+    names = list(dict.fromkeys(name for e in entries for name in e.strict))
     first = [name for name in table.sets if name in names] if table else []
-    return [*first, *(name for name in names if name not in first), *(["average"] if names else [])]
-
-
-HEADS = ("model", "adapter", "parameters", "loss", "held-out loss")
-
-
-def heads_of(entries: list[Entry]) -> tuple[str, ...]:
-    """The columns in front of the reader's; that of the held-out loss only where one has it."""
-    return HEADS if any(one.held_out for one in entries) else HEADS[:-1]
-
-
-def markdown(entries: list[Entry], table: Table | None) -> str:
-    """The lines as Markdown."""
-    sets = sets_of(entries, table)
-    heads = heads_of(entries)
+    sets = [*first, *(name for name in names if name not in first), *(["average"] if names else [])]
+    heads = HEADS if any(e.held_out for e in entries) else HEADS[:-1]
     rows = [
-        [*heads, "", *(NAMES.get(name, name) for name in sets)],
-        ["---"] * (len(heads) + 1 + len(sets)),
-    ]
-    rows += [
-        [*line.head[: len(heads)], line.reader, *(line.text(name) for name in sets)]
+        [
+            *map(Cell, (*line.heads()[: len(heads)], line.reader)),
+            *(line.cell(name) for name in sets),
+        ]
         for line in lines_of(entries, table)
     ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    spelled = (SPELLED.get(name, name) for name in sets)
+    return Table((*heads, "", *spelled), rows, names=len(heads) + 1)
 
 
-def page(entries: list[Entry], table: Table | None) -> str:
-    """The same as a page; a difference is marked where the published figure lies outside the interval of ours."""
-    sets, titles = sets_of(entries, table), heads_of(entries)
+def long_table(entries: Sequence[Entry], table: Published | None) -> Table:
+    """The figures of a grid for programs: a row for each entry, reader and set."""
     rows = []
     for line in lines_of(entries, table):
-        cells = [html.escape(cell) for cell in (*line.head[: len(titles)], line.reader)]
-        cells += [
-            f'<b class="wrong">{line.text(name)}</b>' if outside(line, name) else line.text(name)
-            for name in sets
-        ]
-        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    about = (
-        f"<p>Published: {html.escape(table.title)}, {html.escape(table.about)}.</p>"
-        if table
-        else ""
-    )
-    heads = "".join(
-        f"<th>{html.escape(NAMES.get(name, name))}</th>" for name in (*titles, "", *sets)
-    )
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>table</title><style>{STYLE} body {{ max-width: 1500px }}</style>
-<h1>Accuracy in percent</h1>{about}
-<p>strict: read as what a text says its answer is, in brackets the 95 % interval; paper: as the paper's code read it; difference: paper minus published,
-bold where the published figure lies outside the 95 % interval of ours, and given only where all of its problems were measured; mean of several seeds:
-in brackets the lowest and the highest. Loss: mean of the first and of the last ten steps. Held-out loss: nats per token on rows kept out of training,
-where there is no test set.</p>
-<table><tr>{heads}</tr>{"".join(rows)}</table></html>"""
+        e = line.entry
+        if line.reader not in ("strict", "paper"):
+            continue
+        row = (table.row(e.model, e.adapter) if table else None) or {}
+        run = (e.model, e.quantize, e.adapter or "none", e.seed, e.parameters)
+        run += (*(e.losses or (None, None)), e.seconds)
+        held_out = (e.held_out.get("before", e.held_out.get("loss")), e.held_out.get("after"))
+        scores = e.readings()[line.reader]
+        totals = {name: score.total for name, score in scores.items()}
+        totals["average"] = sum(totals.values())
+        for name, figures in (line.figures or {"": (None, None, None)}).items():
+            published, difference = row.get(name), None
+            if published is not None and e.comparable(table):
+                difference = round(figures[0] - published, 2)
+            rounded = (None if figure is None else round(figure, 2) for figure in figures)
+            total = totals[name] if name else None
+            values = (*run, name, line.reader, *rounded, total, published, difference, *held_out)
+            rows.append([Cell("" if value is None else str(value)) for value in values])
+    return Table(CSV_HEADS, rows)
 
 
-def outside(line: Line, name: str) -> bool:
-    """Whether this is a difference whose published figure lies outside the interval of ours."""
-    if line.reader != "difference" or name not in line.cells:
-        return False
-    score = line.entry.paper.get(name)
-    ours, low, high = (score.accuracy, *score.interval) if score else mean_score(line.entry.paper)
-    return not 100 * low <= 100 * ours - line.cells[name] <= 100 * high
+def write_table(folder: Path, entries: Sequence[Entry], table: Published | None) -> None:
+    """folder/table.md, table.html, and table.csv (a row for each set and reader)."""
+    wide = summary(entries, table)
+    write_text(folder / "table.md", wide.to_markdown())
+    write_text(folder / "table.html", html_page(wide, lines_of(entries, table), table))
+    write_text(folder / "table.csv", long_table(entries, table).to_csv())
 
 
-def write_table(folder: Path, entries: list[Entry], table: Table | None) -> None:
-    """folder/table.md, table.csv (a line a set and reader) and table.html."""
-    write_text(folder / "table.md", markdown(entries, table))
-    write_text(folder / "table.html", page(entries, table))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for one in entries:
-        row = (table.row(one.model, one.adapter) if table else None) or {}
-        held_out = (one.held_out.get("before", one.held_out.get("loss")), one.held_out.get("after"))
-        for reader, scores in readings(one).items():
-            figures = {
-                name: (score.accuracy, *score.interval, score.total)
-                for name, score in scores.items()
-            }
-            if scores:
-                figures["average"] = (
-                    *mean_score(scores),
-                    sum(score.total for score in scores.values()),
-                )
-            else:
-                figures[""] = (None, None, None, None)
-            for name, (value, low, high, total) in figures.items():
-                shares = (
-                    None if part is None else round(100 * part, 2) for part in (value, low, high)
-                )
-                difference = (
-                    round(100 * value - row[name], 2)
-                    if name in row and comparable(one, table)
-                    else None
-                )
-                writer.writerow(
-                    (
-                        one.model,
-                        one.quantize,
-                        one.adapter or "none",
-                        one.seed,
-                        one.parameters,
-                        *(one.losses or (None, None)),
-                        one.seconds,
-                        name,
-                        reader,
-                        *shares,
-                        total,
-                        row.get(name),
-                        difference,
-                        *held_out,
-                    )
-                )
-    write_text(folder / "table.csv", buffer.getvalue())
+def html_page(wide: Table, lines: Sequence[Line], table: Published | None) -> str:
+    """table.html: the table, and what those of its readers and columns are that it has."""
+    there = {"mean of seeds" if line.seeds > 1 else line.reader for line in lines} | set(wide.heads)
+    there |= {line.reader for line in lines}
+    notes = [f"{name}: {text}" for name, text in ABOUT.items() if name in there]
+    published = f"Published: {table.title}, {table.about.partition('; ')[0]}." if table else ""
+    body = paragraph(published) + wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
+    title = "Accuracy in percent" if len(wide.heads) > wide.names else "Held-out loss"
+    return page(title, body, wide=True)

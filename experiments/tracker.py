@@ -1,4 +1,5 @@
-"""A run's curves where others look at them: TensorBoard or Weights & Biases. Both are optional packages; log.jsonl holds the same and more."""
+"""A run's curves in TensorBoard or Weights & Biases, both optional packages. log.jsonl holds the
+same and more."""
 
 import importlib
 import os
@@ -10,44 +11,46 @@ from files.writing import write_text
 
 
 class Tracker:
-    """Takes the entries of log.jsonl as they come, and the accuracies at the end. This one keeps nothing."""
+    """Receives the entries of log.jsonl as they come, and the accuracies at the end; keeps none."""
 
     def __init__(self, folder: Path, settings: dict):
         self.folder = folder
 
     def write(self, entry: dict) -> None:
-        """The numbers of one step: loss, learning_rate, gradient_norm, validation_loss, tokens_per_second ..."""
+        """One step: loss, learning_rate, gradient_norm, validation_loss, tokens_per_second ..."""
 
     def finish(self, step: int, accuracies: dict[str, float]) -> None:
-        """The accuracy of each test set after `step` steps, if it was measured; nothing follows."""
+        """The accuracy of each test set after `step` steps, where measured. The last call."""
 
 
 class TensorBoard(Tracker):
-    """Event files in FOLDER/tensorboard. What a resumed run repeats takes the place of what was there from that step on."""
+    """Event files in FOLDER/tensorboard. Steps that a resumed run repeats replace those there."""
 
     writer = None
 
-    def write(self, entry: dict) -> None:
+    def open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+
+    def write(self, entry: dict) -> None:
         if self.writer is None:
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=entry["step"])
+            self.open(entry["step"])
         for name, value in numbers(entry).items():
             self.writer.add_scalar(f"train/{name}", value, entry["step"])
         self.writer.flush()  # so that a kill loses no step that a checkpoint has
 
     def finish(self, step: int, accuracies: dict[str, float]) -> None:
-        if self.writer is None:  # resumed behind its last step
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        if self.writer is None:  # resumed after its last step
+            self.open(step + 1)
         for name, accuracy in accuracies.items():
             self.writer.add_scalar(f"accuracy/{name}", accuracy, step)
         self.writer.close()
 
 
 class WandB(Tracker):
-    """A run of Weights & Biases whose id stays in the folder, so that a resumed run is the same one. WANDB_MODE, WANDB_PROJECT ... are the user's."""
+    """A run of Weights & Biases. Its id is kept in the folder, so that a resumed run is the same
+    one. WANDB_MODE, WANDB_PROJECT ... are the user's."""
 
     def __init__(self, folder: Path, settings: dict):
         import wandb
@@ -65,21 +68,20 @@ class WandB(Tracker):
                 config=settings,
             )
         except wandb.Error as error:
-            said = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"wandb does not start: {said:.200}; WANDB_MODE=offline keeps the curves in {folder}"
+                f"wandb does not start: {reason:.200}; WANDB_MODE=offline keeps the curves in "
+                f"{folder}"
             ) from None
-        self.run.define_metric(
-            "*", step_metric="step"
-        )  # a resumed run repeats some steps, which wandb's own counter forbids
+        # A resumed run repeats some steps, which wandb's own counter forbids.
+        self.run.define_metric("*", step_metric="step")
 
     def write(self, entry: dict) -> None:
         self.run.log(numbers(entry) | {"step": entry["step"]})
 
     def finish(self, step: int, accuracies: dict[str, float]) -> None:
-        self.run.log(
-            {f"accuracy/{name}": accuracy for name, accuracy in accuracies.items()} | {"step": step}
-        )
+        figures = {f"accuracy/{name}": accuracy for name, accuracy in accuracies.items()}
+        self.run.log(figures | {"step": step})
         self.run.finish()
 
 
@@ -87,20 +89,18 @@ TRACKERS = {"": Tracker, "tensorboard": TensorBoard, "wandb": WandB}
 
 
 def numbers(entry: dict) -> dict[str, float]:
-    """What of an entry can be drawn."""
-    return {
-        name: float(value) for name, value in entry.items() if name != "step" and value is not None
-    }
+    """The values of an entry that can be drawn."""
+    return {name: float(v) for name, v in entry.items() if name != "step" and v is not None}
 
 
 def check_tracker(name: str) -> None:
-    """Raise UserError for a tracker that is unknown or whose package is missing: before a model is loaded."""
+    """Raise UserError for an unknown tracker, and for one whose package is missing."""
     if name not in TRACKERS:
-        raise unknown("train.tracker", name, [one for one in TRACKERS if one])
+        raise unknown("train.tracker", name, [tracker for tracker in TRACKERS if tracker])
     try:
         if name:
             importlib.import_module({"tensorboard": "torch.utils.tensorboard"}.get(name, name))
     except ModuleNotFoundError:
         raise UserError(
-            f"train.tracker = {name} needs a package that is not there: pip install {name}"
+            f"train.tracker = {name} needs a package that is not installed: pip install {name}"
         ) from None

@@ -17,7 +17,7 @@ from data.batches import encode_prompt
 from data.prompts import template
 from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
-from eval.score import own_seed
+from eval.predict import own_seed
 from model import load_model, load_tokenizer
 
 

@@ -408,3 +408,22 @@ def test_unknown_names():
         read_answer("1", "gsm8")
     with pytest.raises(UserError, match="did you mean 'strict'"):
         read_answer("1", "gsm8k", "strikt")
+
+
+def test_a_number_is_right_within_a_thousandth():
+    for gold in ("2", "-2", "0.5"):
+        for difference, right in (
+            (0.0009, True),
+            (0.0011, False),
+            (0.009, False),
+            (-0.0011, False),
+        ):
+            assert is_right(float(gold) + difference, gold) is right
+
+
+def test_the_papers_reader_looks_for_five_answers_in_sets_of_fewer():
+    """Its code has one pattern, answer1 to answer5, for openbookqa (four) and social_i_qa (three)."""
+    for dataset in ("openbookqa", "OpenBookQA", "social_i_qa", "ARC-Easy"):
+        assert read_answer("answer5 or answer1", dataset, "paper") == "answer5"
+    for dataset in ("openbookqa", "social_i_qa"):
+        assert read_answer("answer5 or answer1", dataset) == "answer1"

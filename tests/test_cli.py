@@ -89,7 +89,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert "http://" not in page
     assert "https://" not in page
     assert "<b>[up]</b>" in page
-    assert "data:image/png;base64," in page
+    assert "<svg" in page
 
 
 def test_run_toml_repeats_the_run(finished, tmp_path):
@@ -391,6 +391,6 @@ def test_data_without_training_rows_is_refused_before_the_model_is_loaded(
     def loaded(*_):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("experiments.run.load_base", loaded)
+    monkeypatch.setattr("experiments.prepare.load_base", loaded)
     assert command_line.main(["--data", "none", "--out", str(tmp_path / "out")]) == 1
     assert "data none has no rows to train on" in capsys.readouterr().err

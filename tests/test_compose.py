@@ -135,6 +135,22 @@ def test_weights_added(tiny, method):
         torch.testing.assert_close(out(tiny, "none"), out(tiny), rtol=1e-5, atol=1e-5)
 
 
+def test_a_learned_scale_is_added_from_its_start(tiny):
+    """Task arithmetic adds what training changed: a scale that started at 1 goes from 1.2 to
+    1 + 0.5 x 0.2, not to 0.5 x 1.2; matrices start at their zero."""
+    attach(tiny, "parallel", name="one", scale="learned")
+    with torch.no_grad():
+        for adapter in adapters_named(tiny, "one").values():
+            adapter.adapter_scaling.fill_(1.2)
+    for weight in (0.5, 2.0, -1.0, 0.0):
+        name = f"times{str(weight).replace('.', '_').replace('-', 'm')}"
+        combine(tiny, {"one": weight}, name, how="weights")
+        for path, adapter in adapters_named(tiny, name).items():
+            assert adapter.adapter_scaling.item() == pytest.approx(1 + 0.2 * weight)
+            one = adapters_named(tiny, "one")[path].adapter_down
+            torch.testing.assert_close(adapter.adapter_down, weight * one)
+
+
 def test_rows_have_adapters_of_their_own(several):
     for rows in (("a", None, "l"), ("b", "b", "a"), ("p", "q", "p"), ("s", "s", "s")):
         whole = out(several, Rows(*rows))

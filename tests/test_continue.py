@@ -272,7 +272,8 @@ def test_the_stored_prompt_is_used_and_another_one_is_said(first, tmp_path, caps
     )
     assert run_section(out)["template_text"]["name"] == "alpaca"
     assert (
-        "it was trained with the template mine, and goes on with alpaca" in capsys.readouterr().out
+        "it was trained with the template mine, and continues with alpaca"
+        in capsys.readouterr().out
     )
 
 
@@ -501,11 +502,11 @@ def test_what_does_not_go_with_it_is_one_line(first, tmp_path, capsys):
         ((first, "--recipe", "paper"), "leave out --recipe"),
         ((first, "--resume", first), "--resume continues a run with its own settings"),
         ((tmp_path / "unfinished",), "--resume"),
-        ((tmp_path / "nowhere",), "no run and no adapter"),
-        ((tmp_path / "empty",), "no run and no adapter"),
+        ((tmp_path / "nowhere",), "neither a run nor an adapter"),
+        ((tmp_path / "empty",), "neither a run nor an adapter"),
         ((tmp_path / "deep",), f"there is one in {tmp_path / 'deep' / 'math'}"),
-        ((tmp_path / "p", "--model", "pocket-llama"), "the network that made them"),
-        ((tmp_path / "prefix", "--model", "pocket-llama"), "the network that made them"),
+        ((tmp_path / "p", "--model", "pocket-llama"), "the network that computed them"),
+        ((tmp_path / "prefix", "--model", "pocket-llama"), "the network that computed them"),
         ((tmp_path / "lost",), "'/home/them/llama', which is not here: give --model"),
         ((tmp_path / "nameless",), "does not say which model it is for: give --model"),
         ((tmp_path / "several", "--model", "pocket-llama"), "none called 'default'"),

@@ -17,7 +17,8 @@ from data.batches import encode_prompt
 from data.prompts import template
 from data.wordproblems import problems
 from eval.generate import Sampling, draw, generate, generate_text, left_pad
-from eval.score import Score, predict, scores
+from eval.predict import predict
+from eval.score import Score, scores
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -98,7 +99,7 @@ def test_accuracy_does_not_depend_on_batch_size_and_predictions_are_kept_whole()
             tokenizer,
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=size, max_new_tokens=48),
+            decoding=Eval(batch_size=size, max_new_tokens=48),
         )
         for size in (3, 16)
     )
@@ -170,7 +171,7 @@ def test_evaluation_leaves_out_rows_that_no_token_names(tmp_path):
             load_tokenizer(name),
             tests,
             template=template("alpaca"),
-            how=Eval(batch_size=4, max_new_tokens=40),
+            decoding=Eval(batch_size=4, max_new_tokens=40),
         )
         for name in ("pocket-gptj", str(folder))
     ]

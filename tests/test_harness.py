@@ -220,7 +220,7 @@ def test_tasks_give_what_is_computed_directly(pocket, tmp_path, monkeypatch):
         run_tasks(model, tokenizer, [])
     with pytest.raises(UserError, match="limit should be 1 or more"):
         run_tasks(model, tokenizer, ["sums_write"], include_path=tasks, limit=0)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         run_tasks(model, tokenizer, ["sums_choice"], include_path=tmp_path / "nowhere")
 
 

@@ -19,9 +19,8 @@ from adapters import attach, load_adapter, merge, parameters, save_adapter
 from adapters.config import resolve
 from adapters.formats.merged_model import export_model
 from benchmarks.random_weights import random_checkpoint
-from eval.generate import generate
+from eval.generate import generate, left_pad
 from eval.likelihood import log_likelihoods
-from eval.score import left_pad
 from model import UserError, load_model, load_tokenizer
 from model.config import describe
 from train.plan.dry_run import answer

@@ -25,6 +25,7 @@ from eval.generate import generate
 from eval.journal import Journal, answers_in, journal_of, remove_journals
 from experiments import base
 from experiments import run as experiment
+from experiments.prepare import fingerprint
 from model import UserError, load_model
 from train import parallel
 from train.checkpoint import checkpoints
@@ -207,7 +208,7 @@ def test_parts_of_a_base_that_is_alone_are_refused(tmp_path):
     (tmp_path / "run.toml").write_text(to_toml(made))
     whole = experiment.resume_settings(tmp_path, sets=["shard=false"])  # as the line says
     assert not whole.shard
-    assert experiment.fingerprint(whole) == experiment.fingerprint(made)
+    assert fingerprint(whole) == fingerprint(made)
     with pytest.raises(UserError, match="leave out quantize and devices"):
         load_model("pocket-llama", mesh=object(), quantize="nf4")
 

@@ -11,8 +11,7 @@ from conftest import DEVICES, write_checkpoint
 from families import ALL, CONFIGS, SIDES, batch, config_of, difference
 from safetensors.torch import load_file
 
-from eval.generate import generate
-from eval.score import left_pad
+from eval.generate import generate, left_pad
 from model import UserError, load_model
 from model.config import MODEL_TYPES
 

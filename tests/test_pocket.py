@@ -11,7 +11,8 @@ import torch
 
 import run as command_line
 from data.wordproblems import HELD_OUT, TRAINED, problems
-from eval.score import predict, scores
+from eval.predict import predict
+from eval.score import scores
 from model import load_model, load_tokenizer
 from model.registry import pocket_names
 

@@ -11,8 +11,9 @@ import torch
 import run as command_line
 from adapters import attach
 from data.prompts import template
+from eval.predict import predict
 from eval.room import positions_of, room_for, room_lines
-from eval.score import predict, scores, tables
+from eval.score import scores, tables
 from model import load_model, load_tokenizer
 from train.settings import Eval
 
@@ -78,7 +79,7 @@ def test_virtual_tokens_take_positions(pocket):
         attach(model, preset, length=length)
         assert positions_of(model) == 256 - length
         long, fitting = rows_of(pocket[1], (257 - length, 256 - length))
-        found = predict(model, pocket[1], {"addsub": [long, fitting]}, template=PLAIN, how=HOW)
+        found = predict(model, pocket[1], {"addsub": [long, fitting]}, template=PLAIN, decoding=HOW)
         assert [one.get("too_long", False) for one in found] == [True, False]
     assert positions_of(load_model("pocket-llama")) is None
     assert positions_of(load_model("pocket-bloom")) is None
@@ -89,7 +90,7 @@ def test_what_does_not_fit_is_wrong_and_the_rest_is_answered_as_ever(pocket):
     lengths = [40, 300, 250, 40, 257, 250, 256, 248, 240]
     rows = rows_of(tokenizer, lengths)
     reference = predict(
-        model, tokenizer, {"addsub": rows}, template=PLAIN, how=replace(HOW, batch_size=1)
+        model, tokenizer, {"addsub": rows}, template=PLAIN, decoding=replace(HOW, batch_size=1)
     )
     assert [one.get("too_long", False) for one in reference] == [n > 256 for n in lengths]
     for one in reference:
@@ -108,14 +109,14 @@ def test_what_does_not_fit_is_wrong_and_the_rest_is_answered_as_ever(pocket):
                 tokenizer,
                 {"addsub": rows},
                 template=PLAIN,
-                how=replace(HOW, batch_size=size),
+                decoding=replace(HOW, batch_size=size),
             )
             == reference
         )
     short = [row for row, n in zip(rows, lengths, strict=True) if n < 200]
     assert [
         one["output"]
-        for one in predict(model, tokenizer, {"addsub": short}, template=PLAIN, how=HOW)
+        for one in predict(model, tokenizer, {"addsub": short}, template=PLAIN, decoding=HOW)
     ] == [one["output"] for one, n in zip(reference, lengths, strict=True) if n < 200]
     assert scores(reference)["addsub"].total == 9
     assert tables(reference)["addsub"]["too_long"] == 2
@@ -125,7 +126,7 @@ def test_what_does_not_fit_is_wrong_and_the_rest_is_answered_as_ever(pocket):
 @pytest.mark.parametrize("more", [{"beams": 2}, {"temperature": 0.7, "seeds": [0, 1]}], ids=str)
 def test_beams_and_drawn_answers_stop_where_the_positions_do(pocket, more):
     rows = rows_of(pocket[1], (252, 300, 40))
-    found = predict(*pocket, {"addsub": rows}, template=PLAIN, how=replace(HOW, **more))
+    found = predict(*pocket, {"addsub": rows}, template=PLAIN, decoding=replace(HOW, **more))
     assert [one.get("too_long", False) for one in found[:: len(found) // 3]] == [False, True, False]
 
 
@@ -137,7 +138,7 @@ def test_options_are_weighed_where_they_fit(pocket):
         tokenizer,
         {"mine": rows},
         template=PLAIN,
-        how=replace(HOW, scoring="likelihood"),
+        decoding=replace(HOW, scoring="likelihood"),
         reads={"mine": "letter"},
     )
     assert [("likelihoods" in one, one.get("too_long", False)) for one in found] == [
@@ -149,13 +150,13 @@ def test_options_are_weighed_where_they_fit(pocket):
 
 def test_an_interrupted_evaluation_goes_on(pocket, tmp_path, monkeypatch):
     rows = {"addsub": rows_of(pocket[1], (40, 300, 250, 44, 41))}
-    whole = predict(*pocket, rows, template=PLAIN, how=HOW)
+    whole = predict(*pocket, rows, template=PLAIN, decoding=HOW)
     journal = tmp_path / "p.jsonl.part"
-    assert predict(*pocket, rows, template=PLAIN, how=HOW, journal=journal) == whole
+    assert predict(*pocket, rows, template=PLAIN, decoding=HOW, journal=journal) == whole
     lines = journal.read_text().splitlines()
     assert len(lines) == 1 + 4  # what needs no answer is not in it
     journal.write_text("\n".join(lines[:3]) + "\n")
-    assert predict(*pocket, rows, template=PLAIN, how=HOW, journal=journal) == whole
+    assert predict(*pocket, rows, template=PLAIN, decoding=HOW, journal=journal) == whole
 
 
 def test_the_first_three_are_named(pocket):

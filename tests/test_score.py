@@ -12,20 +12,11 @@ from test_data import write_paper_folder
 import run as command_line
 from data.prompts import template
 from data.sources import load_data
-from eval import score
+from eval import predict as predicting
 from eval.choices import choices, form_of, spelled_as_in
-from eval.score import (
-    Score,
-    clean,
-    mean_score,
-    predict,
-    read_predictions,
-    scores,
-    tables,
-    verdict,
-    write_predictions,
-)
-from experiments.inspect import chosen
+from eval.predict import judge, predict
+from eval.score import Score, clean, mean_score, read_predictions, scores, tables, write_predictions
+from experiments.inspect import select
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
 
@@ -57,7 +48,7 @@ def problems():
 
 
 def answers(pocket, problems, how, **more):
-    return predict(*pocket, problems, template=template("alpaca"), how=how, **more)
+    return predict(*pocket, problems, template=template("alpaca"), decoding=how, **more)
 
 
 WAYS = {
@@ -130,8 +121,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return respond(*arguments)
 
-    respond = score.respond
-    monkeypatch.setattr(score, "respond", two_batches_then_stop)
+    respond = predicting.generated
+    monkeypatch.setattr(predicting, "generated", two_batches_then_stop)
     with pytest.raises(KeyboardInterrupt):
         answers(pocket, problems, HOW, journal=journal)
     text = journal.read_text()
@@ -139,8 +130,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     journal.write_text(text[:-7])  # a kill in the middle of a line
     calls.clear()
     monkeypatch.setattr(
-        score,
-        "respond",
+        predicting,
+        "generated",
         lambda *arguments: (calls.append(len(arguments[2])), respond(*arguments))[1],
     )
     assert (
@@ -177,6 +168,28 @@ def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path
     ):
         with pytest.raises(UserError, match="made in another way"):
             answers(pocket, tests, how, journal=journal)
+    few = {"addsub": problems["addsub"][:1]}
+    drawn = replace(HOW, temperature=1.0, top_k=5, top_p=0.9)
+    answers(pocket, few, drawn, journal=tmp_path / "drawn.part")
+    for change in ({"top_k": 6}, {"top_p": 0.8}, {"temperature": 0.9}):
+        with pytest.raises(UserError, match="made in another way"):
+            answers(pocket, few, replace(drawn, **change), journal=tmp_path / "drawn.part")
+
+
+def test_a_draw_from_the_likeliest_token_alone_is_greedy(pocket, problems):
+    """eval.top_k and eval.top_p reach the sampling: without them a high temperature changes answers."""
+    few = {"addsub": problems["addsub"]}
+    greedy, free, first, least = (
+        [one["output"] for one in answers(pocket, few, replace(HOW, **more))]
+        for more in (
+            {},
+            {"temperature": 5.0},
+            {"temperature": 5.0, "top_k": 1},
+            {"temperature": 5.0, "top_p": 1e-6},
+        )
+    )
+    assert free != greedy
+    assert first == least == greedy
 
 
 def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
@@ -275,32 +288,32 @@ def test_both_readers_and_what_training_saw(pocket):
     ) == (1.0, 0.5, 1)
     assert (table["AQuA"]["cut_off"], table["SVAMP"]["cut_off"]) == (1, 0)
     assert [one["instruction"] for one in clean(found)] == ["a"]
-    assert [one["instruction"] for one in chosen(found, right=False)] == ["c"]
-    assert [one["instruction"] for one in chosen(found, right=False, mode="paper")] == ["a", "c"]
-    assert [one["instruction"] for one in chosen(found, sets=["aqua"], readers_differ=True)] == [
+    assert [one["instruction"] for one in select(found, right=False)] == ["c"]
+    assert [one["instruction"] for one in select(found, right=False, mode="paper")] == ["a", "c"]
+    assert [one["instruction"] for one in select(found, sets=["aqua"], readers_differ=True)] == [
         "a"
     ]
-    assert [one["instruction"] for one in chosen(found, leaked=True)] == ["b", "c"]
+    assert [one["instruction"] for one in select(found, leaked=True)] == ["b", "c"]
     other = [{**one, "right": not one["right"]} for one in found]
-    assert [one["instruction"] for one in chosen(found, beats=other)] == ["a", "b"]
-    assert chosen(found, beats=found) == []  # right in both
+    assert [one["instruction"] for one in select(found, beats=other)] == ["a", "b"]
+    assert select(found, beats=found) == []  # right in both
     with pytest.raises(UserError, match="another problem"):
-        chosen(found, beats=[{**found[0], "instruction": "x"}])
+        select(found, beats=[{**found[0], "instruction": "x"}])
     with pytest.raises(UserError, match="did you mean 'AQuA'"):
-        chosen(found, sets=["AQUAA"])
+        select(found, sets=["AQUAA"])
 
 
 def test_each_reader_gives_its_own_verdict():
     runaway = (
         "The answer is 5.\n\n### Instruction:\nWhat is 2 + 2?\n\n### Response:\nThe answer is 4."
     )
-    found = verdict({"output": runaway, "gold": "5"}, "gsm8k")
+    found = judge({"output": runaway, "gold": "5"}, "gsm8k")
     assert (found["answer"], found["right"]) == (5.0, True)
     assert (found["paper_answer"], found["paper_right"]) == (
         2.0,
         False,
     )  # its code read up to the second "### Response:"
-    found = verdict({"output": "Answer: B", "gold": "B"}, "AQuA")
+    found = judge({"output": "Answer: B", "gold": "B"}, "AQuA")
     assert (found["right"], found["paper_answer"], found["paper_right"]) == (True, "A", False)
 
 
@@ -420,10 +433,10 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
         *"--max-new-tokens 5 --batch-size 4".split(),
     )
     assert main(*words, "--out", tmp_path / "whole") == 0
-    respond, calls = score.respond, []
+    respond, calls = predicting.generated, []
     monkeypatch.setattr(
-        score,
-        "respond",
+        predicting,
+        "generated",
         lambda *a: (
             (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1]
         ),
@@ -431,7 +444,7 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
     with pytest.raises(stopped):
         main(*words, "--out", out)
     assert f"evaluate --resume {out}" in capsys.readouterr().out
-    monkeypatch.setattr(score, "respond", respond)
+    monkeypatch.setattr(predicting, "generated", respond)
     assert main(*words, "--out", out) == 1
     assert "continue it with" in capsys.readouterr().err
     assert main("evaluate", "--resume", out) == 0
@@ -441,14 +454,14 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
 
 
 def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, capsys, monkeypatch):
-    respond, others = score.respond, []
+    respond, others = predicting.generated, []
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(score, "respond", respond)
+        monkeypatch.setattr(predicting, "generated", respond)
         others.append(main("evaluate", "--resume", tmp_path / "out"))
         return respond(*arguments)
 
-    monkeypatch.setattr(score, "respond", meanwhile)
+    monkeypatch.setattr(predicting, "generated", meanwhile)
     words = (
         *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
         paper,
@@ -615,7 +628,7 @@ def test_predictions_with_any_text_are_read_back_and_malformed_ones_are_named(tm
     ):
         one = {key: value for key, value in (good | change).items() if value is not ...}
         path.write_text(json.dumps(good) + "\n" + json.dumps(one) + "\n")
-        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is no prediction"):
+        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is not a prediction"):
             read_predictions(path)
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="cannot be read as predictions"):

@@ -9,8 +9,7 @@ import torch
 
 from adapters import attach, load_adapter, parameters, save_adapter
 from adapters.config import presets
-from eval.generate import generate
-from eval.score import left_pad
+from eval.generate import generate, left_pad
 from model import load_model, load_tokenizer
 
 FOLDER = os.environ.get("SMOLLM2", "")

@@ -12,7 +12,7 @@ import run as command_line
 from data.prompts import Template
 from data.stops import configured_stop_ids, stop_ids, turn_end
 from eval.generate import generate
-from eval.score import predict
+from eval.predict import predict
 from model import UserError, load_model, load_tokenizer
 
 END, TURN, OTHER = IDS["</s>"], IDS["<turn>"], IDS["<other>"]

@@ -11,7 +11,7 @@ from data.answer_kinds import kind_of_answers
 from data.numerals import label_number
 from data.sources import load_data
 from eval.answers import fits, is_right, reaches, read_answer
-from eval.score import verdict
+from eval.predict import judge
 from experiments.labels import check_labels, reading_lines
 from model import UserError
 
@@ -311,9 +311,9 @@ def test_a_label_of_another_kind_is_compared_as_a_text():
         ("number:comma", "viele", "Viele"),
     ):  # fmt: skip
         assert not fits(kind, gold)
-        assert verdict({"output": output, "gold": gold}, kind)["right"]
-        assert not verdict({"output": "The answer is 3.", "gold": gold}, kind)["right"]
-    assert verdict({"output": "The answer is 3.", "gold": ""}, "number")["right"] is False
+        assert judge({"output": output, "gold": gold}, kind)["right"]
+        assert not judge({"output": "The answer is 3.", "gold": gold}, kind)["right"]
+    assert judge({"output": "The answer is 3.", "gold": ""}, "number")["right"] is False
     with pytest.raises(UserError, match="'N/A' is not a number"):
         is_right(3.0, "N/A")
     rows = [{"instruction": "?", "answer": "N/A"}]
@@ -379,7 +379,7 @@ def test_a_column_with_fractions_and_currency_is_right_whole(tmp_path):
     data = load_data(str(path), test_share=0.5)
     assert data.reads == {"mixed": "number"}
     for row in [*data.train, *data.tests["mixed"]]:
-        assert verdict({"output": row["output"], "gold": row["answer"]}, "number")["right"], row
+        assert judge({"output": row["output"], "gold": row["answer"]}, "number")["right"], row
 
 
 MARKS = [  # text, the number it gives: LaTeX's signs beside a number

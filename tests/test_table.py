@@ -12,7 +12,7 @@ import run as command_line
 from eval.score import Score
 from experiments.jobs import Job, run_jobs
 from experiments.published import published
-from experiments.table import Entry, lines_of, markdown, page, write_table
+from experiments.table import Entry, lines_of, summary, write_table
 
 QUICK = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
 TABLE = published()["math-v1"]
@@ -132,7 +132,7 @@ def test_results_made_under_other_settings_are_not_shown_as_these(tmp_path, caps
         ("--set", "adapter.r=4", "--set", "train.learning_rate=1e-4"),
     ):
         assert main(*words, *more) == 1
-        assert "was made with other settings (" in (error := capsys.readouterr().err)
+        assert "holds results of other settings (" in (error := capsys.readouterr().err)
         assert error.count("\n") == 1
     assert (
         main(*words, "--set", "adapter.r=4", "--set", "eval.batch_size=7") == 0
@@ -158,20 +158,25 @@ def test_ours_stands_beside_the_published_row(tmp_path):
     lines = lines_of([entry], TABLE)
     assert [line.reader for line in lines] == ["strict", "paper", "published", "difference"]
     row = TABLE.row("llama-7b", "parallel")
-    assert lines[2].cells == row
-    assert lines[3].cells["gsm8k"] == pytest.approx(
+    assert lines[2].figures == {name: (value,) for name, value in row.items()}
+    assert lines[3].figures["gsm8k"][0] == pytest.approx(
         25 - row["gsm8k"]
     )  # of the paper's reader, which the published figures are of
-    assert lines[3].cells["average"] == pytest.approx(
+    assert lines[3].figures["average"][0] == pytest.approx(
         sum(100 * score.accuracy for score in entry.paper.values()) / 6 - row["average"]
     )
-    text = page([entry], TABLE)
+    text = summary([entry], TABLE).to_html()
     assert (
-        f'<td><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text
+        f'<td class="n"><b class="wrong">{50 - row["MultiArith"]:+.1f}</b></td>' in text
     )  # far outside of our interval
-    assert f"<td>{25 - row['gsm8k']:+.1f}</td>" in text  # 22.7 lies within that of 66 of 264
-    assert "| published |" in markdown([entry], TABLE)
-    assert "| llama-7b, int8 | parallel |" in markdown([replace(entry, quantize="int8")], TABLE)
+    assert (
+        f'<td class="n">{25 - row["gsm8k"]:+.1f}</td>' in text
+    )  # 22.7 lies within that of 66 of 264
+    assert "| published |" in summary([entry], TABLE).to_markdown()
+    assert (
+        "| llama-7b, int8 | parallel |"
+        in summary([replace(entry, quantize="int8")], TABLE).to_markdown()
+    )
     part = Entry(
         "llama-7b", "parallel", 0, scores | {"gsm8k": Score(1, 2)}, scores | {"gsm8k": Score(1, 2)}
     )

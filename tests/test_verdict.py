@@ -92,7 +92,7 @@ def test_the_step_whose_adapter_is_kept_decides():
     losses = noisy(20, 2.0, 1.0) + noisy(20, 4.0, 6.0)
     kept = verdict(log_of(losses), 20, {}, {})
     assert (kept.status, kept.problems) == (0, [])
-    assert "the loss rose behind step 20, whose adapter was kept" in kept.notes[0]
+    assert "the loss rose after step 20, whose adapter was kept" in kept.notes[0]
     assert verdict(log_of(losses), 40, {}, {}).status == 1
 
 
@@ -123,21 +123,21 @@ def test_accuracy_that_fell_within_chance_is_a_note_and_clearly_a_problem():
     assert verdict([], 1, {"a": was}, {"a": was}).notes == []
     close = verdict([], 1, {"a": was}, {"a": near})
     assert (close.status, close.problems) == (0, [])
-    assert close.notes == ["accuracy fell, within what chance can do: a 60.0 to 52.0 %"]
+    assert close.notes == ["accuracy fell, within what chance can do: a 60.0 to 52.0%"]
     bad = verdict([], 1, {"a": was}, {"a": far})
-    assert (bad.status, bad.problems, bad.notes) == (1, ["accuracy fell: a 60.0 to 20.0 %"], [])
+    assert (bad.status, bad.problems, bad.notes) == (1, ["accuracy fell: a 60.0 to 20.0%"], [])
     some = verdict(
         [], 1, {"a": was, "b": was}, {"a": far, "b": more}
     )  # one was lost, the other won
-    assert (some.status, some.problems) == (0, ["accuracy fell: a 60.0 to 20.0 %"])
+    assert (some.status, some.problems) == (0, ["accuracy fell: a 60.0 to 20.0%"])
     one = {name: Score(60, 100, 100) for name in "abcdefgh"}
     lost = verdict([], 1, one, one | {"a": far})
-    assert (lost.status, lost.problems) == (0, ["accuracy fell: a 60.0 to 20.0 %"])
+    assert (lost.status, lost.problems) == (0, ["accuracy fell: a 60.0 to 20.0%"])
     little = verdict(
         [], 1, one, {name: Score(50, 100, 100) for name in one}
     )  # each within chance, all together not
     assert little.status == 1
-    assert little.problems == ["accuracy fell: all together 60.0 to 50.0 %"]
+    assert little.problems == ["accuracy fell: all together 60.0 to 50.0%"]
 
 
 def test_small_sets_need_a_large_fall():
@@ -229,8 +229,7 @@ def test_a_wrong_model_is_said_before_any_data_is_fetched(tmp_path, monkeypatch,
         raise AssertionError("data was fetched")
 
     monkeypatch.setattr("experiments.rows.load_data", fetched)
-    monkeypatch.setattr("experiments.evaluate.load_data", fetched)
-    monkeypatch.setattr("experiments.run.load_base", fetched)
+    monkeypatch.setattr("experiments.prepare.load_base", fetched)
     folders = {name: tmp_path / name for name in ("no-words", "no-weights", "small")}
     for folder in folders.values():
         shutil.copytree(POCKET / "llama", folder)

@@ -9,7 +9,7 @@ from test_training import S, run
 
 from adapters import attach, combine, named_parameters
 from eval.answers import is_right, read_answer
-from eval.score import predict
+from eval.predict import predict
 from model import UserError, load_model, load_tokenizer
 from model.quantize.int8 import LLMInt8
 from model.sites import Linear

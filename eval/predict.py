@@ -1,0 +1,224 @@
+"""Answers of a model to problems: generated or the likeliest option, read by both readers."""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.batches import encode_prompt
+from data.prompts import Template
+from data.prompts import template as template_named
+from data.stops import stop_ids
+from eval.answers import judge, kind_of
+from eval.choices import choices, form_of, spelled_as_in
+from eval.generate import Sampling, generate, left_pad
+from eval.journal import Journal, answers_in, fingerprint_of, journal_of
+from eval.likelihood import log_likelihoods
+from eval.room import positions_of, room_for
+from eval.settings import Eval
+from files.errors import short_of_memory
+from model.language import LanguageModel
+from model.tokenizer import Tokenizer
+
+TOO_LONG = {"output": "", "cut": False, "too_long": True}  # a prompt the model has no positions for
+Pairs = dict[str, tuple[list[int], list[int]]]  # option -> (ids of its context, ids of its own)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer that is wanted: its prediction, filled in later, its row and its prompt's ids."""
+
+    prediction: dict
+    row: dict
+    ids: list[int]
+
+
+def predict(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    problems: dict[str, list[dict]],
+    *,
+    template: Template | str,
+    decoding: Eval | None = None,
+    title: str = "",
+    reads: dict[str, str] | None = None,
+    journal: Path | None = None,
+    processes=None,
+    **options,
+) -> list[dict]:
+    """The answers to the rows {instruction, input, answer} of each data set, in the order given.
+
+    Each prediction holds set, index, instruction, prompt, output, gold; answer and right by the
+    strict reader, paper_answer and paper_right by the paper's; cut: it ran out of tokens; too_long:
+    the model has no positions for its prompt, which counts as wrong. Drawn answers have a seed (a
+    problem's seeds follow each other), compared ones the likelihoods of their options.
+
+    template: a Template or its name. decoding: an Eval, or its fields as keywords. reads: data
+    set -> kind of its answers, where its name does not say it. journal: a file that keeps the
+    answers until all are there. processes: train.parallel.Processes; each answers its share, with a
+    journal of its own, and all return all answers. Raises UserError.
+    """
+    decoding = decoding or Eval(**options)
+    template = template_named(template, tokenizer) if isinstance(template, str) else template
+    read_as = {name: (reads or {}).get(name, name) for name in problems}
+    kinds = {name: kind_of(kind) for name, kind in read_as.items()}
+    jobs = jobs_of(tokenizer, problems, template, decoding)
+    pairs = []
+    if decoding.scoring == "likelihood":
+        pairs = pairs_of(tokenizer, problems, jobs, template, kinds)
+    stops = [] if pairs else stop_ids(tokenizer)
+    rooms = rooms_of(model, jobs, pairs, decoding.max_new_tokens)
+    rank, world, sharded = 0, 1, False
+    if processes:
+        rank, world, sharded = processes.rank, processes.world, processes.sharded
+
+    fingerprint, answers = "", {}
+    if journal:
+        keys = ("max_new_tokens", "scoring", "beams", "temperature", "top_k", "top_p")
+        decoded = [*(getattr(decoding, key) for key in keys), stops]
+        asked = [(job.prediction, kinds[job.prediction["set"]]) for job in jobs]
+        fingerprint = fingerprint_of(model, decoded, asked)
+        answers = answers_in(journal, fingerprint) if rank == 0 else {}
+    answers = processes.exchange(answers)[0] if world > 1 else answers
+    answers |= {number: TOO_LONG for number, room in enumerate(rooms) if not room}
+    waiting = [number for number in range(len(jobs)) if number not in answers]
+    waiting.sort(key=lambda number: -len(jobs[number].ids))  # similar lengths share a batch
+    if not sharded:  # processes that share the weights answer every batch together
+        waiting = waiting[rank::world]
+    writes = journal and not (sharded and rank)
+    kept = Journal(journal_of(journal, rank), fingerprint) if writes else None
+
+    model.eval()
+    bar = tqdm(
+        total=len(answers) + len(waiting),
+        initial=len(answers),
+        unit="problem",
+        desc=title,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; a log file wants few lines
+        disable=rank > 0,
+    )
+    with bar, kept or nullcontext():
+        for batch in batches_of(waiting, rooms, decoding.batch_size):
+            with short_of_memory(
+                f"on {next(model.parameters()).device} with {len(batch)} problems at once and "
+                f"{decoding.max_new_tokens} new tokens: lower eval.batch_size (--batch-size, with "
+                "--resume too) or eval.max_new_tokens"
+            ):
+                if pairs:
+                    new = likeliest(model, [pairs[number] for number in batch], decoding.batch_size)
+                else:
+                    fitting = replace(decoding, max_new_tokens=rooms[batch[0]])
+                    new = generated(model, tokenizer, [jobs[n] for n in batch], fitting, stops)
+            for number, answer in zip(batch, new, strict=True):
+                answers[number] = answer
+                if kept:
+                    kept.write({"job": number, **answer})
+            bar.update(len(batch))
+    for others in processes.exchange(answers) if world > 1 else []:
+        answers |= others
+    for number, job in enumerate(jobs):
+        answer = {key: value for key, value in answers[number].items() if key != "job"}
+        job.prediction.update(answer)
+        job.prediction.update(judge(job.prediction, read_as[job.prediction["set"]]))
+    return [job.prediction for job in jobs]
+
+
+def jobs_of(
+    tokenizer: Tokenizer, problems: dict[str, list[dict]], template: Template, decoding: Eval
+) -> list[Job]:
+    jobs = []
+    for name, rows in problems.items():
+        for index, row in enumerate(rows):
+            text, ids = encode_prompt(tokenizer, row, template)
+            prediction = {
+                "set": name,
+                "index": index,
+                "instruction": row["instruction"].strip(),
+                "prompt": text,
+                "gold": row["answer"],
+            }
+            for seed in decoding.seeds:
+                drawn = {"seed": seed} if decoding.temperature > 0 else {}
+                jobs.append(Job(prediction | drawn, row, ids))
+    return jobs
+
+
+def pairs_of(
+    tokenizer: Tokenizer,
+    problems: dict[str, list[dict]],
+    jobs: list[Job],
+    template: Template,
+    kinds: dict[str, str],
+) -> list[Pairs]:
+    """For each job the options whose likelihoods are compared. Raises UserError."""
+    forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
+    spelled = {name: spelled_as_in(rows, kinds[name]) for name, rows in problems.items()}
+    return [
+        choices(tokenizer, job.row, template, spelled[name], forms[name], name)
+        for job in jobs
+        for name in [job.prediction["set"]]
+    ]
+
+
+def rooms_of(
+    model: LanguageModel, jobs: list[Job], pairs: list[Pairs], max_new_tokens: int
+) -> list[int]:
+    """For each job, how many new tokens the model has positions for; 0: its prompt is too long.
+
+    With `pairs`, whether the longest option fits.
+    """
+    positions = positions_of(model)
+    if not pairs:
+        return [room_for(positions, len(job.ids), max_new_tokens) for job in jobs]
+    longest = (max(len(context) + len(own) for context, own in p.values()) for p in pairs)
+    return [room_for(positions, tokens - 1, 1) for tokens in longest]
+
+
+def batches_of(waiting: list[int], rooms: list[int], size: int) -> Iterator[list[int]]:
+    """The jobs in their order, up to `size` at once. All of a batch have the same room, so that an
+    answer does not depend on what else is in its batch."""
+    for _, same in groupby(waiting, key=rooms.__getitem__):
+        numbers = list(same)
+        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def generated(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    jobs: list[Job],
+    decoding: Eval,
+    stop_ids: Sequence[int],
+) -> list[dict]:
+    """{output, cut} for each job."""
+    pad_id = 0 if tokenizer.pad_id is None else tokenizer.pad_id
+    ids, mask = left_pad([job.ids for job in jobs], pad_id, next(model.parameters()).device)
+    drawn = {}
+    if decoding.temperature > 0:
+        drawn["sampling"] = Sampling(decoding.temperature, decoding.top_k, decoding.top_p)
+        drawn["seeds"] = [own_seed(job.prediction) for job in jobs]
+    length = decoding.max_new_tokens
+    outputs = generate(model, ids, mask, length, decoding.beams, stop_ids, tokenizer.size, **drawn)
+    return [{"output": tokenizer.decode(new), "cut": len(new) == length} for new in outputs]
+
+
+def own_seed(prediction: dict) -> int:
+    """A seed of one problem's own, so that its draws do not depend on its batch."""
+    text = f"{prediction['seed']} {prediction['set']} {prediction['index']}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def likeliest(model: LanguageModel, pairs: list[Pairs], batch_size: int) -> list[dict]:
+    """{output, likelihoods} for each job: its likeliest option, and all log-likelihoods in nats."""
+    flat = [pair for options in pairs for pair in options.values()]
+    figures = iter(log_likelihoods(model, flat, batch_size=batch_size))
+    found = []
+    for options in pairs:
+        likelihoods = {label: round(next(figures)[0], 5) for label in options}
+        found.append({"output": max(likelihoods, key=likelihoods.get), "likelihoods": likelihoods})
+    return found

@@ -1,0 +1,195 @@
+"""Everything that a run needs before its first step, checked: data, model, adapter, examples."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from adapters import attach, load_adapter, named_parameters, use
+from adapters.attach import adapter_names, adapters_named, in_order
+from adapters.config import AdapterConfig
+from data.batches import Example
+from data.leakage import Leak
+from data.prompts import AUTO, NAMES, Template
+from data.sources import Data
+from eval.room import positions_of, room_lines
+from experiments.base import check_base, choose_devices, load_base
+from experiments.continued import Start, load_start, template_of
+from experiments.held_out import HeldOut, hold_out_share
+from experiments.history import held_out_seen, seen_in_training
+from experiments.labels import check_labels, reading_lines
+from experiments.rows import (
+    Encoded,
+    check_earlier,
+    check_leakage,
+    encode_rows,
+    hold_out,
+    leak_lines,
+    load_rows,
+    validation_lines,
+)
+from experiments.tracker import check_tracker
+from files.errors import UserError, unknown
+from model.language import LanguageModel
+from model.tokenizer import Tokenizer
+from train.parallel import Processes
+from train.settings import Settings, to_toml
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin."""
+
+    settings: Settings  # with what "auto" came to
+    tokenizer: Tokenizer
+    template: Template
+    data: Data
+    tests: dict[str, list[dict]]
+    model: LanguageModel  # with its adapters
+    config: AdapterConfig  # of the adapter that is trained
+    preset: str  # its name in presets.toml, where it is known
+    start: Start | None  # where a saved adapter is trained further
+    loaded: dict[str, dict]  # name -> `run` section of each frozen adapter below it
+    active: list  # the adapters that are on, in order (adapters.use)
+    trained: dict[str, nn.Parameter]
+    encoded: Encoded  # the training rows
+    share: HeldOut  # the rows of data without answers that the loss is measured on
+    examples: list[Example]  # to train on
+    held_out: list[Example]  # to validate on
+    leaks: dict[str, Leak]  # what of the tests is in the training rows
+    earlier: list[dict[str, Leak]]  # what of the tests earlier runs of the adapters trained on
+    fingerprints: dict[str, str]
+    lines: list[str]  # what to know of the data
+
+    @property
+    def history(self) -> list[dict]:
+        """The runs that made the adapter before, the oldest first."""
+        return self.start.history if self.start else []
+
+
+def prepare(s: Settings, processes: Processes) -> Prepared:
+    """Load and check everything. The cheap checks come first. Raises UserError."""
+    tokenizer = check_base(s)
+    check_tracker(s.train.tracker)
+    if s.template not in (*NAMES, AUTO) and not s.continue_from:
+        raise unknown("prompt template", s.template, (*NAMES, AUTO))
+    data, kept = load_rows(s)
+    tests = first_items(data.tests, s.eval.items)
+    check_labels(tests, data.reads)
+    leaks = check_leakage(data, tests, s.train_on_test)
+    devices = choose_devices(s, processes)
+    if len(devices) > 1 and not s.layers_per_device:
+        from experiments.layout import layers_for  # slow to import
+
+        s = replace(s, layers_per_device=layers_for(s, devices))
+
+    model = load_base(s, processes)
+    runs = {name: load_adapter(model, folder, name) for name, folder in s.load.items()}
+    loaded = adapters_fingerprint(model, list(s.load))
+    torch.manual_seed(s.seed)
+    start = load_start(model, s, tokenizer) if s.continue_from else None
+    config = start.config if start else attach(model, s.adapter)
+    template = template_of(s, tokenizer, start, data.is_own)
+    runs |= start.loaded if start else {}
+    history = start.history if start else []
+    earlier, earlier_lines = seen_in_training([*runs.values(), *history], tests, s.data_dir)
+    earlier_lines += held_out_seen([*runs.values(), *history], data.held_out, s.data_dir)
+    check_earlier(seen_in_training(history, tests, s.data_dir)[0], s.train_on_test)
+    active = in_order(model)  # the loaded ones, then the new one; or a fusion of them
+    use(model, active, train=["default"])
+
+    encoded = encode_rows(tokenizer, data.train, data.is_text, template, s)
+    check_positions(model, encoded.examples)
+    share = hold_out_share(tokenizer, data, template, s, encoded.examples)
+    examples, held_out, twins = hold_out(share.training, s.train.validation_rows, s.seed)
+    lines = [*kept, *reading_lines(tests, data.reads), *encoded.lines, *share.lines]
+    lines += [*validation_lines(len(held_out), twins, s), *leak_lines(leaks)]
+    lines += dict.fromkeys(earlier_lines)
+    lines += room_lines(model, tokenizer, tests, template, s.eval)
+
+    here = ",".join(str(stage.device) for stage in model.stages) or str(model.device)
+    s = replace(
+        s,
+        template=template.name,
+        device=here if processes.world == 1 else model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        layers_per_device=[stage.end - stage.first for stage in model.stages],
+    )
+    fingerprints = {
+        "base model": model.fingerprint,
+        "loaded adapters": loaded,
+        "data": data.fingerprint,
+        "settings": fingerprint(s),
+    }
+    if start:
+        continued = adapters_fingerprint(model, adapter_names(model))
+        fingerprints["adapter to continue"] = continued
+    measured_on = {"tests": hashlib.sha256(json.dumps(tests).encode()).hexdigest()}
+    processes.agree(fingerprints | measured_on)
+    return Prepared(
+        settings=s,
+        tokenizer=tokenizer,
+        template=template,
+        data=data,
+        tests=tests,
+        model=model,
+        config=config,
+        preset=start.preset if start else s.adapter.preset,
+        start=start,
+        loaded=runs,
+        active=active,
+        trained=named_parameters(model),
+        encoded=encoded,
+        share=share,
+        examples=examples,
+        held_out=held_out,
+        leaks=leaks,
+        earlier=earlier,
+        fingerprints=fingerprints,
+        lines=lines,
+    )
+
+
+def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict]]:
+    """The first `items` problems of each test set; 0: all."""
+    return {name: rows[:items] if items else rows for name, rows in tests.items()}
+
+
+def check_positions(model: LanguageModel, examples: list[Example]) -> None:
+    """Raise UserError for a training row that is longer than the model's table of positions."""
+    longest, positions = max(map(len, examples)), positions_of(model)
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"a row to train on has {longest} tokens, and the model has positions for {positions}: "
+            f"set train.cutoff={positions}"
+        )
+
+
+def fingerprint(s: Settings) -> str:
+    """The settings that determine training: a checkpoint is resumed only under the same."""
+    train = replace(
+        s.train, keep=1, tracker="", checkpointing="none", offload=False, micro_batch_size=1
+    )
+    machine = {
+        "device": "",
+        "layers_per_device": [],
+        "shard": False,
+        "threads": 0,
+        "data_dir": "",
+        "load": dict.fromkeys(s.load, ""),
+        "continue_from": "a folder" if s.continue_from else "",
+    }
+    same = replace(s, **machine, tests=[], train_on_test=False, eval=type(s.eval)(), train=train)
+    return to_toml(same)
+
+
+def adapters_fingerprint(model: LanguageModel, names: list[str]) -> str:
+    """A hash of the weights of these adapters."""
+    digest = hashlib.sha256()
+    for name in names:
+        for path, adapter in adapters_named(model, name).items():
+            for leaf, tensor in adapter.state_dict().items():
+                digest.update(f"{path} {leaf}".encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
