@@ -63,17 +63,7 @@ def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> No
     report(f"{adapter}: {sum(p.numel() for p in parameters.values()):,} parameters")
     s = Train(max_steps=1, batch_size=1, micro_batch_size=1, checkpointing="block", warmup_steps=0)
     entries: list[dict] = []
-    train(
-        model,
-        parameters,
-        [random_row(model, int(tokens))],
-        s,
-        seed=0,
-        pad_id=0,
-        folder=out,
-        fingerprints={},
-        log=entries.append,
-    )
+    train(model, parameters, [random_row(model, int(tokens))], s, folder=out, log=entries.append)
     if entries[0]["skipped"]:
         raise UserError(f"the step was skipped, its gradient was not finite: {entries[0]}")
     report("a training step, checkpoint saved")

@@ -181,17 +181,8 @@ def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
     s = case.train
     rows = [random_row(model, case.tokens, seed) for seed in range(s.batch_size * s.max_steps)]
     with TemporaryDirectory() as folder:
-        train(
-            model,
-            named_parameters(model),
-            rows,
-            s,
-            seed=0,
-            pad_id=0,
-            folder=Path(folder),
-            fingerprints={},
-            processes=processes,
-        )
+        trained = named_parameters(model)
+        train(model, trained, rows, s, folder=Path(folder), processes=processes)
     return {"step": peak_of(device), "answers": answers}
 
 

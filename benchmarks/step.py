@@ -94,15 +94,6 @@ def timed_steps(model: LanguageModel, s: Train, tokens: int) -> list[float]:
         ends.append(time.perf_counter())
 
     with TemporaryDirectory() as work:
-        train(
-            model,
-            named_parameters(model),
-            [random_row(model, tokens, seed) for seed in range(s.batch_size)],
-            s,
-            seed=0,
-            pad_id=0,
-            folder=Path(work),
-            fingerprints={},
-            log=end,
-        )
+        rows = [random_row(model, tokens, seed) for seed in range(s.batch_size)]
+        train(model, named_parameters(model), rows, s, folder=Path(work), log=end)
     return [end - begin for begin, end in pairwise(ends[WARM - 1 :])]

@@ -1,15 +1,9 @@
 """export: write an adapter in the format of PEFT, of the paper's code, or of this project."""
 
 import argparse
+from pathlib import Path
 
-from cli.options import (
-    REQUIRED,
-    adapters_to_write,
-    add,
-    add_trained_model,
-    describe_adapters,
-    print_files,
-)
+from cli.options import REQUIRED, add, add_trained_model, measuring_settings, print_files
 from files.errors import UserError, unknown
 
 
@@ -28,12 +22,15 @@ def run(options: argparse.Namespace) -> int:
     from adapters.formats.folders import FORMATS
     from adapters.several import SETUP
     from experiments.base import load_base
+    from experiments.merging import check_to_write, describe_adapters
 
     if options.format not in FORMATS:
         raise unknown("--format", options.format, FORMATS)
     if options.plain and options.format != "peft":
         raise UserError(f"--plain is for --format peft, not {options.format}")
-    settings, adapters, folder = adapters_to_write(options)
+    settings, adapters = measuring_settings(options)
+    folder = Path(options.out)
+    check_to_write(settings, adapters, folder)
     if len(adapters) > 1:
         raise UserError("export writes one adapter at a time: give one --adapter")
     (adapter,) = adapters

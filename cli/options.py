@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
-    from model.language import LanguageModel
     from train.settings import Settings
 
 INSTALLED = Path(sys.argv[0]).stem == "llm-adapters"
@@ -150,18 +149,6 @@ def measuring_settings(
     )
 
 
-def adapters_to_write(options: argparse.Namespace) -> "tuple[Settings, list[Path], Path]":
-    """(settings, folders of adapters, folder of the result) of merge and export."""
-    from experiments.base import check_model
-    from experiments.folders import fresh_folder
-
-    settings, adapters = measuring_settings(options)
-    if not adapters:
-        raise UserError("no adapter is given: give the folder of a run, or --adapter FOLDER")
-    check_model(settings.model)
-    return settings, adapters, fresh_folder(Path(options.out), numbered=False)
-
-
 def split_names(text: str | None) -> list[str] | None:
     """ "a,b" -> ["a", "b"]; None stays None."""
     return None if text is None else [name for name in text.split(",") if name]
@@ -204,15 +191,6 @@ def parse_columns(text: str | None) -> dict[str, str]:
             raise UserError(f"--columns {text!r} names the field {field} twice: give it one column")
         columns[field] = column
     return columns
-
-
-def describe_adapters(model: "LanguageModel") -> str:
-    """The adapters in use: "lora at q, v and prefix at kv"."""
-    from adapters.attach import adapters_named, in_use
-
-    names = dict.fromkeys(name for _, name, _ in in_use(model))
-    configs = [next(iter(adapters_named(model, name).values())).config for name in names]
-    return " and ".join(f"{config.kind} at {config.place()}" for config in configs)
 
 
 def print_files(folder: Path, files: list[Path]) -> None:

@@ -8,7 +8,7 @@ from data.fetch import cache_folder
 from data.tables import ENDINGS as FILE_ENDINGS
 from files.errors import UserError
 from files.writing import make_folder, write_text
-from model.registry import hub_errors
+from model.hub import hub_errors
 
 ENDINGS = tuple(ending for ending in FILE_ENDINGS if ending != ".txt")  # README.txt is no data
 SPLITS = {"train": "train", "test": "test"}

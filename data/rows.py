@@ -1,7 +1,7 @@
 """Rows {instruction, input, output, answer} from a data file, in the forms that people publish.
 
 Besides the four texts a row may hold `history` (the messages before the instruction, see
-data/conversations.py). docs/data.md lists the forms.
+data/conversations.py). docs/own-data.md lists the forms.
 """
 
 import math

@@ -61,7 +61,7 @@ def check_together(s: Settings, devices: list[torch.device], world: int = 1) -> 
     if s.shard and world == 1:
         raise UserError(
             "shard lays the blocks over several processes and there is one: "
-            "start with torchrun (train/MANY_MACHINES.md), or set shard=false"
+            "start with torchrun (docs/memory-and-machines.md), or set shard=false"
         )
     if s.shard and s.train.offload:
         raise UserError(

@@ -1,6 +1,7 @@
-"""BLOOM (Le Scao et al. 2022; bloom-560m to bloom, bloomz): the whole model, with its adapter sites.
+"""BLOOM (Le Scao et al. 2022; bloom-560m to bloom, bloomz): with its adapter sites.
 
-No positions are embedded: each head sees distance as a penalty on its scores (ALiBi). One Linear makes q, k and v.
+Positions are not embedded: distance is a penalty on each head's scores (ALiBi). One Linear makes q,
+k and v.
 Attribute names are the tensor names of the published checkpoints.
 """
 
@@ -13,20 +14,15 @@ from torch import Tensor, nn
 
 from files.errors import UserError
 from model.language import LanguageModel
-from model.parts import Cache, Shape, Step, Tokens, attention
+from model.parts import Cache, Shape, Step, Tokens, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
-SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (query_key_value)
-    "qkv": "self_attention.query_key_value",
-    "o": "self_attention.dense",
-    "up": "mlp.dense_h_to_4h",
-    "down": "mlp.dense_4h_to_h",
-    "attn": "attn_site",
-    "mlp": "mlp_site",
-    "kv": "self_attention.kv_site",
-    "attn_norm": "input_layernorm",
+SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
+    "qkv": "self_attention.query_key_value", "o": "self_attention.dense",
+    "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h", "attn": "attn_site",
+    "mlp": "mlp_site", "kv": "self_attention.kv_site", "attn_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
-}
+}  # fmt: skip
 OUTER_SITES = {  # the same -> attribute of the Model
     "embed": "transformer.word_embeddings",
     "embed_norm": "transformer.word_embeddings_layernorm",
@@ -46,14 +42,10 @@ SPELLINGS = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }  # config.json has both
-HARMLESS = {
-    "attention_softmax_in_fp32",
-    "bias_dropout_fusion",
-    "masked_softmax_fusion",
-    "offset_alibi",
-    "skip_bias_add",
-    "skip_bias_add_qkv",
-}
+HARMLESS = set(
+    "attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi "
+    "skip_bias_add skip_bias_add_qkv".split()
+)
 ONLY, ROWS = {}, {"bloom": {}}
 
 
@@ -79,31 +71,32 @@ class Config:
 
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
-        if self.hidden_size % self.n_head:
-            raise UserError(
-                f"config.json: hidden_size {self.hidden_size} is not a multiple of n_head {self.n_head}"
-            )
+        check_sizes(self, "hidden_size", "n_head")
         if self.slow_but_exact and self.pretraining_tp > 1:
             raise UserError(
-                "config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is not supported; set it to false"
+                "config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is "
+                "not supported; set it to false"
             )
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """Penalty per token of distance for each head [H] (Press et al. 2022): 2^(-8i/H); for other counts than powers of two, the
-    slopes of the power below, then every other slope of the power above."""
+    """Penalty per token of distance for each head [H] (Press et al. 2022): 2^(-8i/H).
+
+    If H is not a power of two: the slopes of the power below, then every other one of the power
+    above.
+    """
     power = 2 ** math.floor(math.log2(heads))
-    slopes = torch.tensor(2 ** (-(2 ** -(math.log2(power) - 3)))) ** torch.arange(1, power + 1)
-    between = torch.tensor(2 ** (-(2 ** -(math.log2(2 * power) - 3)))) ** torch.arange(
-        1, 2 * (heads - power) + 1, 2
-    )
+    first, second = (2 ** -(2 ** -(math.log2(n) - 3)) for n in (power, 2 * power))
+    slopes = torch.tensor(first) ** torch.arange(1, power + 1)
+    between = torch.tensor(second) ** torch.arange(1, 2 * (heads - power) + 1, 2)
     return torch.cat((slopes, between))
 
 
 def alibi(config: Config, positions: Tensor, looks: Tensor) -> Tensor:
-    """What is added to the scores [B, H, T, S]: -slope x distance, and -inf where looks, bool [B, 1, T, S], is False. positions [B, S].
+    """What is added to the scores [B, H, T, S]: -slope x distance, and -inf where `looks` is False.
 
-    Counted from the query (softmax does not see the difference): the distances that matter stay exact in bfloat16.
+    positions [B, S], looks bool [B, 1, T, S]. Distance is counted from the query, which does not
+    change the softmax: small distances stay exact in bfloat16.
     """
     T, slopes = looks.shape[2], alibi_slopes(config.n_head).to(positions.device)
     distance = positions[:, None, None, :] - positions[:, None, -T:, None]
@@ -128,9 +121,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = (
-            self.query_key_value(x).view(B, T, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
-        )  # each [B, H, T, D]
+        qkv = self.query_key_value(x).view(B, T, self.heads, 3, -1)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, D]
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
         k, v, mask = self.kv_site(k, v, step.mask)
@@ -151,7 +143,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> +   (PICTURE above draws all sites)"""
+    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> + (PICTURE)"""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -172,7 +164,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding and its norm, blocks, last norm: everything the checkpoints may call `transformer.`"""
+    """Embedding and its norm, blocks, last norm: what the checkpoints may call `transformer.`"""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -210,7 +202,7 @@ class Model(LanguageModel):
         cache: Cache | None = None,
         head: bool = True,
     ) -> Tensor:
-        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)
         x = self.embed(tokens)  # [B, T, C]

@@ -1,6 +1,6 @@
 """GPT-J (Wang & Komatsuzaki 2021; gpt-j-6b): the whole model, with its adapter sites.
 
-Attention and MLP stand side by side behind one norm; part of each head rotates with the position.
+Attention and MLP are parallel, after one norm; part of each head rotates with the position.
 Attribute names are the tensor names of the published checkpoints.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from files.errors import UserError, unknown
+from files.errors import UserError
 from model.language import LanguageModel
 from model.parts import (
     ACTIVATIONS,
@@ -19,28 +19,18 @@ from model.parts import (
     Step,
     Tokens,
     attention,
+    check_sizes,
     rotary_angles,
     rotate_pairs,
-)
+)  # fmt: skip
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
-SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
-    "q": "attn.q_proj",
-    "k": "attn.k_proj",
-    "v": "attn.v_proj",
-    "o": "attn.out_proj",
-    "up": "mlp.fc_in",
-    "down": "mlp.fc_out",
-    "attn": "attn_site",
-    "mlp": "mlp_site",
-    "kv": "attn.kv_site",
-    "norm": "ln_1",
-}
-OUTER_SITES = {
-    "embed": "transformer.wte",
-    "final_norm": "transformer.ln_f",
-    "head": "lm_head",
-}  # the same -> attribute of the Model
+SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
+    "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj",
+    "up": "mlp.fc_in", "down": "mlp.fc_out", "attn": "attn_site", "mlp": "mlp_site",
+    "kv": "attn.kv_site", "norm": "ln_1",
+}  # fmt: skip
+OUTER_SITES = {"embed": "transformer.wte", "final_norm": "transformer.ln_f", "head": "lm_head"}
 
 PICTURE = """\
 x ─┬─ [norm] ─┬─ [q] ─ rotary ─┐
@@ -55,9 +45,7 @@ SPELLINGS = {
     "num_hidden_layers": "n_layer",
     "max_position_embeddings": "n_positions",
 }
-HARMLESS = set()
-ONLY = {"rotary": True}
-ROWS = {"gptj": {}}
+HARMLESS, ONLY, ROWS = set(), {"rotary": True}, {"gptj": {}}
 
 
 @dataclass(frozen=True)
@@ -84,16 +72,11 @@ class Config:
 
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
-        if self.activation_function not in ACTIVATIONS:
-            raise unknown("activation_function", self.activation_function, ACTIVATIONS)
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"config.json: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
-            )
-        if self.rotary_dim > self.shape.head_size or self.rotary_dim % 2:
-            raise UserError(
-                f"config.json: rotary_dim {self.rotary_dim} must be even and at most the head's {self.shape.head_size}"
-            )
+        check_sizes(self, "n_embd", "n_head", "activation_function")
+        size = self.shape.head_size
+        if self.rotary_dim > size or self.rotary_dim % 2:
+            wrong = f"rotary_dim {self.rotary_dim} must be even and at most the head's {size}"
+            raise UserError(f"config.json: {wrong}")
 
 
 def rename(key: str) -> str | None:
@@ -104,7 +87,7 @@ def rename(key: str) -> str | None:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; the first rotary_dim of each head's D dimensions rotate, in neighbouring pairs."""
+    """Causal self-attention; the first rotary_dim of each head's D dimensions rotate, in pairs."""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -121,16 +104,15 @@ class Attention(nn.Module):
         self.kv_site = KeysValues(config.n_head, config.shape.head_size)
 
     def rotate(self, x: Tensor, step: Step) -> Tensor:
-        turning, still = x.split((self.rotary_dim, self.head_size - self.rotary_dim), dim=-1)
-        return torch.cat((rotate_pairs(turning, step.cos, step.sin), still), dim=-1)
+        turned = rotate_pairs(x[..., : self.rotary_dim], step.cos, step.sin)
+        return torch.cat((turned, x[..., self.rotary_dim :]), dim=-1)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         B, T, _ = x.shape
-        q = self.rotate(
-            self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2), step
-        )  # [B, H, T, D]
-        k = self.rotate(self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2), step)
+        q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # [B, H, T, D]
+        k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
         v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        q, k = self.rotate(q, step), self.rotate(k, step)
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
         k, v, mask = self.kv_site(k, v, step.mask)
@@ -152,7 +134,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x -> norm -> attention -> [attn site] and MLP -> [mlp site], both onto x   (PICTURE above draws all sites)"""
+    """x -> norm -> attention -> [attn site] and MLP -> [mlp site], both added to x (see PICTURE)"""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -206,7 +188,7 @@ class Model(LanguageModel):
         cache: Cache | None = None,
         head: bool = True,
     ) -> Tensor:
-        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)
         x = self.embed(tokens)  # [B, T, C]

@@ -1,43 +1,28 @@
 """LLaMA (Touvron et al. 2023; Llama 2, Llama 3, TinyLlama, SmolLM2) and three models that differ
 from it in one thing each, with their adapter sites:
 
-    mistral   a query sees the last `sliding_window` keys alone (Jiang et al. 2023)
+    mistral   a query sees only the last `sliding_window` keys (Jiang et al. 2023)
     qwen2     q, k and v have biases, o has none (Qwen2, Qwen2.5: Yang et al. 2024)
     qwen3     q and k of each head are normed before they rotate (Yang et al. 2025)
 
 Attribute names are the tensor names of the published checkpoints.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
-from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.llama_rows import PICTURE_QK_NORMS, QK_NORMS, ROWS, check_row, window_of  # noqa: F401 - ROWS: for config.py
-from model.parts import ACTIVATIONS, Cache, Shape, Step, Tokens, attention, rotate_halves
-from model.rope import check_rope, depends_on_length, rope_angles, trained_length
+from model.llama_config import PICTURE_QK_NORMS, QK_NORMS, ROWS, Config, window_of
+from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotate_halves
+from model.rope import depends_on_length, rope_angles, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
 
-SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "attn": "attn_site",
-    "mlp": "mlp_site",
-    "kv": "self_attn.kv_site",
-    "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-}
-OUTER_SITES = {
-    "embed": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "head": "lm_head",
-}  # the same -> attribute of the Model
+SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+    "down": "mlp.down_proj", "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attn.kv_site",
+    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+}  # fmt: skip
+OUTER_SITES = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
 PICTURE = """\
 x ─┬─ [attn_norm] ─┬─ [q] ─ rotary ─┐
@@ -49,66 +34,10 @@ x ─┬─ [attn_norm] ─┬─ [q] ─ rotary ─┐
    │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ x
    └─────────────────────────────────────────────────────┘"""
 
+__all__ = ["ROWS", "Config", "Model"]
 SPELLINGS = {}  # other names of the fields below
 HARMLESS = {"is_llama_config", "pretraining_tp"}  # fields that change nothing here
 ONLY = {"use_rope": True, "rope": True}  # fields known in one value
-
-
-@dataclass(frozen=True)
-class Config:
-    """The fields of config.json that change the computation, by their published names."""
-
-    model_type: str = "llama"
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None  # None: one per attention head
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    tie_word_embeddings: bool = False
-    sliding_window: int | None = None  # keys that a query sees, its own included; None: all
-    use_sliding_window: bool = True  # this and the next two: in which layers: llama_rows.py
-    max_window_layers: int = 0
-    layer_types: list | None = None
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_key_value_heads or self.num_attention_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.head_dim or self.hidden_size // self.num_attention_heads
-
-    @property
-    def shape(self) -> Shape:
-        heads, positions = self.num_attention_heads, self.max_position_embeddings
-        return Shape(self.num_hidden_layers, heads, self.kv_heads, self.head_size, positions)
-
-    def check(self) -> None:
-        """Raise UserError for a setting these files cannot compute."""
-        heads, wrong = self.num_attention_heads, ""
-        if self.hidden_act not in ACTIVATIONS:
-            raise unknown("hidden_act", self.hidden_act, ACTIVATIONS)
-        if self.head_dim is None and self.hidden_size % heads:
-            wrong = (
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}"
-            )
-        elif heads % self.kv_heads:
-            wrong = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.kv_heads}"
-        elif self.head_size % 2:
-            wrong = f"head_dim {self.head_size} is odd; rotary positions need pairs"
-        if wrong:
-            raise UserError(f"config.json: {wrong}")
-        check_rope(self.rope_scaling or {}, self.head_size)
-        check_row(self)
 
 
 def rename(key: str) -> str | None:
@@ -169,7 +98,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> +   (PICTURE above draws all sites)"""
+    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> + (PICTURE)"""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -230,7 +159,7 @@ class Model(LanguageModel):
         cache: Cache | None = None,
         head: bool = True,
     ) -> Tensor:
-        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)
         x = self.embed(tokens)  # [B, T, C]

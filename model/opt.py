@@ -1,27 +1,22 @@
-"""OPT (Zhang et al. 2022; opt-125m to opt-66b, galactica), with its adapter sites. Attribute names are the published checkpoints' tensor names."""
+"""OPT (Zhang et al. 2022; opt-125m to opt-66b, galactica), with its adapter sites.
+
+Attribute names are the tensor names of the published checkpoints.
+"""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.parts import ACTIVATIONS, Cache, Shape, Step, Tokens, attention
+from model.parts import ACTIVATIONS, Cache, Shape, Step, Tokens, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 
-SITES = {  # the paper's place -> attribute of a Block; the last part may be named as well (q_proj)
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.out_proj",
-    "up": "fc1",
-    "down": "fc2",
-    "attn": "attn_site",
-    "mlp": "mlp_site",
-    "kv": "self_attn.kv_site",
-    "attn_norm": "self_attn_layer_norm",
+SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj", "up": "fc1", "down": "fc2", "attn": "attn_site",
+    "mlp": "mlp_site", "kv": "self_attn.kv_site", "attn_norm": "self_attn_layer_norm",
     "mlp_norm": "final_layer_norm",
-}
+}  # fmt: skip
 OUTER_SITES = {
     "embed": "model.decoder.embed_tokens",
     "final_norm": "model.decoder.final_layer_norm",
@@ -63,13 +58,9 @@ class Config:
     num_attention_heads: int = 12
     max_position_embeddings: int = 2048
     activation_function: str = "relu"
-    do_layer_norm_before: bool = (
-        True  # opt-350m: norms stand behind the residual add, and there is none at the end
-    )
+    do_layer_norm_before: bool = True  # opt-350m: norms follow the residual add, none at the end
     _remove_final_layer_norm: bool = False
-    word_embed_proj_dim: int | None = (
-        None  # opt-350m: embeddings of another size, projected; None: hidden_size
-    )
+    word_embed_proj_dim: int | None = None  # opt-350m: embeddings of this size are projected
     enable_bias: bool = True  # galactica-30b and -120b: no biases, and norms without weights
     layer_norm_elementwise_affine: bool = True
     tie_word_embeddings: bool = True
@@ -86,23 +77,15 @@ class Config:
 
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
-        if self.activation_function not in ACTIVATIONS:
-            raise unknown("activation_function", self.activation_function, ACTIVATIONS)
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
+        check_sizes(self, "hidden_size", "num_attention_heads", "activation_function")
 
 
 def rename(key: str) -> str:
     """Published tensor name -> ours."""
     if key.startswith("decoder."):
         return "model." + key
-    return (
-        "model.decoder." + key
-        if key.startswith(("layers.", "embed_", "final_layer_norm.", "project_"))
-        else key
-    )
+    bare = key.startswith(("layers.", "embed_", "final_layer_norm.", "project_"))
+    return "model.decoder." + key if bare else key
 
 
 class Attention(nn.Module):
@@ -130,9 +113,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> +   (PICTURE above draws all sites)
+    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> + (PICTURE)
 
-    In opt-350m each norm stands behind its add instead. The MLP's two Linears lie directly in the block, as in the checkpoints.
+    In opt-350m each norm follows its add. The MLP's two Linears are the block's, as in checkpoints.
     """
 
     def __init__(self, config: Config, layer: int):
@@ -179,10 +162,8 @@ class Model(LanguageModel):
     """An OPT language model; `load_model` fills it with published weights."""
 
     family, sites, outer_sites = "opt", SITES, OUTER_SITES
-    blocks_at, after_blocks = (
-        "model.decoder.layers",
-        ("model.decoder.final_layer_norm.", "model.decoder.project_out."),
-    )
+    blocks_at = "model.decoder.layers"
+    after_blocks = ("model.decoder.final_layer_norm.", "model.decoder.project_out.")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -215,7 +196,7 @@ class Model(LanguageModel):
         cache: Cache | None = None,
         head: bool = True,
     ) -> Tensor:
-        """ids [B, T] -> logits [B, T, V], or the hidden states before the head (see LanguageModel)."""
+        """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)
         x = self.embed(tokens)  # [B, T, C]

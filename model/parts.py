@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from files.errors import UserError
+from files.errors import UserError, unknown
 
 ACTIVATIONS = {  # by the names of config.json
     "relu": F.relu,
@@ -124,6 +124,16 @@ class Shape:
     head_size: int
     positions: int | None  # tokens it was trained for; None: no number is given
     table: bool = False  # positions are rows of a table: no text can be longer
+
+
+def check_sizes(config, width: str, heads: str, act: str = "") -> None:
+    """Raise UserError if the heads do not divide the width, or the activation is unknown; all three
+    are names of fields."""
+    size, count = getattr(config, width), getattr(config, heads)
+    if size % count:
+        raise UserError(f"config.json: {width} {size} is not a multiple of {heads} {count}")
+    if act and getattr(config, act) not in ACTIVATIONS:
+        raise unknown(act, getattr(config, act), ACTIVATIONS)
 
 
 @dataclass(frozen=True)

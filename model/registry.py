@@ -1,21 +1,22 @@
-"""Names people type -> where the checkpoint is: a pocket model in this package, a folder, or a repository of the hub."""
+"""Model names -> folders: pocket models, local folders, repositories of the hub."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from files.errors import UserError, unknown
-from files.reading import shard_names, weight_files
-from files.writing import write_text
+from files.reading import weight_files
+from model.hub import download
 
 POCKET = Path(__file__).parent / "pocket"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint of the hub. `config` are the fields that give its shape, so that it can be counted and drawn without a network;
-    the computation always follows the repository's own config.json."""
+    """A checkpoint of the hub.
+
+    `config` has the fields that give its shape, to count and draw it without a network; what is
+    computed always follows the repository's own config.json.
+    """
 
     repo: str
     config: dict = field(default_factory=dict)
@@ -144,24 +145,6 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
     "gptj-6b": Entry("EleutherAI/gpt-j-6b", {"model_type": "gptj"}, revision="float16"),
 }
 
-WORDS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-BOT, CONVERSION = (
-    "SFconvertbot",
-    "Adding `safetensors` variant of this model",
-)  # the hub's own, and the title of its pull requests
-CONVERTED = "safetensors-by-bot"  # our local name for such a branch in the hub's cache
-
 
 def pocket_names() -> list[str]:
     """The models that come with this package, as `pocket-<family>`."""
@@ -173,14 +156,14 @@ def pocket_names() -> list[str]:
 
 
 def find(name: str) -> Path | Entry:
-    """What `name` stands for, without touching the network. Raises UserError for a name that is neither known nor a folder."""
+    """The folder or the repository that `name` means, without a network. Raises UserError."""
     if name.startswith("pocket-") and name in pocket_names():
         return POCKET / name.removeprefix("pocket-")
     try:
         if Path(name).is_dir():
             return Path(name)
     except (OSError, ValueError) as error:  # too long, or with a zero byte
-        raise UserError(f"{name!r:.100} can be no model: {str(error)[:100]}") from None
+        raise UserError(f"{name!r:.100} is not a model: {str(error)[:100]}") from None
     if name in REGISTRY:
         return REGISTRY[name]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -196,25 +179,26 @@ def find(name: str) -> Path | Entry:
 
 
 def resolve(name: str, revision: str | None = None, need: str = "weights") -> Path:
-    """The folder that holds the checkpoint `name`: a pocket model, a folder of yours, the hub's cache, or a download into it.
+    """The folder of a checkpoint: a pocket model, a local folder, the hub's cache, or a download.
 
-    need: "weights" (and all else), "tokenizer" (and config.json), or "config"; no other files are fetched. Raises UserError for an
-    unknown name, and when the hub cannot be reached or refuses.
+    need: "weights" (and all else), "tokenizer" (and config.json), or "config"; nothing else is
+    fetched. Raises UserError for an unknown name, and when the hub cannot be reached or refuses.
     """
-    found = find(name)
-    if isinstance(found, Path):
+    place = find(name)
+    if isinstance(place, Path):
         if revision:
             raise UserError(
-                f"revision {revision!r}: {name} is a folder here, only repositories of the hub have revisions"
+                f"revision {revision!r}: {name} is a local folder, only repositories of the hub "
+                "have revisions"
             )
-        return found
-    revision = revision or found.revision
-    folder = cached(found.repo, revision, need)
+        return place
+    revision = revision or place.revision
+    folder = cached(place.repo, revision, need)
     if folder is None:
         try:
-            folder = download(found.repo, revision, need)
+            folder = download(place.repo, revision, need)
         except UserError:
-            folder = cached(found.repo, revision, need, lenient=True)
+            folder = cached(place.repo, revision, need, lenient=True)
             if folder is None:
                 raise
     return folder
@@ -223,7 +207,8 @@ def resolve(name: str, revision: str | None = None, need: str = "weights") -> Pa
 def cached(repo: str, revision: str, need: str, lenient: bool = False) -> Path | None:
     """The repository's folder in the hub's cache, if everything that is needed is there already.
 
-    lenient does without tokenizer_config.json, which few repositories lack: without it the hub is asked first.
+    lenient does without tokenizer_config.json, which few repositories lack: otherwise the hub is
+    asked for it first.
     """
     try:
         from huggingface_hub import try_to_load_from_cache
@@ -232,149 +217,24 @@ def cached(repo: str, revision: str, need: str, lenient: bool = False) -> Path |
         raise UserError(
             f"huggingface_hub cannot start ({error}): check HF_ENDPOINT and the other HF_ variables"
         ) from None
-
-    for branch in (CONVERTED, revision) if revision == "main" else (revision,):
-        try:
-            config = try_to_load_from_cache(repo, "config.json", revision=branch)
-        except HFValidationError:
-            return None
-        if isinstance(config, str) and is_complete(Path(config).parent, need, lenient):
-            return Path(config).parent
-    return None
+    try:
+        config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    complete = isinstance(config, str) and is_complete(Path(config).parent, need, lenient)
+    return Path(config).parent if complete else None
 
 
 def is_complete(folder: Path, need: str, lenient: bool) -> bool:
-    def there(name):
-        return (folder / name).is_file()
-
+    """Whether a folder of the cache holds what `resolve` needs."""
+    names = {path.name for path in folder.iterdir()}
     if need == "tokenizer":
-        words = (
-            there("tokenizer.json")
-            or there("tokenizer.model")
-            or (there("vocab.json") and there("merges.txt"))
-        )
-        return words and (lenient or there("tokenizer_config.json"))
+        whole = names & {"tokenizer.json", "tokenizer.model"} or names >= {
+            "vocab.json",
+            "merges.txt",
+        }
+        return bool(whole) and (lenient or "tokenizer_config.json" in names)
     try:
         return need == "config" or bool(weight_files(folder))
     except UserError:
         return False
-
-
-def download(repo: str, revision: str, need: str) -> Path:
-    """Fetch what is needed of `repo` into the hub's cache, with a progress bar. Raises UserError."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # what goes wrong is said once, by us
-    with hub_errors(repo, revision):
-        api, branch = HfApi(), revision
-        listed = files_of(api, repo, revision)
-        files = ["config.json"] if need == "config" else [name for name in WORDS if name in listed]
-        if need == "weights":
-            if revision == "main" and not any(name.endswith(".safetensors") for name in listed):
-                branch = conversion(api, repo) or revision
-                listed = listed if branch == revision else files_of(api, repo, branch)
-            files += weights_of(api, repo, branch, listed)
-        if "config.json" not in listed:
-            raise UserError(
-                f"{repo} ({revision}) has no config.json: it is no language model that this program reads"
-            )
-        folder = Path(snapshot_download(repo, revision=branch, allow_patterns=files))
-    if branch != revision:
-        write_text(folder.parent.parent / "refs" / CONVERTED, folder.name)
-    return folder
-
-
-def files_of(api, repo: str, branch: str) -> list[str]:
-    return [file.rfilename for file in api.model_info(repo, revision=branch, timeout=15).siblings]
-
-
-def weights_of(api, repo: str, branch: str, listed: list[str]) -> list[str]:
-    """The files of the weights: safetensors if there are any, else torch's; one file, or an index and the shards it names."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = f"{single}.index.json"
-        if single in listed:
-            return [single]
-        if index in listed:
-            path = Path(api.hf_hub_download(repo, index, revision=branch))
-            return [index, *shard_names(path)]
-    raise UserError(
-        f"{repo} ({branch}) has no weights that this program reads: neither model.safetensors nor pytorch_model.bin, nor an index of shards"
-    )
-
-
-def conversion(api, repo: str) -> str | None:
-    """The branch on which the hub's own bot put safetensors of what main holds now; None where there is none, or another one's."""
-    for request in api.get_repo_discussions(repo, discussion_type="pull_request"):
-        if (
-            request.author == BOT
-            and request.title == CONVERSION
-            and request.is_pull_request
-            and request.status == "open"
-        ):
-            theirs, ours = (
-                api.list_repo_commits(repo, revision=request.git_reference),
-                api.list_repo_commits(repo, revision="main"),
-            )
-            if ours[0].commit_id in [commit.commit_id for commit in theirs]:  # not of an older main
-                return request.git_reference
-    return None
-
-
-@contextmanager
-def hub_errors(
-    repo: str, revision: str, instead: str = "a local folder with --model"
-) -> Iterator[None]:
-    """What the hub's library raises -> one line that says which repository and what to do; `instead`: what may be given in its place."""
-    from huggingface_hub.errors import (
-        DisabledRepoError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except UserError:
-        raise
-    except GatedRepoError:
-        raise UserError(
-            f"{repo} is gated: accept its licence on the hub and set HF_TOKEN, or give {instead}"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{repo} has no revision {revision!r} on the hub") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"the hub has no repository {repo!r}, or HF_TOKEN may not read it: check the name and the token"
-        ) from None
-    except DisabledRepoError:
-        raise UserError(f"{repo} is disabled on the hub") from None
-    except HFValidationError as error:
-        raise UserError(
-            f"{repo!r} is no hub repository name: {str(error).partition(chr(10))[0]}"
-        ) from None
-    except ValueError as error:  # a character that no header can hold, an address that is none
-        raise UserError(
-            f"{repo}: the request cannot be made ({type(error).__name__}: {str(error)[:100]}): check HF_TOKEN and HF_ENDPOINT"
-        ) from None
-    except (HTTPError, OSError) as error:
-        status = (
-            getattr(getattr(error, "response", None), "status_code", None)
-            if isinstance(error, HfHubHTTPError)
-            else None
-        )
-        if status in (401, 403):
-            raise UserError(
-                f"the hub refuses the token for {repo} (status {status}): set HF_TOKEN to a valid one, or unset it for public models"
-            ) from None
-        if status is not None:
-            raise UserError(
-                f"the hub answers {status} for {repo}: try again later, or give {instead}"
-            ) from None
-        raise UserError(
-            f"{repo} is no folder here and not in the local cache, and the hub cannot be reached ({type(error).__name__}): "
-            f"check the network, unset HF_HUB_OFFLINE, or give {instead}"
-        ) from None

@@ -1,6 +1,6 @@
-"""A folder with a model in it: safetensors in shards, written tensor by tensor, and the tokenizer's files as they were.
+"""Model folders: weights in safetensors shards, and a copy of the tokenizer's files.
 
-model.safetensors, or the index of the shards, is written last: a folder without it is no model.
+model.safetensors, or the index of the shards, is written last: a folder without it is incomplete.
 """
 
 import json
@@ -15,32 +15,22 @@ from torch import Tensor
 from files.errors import UserError
 from files.reading import inside, weight_files
 from files.writing import write_atomically, write_text
+from model.hub import FILES
 from model.weights import safetensors
-
-COPIED = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def check_empty(folder: Path) -> None:
     """Raises UserError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"{folder} exists and is not {'empty' if folder.is_dir() else 'a folder'}: give another one for the model"
+            f"{folder} exists and is not {'empty' if folder.is_dir() else 'a folder'}: give another "
+            "one for the model"
         )
 
 
-def copy_words(source: Path, folder: Path) -> None:
-    """The tokenizer's files, those that there are."""
-    for name in COPIED:
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files that exist."""
+    for name in FILES[1:]:
         path = inside(source, name)
         if path.is_file():
             write_atomically(folder / name, lambda to, path=path: shutil.copyfile(path, to))
@@ -48,11 +38,14 @@ def copy_words(source: Path, folder: Path) -> None:
 
 def check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Raises UserError when the disk has not the room for these tensors."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    needed, free = sum(map(size, tensors.values())), shutil.disk_usage(there).free
+    existing = next(
+        path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir()
+    )
+    needed, free = sum(map(size, tensors.values())), shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"{folder} needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left: nothing was written"
+            f"{folder} needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left: "
+            "nothing was written"
         )
 
 
@@ -66,7 +59,10 @@ def write_shards(
     shard_bytes: int,
     values: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """model.safetensors, or model-00001-of-0000N.safetensors and so on, and behind them their index; `values` makes what is written of each tensor."""
+    """Write model.safetensors, or model-00001-of-0000N.safetensors and so on and then their index.
+
+    values: makes what is written of each tensor, which may be on the meta device.
+    """
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():

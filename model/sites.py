@@ -13,9 +13,7 @@ from model.parts import kernels
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a model without its adapters', by name; shared ones once."""
     return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if ".adapters." not in name
+        name: parameter for name, parameter in model.named_parameters() if ".adapters." not in name
     }
 
 

@@ -138,18 +138,3 @@ def serving(hub: Hub):
     finally:
         server.shutdown()
         server.server_close()
-
-
-def pull_request(
-    number: int,
-    author: str,
-    title: str = "Adding `safetensors` variant of this model",
-    status: str = "open",
-) -> dict:
-    more = {
-        "author": {"name": author},
-        "isPullRequest": True,
-        "createdAt": DATE,
-        "repo": {"name": "someone/model", "type": "model"},
-    }
-    return {"num": number, "title": title, "status": status, **more}

@@ -1,4 +1,4 @@
-"""The README's page "Add an adapter in one file", followed literally in a copy of the repository."""
+"""The section "Add an adapter in one file" of docs/methods.md, followed in a copy."""
 
 import json
 import re
@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from test_readme import README, ROOMS, ROOT, tracked
+from test_readme import ROOMS, ROOT, tracked
 
 
 def blocks() -> dict[str, str]:
-    """The page's code blocks by the file they go to."""
-    page = README.split("### Add an adapter in one file", 1)[1].split("\n## ", 1)[0]
-    found = re.findall(
-        r"`(adapters/[\w./]+)`:\n\n```\w+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE
+    """The section's code blocks by the file they go to."""
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    section = page.split("## Add an adapter in one file", 1)[1]
+    return dict(
+        re.findall(r"^```\w+ (adapters/\S+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     )
-    return dict(found)
 
 
 @pytest.fixture(scope="module")

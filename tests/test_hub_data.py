@@ -156,8 +156,8 @@ def test_every_refusal_is_one_line(hub):
             "has no column 'instruction', it has 'premise', 'hypothesis': name it "
             "with --columns instruction=COLUMN"
         ),
-        "load_data('some one/data')": "no hub repository name",
-        "load_data('someone/')": "no hub repository name",
+        "load_data('some one/data')": "not a repository name of the hub",
+        "load_data('someone/')": "not a repository name of the hub",
     }
     for found, said in zip(hub.do(*cases), cases.values(), strict=True):
         assert said in found

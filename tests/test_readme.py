@@ -1,15 +1,31 @@
-"""The README tells the truth: its file tree is the repository's, its commands exist, its import rule holds."""
+"""README, the other pages and the repository agree: commands, links, tree, picture, imports."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pytest
+
 import run as command_line
+from adapters.config import METHODS, presets
+from model import llama
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/README.md")
+]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+README = PAGES[0].read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+TWO_COMMANDS = (
+    "pip install -r requirements.txt && python run.py",
+    "pip install -r requirements-dev.txt && python -m pytest",
+)
 ROOMS = (  # from the top down
     "cli",
     "benchmarks",
@@ -21,119 +37,245 @@ ROOMS = (  # from the top down
     "model",
     "files",
 )
-OPTIONAL = {
-    "jinja2",
-    "pyarrow",
-    "datasets",
-    "lm_eval",
-    "wandb",
-}  # chat templates (torch brings it), parquet, the harness: each says what to install
+# Installed only by those who need them; the error names the package: chat templates (torch brings
+# jinja2), parquet, data sets of the hub, the harness, curves.
+OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb"}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def tracked() -> list[str]:
-    """Files of the repository, also outside a git checkout (a downloaded archive)."""
+    """Files of the repository, also outside of a git checkout (a downloaded archive)."""
     try:
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        return [name for name in listed.splitlines() if (ROOT / name).is_file()]
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [name for name in run.stdout.splitlines() if (ROOT / name).is_file()]
     except (OSError, subprocess.CalledProcessError):
         skip = {".venv", "runs", "models", "__pycache__", ".pytest_cache", ".ruff_cache"}
-        return [
-            str(path.relative_to(ROOT))
-            for path in ROOT.rglob("*")
-            if path.is_file() and not skip & set(path.relative_to(ROOT).parts)
-        ]
+        files = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
+        return [str(path) for path in files if not skip & set(path.parts)]
 
 
-def tree_entries() -> set[str]:
-    """Paths of the annotated tree: the block that begins with run.py; indented names lie in the folder above them."""
-    block = re.search(r"```\n(run\.py.*?)```", README, re.DOTALL)[1]
-    found, folder = set(), ""
-    for line in block.splitlines():
-        names = line.rstrip()
-        if not names:
-            continue
-        indented = names.startswith("  ")
-        for name in re.split(r"\s{2,}", names.strip())[0].split():
-            if name.endswith("/") and not indented:
-                folder = name
-                found.add(name)
-            else:
-                found.add((folder if indented else "") + name)
-    return found
+# ---------------------------------------------------------------- size, tree, tables
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", PAGES[:3], ids=name_of)
+def test_lines_are_short(page):
+    """Tables and pictures may be wider."""
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines()
+    assert not [line for line in prose if len(line) > 100 and not line.startswith(("|", "  <"))]
+
+
+def tree() -> list[str]:
+    """The first column of the file tree, in its order."""
+    block = next(text for _, text in BLOCK.findall(README) if text.startswith("run.py "))
+    return [line.split()[0] for line in block.splitlines()]
 
 
 def test_the_tree_and_the_repository_agree():
-    entries = tree_entries()
-    for entry in entries:
-        assert (ROOT / entry).exists(), f"README names {entry}, which is not there"
-    whole = {
-        entry
-        for entry in entries
-        if entry.endswith("/")
-        and not any(other != entry and other.startswith(entry) for other in entries)
-    }
-    for name in tracked():
-        if name.startswith(".") or name.endswith("__init__.py"):
-            continue
-        assert name in entries or any(name.startswith(folder) for folder in whole), (
-            f"{name} is not in README's file tree"
-        )
+    """Every entry exists; every module at the root and every folder with modules has an entry."""
+    entries = tree()
+    missing = [entry for entry in entries if not (ROOT / entry).exists()]
+    assert not missing
+    files = [Path(name) for name in tracked() if not name.startswith((".", "tests/"))]
+    modules = [path for path in files if path.suffix == ".py"]
+    needed = {f"{path.parent}/" if path.parent.name else path.name for path in modules}
+    needed |= {f"{path.parts[0]}/" for path in files if len(path.parts) > 1} | {"tests/"}
+    assert needed <= set(entries)
 
 
-def commands() -> list[list[str]]:
-    """Every `python run.py ...` in the README's code blocks."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    lines = (
-        "\n".join(text for language, text in blocks if language in ("", "bash"))
-        .replace("\\\n", " ")
-        .splitlines()
-    )
-    return [
-        shlex.split(line.split("python run.py", 1)[1], comments=True)
-        for line in lines
-        if "python run.py" in line
+def test_the_tree_is_in_the_order_of_the_import_rule():
+    assert [entry[:-1] for entry in tree() if entry[:-1] in ROOMS] == list(ROOMS)
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its head."""
+    text = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.search(r"^\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows.splitlines()]
+
+
+def test_every_preset_is_in_the_table_of_methods():
+    named = [name for row in table("Methods") for name in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(named) == sorted(presets())
+
+
+def test_the_results_are_those_of_the_page_of_results():
+    """The short table shows rows of the long one."""
+    rows = [
+        row for row in README.splitlines() if re.match(r"\| (\*\*Mul|the same, t|trained p)", row)
     ]
+    assert len(rows) == 3
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert not [row for row in rows if row not in results]
+
+
+def planned_runs() -> list[list[str]]:
+    return table("Your card")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", planned_runs(), ids=lambda row: row[1])
+def test_the_plans_of_the_readme(row, capsys):
+    """Memory and time of the table are what `plan` computes."""
+    card, command, memory, time, rate = row
+    arguments = [
+        "plan",
+        *shlex.split(command.strip("`")),
+        "--rows",
+        "3260",
+        "--flops",
+        rate,
+        "--json",
+    ]
+    arguments += ["--device", "cpu"] if card == "CPU" else ["--memory", card]
+    assert command_line.main(arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
+    needs = [max(d["training_bytes"], d["answering_bytes"]) for d in plan["devices"]]
+    assert [f"{need / 1e9:.1f} GB" for need in needs] == memory.split(", ")
+    number, unit = time.split()
+    seconds = float(number) * {"min": 60, "h": 3600}[unit]
+    assert plan["seconds"] == pytest.approx(seconds, rel=0.03)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `python run.py ...` in a page's code blocks."""
+    blocks = [code for language, code in BLOCK.findall(text) if language in ("", "bash")]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    calls = [
+        line.split("run.py", 1)[1] for line in lines if re.search(r"(python|srun.*) run\.py", line)
+    ]
+    return [shlex.split(call, comments=True) for call in calls if "$" not in call]
+
+
+def parse(arguments: list[str]) -> None:
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else "train"
+    assert name in command_line.COMMANDS, arguments
+    parser = command_line.build_parser(name)
+    parser.parse_args(arguments[1:] if arguments[:1] == [name] else arguments)
 
 
 def test_the_two_commands_are_in_the_readme_and_in_ci():
     ci = (ROOT / ".ci" / "run").read_text()
-    for command in (
-        "pip install -r requirements.txt && python run.py",
-        "pip install -r requirements-dev.txt && python -m pytest",
-    ):
-        assert command in README
+    for command in TWO_COMMANDS:
+        assert command in README.splitlines()
         assert command.replace("install", "install -q") in ci
 
 
-def test_every_command_of_the_readme_parses():
-    assert len(commands()) >= 8
-    for arguments in commands():
-        name = arguments[0] if arguments and not arguments[0].startswith("-") else "train"
-        assert name in command_line.COMMANDS, arguments
-        parser = command_line.build_parser(name)
-        parser.parse_args(arguments[1:] if arguments and arguments[0] == name else arguments)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_of_a_page_parses(page):
+    for arguments in commands(page.read_text(encoding="utf-8")):
+        parse(arguments)
+
+
+def test_the_commands_are_found():
+    assert len(commands(README)) >= 8
+    for row in planned_runs():
+        parse(shlex.split(row[1].strip("`")))
 
 
 def test_the_python_block_runs(tmp_path, monkeypatch):
-    block = next(
-        text
-        for text in re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-        if "load_model(" in text
-    )
+    block = next(text for language, text in BLOCK.findall(README) if language == "python")
     monkeypatch.chdir(tmp_path)  # it saves an adapter
     exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "my-adapter" / "adapter_config.json").is_file()
 
 
+# ---------------------------------------------------------------- links and the picture
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def links(page: Path) -> list[str]:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    found = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    return [link or source for link, source in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_of_a_page_leads_somewhere(page):
+    for link in links(page):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert ROOT in (target, *target.parents), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_links_are_found():
+    assert {"docs/tour.md", "docs/picture-dark.svg", "LICENSE", "minimal.py"} <= set(
+        links(PAGES[0])
+    )
+    every = {name_of(page) for page in PAGES if page.parent.name == "docs"}
+    assert every <= set(links(PAGES[0]))
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def picture(scheme: str) -> ElementTree.Element:
+    return ElementTree.parse(ROOT / "docs" / f"picture-{scheme}.svg").getroot()
+
+
+def test_the_picture_has_every_site_of_llama():
+    for scheme in ("light", "dark"):
+        texts = [text for text in picture(scheme).iter(f"{SVG}text") if text.get("class") == "sn"]
+        names = [text.text for text in texts]
+        assert sorted(names) == sorted([*llama.SITES, *llama.OUTER_SITES])
+
+
+def test_the_pictures_differ_in_colours_only():
+    light, dark = (picture(scheme) for scheme in ("light", "dark"))
+    for root in (light, dark):
+        style = root.find(f"{SVG}style")
+        style.text = re.sub(r"#[0-9a-f]{6}", "", style.text)
+    assert ElementTree.tostring(light) == ElementTree.tostring(dark)
+
+
+def test_the_picture_has_the_kinds_of_methods():
+    """full and token_rows are not: they train a part of the base itself."""
+    shown = {
+        "series": "bottleneck",
+        "parallel": "bottleneck",
+        "LoRA": "lora",
+        "IA³": "ia3",
+        "prefix": "prefix",
+        "prompt · P-tuning": "prompt p_tuning",
+        "invertible": "invertible",
+        "inverse": "invertible",
+        "LN-tuning": "ln_tuning",
+        "fusion": "fusion",
+        "×": "ia3",
+        "+": "",
+    }
+    groups = [group.find(f"{SVG}text").text for group in picture("light").iter(f"{SVG}g")]
+    assert set(groups) == set(shown)
+    relatives_of_lora = {"dora", "pissa", "adalora", "vera"}  # and bitfit: dots, in the legend
+    drawn = {kind for kinds in shown.values() for kind in kinds.split()}
+    assert set(METHODS) - drawn == relatives_of_lora | {"bitfit", "full", "token_rows"}
+
+
+# ---------------------------------------------------------------- imports
+
+
 def imports(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -144,36 +286,38 @@ def imports(path: Path) -> set[str]:
 def test_imports_go_one_way():
     """A room imports only from the rooms after it in ROOMS, also inside of functions."""
     for at, room in enumerate(ROOMS):
-        above = {*ROOMS[:at], "run"}
+        above = {*ROOMS[:at], "run", "minimal"}
         for path in (ROOT / room).rglob("*.py"):
             assert not imports(path) & above, path
             assert not imports(path) & {"transformers", "peft"}, path
 
 
-def test_requirements_name_all_that_is_imported():
-    needed = {
-        name.split(">")[0].split("<")[0].replace("-", "_")
-        for name in (ROOT / "requirements.txt").read_text().split()
-    }
+def test_minimal_is_one_file():
     ours = {*ROOMS, "run"}
-    import sys
+    packages = imports(ROOT / "minimal.py") - set(sys.stdlib_module_names)
+    assert packages == {"torch", "safetensors", "tokenizers"}
+    assert not packages & ours
+    assert len((ROOT / "minimal.py").read_text().splitlines()) <= 240
 
-    used = set().union(
-        *(imports(path) for folder in ours - {"run"} for path in (ROOT / folder).rglob("*.py")),
-        imports(ROOT / "run.py"),
-    )
+
+def test_requirements_name_all_that_is_imported():
+    lines = (ROOT / "requirements.txt").read_text().split()
+    needed = {re.split("[<>=]", line)[0].replace("-", "_") for line in lines}
+    ours = {*ROOMS, "run"}
+    used = imports(ROOT / "run.py") | imports(ROOT / "minimal.py")
+    for room in ROOMS:
+        used |= set().union(*(imports(path) for path in (ROOT / room).rglob("*.py")))
     assert used - ours - set(sys.stdlib_module_names) <= needed | OPTIONAL
 
 
-def test_optional_extras_are_imported_where_they_are_needed_alone():
-    for folder in ROOMS:
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.parse(path.read_text()).body:
-                names = (
-                    [alias.name for alias in node.names]
-                    if isinstance(node, ast.Import)
-                    else [getattr(node, "module", None) or ""]
-                )
+def test_optional_extras_are_imported_where_they_are_needed():
+    """Inside of functions: with the import at its top a module could not be loaded without."""
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names = [getattr(node, "module", None) or ""]
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
                 assert not {name.split(".")[0] for name in names} & OPTIONAL, path
 
 

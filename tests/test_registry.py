@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_checkpoint
-from fake_hub import Hub, pull_request, serving
+from fake_hub import Hub, serving
 from test_load import as_bin, shard
 
 from model import UserError, load_model
@@ -130,44 +130,9 @@ def test_shards_by_whatever_name_the_index_gives(hub, tmp_path):
     load_model(where)
 
 
-def test_the_bots_conversion_before_bin(hub, tmp_path):
-    main, converted = (
-        as_bin(write_checkpoint(tmp_path / "main")),
-        write_checkpoint(tmp_path / "converted", seed=3),
-    )
-    hub.add("someone/model", main)
-    hub.add("someone/model", converted, "refs/pr/7", after="main")
-    hub.add("someone/model", write_checkpoint(tmp_path / "evil", seed=9), "refs/pr/8", after="main")
-    hub.requests["someone/model"] = [
-        pull_request(8, "somebody"),
-        pull_request(9, "SFconvertbot", title="Other"),
-        pull_request(7, "SFconvertbot"),
-    ]
-    where = fetched(hub, "resolve('someone/model')")
-    assert (Path(where) / "model.safetensors").read_bytes() == (
-        converted / "model.safetensors"
-    ).read_bytes()
-    assert "pytorch_model.bin" not in hub.gets
-    assert fetched(hub, "resolve('someone/model')", HF_HUB_OFFLINE="1") == where
-
-
-@pytest.mark.parametrize("why", ["another author", "closed", "of an older main", "none"])
-def test_bin_where_there_is_no_conversion_to_trust(hub, tmp_path, why):
+def test_bin_where_there_is_no_safetensors(hub, tmp_path):
     main = as_bin(write_checkpoint(tmp_path / "main"))
     hub.add("someone/model", main)
-    hub.add(
-        "someone/model",
-        write_checkpoint(tmp_path / "pr", seed=3),
-        "refs/pr/7",
-        after="" if why == "of an older main" else "main",
-    )
-    author, status = (
-        "somebody" if why == "another author" else "SFconvertbot",
-        "closed" if why == "closed" else "open",
-    )
-    hub.requests["someone/model"] = (
-        [] if why == "none" else [pull_request(7, author, status=status)]
-    )
     where = fetched(hub, "resolve('someone/model')")
     assert set(hub.gets) == {"config.json", "pytorch_model.bin"}
     assert load_model(where).fingerprint == load_model(str(main)).fingerprint
@@ -191,7 +156,7 @@ def test_every_refusal_is_one_line(hub, tmp_path):
         "resolve('someone/broken')": "the hub answers 500",
         "resolve('someone/empty')": "no weights that this program reads",
         "resolve('someone/bare')": "has no config.json",
-        "resolve('some one/model')": "no hub repository name",
+        "resolve('some one/model')": "not a repository name of the hub",
     }
     for found, said in zip(failed(hub, *cases), cases.values(), strict=True):
         assert said in found

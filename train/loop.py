@@ -46,10 +46,10 @@ def train(
     examples: Sequence[Example],
     s: Train,
     *,
-    seed: int,
-    pad_id: int,
     folder: Path,
-    fingerprints: dict[str, str],
+    seed: int = 0,
+    pad_id: int = 0,
+    fingerprints: dict[str, str] | None = None,
     resume: bool = False,
     rates: dict[str, float] | None = None,
     held_out: Sequence[Example] = (),
@@ -58,7 +58,8 @@ def train(
 ) -> Outcome:
     """Train `parameters` (float32, by name) of `model` on `examples`, checkpoints go to `folder`.
 
-    examples: each has a token with a loss weight. rates: factors of the learning rate, by name of
+    examples: each has a token with a loss weight. fingerprints: facts that a checkpoint to resume
+    from must share (data, settings ...). rates: factors of the learning rate, by name of
     the parameter. held_out: validation rows; with `s.best` the model ends with the weights of the
     lowest loss on them. log: gets a dict each step. processes: each computes its share of the
     micro-batches; rank 0 logs and saves.
@@ -67,6 +68,7 @@ def train(
     the step, save and return. Raises UserError when the gradient stays non-finite, memory runs
     out, or the checkpoint to resume from was made with other `fingerprints`.
     """
+    fingerprints = fingerprints or {}
     total = s.max_steps or math.ceil(len(examples) / s.batch_size) * s.epochs
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)

@@ -17,7 +17,7 @@ from files.writing import make_folder, write_atomically, write_text
 from model.config import read_config, skeleton
 from model.language import LanguageModel
 from model.load import is_finite
-from model.shards import check_empty, check_room, compare, copy_words, write_shards
+from model.shards import check_empty, check_room, compare, copy_tokenizer, write_shards
 from model.sites import base_parameters
 from model.weights import DTYPES
 
@@ -75,7 +75,7 @@ def export_model(
     else:
         source = inside(model.folder, "config.json")
         write_atomically(config, lambda path: shutil.copyfile(source, path))
-    copy_words(model.folder, folder)
+    copy_tokenizer(model.folder, folder)
     write_shards(folder, tensors, shard_bytes)
     compare(folder, tensors)
     read_config(folder)

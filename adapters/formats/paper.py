@@ -22,7 +22,7 @@ from torch import Tensor
 from adapters.base import PREFIX
 from adapters.config import AdapterConfig, resolve
 from adapters.formats.peft_defaults import default_targets
-from adapters.formats.peft_fields import FIELDS, NO_EFFECT, NOT_COMPUTED, checked
+from adapters.formats.peft_fields import FIELDS, NO_EFFECT, NOT_COMPUTED, File, checked
 from adapters.formats.peft_places import Absent, pass_over, placement, whole_match
 from adapters.places import all_sites
 from files.errors import UserError, unknown
@@ -115,68 +115,64 @@ def read(
     values = typed_values(kind, {key: raw[key] for key in raw if key in own}, where)
     if lora and "lora_alpha" not in values:
         raise UserError(f"{where}: lora_alpha = None should be a number")
-    return (read_lora if lora else read_bottlenecks)(model, kind(**values), tensors, paths, where)
+    file = File(model, kind(**values), dict(tensors), where, paths)
+    return resolve(read_lora(file) if lora else read_bottlenecks(file)), file.tensors
 
 
-def read_bottlenecks(
-    model: LanguageModel,
-    fields: BottleneckFields,
-    tensors: dict[str, Tensor],
-    paths: list[str],
-    where: str,
-) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    parallel = fields.use_parallel_adapter
-    places = {path: PARALLEL if parallel else series_kind(model, path, where) for path in paths}
-    reads, writes = first = places[paths[0]]
+def read_bottlenecks(file: File) -> dict:
+    """The table of a file's bottlenecks."""
+    fields: BottleneckFields = file.fields
+    if fields.use_parallel_adapter:
+        places = dict.fromkeys(file.paths, PARALLEL)
+    else:
+        places = {path: series_kind(file.model, path, file.where) for path in file.paths}
+    reads, writes = first = places[file.paths[0]]
     overrides = {
         path.rpartition(".")[2]: {"reads": place[0], "writes": place[1]}
         for path, place in places.items()
         if place != first
     }
-    return resolve(
-        kind="bottleneck",
-        **placement(model, paths),
-        reads=reads,
-        writes=writes,
-        overrides=overrides,
-        size=fields.bottleneck_size,
-        scale=fields.scaling,
-        dropout=fields.adapter_dropout,
-        act=our_word("non_linearity", fields.non_linearity, ACTS, where),
-        init=our_word("init_weights", fields.init_weights, INITS, where),
-    ), tensors
+    return placement(file.model, file.paths) | {
+        "kind": "bottleneck",
+        "reads": reads,
+        "writes": writes,
+        "overrides": overrides,
+        "size": fields.bottleneck_size,
+        "scale": fields.scaling,
+        "dropout": fields.adapter_dropout,
+        "act": our_word("non_linearity", fields.non_linearity, ACTS, file.where),
+        "init": our_word("init_weights", fields.init_weights, INITS, file.where),
+    }
 
 
-def read_lora(
-    model: LanguageModel,
-    fields: LoRAFields,
-    tensors: dict[str, Tensor],
-    paths: list[str],
-    where: str,
-) -> tuple[AdapterConfig, dict[str, Tensor]]:
+def read_lora(file: File) -> dict:
     """MergedLinear's two LoRAs as one of rank 2 r: B₁ upper left, B₂ lower right, else zeros."""
-    r, tensors = fields.r, dict(tensors)
-    for path in paths:
-        rows = model.get_submodule(path).out_features
+    fields: LoRAFields = file.fields
+    r, tensors = fields.r, file.tensors
+    for path in file.paths:
+        rows = file.model.get_submodule(path).out_features
         if rows % 3:
-            raise UserError(
-                f"{where}: {path} has {rows} rows, which cannot be a LoRA on the first and the "
-                "last third of them"
+            raise file.error(
+                f"{path} has {rows} rows, which cannot be a LoRA on the first and the last third "
+                "of them"
             )
         third, key = rows // 3, f"{PREFIX}{path}.lora_B.weight"
         if key in tensors:
             B = tensors[key]
             if B.shape != (2 * third, r, 1):
-                raise UserError(
-                    f"{where}: tensor {key!r} is {list(B.shape)}, the configuration asks for "
+                raise file.error(
+                    f"tensor {key!r} is {list(B.shape)}, the configuration asks for "
                     f"{[2 * third, r, 1]}"
                 )
             tensors[key] = B.new_zeros(rows, 2 * r)
             tensors[key][:third, :r] = B[:third, :, 0]
             tensors[key][2 * third :, r:] = B[third:, :, 0]
-    alpha, dropout = 2 * fields.lora_alpha, fields.lora_dropout
-    place = placement(model, paths)
-    return resolve(kind="lora", **place, r=2 * r, alpha=alpha, dropout=dropout), tensors
+    return placement(file.model, file.paths) | {
+        "kind": "lora",
+        "r": 2 * r,
+        "alpha": 2 * fields.lora_alpha,
+        "dropout": fields.lora_dropout,
+    }
 
 
 def targeted(model: LanguageModel, targets, where: str) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ none of PEFT's for this kind       passed over with a warning, as PEFT does;
 import re
 import warnings
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -73,10 +73,10 @@ class Fields:
 
 @dataclass
 class File:
-    """A PEFT adapter that is being read; readers rename and change its tensors."""
+    """An adapter file that is being read; readers rename and change its tensors."""
 
     model: LanguageModel
-    fields: Fields
+    fields: Any  # Fields, or those of the paper's files
     tensors: dict[str, Tensor]  # by key
     where: str  # the file of the tensors
     paths: list[str] = field(default_factory=list)  # the modules that have the method

@@ -19,7 +19,7 @@ from model.language import LanguageModel
 from model.quantize.int8 import Int8, LLMInt8
 from model.quantize.linear import QuantizedLinear
 from model.quantize.nf4 import NF4
-from model.shards import check_empty, check_room, compare, copy_words, write_shards
+from model.shards import check_empty, check_room, compare, copy_tokenizer, write_shards
 from model.sites import Linear, Site, base_parameters
 
 STORED_AS = {"int8": Int8, "llm-int8": LLMInt8, "nf4": NF4}
@@ -150,7 +150,7 @@ def save_quantized(
     make_folder(folder)
     try:
         write_text(folder / "config.json", json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
-        copy_words(model.folder, folder)
+        copy_tokenizer(model.folder, folder)
         write_shards(folder, tensors, shard_bytes)
         compare(folder, tensors)
     except BaseException:  # half a model would be in the way of the next try

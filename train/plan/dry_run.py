@@ -1,7 +1,7 @@
 """A training step and an answer on torch's meta device: memory by place, and FLOPs.
 
-Places of a model with L blocks: 0 is the embedding, 1 ... L are the blocks, L + 1 is the last norm,
-the head and the loss. Lists of this file are bytes by place.
+Places of a model: 0 is the embedding, 1 ... L are the blocks, L + 1 is the last norm, the head and
+the loss. Lists of this file are bytes by place.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from adapters.attach import after_step, named_parameters, penalty
 from model.language import LanguageModel
 from model.sites import base_parameters
 from train.loss import CHUNK, summed_loss
-from train.plan.footprint import Footprint, kernels_of, watch
+from train.plan.footprint import Footprint, kernels_of, sum_dry, watch
 from train.settings import Eval, Train
 
 WHOLE = 3  # blocks that a sharded process has whole: computing, gathered ahead, being copied
@@ -59,7 +59,7 @@ class Phase:
             now = gathered(matrices) if 0 < place < len(self.begin) - 1 else 0
             events += [(place, now - before), (place, size)]
             before = now
-        return replace(self, begin=minus(self.begin, elsewhere(matrices, processes)), events=events)
+        return replace(self, begin=own_part(self.begin, matrices, processes), events=events)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Step:
 
     def sharded(self, matrices: list[int], processes: int) -> "Step":
         """As `Phase.sharded`."""
-        weights = minus(self.weights, elsewhere(matrices, processes))
+        weights = own_part(self.weights, matrices, processes)
         return replace(self, weights=weights, phase=self.phase.sharded(matrices, processes))
 
 
@@ -88,9 +88,9 @@ def minus(a: list[int], b: list[int]) -> list[int]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def elsewhere(matrices: list[int], processes: int) -> list[int]:
-    """Bytes of the blocks' matrices that the other processes hold."""
-    return [size - -(-size // processes) for size in matrices]
+def own_part(sizes: list[int], matrices: list[int], processes: int) -> list[int]:
+    """Sizes of which this process holds its part of the blocks' matrices."""
+    return [size - m + -(-m // processes) for size, m in zip(sizes, matrices, strict=True)]
 
 
 def gathered(matrices: list[int]) -> int:
@@ -119,11 +119,9 @@ def counting(model: LanguageModel, device: str, share: float = 1.0) -> Iterator[
 
 def matrices_of(model: LanguageModel, device: str) -> list[int]:
     """Bytes of the blocks' matrices: what `shard` spreads over processes (model/fsdp.py)."""
-    matrices = {
-        name: parameter
-        for name, parameter in base_parameters(model).items()
-        if name.startswith(f"{model.blocks_at}.") and parameter.dim() > 1
-    }
+    blocks = f"{model.blocks_at}."
+    base = base_parameters(model).items()
+    matrices = {name: p for name, p in base if name.startswith(blocks) and p.dim() > 1}
     return sizes(model, matrices, device)
 
 
@@ -150,14 +148,14 @@ def training_step(
     by_place: dict[int, list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         by_place.setdefault(1 + model.place_of(name), []).append(parameter)
+    foreach = device == "cuda"  # torch's default there
     optimizers = {
-        place: torch.optim.AdamW(parameters, foreach=device == "cuda")
-        for place, parameters in by_place.items()
+        place: torch.optim.AdamW(some, foreach=foreach) for place, some in by_place.items()
     }
-    for parameter in trained.values():  # not the first step: AdamW's moments exist
+    for parameter in trained.values():
         parameter.grad = torch.zeros_like(parameter)
     for optimizer in optimizers.values():
-        optimizer.step()
+        optimizer.step()  # AdamW's moments exist, as after the first step
     if s.batch_size <= processes * s.micro_batch_size:
         model.zero_grad(set_to_none=True)  # else the gradients of earlier micro-batches exist
     model.train()
@@ -191,28 +189,17 @@ def training_step(
         gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
         gradients = sizes(model, gradients, device)
         torch.nn.utils.clip_grad_norm_(trained.values(), s.clip)
-        with footprint.all_at_once() if device == "cuda" else nullcontext():
+        with footprint.all_at_once() if foreach else nullcontext():
             for place, optimizer in optimizers.items():
                 footprint.place = place
                 optimizer.step()
         after_step(model, 1, s.max_steps or 1000)
         model.zero_grad(set_to_none=True)
     model.checkpointing = 0
-    tensors = all_tensors(model)
-    adapter = {name: tensor for name, tensor in tensors.items() if ".adapters." in name}
-    adapter_sizes = sizes(model, adapter, device)
+    adapter = {name: t for name, t in all_tensors(model).items() if ".adapters." in name}
+    adapter = sizes(model, adapter, device)
     phase = Phase(begin, footprint.events[first:], kept, flops)
-    return Step(minus(static, adapter_sizes), adapter_sizes, gradients, moments, phase)
-
-
-def sum_dry(parameters: list[nn.Parameter]) -> None:
-    """What `Processes.sum_gradients` allocates: all gradients in one tensor, and views of it."""
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    del gradients
-    parts = flat.split([p.numel() for p in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter) if parameter.grad is not None else None
+    return Step(minus(static, adapter), adapter, gradients, moments, phase)
 
 
 @torch.no_grad()  # not inference_mode, under which torch dispatches composite operations
@@ -251,8 +238,8 @@ def answer(model: LanguageModel, s: Eval, prompt: int, device: str = "cpu") -> P
             footprint.events += [(place, layer), (place, -layer)]
         cache.filled = length - 1
         whole = torch.ones(rows * s.beams, length, dtype=torch.long, device=at)
-        hidden = model.hidden(ids.new_zeros(rows * s.beams, 1), whole, cache=cache)
-        logits = model.logits(hidden[:, -1])
+        token = (rows * s.beams, 1)
+        logits = model.logits(model.hidden(ids.new_zeros(token), whole, cache=cache)[:, -1])
         if s.temperature > 0 or s.beams > 1:
             logits.log_softmax(dim=-1)
     return Phase(begin, footprint.events[since:], [0] * places, flops)

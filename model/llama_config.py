@@ -1,4 +1,4 @@
-"""What the model types of llama.py do not have in common: defaults, windows, biases, norms.
+"""The Config of llama.py, and what its model types do not have in common.
 
 With a sliding window a query sees only its last keys:
 
@@ -9,7 +9,11 @@ With a sliding window a query sees only its last keys:
     llama           none
 """
 
+from dataclasses import dataclass
+
 from files.errors import UserError
+from model.parts import Shape, check_sizes
+from model.rope import check_rope
 
 QWEN = {
     "vocab_size": 151936,
@@ -46,6 +50,56 @@ BIASES = {
     "attention_bias": ("llama", "qwen3"),
     "mlp_bias": ("llama",),
 }  # setting -> model types that have it
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of config.json that change the computation, by their published names."""
+
+    model_type: str = "llama"
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None  # None: one per attention head
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None  # keys that a query sees, its own included; None: all
+    use_sliding_window: bool = True  # this and the next two: in which layers: `window_of`
+    max_window_layers: int = 0
+    layer_types: list | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def shape(self) -> Shape:
+        heads, positions = self.num_attention_heads, self.max_position_embeddings
+        return Shape(self.num_hidden_layers, heads, self.kv_heads, self.head_size, positions)
+
+    def check(self) -> None:
+        """Raise UserError for a setting these files cannot compute."""
+        kv_heads = "num_key_value_heads" if self.num_key_value_heads else "num_attention_heads"
+        check_sizes(self, "num_attention_heads", kv_heads, "hidden_act")
+        if self.head_dim is None:
+            check_sizes(self, "hidden_size", "num_attention_heads")
+        if self.head_size % 2:
+            raise UserError(f"config.json: head_dim {self.head_size} is odd; rotary needs pairs")
+        check_rope(self.rope_scaling or {}, self.head_size)
+        check_row(self)
 
 
 def window_of(config, layer: int) -> int | None:
