@@ -70,7 +70,7 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
         (
             ("evaluate", "--model", "pocket-llama", "--temperature", "1", "--beams", "2"),
             1,
-            "neither beams",
+            "excludes beams",
         ),
         (("evaluate", "--model", "pocket-llama", "--seeds", "0,1"), 1, "eval.temperature"),
         (("evaluate", "--model", "pocket-llama", "--top-p", "1.5"), 1, "top_p"),
@@ -87,7 +87,7 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
             1,
             "has its own",
         ),
-        (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "more than 1,000"),
+        (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "up to 1,000"),
         (
             (
                 *(
