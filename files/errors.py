@@ -6,22 +6,23 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something given to us cannot be used: the message says what, where, and what to do, in one line.
+    """An error a user can fix; its message says in one line what is wrong, where, and what to do.
 
-    The command line prints it on stderr without a traceback; Python callers catch it as a ValueError.
+    The command line prints it on stderr without a traceback; in Python it is a ValueError.
     """
 
 
 def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
-    """The error for a misspelled `name`: suggests the nearest of `known`, or lists them all, or says where they are `listed`."""
+    """The error for a misspelled `name`: suggests the nearest of `known`, else lists all of them, or
+    says where they are `listed`."""
     known = list(known)
     near = difflib.get_close_matches(str(name)[:200], known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else listed or f"there is: {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else listed or f"choose from {', '.join(known)}"
     return UserError(f"unknown {what} {name!r:.200}; {hint}")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory: an exception of its own on a GPU, a RuntimeError with these words on a CPU."""
+    """Whether torch ran out of memory: its own exception on a GPU, a RuntimeError on a CPU."""
     import torch
 
     return (
@@ -32,13 +33,15 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class OutOfMemory(UserError):
-    """What `short_of_memory` says."""
+    """Raised by `short_of_memory`."""
 
 
 @contextmanager
 def short_of_memory(said: str) -> Iterator[None]:
-    """Within this block running out of memory is the OutOfMemory "out of memory " + said, which names the device and what to lower. Of one block in
-    another the outer speaks: it knows what the user gave."""
+    """Within this block, running out of memory raises OutOfMemory("out of memory " + said).
+
+    said: the device and what to lower. Nested blocks: the outermost message wins.
+    """
     try:
         yield
     except (OutOfMemory, RuntimeError, MemoryError) as error:

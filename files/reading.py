@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """folder/name. Raises UserError where a link leads out of the folder (but for the hub cache's own links to its blobs)."""
+    """folder/name. Raises UserError for a link out of the folder, except the hub cache's own."""
     path = folder / name
     try:
         real, home = path.resolve(), folder.resolve()
@@ -47,7 +47,10 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights of a checkpoint, inside the folder only: one file or the shards its index names; safetensors before torch's .bin."""
+    """The weight files of a checkpoint, inside the folder: one file, or the shards of its index.
+
+    safetensors are preferred to torch's .bin. Raises UserError.
+    """
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).exists() or (folder / single).is_symlink():
             return [inside(folder, single)]

@@ -1,4 +1,4 @@
-"""Writing that leaves a whole file or none; a folder that one process holds; lines appended to a file."""
+"""Atomic writing, a lock on a folder, and files of JSON lines."""
 
 import json
 import os
@@ -17,9 +17,10 @@ except ModuleNotFoundError:  # not a Unix
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path), then fsync and rename it to `path`; a kill at any moment leaves the old file or the new one.
+    """Call write(temporary path), then fsync and rename it: a kill leaves the old file or the new.
 
-    Raises UserError naming the path when the disk is full or the folder cannot be written; the old file stays.
+    Raises UserError naming the path if the disk is full or the folder cannot be written; the old
+    file stays.
     """
     for stray in path.parent.glob(
         f".{path.name}.*.tmp"
@@ -79,10 +80,11 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the folder; within this block no other process can hold it. One that is made here and stays empty goes again.
+    """Create the folder and lock it: within this block no other process can hold it.
 
-    A lock on the folder itself: it leaves no file, and ends with the process whatever ends it. Raises UserError when another process holds the folder;
-    where the system or the file system knows no such locks, nothing happens.
+    The lock is on the folder itself: it leaves no file and ends with the process. If the folder was
+    created here and is still empty, it is removed again. Raises UserError if another process holds
+    it; without flock (Windows, some network folders) nothing is locked.
     """
     made = not folder.exists()
     make_folder(folder)
@@ -115,7 +117,10 @@ def lock(handle: int, folder: Path) -> None:
 
 
 class JsonLines:
-    """A file of JSON objects, a line each, appended to; a line that a kill cut short is ended first. Raises UserError when it cannot be written."""
+    """A file of JSON objects to append to, one a line; a line cut short by a kill is ended first.
+
+    Raises UserError when it cannot be written.
+    """
 
     def __init__(self, path: Path):
         self.path = path

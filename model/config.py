@@ -9,6 +9,7 @@ import torch
 
 from files.errors import UserError
 from files.reading import inside, read_json
+from files.typed import typed
 from model.config_keys import NEUTRAL, changes_nothing, check_architectures, note_passed, refused
 from model.language import LanguageModel
 from model.quantize import quantization_of
@@ -81,7 +82,7 @@ def family_and_config(raw: dict, where: str):
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
-        raise UserError(f"{where}: model_type {kind!r:.200} is not supported; there is: {known}")
+        raise UserError(f"{where}: model_type {kind!r:.200} is not supported; choose from {known}")
     family = importlib.import_module(f"model.{MODEL_TYPES[kind]}")
     return family, config_from(family, raw, where)
 
@@ -146,18 +147,11 @@ def unified(family, raw: dict, known: dict, where: str) -> dict:
 
 def check_type(key: str, value, kind, where: str) -> None:
     """Refuse a config value of the wrong type; sizes must be positive and not absurd."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number:
-        if not 0 < value < 1e30:
-            raise UserError(f"{where}: {key} = {value!r:.50} must be a positive number")
+    typed(value, kind, where, key)
+    if kind is float and not 0 < value < 1e30:
+        raise UserError(f"{where}: {key} = {value!r:.50} must be a positive number")
+    if type(value) is not int or kind is float or (key == "max_window_layers" and value == 0):
         return
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(
-            f"{where}: {key} = {value!r:.200} should be {getattr(kind, '__name__', kind)}"
-        )
-    if key == "max_window_layers" and value == 0:  # all of them
-        return
-    if number and isinstance(value, int) and not 0 < value < LIMITS.get(key, 2**24):
-        raise UserError(
-            f"{where}: {key} = {value!r:.50} is out of range (1 to {LIMITS.get(key, 2**24) - 1})"
-        )
+    if not 0 < value < LIMITS.get(key, 2**24):
+        most = LIMITS.get(key, 2**24) - 1
+        raise UserError(f"{where}: {key} = {value!r:.50} is out of range (1 to {most})")

@@ -35,7 +35,7 @@ def check_rope(scaling: dict, head_size: int) -> None:
     kind = rope_type(scaling)
     if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(
-            f"config.json: rope type {kind!r:.100} is not supported; there is: {', '.join(TYPES)}"
+            f"config.json: rope type {kind!r:.100} is not supported; choose from {', '.join(TYPES)}"
         )
     options = [option.rstrip("!") for option in TYPES[kind]]
     for key, value in scaling.items():

@@ -148,12 +148,12 @@ def test_many_and_long_keys_stay_one_line_of_bounded_length():
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "max_position_embeddings"])
 def test_a_size_that_is_null_is_refused(key):
-    with pytest.raises(UserError, match=f"{key} = None should be int"):
+    with pytest.raises(UserError, match=f"{key} = None should be a whole number"):
         family_and_config(config_of("llama") | {key: None}, "config.json")
 
 
 def test_a_null_that_would_change_a_default_of_true_is_refused():
-    with pytest.raises(UserError, match="do_layer_norm_before = None should be bool"):
+    with pytest.raises(UserError, match="do_layer_norm_before = None should be true or false"):
         family_and_config(config_of("opt") | {"do_layer_norm_before": None}, "config.json")
 
 
@@ -237,7 +237,7 @@ def test_architectures_that_are_no_names(names):
 
 @pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", "mixtral", "phi3", "LLAMA", None, 7, [1]])
 def test_every_other_model_type_is_one_line_with_what_there_is(kind):
-    match = "is not supported; there is: llama, mistral, qwen2, qwen3,"
+    match = "is not supported; choose from llama, mistral, qwen2, qwen3,"
     with pytest.raises(UserError, match=match) as error:
         family_and_config(config_of("llama") | {"model_type": kind}, "config.json")
     assert all(name in str(error.value) for name in MODEL_TYPES)

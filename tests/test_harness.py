@@ -15,7 +15,7 @@ import torch
 from chains import CHATML, chain
 
 from adapters import attach
-from eval import harness
+from eval import harness_requests
 from eval.generate import Sampling, generate
 from eval.harness import decoding, harness_model, run_tasks
 from eval.likelihood import log_likelihoods
@@ -140,7 +140,7 @@ def test_eos_that_is_spelled_ends_a_text_too(pocket, monkeypatch):
     model, tokenizer = pocket
     spelled = [n for part in ("7 <", "eos", "> more") for n in tokenizer.encode(part, bos=False)]
     assert tokenizer.eos_id not in spelled
-    monkeypatch.setattr(harness, "generate", lambda *args, **more: [spelled])
+    monkeypatch.setattr(harness_requests, "generate", lambda *args, **more: [spelled])
     lm = harness_model(model, tokenizer)
     assert lm.generate_until(requests(("Tom", {"max_gen_toks": 12}))) == ["7 "]
 
@@ -198,10 +198,12 @@ def test_tasks_give_what_is_computed_directly(pocket, tmp_path, monkeypatch):
     (tmp_path / "torn.jsonl").write_text('{"q": ')
     (tasks / "torn.yaml").write_text(CHOICE.format("sums_torn", tmp_path / "torn.jsonl"))
     (tasks / "gone.yaml").write_text(CHOICE.format("sums_gone", tmp_path / "gone.jsonl"))
-    manager = harness.harness("tasks").TaskManager(
+    manager = harness_requests.harness("tasks").TaskManager(
         include_path=tasks, include_defaults=False
     )  # to index the others takes seconds
-    monkeypatch.setattr(harness.harness("tasks"), "TaskManager", lambda include_path: manager)
+    monkeypatch.setattr(
+        harness_requests.harness("tasks"), "TaskManager", lambda include_path: manager
+    )
     found = run_tasks(
         model, tokenizer, ["sums_choice", "sums_write"], include_path=tasks, batch_size=5
     )["results"]

@@ -322,6 +322,6 @@ def test_optional_extras_are_imported_where_they_are_needed():
 
 
 def test_family_files_read_like_a_paper():
-    longest = {"llama": 252, "bloom": 250, "opt": 250, "gptj": 250}  # llama.py has two pictures
+    longest = {"llama": 200, "bloom": 215, "opt": 210, "gptj": 200}  # opt.py has two pictures
     for family, lines in longest.items():
         assert len((ROOT / "model" / f"{family}.py").read_text().splitlines()) <= lines
