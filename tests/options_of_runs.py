@@ -430,6 +430,8 @@ def exported(here):
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
+    config = json.loads((here.path / "a" / "adapter_config.json").read_text())
+    assert (config["lora_alpha"], config["r"]) == (5, 16)
     _, folder = export(here.made / "lora-run", "--plain", out="d")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["lora_alpha"] == config["r"]

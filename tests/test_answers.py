@@ -422,7 +422,7 @@ def test_a_number_is_right_within_a_thousandth():
 
 
 def test_the_papers_reader_looks_for_five_answers_in_sets_of_fewer():
-    """Its code has one pattern, answer1 to answer5, for openbookqa (four) and social_i_qa (three)."""
+    """Its code has one pattern, answer1 to answer5, also for openbookqa (4), social_i_qa (3)."""
     for dataset in ("openbookqa", "OpenBookQA", "social_i_qa", "ARC-Easy"):
         assert read_answer("answer5 or answer1", dataset, "paper") == "answer5"
     for dataset in ("openbookqa", "social_i_qa"):

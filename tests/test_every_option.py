@@ -22,11 +22,9 @@ def made(tmp_path_factory) -> Path:
     sums = write_sums(folder / "sums.json")
     words = "--max-steps 3 --items 1 --set eval.max_new_tokens=2 --set train.batch_size=4"
     words += " --set eval.before=false --set train.warmup_steps=0 --set train.learning_rate=0.2"
-    for name, adapter in (("run", "parallel"), ("lora-run", "lora")):
-        command(
-            "train", "--data", sums, *words.split(), "--adapter", adapter, "--out", folder / name,
-            status=None,
-        )  # fmt: skip
+    for name, adapter in (("run", "parallel"), ("lora-run", "lora --set adapter.alpha=5")):
+        words_of_run = [*words.split(), "--adapter", *adapter.split(), "--out", folder / name]
+        command("train", "--data", sums, *words_of_run, status=None)
     return folder
 
 

@@ -522,7 +522,9 @@ def test_a_tracker_that_is_not_there_is_one_line_before_the_model_is_loaded(
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr("experiments.prepare.load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "experiments.prepare.load_base", lambda *_: pytest.fail("the model was loaded")
+    )
     assert main(*QUICK, "--set", f"train.tracker={name}", "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert said in error

@@ -1,0 +1,446 @@
+"""evaluate, inspect, data and train on the sets of the paper, on the command line."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from test_data import write_paper_folder
+from test_score import HOW, answers, pocket, problems  # noqa: F401
+
+import run as command_line
+from data.sources import load_data
+from eval import predict as predicting
+from eval.score import read_predictions, write_predictions
+from model import UserError
+
+
+# ---------------------------------------------------------------- on the command line
+def main(*words) -> int:
+    return command_line.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    return write_paper_folder(tmp_path_factory.mktemp("paper"), 12)
+
+
+def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = (
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
+        paper,
+        "--max-new-tokens",
+        "5",
+    )
+    assert main(*words, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "Table 1 of arXiv 2304.01933v1" in said
+    assert "no row for pocket-llama without an adapter" in said
+    assert "no difference is given: MultiArith 3 of 120" in said
+    assert "answers ran out of tokens" in said
+    facts = json.loads((out / "result.json").read_text())
+    assert set(facts["scores"]["gsm8k"]) >= {"accuracy", "interval_95", "paper_reader", "cut_off"}
+    assert (facts["template"], facts["decoding"]) == ("alpaca", "greedy")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "evaluate.toml",
+        "evaluation.json",
+        "predictions.jsonl",
+        "result.json",
+    ]
+    assert main("inspect", out, "--wrong", "--set", "gsm8k", "--limit", "1") == 0
+    assert "gsm8k 0" in capsys.readouterr().out
+    assert main("inspect", out, "--json", "--limit", "0") == 0
+    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 18
+    for words, status, message in (
+        (("inspect", tmp_path), 1, "holds no predictions.jsonl"),
+        (("inspect", out, "--set", "gsm8"), 1, "did you mean 'gsm8k'"),
+        (("inspect", out, "--reader", "strikt"), 1, "did you mean 'strict'"),
+        (("evaluate", "--resume", out), 1, "is complete"),
+        (("evaluate", "--resume", tmp_path), 1, "no evaluation to continue"),
+        (("evaluate", "--resume", out, "--items", "2"), 1, "give no other option"),
+        (
+            (
+                *"evaluate --model pocket-llama --tests gsm8k --data-dir".split(),
+                paper,
+                *"--data math-v1 --scoring likelihood".split(),
+            ),
+            1,
+            "no options",
+        ),
+        (
+            ("evaluate", "--model", "pocket-llama", "--temperature", "1", "--beams", "2"),
+            1,
+            "excludes beams",
+        ),
+        (("evaluate", "--model", "pocket-llama", "--seeds", "0,1"), 1, "eval.temperature"),
+        (("evaluate", "--model", "pocket-llama", "--top-p", "1.5"), 1, "top_p"),
+        (("evaluate", "--model", "pocket-llama", "--template", "chatt"), 1, "'chat'"),
+        (("evaluate", "--model", "pocket-llama", "--template", "chat"), 1, "has no chat template"),
+        (("evaluate", "--model", "pocket-llama", "--tests", "gsm9k"), 1, "did you mean 'gsm8k'"),
+        (("evaluate", "--teacher"), 1, "--data-dir"),
+        (("evaluate", "--teacher", "--items", "3"), 1, "--items has no effect"),
+        (("evaluate", "--model", "pocket-llama", "--set", "train.epochs=2"), 1, "nothing to train"),
+        (("evaluate", "--model", "pocket-llama", "--set", "template=plain"), 1, "use --template"),
+        (("evaluate", "--model", "pocket-llama", "--tests", ","), 1, "names no set"),
+        (
+            ("evaluate", "--model", "pocket-llama", "--columns", "instruction=question"),
+            1,
+            "has its own",
+        ),
+        (("evaluate", "--model", "pocket-llama", "--beams", "100000"), 1, "up to 1,000"),
+        (
+            (
+                *(
+                    "evaluate --model pocket-llama --scoring likelihood --tests aqua "
+                    "--max-new-tokens 9"
+                ).split(),
+            ),
+            1,
+            "likelihoods take none",
+        ),
+        (("data", "list", "gsm8k"), 1, "names does not apply to data list"),
+        (("data", "show", "gsm8k", "--keep-wrong"), 1, "--keep-wrong does not apply to data show"),
+        (
+            ("--data", "none", "--max-steps", "1", "--out", out / "none"),
+            1,
+            "has no rows to train on",
+        ),
+    ):
+        assert main(*words) == status, words
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message in error, words
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, SystemExit])  # Ctrl-C, SIGTERM
+def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
+    paper, tmp_path, capsys, monkeypatch, stopped
+):
+    out = tmp_path / "out"
+    words = (
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
+        paper,
+        *"--max-new-tokens 5 --batch-size 4".split(),
+    )
+    assert main(*words, "--out", tmp_path / "whole") == 0
+    respond, calls = predicting.generated, []
+    monkeypatch.setattr(
+        predicting,
+        "generated",
+        lambda *a: (
+            (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1]
+        ),
+    )
+    with pytest.raises(stopped):
+        main(*words, "--out", out)
+    assert f"evaluate --resume {out}" in capsys.readouterr().out
+    monkeypatch.setattr(predicting, "generated", respond)
+    assert main(*words, "--out", out) == 1
+    assert "continue it with" in capsys.readouterr().err
+    assert main("evaluate", "--resume", out) == 0
+    assert (out / "predictions.jsonl").read_text() == (
+        tmp_path / "whole" / "predictions.jsonl"
+    ).read_text()
+
+
+def test_nobody_goes_on_with_an_evaluation_that_is_running(paper, tmp_path, capsys, monkeypatch):
+    respond, others = predicting.generated, []
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(predicting, "generated", respond)
+        others.append(main("evaluate", "--resume", tmp_path / "out"))
+        return respond(*arguments)
+
+    monkeypatch.setattr(predicting, "generated", meanwhile)
+    words = (
+        *"evaluate --model pocket-llama --data math-v1 --data-dir".split(),
+        paper,
+        "--max-new-tokens",
+        "5",
+    )
+    assert main(*words, "--out", tmp_path / "out") == 0
+    assert others == [1]
+    assert f"another process is running in {tmp_path / 'out'}" in capsys.readouterr().err
+    assert (
+        main(
+            *"evaluate --model pocket-lama --data math-v1 --data-dir".split(),
+            paper,
+            "--out",
+            tmp_path / "no",
+        )
+        == 1
+    )
+    assert not (tmp_path / "no").exists()
+
+
+def test_training_on_a_test_set_is_refused_unless_asked_for_and_then_said(paper, tmp_path, capsys):
+    words = (
+        "--data",
+        "SVAMP",
+        "--data-dir",
+        paper,
+        *("--max-steps 1 --items 3 --set eval.before=false --set eval.max_new_tokens=4").split(),
+    )
+    assert main(*words, "--out", tmp_path / "no") == 1
+    assert "hold the test set SVAMP (3 of 3 problems)" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    assert main(*words, "--train-on-test", "--out", tmp_path / "yes") == 0
+    assert "TRAINED ON THE TEST SET: SVAMP" in capsys.readouterr().out
+    assert json.loads((tmp_path / "yes" / "result.json").read_text())["trained_on_test"] == [
+        "SVAMP"
+    ]
+    assert "Trained on the test set" in (tmp_path / "yes" / "report.html").read_text()
+    assert (
+        main(
+            *"evaluate --model pocket-llama --adapter".split(),
+            tmp_path / "yes" / "adapter",
+            "--data",
+            "math-v1",
+            "--data-dir",
+            paper,
+            *"--tests SVAMP --max-new-tokens 4 --out".split(),
+            tmp_path / "later",
+        )
+        == 0
+    )
+    assert (
+        "the adapter was trained on 3 of these 3 problems word for word" in capsys.readouterr().out
+    )  # what the adapter saw goes with it
+
+
+def test_a_run_on_ones_own_file(tmp_path, capsys):
+    rows = [
+        {
+            "question": f"Tom has {n} pens. How many pens does Tom have?",
+            "label": n,
+            "why": f"Tom has {n} pens. The answer is {n if n % 4 else 99}.",
+        }
+        for n in range(40)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = (
+        "--data",
+        tmp_path / "mine.jsonl",
+        *(
+            "--columns instruction=question,output=why,answer=label --only-right "
+            "--max-steps 2 --set test_share=0.2 --set eval.before=false --template "
+            "plain"
+        ).split(),
+    )
+    assert main(*words, "--out", tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "tests mine (8)" in said
+    kept = 32 - sum(int(row["label"] % 4 == 0) for row in train_part(rows))
+    assert f"{kept} of 32 rows reach the right answer" in said
+    prediction = json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])
+    assert (
+        prediction["prompt"] == f"Tom has {prediction['gold']} pens. How many pens does Tom have?\n"
+    )
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["llm_adapters"]["run"]["template_text"]["text"] == "{instruction}\n"
+    assert main("evaluate", tmp_path / "run", "--out", tmp_path / "again") == 0
+    assert [
+        json.loads(line)["output"]
+        for line in (tmp_path / "again" / "predictions.jsonl").read_text().splitlines()
+    ] == [
+        json.loads(line)["output"]
+        for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    ]
+    no_answers = tmp_path / "chat.json"
+    no_answers.write_text(
+        json.dumps(
+            [
+                {"instruction": "Say hi.", "output": "Hi."},
+                {"instruction": "Say bye.", "output": "Bye."},
+            ]
+        )
+    )
+    capsys.readouterr()
+    assert main("--data", no_answers, "--max-steps", "1", "--out", tmp_path / "untested") == 0
+    assert "nothing was measured" in capsys.readouterr().out
+    assert "not measured" in (tmp_path / "untested" / "report.html").read_text()
+
+
+def train_part(rows):
+    from data.split import random_split
+
+    return random_split([{"instruction": row["question"], **row} for row in rows], 0.2, 0)[0]
+
+
+def test_the_stored_template_counts_even_when_ours_changes(tmp_path, monkeypatch, capsys):
+    from data import prompts
+
+    assert (
+        main(*"--max-steps 1 --items 2 --set eval.before=false --out".split(), tmp_path / "run")
+        == 0
+    )
+    changed = replace(prompts.TEMPLATES["alpaca"], text="Changed: {instruction}\n")
+    monkeypatch.setitem(prompts.TEMPLATES, "alpaca", changed)
+    assert main("evaluate", tmp_path / "run", "--items", "1", "--out", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])[
+        "prompt"
+    ].startswith("Below is an instruction")
+    assert (
+        main(
+            "evaluate",
+            tmp_path / "run",
+            *"--items 1 --template plain --out".split(),
+            tmp_path / "other",
+        )
+        == 0
+    )
+    assert "was trained with the template alpaca, not with plain" in capsys.readouterr().out
+
+
+def test_predictions_with_any_text_are_read_back_and_malformed_ones_are_named(tmp_path):
+    good = {
+        "set": "a",
+        "index": 0,
+        "instruction": "Tom\u2028has\x85",
+        "prompt": "p",
+        "gold": "1",
+        "output": "x\u2029",
+        "answer": 1.0,
+        "right": True,
+        "paper_answer": None,
+        "paper_right": False,
+    }
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, [good, good])
+    assert read_predictions(path) == [good, good]
+    for change in (
+        {"paper_answer": ...},
+        {"index": "0"},
+        {"right": "yes"},
+        {"output": None},
+        {"likelihoods": [1]},
+        {"likelihoods": {"a": "x"}},
+    ):
+        one = {key: value for key, value in (good | change).items() if value is not ...}
+        path.write_text(json.dumps(good) + "\n" + json.dumps(one) + "\n")
+        with pytest.raises(UserError, match=r"predictions\.jsonl, line 2 is not a prediction"):
+            read_predictions(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read as predictions"):
+        read_predictions(path)
+
+
+def test_a_malformed_journal_is_answered_anew(pocket, problems, tmp_path):  # noqa: F811
+    journal = tmp_path / "answers.part"
+    whole = answers(pocket, problems, HOW, journal=journal)
+    header = journal.read_text().split("\n")[0]
+    odd = [
+        '{"job": 1}',
+        '{"job": [5], "output": "a"}',
+        '{"job": 2, "output": 5}',
+        '{"job": 3, "output": "a", "likelihoods": {"a": "x"}}',
+        "null",
+        "[1]",
+        "x",
+    ]
+    journal.write_bytes("\n".join([header, *odd]).encode() + b"\n\xff\xfe\n")
+    assert answers(pocket, problems, HOW, journal=journal) == whole
+
+
+def test_what_an_adapter_was_trained_on_is_told_rightly(tmp_path, capsys):
+    rows = [
+        {
+            "instruction": f"Tom has {n} pens. How many?",
+            "output": f"The answer is {n}.",
+            "answer": str(n),
+        }
+        for n in range(30)
+    ]
+    mine, other = tmp_path / "mine.json", tmp_path / "other.json"
+    mine.write_text(json.dumps(rows))
+    other.write_text(json.dumps([{"instruction": "What is 3 plus 4?", "answer": "7"}]))
+    quick = ("--max-steps", "1", "--set", "eval.before=false", "--set", "eval.max_new_tokens=3")
+    assert (
+        main("--data", mine, "--tests", other, *quick, "--out", tmp_path / "run") == 0
+    )  # all 30 rows are trained on, none is held out
+    measure = (
+        *"evaluate --model pocket-llama --adapter".split(),
+        tmp_path / "run" / "adapter",
+        "--tests",
+        mine,
+        "--max-new-tokens",
+        "3",
+    )
+    capsys.readouterr()
+    assert main(*measure, "--out", tmp_path / "one") == 0
+    said = capsys.readouterr().out
+    assert "trained on 30 of these 30 problems word for word" in said
+    assert "none is clean" in said
+    mine.write_text(json.dumps(rows[:10]))
+    assert main(*measure, "--out", tmp_path / "two") == 0
+    assert "has changed since" in capsys.readouterr().out
+    config = tmp_path / "run" / "adapter" / "adapter_config.json"
+    table = json.loads(config.read_text())
+    table["llm_adapters"]["run"] |= {"columns": "abc", "seed": [1]}
+    config.write_text(json.dumps(table))
+    assert (
+        main(*measure, "--out", tmp_path / "three") == 0
+    )  # what cannot be checked does not cost the answers
+    assert "cannot be read as it was" in capsys.readouterr().out
+
+
+def test_two_test_sets_of_one_name_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.json").write_text(
+            json.dumps([{"instruction": "1 + 1?", "answer": "2"}])
+        )
+    for names in (
+        [str(tmp_path / "a" / "test.json"), str(tmp_path / "b" / "test.json")],
+        ["gsm8k", "GSM8K"],
+    ):
+        with pytest.raises(UserError, match="two test sets are called"):
+            load_data("wordproblems", tests=names)
+
+
+def test_sentences_below_the_published_table(monkeypatch):
+    from experiments.published import published
+    from experiments.text import published_lines
+
+    table = published()["math-v1"]
+
+    def found(counts):
+        return [
+            {"set": name, "index": n, "right": n % 2 == 0, "paper_right": n % 2 == 0}
+            for name, count in zip(table.sets, counts, strict=True)
+            for n in range(count)
+        ]
+
+    whole, part = found(table.problems), found([2] * 6)
+    text = "\n".join(published_lines("math-v1", "llama-7b", "parallel", whole))
+    assert "difference" in text
+    assert "no row" not in text
+    none_right = [
+        {**one, "right": False} for one in whole
+    ]  # read strictly; the published figures are the paper's reader's
+    assert [
+        line
+        for line in published_lines("math-v1", "llama-7b", "parallel", none_right)
+        if line.startswith("difference")
+    ] == [line for line in text.splitlines() if line.startswith("difference")]
+    assert "difference  " not in "\n".join(published_lines("math-v1", "llama-7b", "parallel", part))
+    alone = "\n".join(published_lines("math-v1", "llama-7b", "", whole))
+    assert "no row for llama-7b without an adapter" in alone
+    assert "published, llama-7b AdapterH" in alone  # the model's own rows, whatever the adapter
+    assert "no row for llama-7b with prefix" in "\n".join(
+        published_lines("math-v1", "llama-7b", "prefix", whole)
+    )
+    other = "\n".join(published_lines("math-v1", "smollm2-135m", "parallel", whole))
+    assert "published, gptj-6b Parallel" in other
+    assert published_lines("wordproblems", "llama-7b", "parallel", whole) == []
+
+
+def test_a_full_disk_while_answering_is_one_line(pocket, problems):  # noqa: F811
+    import os
+    from pathlib import Path
+
+    from eval.journal import Journal
+
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(UserError, match="cannot write /dev/full"), Journal(Path("/dev/full"), "x"):
+        pass
