@@ -13,8 +13,10 @@ class UserError(ValueError):
 
 
 def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
-    """The error for a misspelled `name`: suggests the nearest of `known`, else lists all of them, or
-    says where they are `listed`."""
+    """The error for a misspelled `name`: suggests the nearest of `known`.
+
+    If none is near: lists all of them, or says where they are `listed`.
+    """
     known = list(known)
     near = difflib.get_close_matches(str(name)[:200], known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else listed or f"choose from {', '.join(known)}"

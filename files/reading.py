@@ -69,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index names. Raises UserError for a name that is no plain file beside it."""
+    """The files that an index names. Raises UserError for a name with a folder in it."""
     names = read_json(index).get("weight_map")
     if (
         not isinstance(names, dict)

@@ -86,7 +86,8 @@ def typed_values(
 
 
 def typed(value: Any, kind: Any, where: str, key: str) -> Any:
-    """The value of a key in the type `kind`. Raises UserError "WHERE: KEY = VALUE should be ..."."""
+    """The value of a key in the type `kind`. Raises UserError
+    "WHERE: KEY = VALUE should be ..."."""
     if is_dataclass(kind):
         return from_table(kind, value, f"{where} [{key}]")
     try:

@@ -22,10 +22,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises UserError naming the path if the disk is full or the folder cannot be written; the old
     file stays.
     """
-    for stray in path.parent.glob(
-        f".{path.name}.*.tmp"
-    ):  # of a process that was killed; not what another is writing just now
-        if not is_running(stray.name.split(".")[-2]):
+    for stray in path.parent.glob(f".{path.name}.*.tmp"):
+        if not is_running(stray.name.split(".")[-2]):  # its process was killed
             stray.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,10 +39,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except RuntimeError as error:  # torch's word for a full disk
+    except RuntimeError as error:  # torch raises this for a full disk
         raise UserError(
-            f"cannot write {path}: the disk is full, or a file may not be as large ({str(error).splitlines()[0]}); what was there before is "
-            "as it was"
+            f"cannot write {path}: the disk is full, or a file may not be as large "
+            f"({str(error).splitlines()[0]}); what was there before is as it was"
         ) from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error

@@ -22,10 +22,8 @@ from model.weights import safetensors
 def check_empty(folder: Path) -> None:
     """Raises UserError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} exists and is not {'empty' if folder.is_dir() else 'a folder'}: give another "
-            "one for the model"
-        )
+        wrong = "not empty" if folder.is_dir() else "not a folder"
+        raise UserError(f"{folder} exists and is {wrong}: give another one for the model")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -95,7 +93,7 @@ def write_safetensors(
 
 
 def compare(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Read the folder's tensors again, one at a time. Raises UserError unless they are these to the bit."""
+    """Read the folder's tensors again. Raises UserError unless they equal these to the bit."""
     left = dict(tensors)
     for name, tensor in read_back(folder):
         expected = left.pop(name, None)
