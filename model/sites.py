@@ -50,7 +50,7 @@ class Site(nn.Module):
 
 
 class Linear(Site):
-    """y = x W^T + b in the dtype of x, and a site. weight [out, in] is stored in any float dtype."""
+    """y = x W^T + b in the dtype of x; a site. weight [out, in] has any float dtype."""
 
     kind = "Linear"
 

@@ -102,7 +102,7 @@ class Tokens:
         return columns + pads * (columns < self.virtual)
 
     def causal_mask(self) -> Tensor | None:
-        """`may_look`, or None for plain causal attention: no pads, and no past keys or one query."""
+        """`may_look`, or None if the attention is plain causal: no pads, no past or one query."""
         if self.mask is None and (self.past == 0 or self.ids.shape[1] == 1):
             return None
         return self.may_look()
