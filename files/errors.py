@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right."""
+"""`UserError` and the messages of misspelled names and memory."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -39,14 +39,14 @@ class OutOfMemory(UserError):
 
 
 @contextmanager
-def short_of_memory(said: str) -> Iterator[None]:
-    """Within this block, running out of memory raises OutOfMemory("out of memory " + said).
+def short_of_memory(advice: str) -> Iterator[None]:
+    """Within this block, running out of memory raises OutOfMemory("out of memory " + advice).
 
-    said: the device and what to lower. Nested blocks: the outermost message wins.
+    advice: the device and what to lower. Nested blocks: the outermost message wins.
     """
     try:
         yield
     except (OutOfMemory, RuntimeError, MemoryError) as error:
         if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
             raise
-        raise OutOfMemory(f"out of memory {said}") from None
+        raise OutOfMemory(f"out of memory {advice}") from None

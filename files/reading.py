@@ -91,8 +91,8 @@ def shard_names(index: Path) -> list[str]:
 
 
 def distinct(pairs: list[tuple]) -> dict:
-    """A JSON object whose keys occur once."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """A JSON object. Raises ValueError for a key that occurs twice."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
         raise ValueError("a key is there twice")
-    return found
+    return table

@@ -82,36 +82,40 @@ def held(folder: Path) -> Iterator[None]:
 
     The lock is on the folder itself: it leaves no file and ends with the process. If the folder was
     created here and is still empty, it is removed again. Raises UserError if another process holds
-    it; without flock (Windows, some network folders) nothing is locked.
+    it.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     make_folder(folder)
     try:
         handle = os.open(folder, os.O_RDONLY) if fcntl else None
     except OSError as error:
         raise UserError(f"cannot open the folder {folder}: {error.strerror}") from None
     try:
-        if handle is not None:
-            lock(handle, folder)
+        if handle is not None and not lock(handle):
+            raise UserError(f"another process is running in {folder}: wait for it, or stop it")
         try:
             yield
         finally:
-            if made and not any(folder.iterdir()):
+            if is_new and not any(folder.iterdir()):
                 folder.rmdir()
     finally:
         if handle is not None:
             os.close(handle)
 
 
-def lock(handle: int, folder: Path) -> None:
+def lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file or folder until it is closed; False if another process holds the lock.
+
+    Without flock (Windows, some network folders) nothing is locked.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"another process is running in {folder}: wait for it, or stop it"
-        ) from None
-    except OSError:  # a network folder without locks
+        return False
+    except OSError:
         pass
+    return True
 
 
 class JsonLines:
@@ -146,6 +150,6 @@ class JsonLines:
     def __exit__(self, kind, *_) -> None:
         try:
             self.file.close()
-        except OSError as error:  # what is still in its buffer does not fit either
+        except OSError as error:  # the rest of the buffer cannot be written
             if kind is None:
                 raise UserError(f"cannot write {self.path}: {error}") from None

@@ -9,7 +9,7 @@ How a page is read:
 - A block with a file name behind its language, as in ```json rows.json, is written to that file.
 - A `text` block directly after one of these is what it prints; `...` stands for anything.
 
-`python tests/test_docs.py` writes what the blocks print now into the pages,
+`PYTHONPATH=. python tests/test_docs.py` writes what the blocks print now into the pages,
 but for outputs with `...`.
 """
 

@@ -174,7 +174,7 @@ def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path
 
 
 def test_a_draw_from_the_likeliest_token_alone_is_greedy(pocket, problems):
-    """eval.top_k and eval.top_p reach the sampling: a high temperature alone changes answers."""
+    """eval.top_k and eval.top_p reach the sampling: without them the answers change."""
     few = {"addsub": problems["addsub"]}
     greedy, free, first, least = (
         [one["output"] for one in answers(pocket, few, replace(HOW, **more))]

@@ -99,7 +99,7 @@ def test_evaluate_inspect_and_the_row_beside_table_1(paper, tmp_path, capsys):
             "likelihoods take none",
         ),
         (("data", "list", "gsm8k"), 1, "names does not apply to data list"),
-        (("data", "show", "gsm8k", "--keep-wrong"), 1, "no use for --keep-wrong"),
+        (("data", "show", "gsm8k", "--keep-wrong"), 1, "--keep-wrong does not apply to data show"),
         (
             ("--data", "none", "--max-steps", "1", "--out", out / "none"),
             1,

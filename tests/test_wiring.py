@@ -17,7 +17,7 @@ from train.checkpoint import State
 from train.optim import LossScale
 
 
-def test_the_whole_loss_scale_is_restored(folder, tmp_path):
+def test_the_whole_state_is_restored(folder, tmp_path):
     model = load_model(str(folder))
     attach(model, "lora", r=2)
     parameters = named_parameters(model)
@@ -25,10 +25,15 @@ def test_the_whole_loss_scale_is_restored(folder, tmp_path):
     def state(scale):
         return State(model, parameters, torch.optim.AdamW(parameters.values()), scale)
 
-    state(LossScale(4.0, calm=3, dynamic=True, patience=7)).save(tmp_path, {})
+    saved = state(LossScale(4.0, calm=3, dynamic=True, patience=7))
+    saved.step, saved.skipped, saved.skipped_in_a_row = 9, 5, 2
+    saved.validated(0.5)
+    saved.save(tmp_path, {})
     fresh = state(LossScale())
     fresh.load(tmp_path, {})
     assert vars(fresh.scale) == {"scale": 4.0, "calm": 3, "dynamic": True, "patience": 7}
+    assert (fresh.step, fresh.skipped, fresh.skipped_in_a_row) == (9, 5, 2)
+    assert fresh.validation == {"best_step": 9, "best_loss": 0.5}
 
 
 def test_the_loss_scale_stays_at_least_one():
