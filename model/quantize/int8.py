@@ -30,8 +30,8 @@ class Int8(QuantizedLinear):
         rows = max(1, AT_ONCE // self.in_features)
         for start in range(0, self.out_features, rows):
             some = slice(start, start + rows)
-            steps = weight[some].float() / self.scale[some, None].clamp(min=TINY)
-            self.codes[some] = steps.round().clamp(-127, 127).to(torch.int8)
+            scale = self.scale[some, None].clamp(min=TINY)
+            self.codes[some] = (weight[some].float() / scale).round_().clamp_(-127, 127)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         return (self.codes * self.scale[:, None]).to(dtype)

@@ -66,8 +66,9 @@ class NF4(QuantizedLinear):
         middles = (levels[1:] + levels[:-1]) / 2
         for start in range(0, len(blocks), AT_ONCE // BLOCK):
             some = slice(start, start + AT_ONCE // BLOCK)
-            scaled = blocks[some].float() / scale[some, None]
-            codes = torch.bucketize(scaled, middles, out_int32=True).to(torch.uint8).view(-1, 2)
+            step = scale[some, None]
+            codes = torch.bucketize(blocks[some].float() / step, middles, out_int32=True)
+            codes = codes.to(torch.uint8).view(-1, 2)
             first = start * BLOCK // 2
             self.codes[first : first + len(codes)] = codes[:, 0] << 4 | codes[:, 1]
 
