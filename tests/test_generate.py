@@ -283,7 +283,7 @@ def test_a_beam_goes_on_however_many_stop_tokens_are_likelier(tiny, monkeypatch)
     table[5, [10, 20, 11, 12, 30]] = torch.tensor([0.4, 0.2, 0.15, 0.14, 0.11]).log()
     table[20] = 0.0
     table[range(30, 60), range(31, 61)] = 50.0
-    monkeypatch.setattr(tiny, "hidden", lambda ids, *_, **__: table[ids])
+    monkeypatch.setattr(tiny, "forward", lambda ids, *_, **__: table[ids])
     monkeypatch.setattr(tiny, "logits", lambda hidden: hidden)
     found = generate(tiny, torch.tensor([[5]]), max_new_tokens=8, beams=2, stop_ids=[10, 11, 12])
     assert (
