@@ -13,10 +13,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
 from files.errors import UserError
-from files.writing import make_folder, write_text
+from files.progress import progress_bar
+from files.writing import lock, make_folder, write_text
 
 MIRROR = "LLM_ADAPTERS_MIRROR"  # base URL of a copy, for machines that reach no other server
 CACHE = "LLM_ADAPTERS_CACHE"
@@ -114,11 +113,7 @@ def receive(file: File, part: Path) -> None:
                     f"{address(file)} comes without its length and has no known sha256: "
                     "a complete file cannot be told from a partial one"
                 )
-            interval = 0.1 if sys.stderr.isatty() else 10
-            with tqdm(
-                total=total, initial=have, unit="B", unit_scale=True, desc=part.stem,
-                dynamic_ncols=True, mininterval=interval,
-            ) as bar:  # fmt: skip
+            with progress_bar(total, have, unit="B", unit_scale=True, desc=part.stem) as bar:
                 while piece := network(file, lambda: answer.read(PIECE)):
                     out.write(piece)
                     bar.update(len(piece))
@@ -166,21 +161,15 @@ def network(file: File, step: Callable):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder where the system has locks; it ends with the process."""
+    """Lock the folder within this block; wait for another process that holds the lock."""
     try:
         handle = open(folder / ".lock", "ab")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}; {ELSEWHERE}") from None
     with handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(handle.fileno()):
             print(f"another process fetches into {folder}: waiting for it", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows; a network folder without locks
-            pass
+            lock(handle.fileno(), wait=True)
         yield
 
 

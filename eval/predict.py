@@ -1,14 +1,11 @@
 """Answers of a model to problems: generated or the likeliest option, read by both readers."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-
-from tqdm import tqdm
 
 from data.batches import encode_prompt
 from data.prompts import Template
@@ -22,6 +19,7 @@ from eval.likelihood import log_likelihoods
 from eval.room import positions_of, room_for
 from eval.settings import Eval
 from files.errors import short_of_memory
+from files.progress import progress_bar
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 
@@ -94,15 +92,8 @@ def predict(
     kept = Journal(journal_of(journal, rank), fingerprint) if writes else None
 
     model.eval()
-    bar = tqdm(
-        total=len(answers) + len(waiting),
-        initial=len(answers),
-        unit="problem",
-        desc=title,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; a log file wants few lines
-        disable=rank > 0,
-    )
+    total, done = len(answers) + len(waiting), len(answers)
+    bar = progress_bar(total, done, unit="problem", desc=title, disable=rank > 0)
     with bar, kept or nullcontext():
         for batch in batches_of(waiting, rooms, decoding.batch_size):
             with short_of_memory(

@@ -17,7 +17,7 @@ from files.reading import read_json
 from model.config import describe, skeleton
 from model.devices import balance
 from model.language import LanguageModel
-from model.quantize import how_stored, quantization_of, quantize_skeleton
+from model.quantize import quantization_of, quantize_skeleton, resolve_quantization
 from model.registry import find
 from model.show import size_text
 from train.plan.advice import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
@@ -83,7 +83,7 @@ def with_adapter(s: Settings, kind: str) -> LanguageModel:
         dtype = torch.float32 if dtype == torch.float16 and kind == "cpu" else dtype
     model.to(dtype)
     model.dtype = dtype
-    if stored := how_stored(s.quantize, quantization_of(raw, where)[0], where):
+    if stored := resolve_quantization(s.quantize, quantization_of(raw, where)[0], where):
         if s.shard:
             raise UserError(
                 f"{s.model} is stored in {stored}, and --shard lays whole weights over processes: "

@@ -1,1 +1,1 @@
-"""Errors, typed tables, atomic writing and reading of files."""
+"""Errors, typed tables, progress bars, atomic writing and reading of files."""

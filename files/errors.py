@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right."""
+"""`UserError` and the messages of misspelled names and memory."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,10 @@ class UserError(ValueError):
 
 
 def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
-    """The error for a misspelled `name`: suggests the nearest of `known`, else lists all of them, or
-    says where they are `listed`."""
+    """The error for a misspelled `name`: suggests the nearest of `known`.
+
+    If none is near: lists all of them, or says where they are `listed`.
+    """
     known = list(known)
     near = difflib.get_close_matches(str(name)[:200], known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else listed or f"choose from {', '.join(known)}"
@@ -37,14 +39,14 @@ class OutOfMemory(UserError):
 
 
 @contextmanager
-def short_of_memory(said: str) -> Iterator[None]:
-    """Within this block, running out of memory raises OutOfMemory("out of memory " + said).
+def short_of_memory(advice: str) -> Iterator[None]:
+    """Within this block, running out of memory raises OutOfMemory("out of memory " + advice).
 
-    said: the device and what to lower. Nested blocks: the outermost message wins.
+    advice: the device and what to lower. Nested blocks: the outermost message wins.
     """
     try:
         yield
     except (OutOfMemory, RuntimeError, MemoryError) as error:
         if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
             raise
-        raise OutOfMemory(f"out of memory {said}") from None
+        raise OutOfMemory(f"out of memory {advice}") from None

@@ -69,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index names. Raises UserError for a name that is no plain file beside it."""
+    """The files that an index names. Raises UserError for a name with a folder in it."""
     names = read_json(index).get("weight_map")
     if (
         not isinstance(names, dict)
@@ -91,8 +91,8 @@ def shard_names(index: Path) -> list[str]:
 
 
 def distinct(pairs: list[tuple]) -> dict:
-    """A JSON object whose keys occur once."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """A JSON object. Raises ValueError for a key that occurs twice."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
         raise ValueError("a key is there twice")
-    return found
+    return table

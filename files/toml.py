@@ -23,7 +23,10 @@ def read_toml(path: Path) -> dict:
 
 
 def parse_set(text: str) -> dict:
-    """`train.clip=0.5` -> {"train": {"clip": 0.5}}; the value is TOML, or a bare word. Raises UserError."""
+    """`train.clip=0.5` -> {"train": {"clip": 0.5}}; the value is TOML or plain text.
+
+    Raises UserError.
+    """
     path, sign, value = text.partition("=")
     if not sign or not path.strip():
         raise UserError(f"--set {text!r} should be KEY=VALUE, for example adapter.size=64")
@@ -55,11 +58,9 @@ def toml_key(key: str) -> str:
 
 
 def toml_value(value) -> str:
-    """Strings, booleans, numbers and lists as TOML; JSON writes all four the same way. A table is written in one line."""
+    """A value as TOML. JSON writes strings, booleans, numbers and lists the same way; a table is
+    written in one line."""
     if isinstance(value, dict):
-        return (
-            "{ "
-            + ", ".join(f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items())
-            + " }"
-        )
+        inside = (f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items())
+        return f"{{ {', '.join(inside)} }}"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

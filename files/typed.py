@@ -62,10 +62,10 @@ def from_table(cls: type[T], table: dict, where: str, what: str = "setting") -> 
         required = field.default is MISSING and field.default_factory is MISSING
         if required and field.name not in values:
             raise UserError(f"{where}: {what} {field.name} is missing")
-    made = cls(**values)
-    if hasattr(made, "check"):
-        made.check()
-    return made
+    result = cls(**values)
+    if hasattr(result, "check"):
+        result.check()
+    return result
 
 
 def typed_values(
@@ -86,7 +86,8 @@ def typed_values(
 
 
 def typed(value: Any, kind: Any, where: str, key: str) -> Any:
-    """The value of a key in the type `kind`. Raises UserError "WHERE: KEY = VALUE should be ..."."""
+    """The value of a key in the type `kind`. Raises UserError
+    "WHERE: KEY = VALUE should be ..."."""
     if is_dataclass(kind):
         return from_table(kind, value, f"{where} [{key}]")
     try:
@@ -119,17 +120,17 @@ def convert(value: Any, kind: Any) -> Any:
         return value
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         if origin is list or args[1:] in ((), (...,)):
-            return origin(convert(one, args[0]) if args else one for one in value)
-        return tuple(convert(one, inner) for one, inner in zip(value, args, strict=True))
+            return origin(convert(item, args[0]) if args else item for item in value)
+        return tuple(convert(item, inner) for item, inner in zip(value, args, strict=True))
     elif origin is dict and isinstance(value, dict):
-        return {key: convert(one, args[1]) for key, one in value.items()} if args else value
+        return {key: convert(item, args[1]) for key, item in value.items()} if args else value
     elif origin in (bool, str, NoneType) and type(value) is origin:
         return value
     raise ValueError
 
 
 def type_name(kind: Any, plural: bool = False) -> str:
-    """What a value of this type is, in words: "a list of whole numbers"."""
+    """The name of a type in messages: "a list of whole numbers"."""
     origin, args = get_origin(kind) or kind, get_args(kind)
     if origin is Literal:
         names = [a if isinstance(a, str) else str(a).lower() for a in args]

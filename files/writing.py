@@ -22,10 +22,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises UserError naming the path if the disk is full or the folder cannot be written; the old
     file stays.
     """
-    for stray in path.parent.glob(
-        f".{path.name}.*.tmp"
-    ):  # of a process that was killed; not what another is writing just now
-        if not is_running(stray.name.split(".")[-2]):
+    for stray in path.parent.glob(f".{path.name}.*.tmp"):
+        if not is_running(stray.name.split(".")[-2]):  # its process was killed
             stray.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,10 +39,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except RuntimeError as error:  # torch's word for a full disk
+    except RuntimeError as error:  # torch raises this for a full disk
         raise UserError(
-            f"cannot write {path}: the disk is full, or a file may not be as large ({str(error).splitlines()[0]}); what was there before is "
-            "as it was"
+            f"cannot write {path}: the disk is full, or a file may not be as large "
+            f"({str(error).splitlines()[0]}); what was there before is as it was"
         ) from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
@@ -84,36 +82,40 @@ def held(folder: Path) -> Iterator[None]:
 
     The lock is on the folder itself: it leaves no file and ends with the process. If the folder was
     created here and is still empty, it is removed again. Raises UserError if another process holds
-    it; without flock (Windows, some network folders) nothing is locked.
+    it.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     make_folder(folder)
     try:
         handle = os.open(folder, os.O_RDONLY) if fcntl else None
     except OSError as error:
         raise UserError(f"cannot open the folder {folder}: {error.strerror}") from None
     try:
-        if handle is not None:
-            lock(handle, folder)
+        if handle is not None and not lock(handle):
+            raise UserError(f"another process is running in {folder}: wait for it, or stop it")
         try:
             yield
         finally:
-            if made and not any(folder.iterdir()):
+            if is_new and not any(folder.iterdir()):
                 folder.rmdir()
     finally:
         if handle is not None:
             os.close(handle)
 
 
-def lock(handle: int, folder: Path) -> None:
+def lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file or folder until it is closed; False if another process holds the lock.
+
+    Without flock (Windows, some network folders) nothing is locked.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"another process is running in {folder}: wait for it, or stop it"
-        ) from None
-    except OSError:  # a network folder without locks
+        return False
+    except OSError:
         pass
+    return True
 
 
 class JsonLines:
@@ -148,6 +150,6 @@ class JsonLines:
     def __exit__(self, kind, *_) -> None:
         try:
             self.file.close()
-        except OSError as error:  # what is still in its buffer does not fit either
+        except OSError as error:  # the rest of the buffer cannot be written
             if kind is None:
                 raise UserError(f"cannot write {self.path}: {error}") from None

@@ -1,4 +1,4 @@
-"""The language models: `load_model` and `load_tokenizer` are what callers need. Knows nothing of adapters."""
+"""The language models: `load_model` and `load_tokenizer`. Knows nothing of adapters."""
 
 from files.errors import UserError
 from model.load import load_model

@@ -1,8 +1,7 @@
-"""BLOOM (Le Scao et al. 2022; bloom-560m to bloom, bloomz): with its adapter sites.
+"""BLOOM (Le Scao et al. 2022; bloom-560m to bloom, bloomz), with its adapter sites.
 
-Positions are not embedded: distance is a penalty on each head's scores (ALiBi). One Linear makes q,
-k and v.
-Attribute names are the tensor names of the published checkpoints.
+Positions are not embedded: each head's scores are lowered by the distance (ALiBi). One Linear makes
+q, k and v. Attribute names are the tensor names of the published checkpoints.
 """
 
 import math
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from files.errors import UserError
 from model.language import LanguageModel
-from model.parts import Cache, Shape, Step, Tokens, attention, check_sizes
+from model.parts import Cache, Shape, Step, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
+from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "qkv": "self_attention.query_key_value", "o": "self_attention.dense",
@@ -24,11 +24,9 @@ SITES = {  # the paper's place -> attribute of a Block; its last part is a name,
     "mlp_norm": "post_attention_layernorm",
 }  # fmt: skip
 OUTER_SITES = {  # the same -> attribute of the Model
-    "embed": "transformer.word_embeddings",
-    "embed_norm": "transformer.word_embeddings_layernorm",
-    "final_norm": "transformer.ln_f",
-    "head": "lm_head",
-}
+    "embed": "transformer.word_embeddings", "embed_norm": "transformer.word_embeddings_layernorm",
+    "final_norm": "transformer.ln_f", "head": "lm_head",
+}  # fmt: skip
 
 PICTURE = """\
 x ─┬─ [attn_norm] ─ [qkv] ─ [kv] ─ attention + distance ─ [o] ─ [attn] ─ + ─┐
@@ -37,11 +35,9 @@ x ─┬─ [attn_norm] ─ [qkv] ─ [kv] ─ attention + distance ─ [o] ─ 
 └──┬─ [mlp_norm] ─ [up] ─ gelu ─ [down] ─ [mlp] ─ + ─ x
    └──────────────────────────────────────────────┘"""
 
-SPELLINGS = {
-    "n_embed": "hidden_size",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}  # config.json has both
+SPELLINGS = {  # other names of the fields below
+    "n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
+}  # fmt: skip
 HARMLESS = set(
     "attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi "
     "skip_bias_add skip_bias_add_qkv".split()
@@ -66,24 +62,20 @@ class Config:
 
     @property
     def shape(self) -> Shape:
-        heads = self.n_head
-        return Shape(self.n_layer, heads, heads, self.hidden_size // heads, positions=None)
+        return Shape(self.n_layer, self.n_head, self.n_head, self.hidden_size // self.n_head, None)
 
     def check(self) -> None:
         """Raise UserError for a setting these files cannot compute."""
         check_sizes(self, "hidden_size", "n_head")
         if self.slow_but_exact and self.pretraining_tp > 1:
-            raise UserError(
-                "config.json: slow_but_exact with pretraining_tp above 1 leaves out biases and is "
-                "not supported; set it to false"
-            )
+            wrong = "slow_but_exact with pretraining_tp above 1 is not supported; set it to false"
+            raise UserError(f"config.json: {wrong}")
 
 
 def alibi_slopes(heads: int) -> Tensor:
     """Penalty per token of distance for each head [H] (Press et al. 2022): 2^(-8i/H).
 
-    If H is not a power of two: the slopes of the power below, then every other one of the power
-    above.
+    If H is not a power of two: those of the power below, then every second of the power above.
     """
     power = 2 ** math.floor(math.log2(heads))
     first, second = (2 ** -(2 ** -(math.log2(n) - 3)) for n in (power, 2 * power))
@@ -147,13 +139,13 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.layer = layer
-        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.layer, C, eps = layer, config.hidden_size, config.layer_norm_epsilon
+        self.input_layernorm = LayerNorm(C, eps)
         self.self_attention = Attention(config, layer)
-        self.attn_site = Site(config.hidden_size)
-        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.attn_site = Site(C)
+        self.post_attention_layernorm = LayerNorm(C, eps)
         self.mlp = MLP(config)
-        self.mlp_site = Site(config.hidden_size)
+        self.mlp_site = Site(C)
         self.residual_is_normed = config.apply_residual_connection_post_layernorm
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
@@ -195,13 +187,9 @@ class Model(LanguageModel):
         return Step(bias.to(self.dtype), cache)
 
     def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        head: bool = True,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, head: bool = True,
+    ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)

@@ -40,7 +40,7 @@ LIMITS = {  # sizes below these; others below 2^24
 def skeleton(family, config) -> LanguageModel:
     """The model without memory: every parameter has its shape and no values."""
     collecting = gc.isenabled()
-    gc.disable()  # a thousand small modules would make Python look through all that torch imported: five times as slow
+    gc.disable()  # collections while a thousand modules are made take five times as long
     try:
         with torch.device("meta"):
             return family.Model(config)
@@ -56,8 +56,11 @@ def with_layers(family, config, layers: int):
 
 
 def describe(name: str, revision: str | None = None):
-    """(family module, its Config, where that stands) of a model without its weights: from its folder, the cache, our own registry, or
-    one small download. Raises UserError."""
+    """(family module, its Config, where that was read) of a model without its weights.
+
+    It is read from the model's folder, the hub's cache, model/registry.py or one small download.
+    Raises UserError.
+    """
     found = find(name)
     if isinstance(found, Path):
         folder = resolve(name, revision)
@@ -70,7 +73,10 @@ def describe(name: str, revision: str | None = None):
 
 
 def read_config(folder: Path):
-    """folder/config.json -> (family module, its Config). Raises UserError for what is missing, malformed or unsupported."""
+    """folder/config.json -> (family module, its Config).
+
+    Raises UserError for what is missing, malformed or unsupported.
+    """
     path = inside(folder, "config.json")
     return family_and_config(read_json(path), str(path))
 
@@ -130,14 +136,13 @@ def unified(family, raw: dict, known: dict, where: str) -> dict:
     for other, name in family.SPELLINGS.items():
         if other in raw and name in raw and raw[other] != raw[name]:
             raise UserError(
-                f"{where}: {other} = {raw[other]!r} and {name} = {raw[name]!r} are two spellings of one setting and differ"
+                f"{where}: {other} = {raw[other]!r} and {name} = {raw[name]!r} are two spellings "
+                "of one setting and differ"
             )
         if other in raw:
             raw[name] = raw.pop(other)
     if "rope_scaling" in known:
-        rope = raw.pop(
-            "rope_parameters", None
-        )  # the spelling of transformers 5: theta and extension in one dict
+        rope = raw.pop("rope_parameters", None)  # of transformers 5: theta and extension in one
         if rope and not raw.get("rope_scaling"):
             raw["rope_scaling"] = rope
         if isinstance(raw.get("rope_scaling"), dict) and raw["rope_scaling"].get("rope_theta"):

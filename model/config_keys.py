@@ -111,11 +111,17 @@ WRAPPERS = {  # classes around a causal model whose name was saved in its place
     "PeftModelForCausalLM",
 }
 NO_LANGUAGE_MODEL = {  # in the name of a class -> what it is
-    r"(?i)eagle|medusa|hydra|draft|speculat|dflash|MTP": "a draft head, which guesses tokens for another model",
-    r"(?i)classif|reward|rank(er|ing)|scor(e|ing)|regress|value_?head|valuemodel": "a classifier or reward model, which does not predict tokens",
+    r"(?i)eagle|medusa|hydra|draft|speculat|dflash|MTP": (
+        "a draft head, which guesses tokens for another model"
+    ),
+    r"(?i)classif|reward|rank(er|ing)|scor(e|ing)|regress|value_?head|valuemodel": (
+        "a classifier or reward model, which does not predict tokens"
+    ),
     r"(?i)question_?answering|multiplechoice|masked_?lm|MNTP|embed|encoder|bidirec|Bi(?-i:[A-Z])"
     r"|sentence|retriev": "an encoder or reader of texts, which does not predict the next token",
-    r"(?i)llava|vision|audio|speech|omni|image|(?-i:VL)|conditionalgeneration": "a model of more than text, or with an encoder",
+    r"(?i)llava|vision|audio|speech|omni|image|(?-i:VL)|conditionalgeneration": (
+        "a model of more than text, or with an encoder"
+    ),
     r"(?i)mixtral|mixture|(?-i:Mo[eE]|MOE)": "a mixture of experts",
 }
 

@@ -17,13 +17,13 @@ from model.parts import (
     Cache,
     Shape,
     Step,
-    Tokens,
     attention,
     check_sizes,
     rotary_angles,
     rotate_pairs,
 )  # fmt: skip
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
+from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj",
@@ -58,7 +58,7 @@ class Config:
     n_embd: int = 4096
     n_layer: int = 28
     n_head: int = 16
-    rotary_dim: int = 64  # of each head; the rest of it does not know positions
+    rotary_dim: int = 64  # of each head; the rest is not rotated
     n_inner: int | None = None  # None: 4 * n_embd
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
@@ -92,11 +92,8 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
         C = config.n_embd
-        self.layer, self.head_size, self.rotary_dim = (
-            layer,
-            config.shape.head_size,
-            config.rotary_dim,
-        )
+        self.layer, self.rotary_dim = layer, config.rotary_dim
+        self.head_size = config.shape.head_size
         self.q_proj = Linear(C, C)
         self.k_proj = Linear(C, C)
         self.v_proj = Linear(C, C)
@@ -181,13 +178,9 @@ class Model(LanguageModel):
         return Step(tokens.causal_mask(), cache, cos, sin)
 
     def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        head: bool = True,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, head: bool = True,
+    ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.parts import Cache, Shape, Stage, Step, Tokens, moved
+from model.parts import Cache, Shape, Stage, Step, moved
 from model.sites import Embedding, Linear
+from model.tokens import Tokens
 
 
 class LanguageModel(nn.Module):
@@ -179,17 +180,13 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Last hidden states [B, T, E], from which `logits` makes logits; arguments of `forward`."""
+        """Last hidden states [B, T, E], from which `logits` makes logits; arguments: `forward`."""
         return self(ids, mask, positions, cache, head=False)
 
     def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        head: bool = True,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, head: bool = True,
+    ) -> Tensor:  # fmt: skip
         """Token ids -> logits float32 [B, T, V], or with head=False last hidden states [B, T, E].
 
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from model.language import LanguageModel
 from model.llama_config import PICTURE_QK_NORMS, QK_NORMS, ROWS, Config, window_of
-from model.parts import ACTIVATIONS, Cache, Step, Tokens, attention, rotate_halves
+from model.parts import ACTIVATIONS, Cache, Step, attention, rotate_halves
 from model.rope import depends_on_length, rope_angles, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
+from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
@@ -152,13 +153,9 @@ class Model(LanguageModel):
         return Step(mask, cache, cos, sin, tokens.may_look(self.window) if slides else mask)
 
     def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        head: bool = True,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, head: bool = True,
+    ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)

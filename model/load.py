@@ -14,7 +14,14 @@ from model.config import read_config, skeleton
 from model.devices import device_named, split
 from model.fsdp import first_pass, is_part, part_of, shard
 from model.language import LanguageModel
-from model.quantize import STORED_AS, how_stored, quantization_of, quantize_skeleton, quantized
+from model.quantize import (
+    STORED_AS,
+    quantization_of,
+    quantize_skeleton,
+    quantized,
+    resolve_quantization,
+)
+from model.quantize.linear import QuantizedLinear
 from model.registry import resolve
 from model.weights import tensors
 
@@ -32,11 +39,13 @@ def load_model(
     layers_per_device: Sequence[int] | None = None,
     mesh: "DeviceMesh | None" = None,
 ) -> LanguageModel:
-    """A registry name, hub repository or folder -> the model with its published weights, frozen, in eval mode.
+    """A registry name, hub repository or folder -> the model, frozen, in eval mode.
 
-    dtype is that of storage and computation, None keeps the checkpoint's own. quantize stores the weights of the Linears in the blocks in fewer bits
-    ("int8", "llm-int8", "nf4": model/quantize/__init__.py); a folder that is quantised already is loaded as it is. Over several devices the layers are split,
-    each tensor going straight to its own (model/devices.py). mesh: a DeviceMesh of processes that hold the blocks together (model/fsdp.py).
+    dtype: of storage and computation; None: the checkpoint's own
+    quantize: "int8", "llm-int8" or "nf4", for the Linears in the blocks (model/quantize); a folder
+        that is quantised already is loaded as it is
+    devices: the blocks are divided over several (model/devices.py), layers_per_device on each
+    mesh: a DeviceMesh of processes that share the blocks (model/fsdp.py)
     Raises UserError for anything wrong with the name or the files.
     """
     if quantize and quantize not in STORED_AS:
@@ -49,31 +58,25 @@ def load_model(
     family, config = read_config(folder)
     model = skeleton(family, config)
     stored, fingerprint = quantization_of(read_json(folder / "config.json"), str(folder))
-    how = how_stored(quantize or "", stored, str(folder))
-    if mesh is not None and (how or len(places) > 1):
+    quantize = resolve_quantization(quantize or "", stored, str(folder))
+    if mesh is not None and (quantize or len(places) > 1):
         raise UserError(
-            "shard lays whole weights over processes: leave out quantize and devices, and give a model that is not quantised"
+            "a sharded model is not quantised and has one device a process: leave out quantize and "
+            "devices, and give a model that is not quantised"
         )
-    if how:
-        quantize_skeleton(model, how)
+    if quantize:
+        quantize_skeleton(model, quantize)
     if len(places) > 1:
         split(model, places, layers_per_device)
     if mesh is not None:
         shard(model, mesh)
-    found = load_weights(
-        model,
-        family.rename,
-        tensors(folder),
-        dtype,
-        places[0],
-        where=str(folder),
-        stored=bool(stored),
-    )
+    pairs, where = tensors(folder), str(folder)
+    new = load_weights(model, family.rename, pairs, dtype, places[0], where, bool(stored))
     model.dtype = next(model.parameters()).dtype
     for linear in quantized(model).values():
         linear.dtype = model.dtype
     model.folder = folder
-    model.fingerprint = fingerprint or found  # what an adapter was made for
+    model.fingerprint = fingerprint or new
     model.requires_grad_(False).eval()
     if mesh is not None:
         first_pass(model)
@@ -81,7 +84,10 @@ def load_model(
 
 
 def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether no element is NaN or infinite, as dtype; the extremes say so (NaN is both) without a second tensor of the same size."""
+    """Whether no element is NaN or infinite as dtype.
+
+    Reads the minimum and the maximum, which are NaN if any element is: no copy of the tensor.
+    """
     return tensor.numel() == 0 or all(
         bool(extreme.to(dtype or tensor.dtype).isfinite()) for extreme in tensor.aminmax()
     )
@@ -96,35 +102,27 @@ def load_weights(
     where: str,
     stored: bool = False,
 ) -> str:
-    """Put every tensor into the parameter of its name, exactly once; missing, extra, misshapen and non-finite ones are errors.
+    """Put every tensor of `pairs` (name, tensor) into the parameter of its name, exactly once.
 
-    Weights of quantised Linears are quantised when they come, on their device, from the values as stored; or, stored=True, were so before.
-    Returns the fingerprint: a hash of every tensor's name, shape and a sample of its values as stored.
+    Weights of quantised Linears are quantised one by one, on their device, from the stored values.
+    stored=True: the files hold them quantised. Returns the fingerprint: a hash of every tensor's
+    name, shape and a sample of its values. Raises UserError for missing, extra, misshapen and
+    non-finite tensors.
     """
     waiting = {name: parameter.shape for name, parameter in model.named_parameters()}
     linears = quantized(model)
-    parts = (
-        {
-            f"{path}.{leaf}": (linear, leaf)
-            for path, linear in linears.items()
-            for leaf in linear.layout()
-        }
-        if stored
-        else {}
-    )
-    weights = {} if stored else {f"{path}.weight": linear for path, linear in linears.items()}
+    parts: dict[str, tuple[QuantizedLinear, str]] = {}
+    weights: dict[str, QuantizedLinear] = {}
+    for path, linear in linears.items():
+        if stored:
+            parts |= {f"{path}.{leaf}": (linear, leaf) for leaf in linear.layout()}
+        else:
+            weights[f"{path}.weight"] = linear
+            waiting[f"{path}.weight"] = torch.Size((linear.out_features, linear.in_features))
     waiting |= {name: getattr(linear, leaf).shape for name, (linear, leaf) in parts.items()}
-    waiting |= {
-        name: torch.Size((linear.out_features, linear.in_features))
-        for name, linear in weights.items()
-    }
-    embedding = next(
-        name
-        for name, parameter in model.named_parameters()
-        if parameter is model.input_embedding.weight
-    )
+    embedding = f"{model.outer_sites['embed']}.weight"
     tied = "lm_head.weight" not in waiting
-    if tied:  # files may hold the head all the same, or the head alone
+    if tied:  # files may hold the head as well, or only the head
         waiting["lm_head.weight"] = waiting[embedding]
     for name, linear in weights.items():
         linear.allocate(model.device_of(name) if model.stages else device)
@@ -143,11 +141,12 @@ def load_weights(
         shape = waiting.pop(name)
         if tensor.shape != shape:
             raise UserError(
-                f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for {list(shape)}"
+                f"{where}: tensor {key!r} is {list(tensor.shape)}, the config asks for "
+                f"{list(shape)}"
             )
         here = model.device_of(name) if model.stages else device
         if name in parts:
-            samples[name] = b""  # the fingerprint is that of the weights it was made from
+            samples[name] = b""  # config.json has the fingerprint of the weights before
             linear, leaf = parts[name]
             try:
                 linear.put(leaf, tensor.to(here))
@@ -192,7 +191,8 @@ def load_weights(
             del samples["lm_head.weight"]
         elif head is not None:
             warnings.warn(
-                f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding; using both as stored",
+                f"{where}: tie_word_embeddings is true, yet lm_head.weight differs from the "
+                "embedding; using both as stored",
                 stacklevel=3,
             )
             put(model, "lm_head.weight", head)
@@ -208,7 +208,7 @@ def sample_of(tensor: Tensor) -> bytes:
 
 
 def fingerprint_of(family: str, samples: dict[str, bytes]) -> str:
-    """A hash of what `sample_of` says of all tensors of a model, by name."""
+    """A hash of the samples of all tensors of a model, by name (`sample_of`)."""
     digest = hashlib.sha256(family.encode())
     for name in sorted(samples):
         digest.update(name.encode() + samples[name])
@@ -216,12 +216,9 @@ def fingerprint_of(family: str, samples: dict[str, bytes]) -> str:
 
 
 def put(model: LanguageModel, name: str, tensor: Tensor) -> None:
-    """model.<name> = Parameter(tensor), or this process's part of it where the weight is to lie in several."""
+    """model.<name> = Parameter(tensor), or this process's part of it if the model is sharded."""
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
     before = getattr(module, leaf)
-    setattr(
-        module,
-        leaf,
-        nn.Parameter(part_of(tensor, before) if is_part(before) else tensor, requires_grad=False),
-    )
+    tensor = part_of(tensor, before) if is_part(before) else tensor
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))

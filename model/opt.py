@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.language import LanguageModel
-from model.parts import ACTIVATIONS, Cache, Shape, Step, Tokens, attention, check_sizes
+from model.parts import ACTIVATIONS, Cache, Shape, Step, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
+from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
@@ -17,11 +18,10 @@ SITES = {  # the paper's place -> attribute of a Block; its last part is a name,
     "mlp": "mlp_site", "kv": "self_attn.kv_site", "attn_norm": "self_attn_layer_norm",
     "mlp_norm": "final_layer_norm",
 }  # fmt: skip
-OUTER_SITES = {
-    "embed": "model.decoder.embed_tokens",
-    "final_norm": "model.decoder.final_layer_norm",
+OUTER_SITES = {  # the same -> attribute of the Model
+    "embed": "model.decoder.embed_tokens", "final_norm": "model.decoder.final_layer_norm",
     "head": "lm_head",
-}  # -> attribute of the Model
+}  # fmt: skip
 
 PICTURE = """\
 x ─┬─ [attn_norm] ─┬─ [q] ─┐
@@ -113,10 +113,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> + (PICTURE)
-
-    In opt-350m each norm follows its add. The MLP's two Linears are the block's, as in checkpoints.
-    """
+    """x -> norm -> attention -> [attn site] -> + -> norm -> MLP -> [mlp site] -> + (PICTURE);
+    in opt-350m each norm follows its add."""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -189,13 +187,9 @@ class Model(LanguageModel):
         return x if project is None else project(x)
 
     def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        head: bool = True,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, head: bool = True,
+    ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
         tokens = self.tokens(ids, mask, positions, cache)
         step = self.step(tokens, cache)

@@ -1,4 +1,4 @@
-"""Rotary frequencies of LLaMA, with the extensions of the context that checkpoints were tuned for."""
+"""Rotary frequencies of LLaMA, and the extensions of its context (rope_scaling)."""
 
 import math
 
@@ -44,9 +44,8 @@ def check_rope(scaling: dict, head_size: int) -> None:
         if value is None and f"{key}!" not in TYPES[kind]:
             continue
         if key not in options and key not in EVERYWHERE:
-            raise UserError(
-                f"config.json: {unknown(f'setting of rope type {kind}', key, [*options, *EVERYWHERE])}"
-            )
+            error = unknown(f"setting of rope type {kind}", key, [*options, *EVERYWHERE])
+            raise UserError(f"config.json: {error}")
         if key in ("rope_type", "type", "truncate", "finetuned"):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
@@ -58,7 +57,8 @@ def check_rope(scaling: dict, head_size: int) -> None:
             raise UserError(f"config.json: rope type {kind} needs {option.rstrip('!')!r}")
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise UserError(
-            f"config.json: rope high_freq_factor {scaling['high_freq_factor']} must be above low_freq_factor {scaling['low_freq_factor']}"
+            f"config.json: rope high_freq_factor {scaling['high_freq_factor']} must be above "
+            f"low_freq_factor {scaling['low_freq_factor']}"
         )
     if kind == "dynamic" and head_size <= 2:
         raise UserError("config.json: rope type dynamic needs a head_dim above 2")
@@ -81,21 +81,19 @@ def depends_on_length(config) -> bool:
 
 
 def rope_angles(config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin for positions [B, T], as `rotary_angles` gives them, with the extension that config.rope_scaling asks for."""
+    """cos and sin [B, 1, T, D/2] for positions [B, T], extended as config.rope_scaling says."""
     inv_freq, factor = rope_frequencies(config, positions)
     return rotary_angles(inv_freq, positions, dtype, factor)
 
 
 def rope_frequencies(config, positions: Tensor) -> tuple[Tensor, float]:
-    """(inverse frequencies theta^(-2i/D), float32, [D/2] or one set a row [B, 1, 1, D/2]; the factor on cos and sin).
+    """(inverse frequencies theta^(-2i/D), float32 [D/2] or [B, 1, 1, D/2]; factor on cos and sin).
 
-    positions [B, T] decide for `dynamic` alone, where each row's own largest counts, so that no row depends on its neighbours.
+    positions [B, T] count only for `dynamic`: the largest of each row, so that no row depends on
+    the other rows of its batch.
     """
-    D, scaling, longest = (
-        config.head_size,
-        config.rope_scaling or {},
-        config.max_position_embeddings,
-    )
+    D, scaling = config.head_size, config.rope_scaling or {}
+    longest = config.max_position_embeddings
     kind, theta = rope_type(scaling), config.rope_theta
     exponents = torch.arange(0, D, 2, dtype=torch.float32, device=positions.device) / D
     inv_freq = theta**-exponents
@@ -104,13 +102,10 @@ def rope_frequencies(config, positions: Tensor) -> tuple[Tensor, float]:
         return inv_freq / factor, 1.0
     if kind == "dynamic":  # a larger base, as far as the text is longer than what was trained
         length = (positions.max(dim=1).values + 1).clamp(min=longest)[:, None, None, None]
-        return (
-            theta * (factor * length / longest - (factor - 1)) ** (D / (D - 2))
-        ) ** -exponents, 1.0
+        base = theta * (factor * length / longest - (factor - 1)) ** (D / (D - 2))
+        return base**-exponents, 1.0
     old = scaling.get("original_max_position_embeddings") or longest
-    if (
-        kind == "llama3"
-    ):  # long wavelengths are stretched by `factor`, short ones kept, a smooth band between
+    if kind == "llama3":  # long wavelengths are stretched by `factor`, short ones kept
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = old * inv_freq / (2 * math.pi)  # rotations within the old context
         keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -123,7 +118,10 @@ def rope_frequencies(config, positions: Tensor) -> tuple[Tensor, float]:
 def yarn(
     inv_freq: Tensor, theta: float, D: int, old: int, scaling: dict, factor: float
 ) -> tuple[Tensor, float]:
-    """YaRN (Peng et al. 2023, section 3.2 and eq. 22): a ramp over the dimensions between keeping and stretching, and sharper attention."""
+    """YaRN (Peng et al. 2023, section 3.2 and eq. 22), as `rope_frequencies` returns it.
+
+    A ramp over the dimensions goes from the old frequencies to the stretched ones.
+    """
 
     def dimension(turns: float) -> float:  # the one that turns so often within the old context
         return D * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -22,10 +22,8 @@ from model.weights import safetensors
 def check_empty(folder: Path) -> None:
     """Raises UserError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} exists and is not {'empty' if folder.is_dir() else 'a folder'}: give another "
-            "one for the model"
-        )
+        wrong = "not empty" if folder.is_dir() else "not a folder"
+        raise UserError(f"{folder} exists and is {wrong}: give another one for the model")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -37,7 +35,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError when the disk has not the room for these tensors."""
+    """Raises UserError if these tensors do not fit on the disk."""
     existing = next(
         path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir()
     )
@@ -61,7 +59,7 @@ def write_shards(
 ) -> None:
     """Write model.safetensors, or model-00001-of-0000N.safetensors and so on and then their index.
 
-    values: makes what is written of each tensor, which may be on the meta device.
+    values: tensor -> the values to write; the tensors may be on the meta device.
     """
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
@@ -89,13 +87,13 @@ def write_shards(
 def write_safetensors(
     path: Path, tensors: dict[str, Tensor], values: Callable[[Tensor], Tensor]
 ) -> None:
-    """One file. What `values` or a copy to the CPU makes is in memory for all its tensors at once."""
-    made = {name: values(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(made, path, metadata={"format": "pt"})
+    """Write one file. Copies made by `values` or from a GPU are in memory all at once."""
+    ready = {name: values(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(ready, path, metadata={"format": "pt"})
 
 
 def compare(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Read the folder's tensors again, one at a time. Raises UserError unless they are these to the bit."""
+    """Read the folder's tensors again. Raises UserError unless they equal these to the bit."""
     left = dict(tensors)
     for name, tensor in read_back(folder):
         expected = left.pop(name, None)

@@ -1,6 +1,7 @@
-"""Where adapters may sit: the layers with weights, whole sub-layers, keys and values, each a site around its computation.
+"""Sites of adapters: layers with weights, whole sub-layers, keys and values.
 
-Letters used for shapes: B batch, T query length, S key length, C hidden size, K key/value heads, D head size.
+Letters used for shapes: B batch, T query length, S key length, C hidden size, K key/value heads,
+D head size.
 """
 
 import torch
@@ -18,10 +19,10 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Site(nn.Module):
-    """A place around a computation y = f(x) where adapters may sit; empty, it costs nothing and changes nothing.
+    """A computation y = f(x) that adapters can change; without adapters it is y itself.
 
-    `adapters` owns every adapter loaded here, by name; `active` is the plain tuple of those switched on,
-    and its order is the order of application. `model/` knows only their hooks: before, after, kv, embed, unembed.
+    `adapters` owns every adapter loaded here, by name; `active` is a tuple of those switched on, in
+    the order of application. `model/` knows only their hooks: before, after, kv, embed, unembed.
     """
 
     kind = "sub-layer"  # of place: what adapters can do here
@@ -49,7 +50,7 @@ class Site(nn.Module):
 
 
 class Linear(Site):
-    """y = x W^T + b in the dtype of x, and a site. weight [out, in] is stored in any float dtype."""
+    """y = x W^T + b in the dtype of x; a site. weight [out, in] has any float dtype."""
 
     kind = "Linear"
 
@@ -67,8 +68,10 @@ class Linear(Site):
 
 
 class Embedding(Site):
-    """Row i of weight [rows, size] for the integer i, and the site of a model's input. (torch's own starts with random numbers, and its
-    import for that takes seconds.)"""
+    """Ids -> rows of weight [rows, size]; the site of a model's input.
+
+    torch.nn.Embedding starts with random numbers, whose import takes seconds.
+    """
 
     kind = "embedding"
 
@@ -104,7 +107,10 @@ class RMSNorm(Site):
 
 
 class LayerNorm(Site):
-    """(x - mean) / std * weight + bias (Ba et al. 2016, eq. 4), computed in float32; affine=False has neither weight nor bias. A site."""
+    """(x - mean) / std * weight + bias, computed in float32 (Ba et al. 2016, eq. 4); a site.
+
+    affine=False has neither weight nor bias.
+    """
 
     kind = "norm"
 
@@ -115,7 +121,7 @@ class LayerNorm(Site):
         self.eps = eps
 
     def compute(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        weight, bias = (None if one is None else one.to(x.dtype) for one in (weight, bias))
+        weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
         return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +129,10 @@ class LayerNorm(Site):
 
 
 class KeysValues(Site):
-    """The site of a layer's keys and values, where adapters put further ones in front (prefix tuning). features: K * D of each."""
+    """The site of a layer's keys and values: prefix tuning puts further ones in front.
+
+    Its features are K * D.
+    """
 
     kind = "keys and values"
 
@@ -133,13 +142,16 @@ class KeysValues(Site):
 
     @property
     def virtual(self) -> int:
-        """How many keys the adapters that are on put in front."""
+        """How many keys the active adapters put in front."""
         return sum(adapter.virtual for adapter in self.active)
 
     def forward(
         self, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """k, v [B, K, S, D] and a mask with a column for each key and for each virtual one of any layer -> those of this layer."""
+        """k, v [B, K, S, D] -> the same with this layer's virtual keys and values in front.
+
+        mask: has columns for the most virtual keys of any layer; returned with this layer's.
+        """
         for adapter in self.active:
             k, v = adapter.kv(k, v)
         return k, v, None if mask is None else mask[..., -k.shape[2] :]

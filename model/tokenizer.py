@@ -21,7 +21,7 @@ class Tokenizer:
     those of the folder's tokenizer_config.json, else special_tokens_map.json, else the ids of
     config.json. In front of a text stands what the file's template has there; with
     `add_bos_token`, and for OPT's `vocab.json`, it is always BOS. `add_eos_token` and a template's
-    EOS do not count: training puts EOS behind a response itself, and a prompt has none.
+    EOS do not count: training puts EOS after a response itself, and a prompt has none.
     """
 
     def __init__(self, folder: Path):

@@ -87,7 +87,7 @@ def has_normalized_tokens_of_llama(inner, names: dict) -> bool:
     """Whether LLaMA's special tokens are to be found in the normalized text (`normalized: true`).
 
     Llama-2's files of 2023 say so. The normalizer makes "▁</s>" of "</s>", so that the token would
-    be found behind a space alone, and be cut into letters elsewhere.
+    be found only after a space, and be cut into letters elsewhere.
     """
     kind = names.get("tokenizer_class")
     if not isinstance(kind, str) or kind.removesuffix("Fast") not in LLAMA_CLASSES:

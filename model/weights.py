@@ -54,7 +54,7 @@ def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, copy
                 del copy  # before there is memory for the next
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {str(error):.200}") from None
+        raise UserError(f"{path} cannot be read: {error!s:.200}") from None
 
 
 def torch_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -76,7 +76,8 @@ def torch_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         line = str(error).strip().splitlines()[-1]
         raise UserError(f"{path} is refused, it holds more than tensors: {line:.200}") from None
     except Exception as error:  # whatever a broken pickle makes torch raise
-        line = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
+        message = str(error).strip().partition("\n")[0]
+        line = f"{type(error).__name__}: {message:.200}"
         raise UserError(f"{path} cannot be read: {line}") from None
     if not isinstance(table, dict):
         raise UserError(f"{path} holds a {type(table).__name__}, not tensors by name")

@@ -202,11 +202,11 @@ def test_nothing_is_kept_for_the_backward_pass(how):
 def test_the_packed_product_is_the_plain_one(rows, monkeypatch):
     linear = stored("int8", noise(96, 160))
     x = noise(rows, 160, seed=1).bfloat16()
-    assert int8.goes_packed(x)
-    assert not int8.goes_packed(noise(int8.FEW + 1, 160).bfloat16())
-    assert not int8.goes_packed(x.float())
+    assert int8.packs(x)
+    assert not int8.packs(noise(int8.FEW + 1, 160).bfloat16())
+    assert not int8.packs(x.float())
     fast = linear.multiply(x).float()
-    monkeypatch.setattr(int8, "goes_packed", lambda x: False)
+    monkeypatch.setattr(int8, "packs", lambda x: False)
     plain = linear.multiply(x).float()
     assert (fast - plain).abs().max() / plain.std() < 0.02
 

@@ -2,7 +2,6 @@
 
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from adapters.attach import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from files.errors import UserError, short_of_memory
+from files.progress import progress_bar
 from model.language import LanguageModel
 from train.checkpoint import State
 from train.loss import mean_loss
@@ -88,7 +88,8 @@ def train(
     busy: list[Busy] = []  # of each step, if the layers are split over several devices
     model.train()
     model.checkpointing = s.checkpoint_every
-    with Signals() as signals, progress_bar(total, state.step, processes) as bar:
+    bar = progress_bar(total, state.step, unit="step", disable=not processes.is_writer)
+    with Signals() as signals, bar:
         for step, rows in steps(examples, s, seed, state.step, total):
             if out_of_patience(state, s.patience, validate_every):
                 break
@@ -222,15 +223,3 @@ def skip(state: State, step: int) -> None:
 def finite_or_none(number: float) -> float | None:
     """The number as JSON can hold it."""
     return number if math.isfinite(number) else None
-
-
-def progress_bar(total: int, done: int, processes: Processes) -> tqdm:
-    """On a terminal ten pictures a second, in a log file one in ten seconds; rank 0 alone."""
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,
-        disable=not processes.is_writer,
-    )

@@ -1,10 +1,10 @@
-"""Base weights in 8 or 4 bits: which Linears, in which form, and how a folder says so.
+"""Base weights in 8 or 4 bits: quantising a model, saving it, and reading such folders.
 
     int8       weights in 8 bits (model/quantize/int8.py)
-    llm-int8   the same, multiplied as integers: what goes into a Linear is rounded to 8 bits, too
+    llm-int8   the same, with the input of a Linear in 8 bits, too: a product of integers
     nf4        weights in 4 bits (model/quantize/nf4.py)
 
-Quantised are the Linears inside the blocks; embeddings, head, norms and biases stay as they are.
+Only the Linears inside the blocks are quantised: not embeddings, head, norms and biases.
 """
 
 import json
@@ -23,86 +23,73 @@ from model.shards import check_empty, check_room, compare, copy_tokenizer, write
 from model.sites import Linear, Site, base_parameters
 
 STORED_AS = {"int8": Int8, "llm-int8": LLMInt8, "nf4": NF4}
-
-
-METHOD = "llm-adapters"  # in the quantization_config of config.json: stored as here
+METHOD = "llm-adapters"  # quant_method of such folders, in quantization_config of config.json
 
 
 def quantization_of(raw: dict, where: str) -> tuple[str, str]:
-    """(how the weights are stored, fingerprint of those they were made from) from the fields of a config.json; two empty texts of plain weights.
+    """(name in STORED_AS, fingerprint of the weights before quantisation) from a config.json.
 
-    Raises UserError for another program's quantisation.
+    raw: its fields. ("", "") for plain weights. Raises UserError for other quantisations.
     """
-    said = raw.get("quantization_config")
-    if said is None:
+    table = raw.get("quantization_config")
+    if table is None:
         return "", ""
-    method = said.get("quant_method") if isinstance(said, dict) else said
+    method = table.get("quant_method") if isinstance(table, dict) else table
     if method != METHOD:
         raise UserError(
-            f"{where}: quantization_config is that of {method!r:.60}, whose weights are not read here: "
-            'give the model as it was before, and quantize="nf4" or "int8"'
+            f"{where}: quantization_config is that of {method!r:.60}, whose weights are not read "
+            'here: give the model as it was before, and quantize="nf4" or "int8"'
         )
-    how, fingerprint = said.get("how"), said.get("fingerprint")
-    if (
-        how not in STORED_AS
-        or not isinstance(fingerprint, str)
-        or not fingerprint
-        or said.keys() - {"quant_method", "how", "fingerprint"}
-    ):
+    stored, fingerprint = table.get("how"), table.get("fingerprint")
+    only = table.keys() <= {"quant_method", "how", "fingerprint"}
+    if stored not in STORED_AS or not isinstance(fingerprint, str) or not fingerprint or not only:
         raise UserError(
-            f"{where}: quantization_config should hold how ({', '.join(STORED_AS)}), fingerprint and quant_method alone: {said!r:.200}"
+            f"{where}: quantization_config should hold how ({', '.join(STORED_AS)}), fingerprint "
+            f"and quant_method, and nothing else: {table!r:.200}"
         )
-    return how, fingerprint
+    return stored, fingerprint
 
 
-def how_stored(asked: str, stored: str, where: str) -> str:
-    """The form of a model whose files have the form `stored` ("" for plain weights), when `asked` is wanted. Raises UserError when that cannot be."""
+def resolve_quantization(asked: str, stored: str, where: str) -> str:
+    """The quantisation to load with: `asked`, or that of the files, `stored`; "" is none.
+
+    Raises UserError if files that are stored in one cannot be loaded in the other.
+    """
     if asked and stored and STORED_AS[stored].layout is not STORED_AS[asked].layout:
         raise UserError(
-            f"{where} is stored as {stored} and cannot become {asked}: leave quantize out, or load what it was made from"
+            f"{where} is stored as {stored} and cannot become {asked}: leave quantize out, or load "
+            "the model that it was made from"
         )
     return asked or stored
 
 
-def quantize_skeleton(model: LanguageModel, how: str) -> None:
-    """Turn the Linears inside the blocks of a model on the meta device into quantised ones without values.
+def quantize_skeleton(model: LanguageModel, name: str) -> None:
+    """Make the Linears inside the blocks of a model on the meta device quantised, without values.
 
     Raises UserError for an unknown name.
     """
-    if how not in STORED_AS:
-        raise unknown("quantization", how, STORED_AS)
-    for path, linear in [
-        (path, module)
-        for path, module in model.named_modules()
-        if type(module) is Linear and path.startswith(model.blocks_at + ".")
-    ]:
-        model.set_submodule(path, STORED_AS[how](linear))
-    model.quantize = how
+    if name not in STORED_AS:
+        raise unknown("quantization", name, STORED_AS)
+    for path, module in list(model.named_modules()):
+        if type(module) is Linear and path.startswith(model.blocks_at + "."):
+            model.set_submodule(path, STORED_AS[name](module))
+    model.quantize = name
 
 
 def quantized(model: LanguageModel) -> dict[str, QuantizedLinear]:
     """The quantised Linears by their path."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, QuantizedLinear)
-    }
+    return {path: m for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
 
 
 def quantized_weights(module: nn.Module) -> int:
-    """How many weights are stored quantised: no parameters to torch, and parameters of the model all the same."""
-    return sum(
-        one.in_features * one.out_features
-        for one in module.modules()
-        if isinstance(one, QuantizedLinear)
-    )
+    """The number of weights that are stored quantised, which torch does not count as parameters."""
+    linears = (m for m in module.modules() if isinstance(m, QuantizedLinear))
+    return sum(linear.in_features * linear.out_features for linear in linears)
 
 
 def dequantize(model: LanguageModel) -> None:
-    """Turn the quantised Linears into plain ones with the weights they stand for, in the model's dtype, one at a time; adapters stay on them.
-
-    Their rounding stays, too. The fingerprint is kept: the answers are the same.
-    """
+    """Make the quantised Linears plain ones, one at a time, with the same rounded weights in the
+    model's dtype, the same adapters and the same fingerprint."""
     for path, linear in quantized(model).items():
         plain = Linear.__new__(Linear)
         Site.__init__(plain, linear.in_features, linear.out_features)
@@ -115,17 +102,19 @@ def dequantize(model: LanguageModel) -> None:
 def save_quantized(
     model: LanguageModel, folder: str | Path, shard_bytes: int = 5_000_000_000
 ) -> list[Path]:
-    """Write a quantised model into `folder`, new or empty, for load_model, which gives it back to the bit; returns the files.
+    """Write a quantised model into a new or empty `folder` for `load_model`; returns the files.
 
-    What was written is read again and compared. Raises UserError, before anything is written: for a model that is not quantised, while an adapter is
-    on, for a folder that holds something, and for a disk without the room.
+    The files are read again and compared bit by bit. Raises UserError, before anything is written,
+    for a model that is not quantised, an active adapter, a folder that holds something and a full
+    disk.
     """
     folder = Path(folder)
     if not model.quantize:
         raise UserError('the model is not quantised: load it with quantize="nf4" or "int8"')
     if any(module.active for module in model.modules() if isinstance(module, Site)):
         raise UserError(
-            "an adapter is on: save_quantized writes the base alone; switch it off with use(model, [])"
+            "an adapter is on: save_quantized writes only the base; switch it off with "
+            "use(model, [])"
         )
     check_empty(folder)
     tensors: dict[str, Tensor] = dict(base_parameters(model))
@@ -143,9 +132,7 @@ def save_quantized(
     }
     dtype = str(model.input_embedding.weight.dtype).removeprefix("torch.")
     raw |= {key: dtype for key in ("torch_dtype", "dtype") if key in raw}
-    if (
-        model.config.tie_word_embeddings != model.tied
-    ):  # the source said true and held two different tensors
+    if model.config.tie_word_embeddings != model.tied:  # true, but with two different tensors
         raw["tie_word_embeddings"] = model.tied
     make_folder(folder)
     try:
@@ -153,7 +140,7 @@ def save_quantized(
         copy_tokenizer(model.folder, folder)
         write_shards(folder, tensors, shard_bytes)
         compare(folder, tensors)
-    except BaseException:  # half a model would be in the way of the next try
+    except BaseException:  # the next attempt needs an empty folder
         for path in folder.iterdir():
             path.unlink()
         raise

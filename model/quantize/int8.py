@@ -1,4 +1,6 @@
-"""Weights in 8 bits, a scale for each output (absmax); and the product of integers, where x is rounded as well (Dettmers et al. 2022, LLM.int8).
+"""Weights in 8 bits with a scale for each output (absmax); also x in 8 bits (LLM.int8).
+
+LLM.int8: Dettmers et al. 2022.
 
 W[i, j] = scale[i] * codes[i, j]            scale[i] = max_j |W[i, j]| / 127, float32
 """
@@ -10,11 +12,11 @@ from torch import Tensor
 from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear
 
 OUTLIER = 6.0  # entries of x from here on keep their precision (LLM.int8, section 3.2)
-FEW = 8  # rows of x up to which torch's own product with int8 codes is the faster one (measured; in bfloat16 alone)
+FEW = 8  # up to this many rows of x in bfloat16, torch's product with int8 is faster (measured)
 
 
 class Int8(QuantizedLinear):
-    """scale[out] * codes[out, in]. What is scaled is the product, which is smaller than the weight."""
+    """W = scale[out] * codes[out, in]. x codes^T is scaled, which is smaller than the weight."""
 
     def layout(self):
         return {
@@ -28,45 +30,39 @@ class Int8(QuantizedLinear):
         rows = max(1, AT_ONCE // self.in_features)
         for start in range(0, self.out_features, rows):
             some = slice(start, start + rows)
-            self.codes[some] = (
-                (weight[some].float() / self.scale[some, None].clamp(min=TINY))
-                .round()
-                .clamp(-127, 127)
-                .to(torch.int8)
-            )
+            scale = self.scale[some, None].clamp(min=TINY)
+            self.codes[some] = (weight[some].float() / scale).round_().clamp_(-127, 127)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         return (self.codes * self.scale[:, None]).to(dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
-        y = (
-            packed_product(x, self.codes)
-            if goes_packed(x)
-            else F.linear(x, in_units(self.codes, x.dtype))
-        )
-        return (y * (self.scale / unit_of(x.dtype))).to(
-            x.dtype
-        )  # scaled in float32: a scale in 16 bits would be off for all of a row
+        if packs(x):
+            y = packed_product(x, self.codes)
+        else:
+            y = F.linear(x, in_units(self.codes, x.dtype))
+        return (y * (self.scale / unit_of(x.dtype))).to(x.dtype)  # scaled in float32
 
     def multiply_back(self, grad: Tensor) -> Tensor:
-        return (grad * (self.scale / unit_of(grad.dtype))).to(grad.dtype) @ in_units(
-            self.codes, grad.dtype
-        )
+        scaled = (grad * (self.scale / unit_of(grad.dtype))).to(grad.dtype)
+        return scaled @ in_units(self.codes, grad.dtype)
 
 
 def unit_of(dtype: torch.dtype) -> float:
-    """What a code stands for until the scale has come: sums of codes up to 127 would pass 65504, the largest float16."""
+    """The value of code 1 in a product, before scaling: in float16 sums of codes would overflow."""
     return 1 / 128 if dtype == torch.float16 else 1.0
 
 
 def in_units(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """int8 codes as floating-point numbers, exactly."""
+    """int8 codes times `unit_of(dtype)`, exact in dtype."""
     return codes.to(dtype) * unit_of(dtype) if dtype == torch.float16 else codes.to(dtype)
 
 
-def goes_packed(x: Tensor) -> bool:
-    """Whether `packed_product` takes the place of the plain one: few rows on a CPU, as in decoding. In float32 torch's is far slower; where 16 does not
-    divide the inputs, torch 2.13's reads past their end."""
+def packs(x: Tensor) -> bool:
+    """Whether `packed_product` is used: for few rows of bfloat16 on a CPU, as in decoding.
+
+    In float32 it is slower; for inputs that are no multiple of 16 torch 2.13 reads past their end.
+    """
     return (
         x.device.type == "cpu"
         and x.dtype == torch.bfloat16
@@ -77,20 +73,19 @@ def goes_packed(x: Tensor) -> bool:
 
 def packed_product(x: Tensor, codes: Tensor) -> Tensor:
     """x [..., in], int8 codes [out, in] -> x codes^T [..., out] without a cast of the codes."""
-    return torch._weight_int8pack_mm(
-        x.reshape(-1, x.shape[-1]), codes, x.new_ones(len(codes))
-    ).view(*x.shape[:-1], len(codes))
+    rows, scale = x.reshape(-1, x.shape[-1]), x.new_ones(len(codes))
+    return torch._weight_int8pack_mm(rows, codes, scale).view(*x.shape[:-1], len(codes))
 
 
 class LLMInt8(Int8):
-    """Stored as Int8; x is rounded as well, and the product is one of integers.
+    """Stored as Int8; x is rounded to 8 bits, too, and integers are multiplied.
 
-    Dettmers et al. keep a column of x out of it when any row has an outlier there, so that a row's result depends on its neighbours. Here an entry
-    is kept out alone: the same integers, the same high precision for outliers, and each row by itself.
+    Dettmers et al. leave a whole column of x unrounded if any row has an outlier in it. Here only
+    the outlier is left unrounded, so that a row's result does not depend on the other rows.
     """
 
     def multiply(self, x: Tensor) -> Tensor:
-        if x.is_meta:  # which columns are multiplied apart is not known without values
+        if x.is_meta:  # the outliers are not known
             return super().multiply(x)
         rows = x.reshape(-1, x.shape[-1])
         far = rows.abs() >= OUTLIER
@@ -106,12 +101,14 @@ class LLMInt8(Int8):
 
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
-    """int8 a [rows, in], b [out, in] -> a b^T [rows, out], exact in int32. On a GPU it needs more than 16 rows, and multiples of 8: zeros fill up."""
+    """int8 a [rows, in], b [out, in] -> a b^T [rows, out], exact in int32.
+
+    On a GPU the sizes are padded with zeros to multiples of 8, and to more than 16 rows.
+    """
     rows, out = len(a), len(b)
     if a.is_cuda:
         inner = -a.shape[1] % 8
         a = F.pad(a, (0, inner, 0, max(24 - rows, -rows % 8)))
-        b = (
-            F.pad(b, (0, inner, 0, -out % 8)) if inner or out % 8 else b
-        )  # padding copies, also where there is nothing to pad
+        if inner or out % 8:  # F.pad copies even if there is nothing to pad
+            b = F.pad(b, (0, inner, 0, -out % 8))
     return torch._int_mm(a, b.T)[:rows, :out]

@@ -1,4 +1,4 @@
-"""A Linear whose weight is stored in fewer bits: what int8.py and nf4.py have in common."""
+"""A Linear whose weight is stored in fewer bits: the base class of int8.py and nf4.py."""
 
 from abc import ABC, abstractmethod
 
@@ -10,31 +10,34 @@ from files.errors import UserError
 from model.sites import Linear, Site
 
 AT_ONCE = 2**18  # weights that are quantised at once, so that float32 copies stay small
-TINY = 1e-38  # instead of dividing by a scale of 0: the weights there are 0
+TINY = 1e-38  # divisor in place of a scale of 0, whose weights are all 0
 
 
 class QuantizedLinear(Linear, ABC):
-    """A frozen Linear with buffers in place of the weight; `weight` makes it, in the model's dtype, for whoever asks (DoRA, PiSSA, merging)."""
+    """A frozen Linear with buffers in place of the weight.
+
+    `weight` computes it in the model's dtype, for DoRA, PiSSA and merging.
+    """
 
     def __init__(self, plain: Linear):
         Site.__init__(self, plain.in_features, plain.out_features)
         self.bias = plain.bias
-        self.dtype = plain.weight.dtype  # of the weight that is made
+        self.dtype = plain.weight.dtype  # of `weight`
         for leaf, (shape, dtype) in self.layout().items():
             self.register_buffer(leaf, torch.empty(shape, dtype=dtype, device=plain.weight.device))
 
     @abstractmethod
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Name -> shape and dtype of what is stored."""
+        """Name of a buffer -> its shape and dtype."""
 
     def allocate(self, device: torch.device) -> None:
-        """Memory for `store`. For all of a model at once: between tensors that come and go, pieces of memory would be left over."""
+        """Memory for `store`; for the whole model first, so that it is not fragmented."""
         for leaf, (shape, dtype) in self.layout().items():
             setattr(self, leaf, torch.empty(shape, dtype=dtype, device=device))
 
     @abstractmethod
     def store(self, weight: Tensor) -> None:
-        """Quantise weight [out, in], which must be finite, into the memory that was allocated."""
+        """Quantise weight [out, in], which must be finite, into the buffers."""
 
     @abstractmethod
     def dequantized(self, dtype: torch.dtype) -> Tensor:
@@ -53,11 +56,15 @@ class QuantizedLinear(Linear, ABC):
         return self.dequantized(self.dtype)
 
     def put(self, leaf: str, tensor: Tensor) -> None:
-        """Take over what was stored elsewhere. Raises UserError, without the place, for what no weight is stored as."""
+        """Set a buffer from a file.
+
+        Raises UserError, whose message lacks the place, for a wrong shape, dtype or value.
+        """
         shape, dtype = self.layout()[leaf]
         if tensor.dtype != dtype or tensor.shape != shape:
             raise UserError(
-                f"is {list(tensor.shape)} in {tensor.dtype}; this model has {list(shape)} in {dtype} there"
+                f"is {list(tensor.shape)} in {tensor.dtype}; this model has {list(shape)} in "
+                f"{dtype} there"
             )
         if dtype == torch.float32 and not (tensor.isfinite() & (tensor >= 0)).all():
             raise UserError("holds NaN, infinite or negative values, and is a scale")
@@ -66,7 +73,7 @@ class QuantizedLinear(Linear, ABC):
         setattr(self, leaf, tensor)
 
     def check(self) -> None:
-        """Raise UserError, without the place, when what `put` took over does not go together."""
+        """Raise UserError, whose message lacks the place, for buffers that do not fit together."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
@@ -74,7 +81,7 @@ class QuantizedLinear(Linear, ABC):
         return self.after(y if self.bias is None else y + self.bias.to(y.dtype), x)
 
     def _apply(self, function, recurse: bool = True):
-        """model.to(...): the buffers move, and keep their dtypes; a float32 scale cast to 16 bits would be another model."""
+        """model.to(...): the buffers move but keep their dtypes, which `layout` fixes."""
         stored = {id(buffer) for buffer in self._buffers.values()}
         super()._apply(
             lambda t: t.to(function(t.new_empty(0)).device) if id(t) in stored else function(t),
@@ -85,7 +92,7 @@ class QuantizedLinear(Linear, ABC):
 
 
 class Product(torch.autograd.Function):
-    """x W^T of a quantised Linear. The backward pass needs its stored form alone, which the module holds anyway: nothing is saved."""
+    """x W^T of a quantised Linear. The backward pass needs only its buffers: nothing is saved."""
 
     @staticmethod
     def forward(ctx, x: Tensor, linear: QuantizedLinear) -> Tensor:

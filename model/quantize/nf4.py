@@ -1,10 +1,12 @@
-"""Weights in 4 bits: sixteen levels between -1 and 1, a scale for every 64 weights, and that in 8 bits (Dettmers et al. 2023, QLoRA).
+"""Weights in 4 bits: 16 levels, an 8-bit scale for 64 weights (Dettmers et al. 2023, QLoRA).
 
     W[n] = scale[n // 64] * LEVELS[codes[n]]            n counts along the flattened weight
-    scale[b] = least[g] * exp(step[g] * absmax[b])      g = b // 256; double quantisation: 4 + 8 / 64 + 64 / (64 * 256) = 4.13 bits a weight
+    scale[b] = least[g] * exp(step[g] * absmax[b])      g = b // 256
 
-absmax counts even steps of the logarithm from the smallest scale of 256 blocks to the largest, in 8 bits, not the paper's 8-bit float around a mean: one
-block with a large weight does not make the scales of the other 255 coarse.
+Bits a weight with this double quantisation: 4 + 8 / 64 + 64 / (64 * 256) = 4.13.
+
+absmax counts equal steps of the logarithm, from the smallest scale of 256 blocks to the largest.
+The paper has 8-bit floats around a mean: one block with a large weight makes all 256 coarse.
 """
 
 import functools
@@ -19,30 +21,21 @@ from torch import Tensor
 from files.errors import UserError
 from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear
 
-LEVELS = (  # NormalFloat4 (QLoRA, appendix E): quantiles of the normal distribution, scaled to [-1, 1], one of them 0
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
+LEVELS = (  # NormalFloat4 (QLoRA, appendix E): quantiles of N(0, 1), scaled to [-1, 1], and 0
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
 BLOCK = 64  # weights that share a scale, along the flattened weight
 GROUP = 256  # blocks whose scales share a step
 
 
 class NF4(QuantizedLinear):
-    """LEVELS in blocks of 64 along the flattened weight, the last one filled up with zeros; two codes a byte, the first in its upper half."""
+    """Blocks of 64 along the flattened weight, the last one padded with zeros.
+
+    Two codes a byte, the first in its upper half.
+    """
 
     def layout(self):
         blocks = math.ceil(self.out_features * self.in_features / BLOCK)
@@ -56,43 +49,33 @@ class NF4(QuantizedLinear):
 
     def store(self, weight: Tensor) -> None:
         flat = weight.flatten()
-        blocks = (
-            F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
-            if len(flat) % BLOCK
-            else flat.view(-1, BLOCK)
-        )
+        if len(flat) % BLOCK:  # F.pad copies even if there is nothing to pad
+            flat = F.pad(flat, (0, -len(flat) % BLOCK))
+        blocks = flat.view(-1, BLOCK)
         low, high = blocks.aminmax(dim=1)
         largest = torch.maximum(high, -low).float()
         groups = F.pad(largest, (0, -len(largest) % GROUP)).view(-1, GROUP)
         top = groups.amax(dim=1).clamp(min=TINY)
-        least = (
-            groups.masked_fill(groups == 0, torch.inf).amin(dim=1).minimum(top)
-        )  # a block of zeros is one whatever its scale
+        least = groups.masked_fill(groups == 0, torch.inf).amin(dim=1).minimum(top)
         self.least.copy_(least)
         self.step.copy_((top / least).log() / 255)
         steps = (groups / least[:, None]).clamp(min=1).log() / self.step[:, None].clamp(min=TINY)
         self.absmax.copy_(steps.round().clamp(0, 255).flatten()[: len(largest)])
-        scale = self.scale().clamp(
-            min=TINY
-        )  # as it will be read: the codes make up for its rounding
+        scale = self.scale().clamp(min=TINY)  # as it is rounded, so that the codes fit it
         levels = torch.tensor(LEVELS, device=weight.device)
         middles = (levels[1:] + levels[:-1]) / 2
         for start in range(0, len(blocks), AT_ONCE // BLOCK):
             some = slice(start, start + AT_ONCE // BLOCK)
-            nearest = (
-                torch.bucketize(blocks[some].float() / scale[some, None], middles, out_int32=True)
-                .to(torch.uint8)
-                .view(-1, 2)
-            )
-            self.codes[start * BLOCK // 2 : start * BLOCK // 2 + len(nearest)] = (
-                nearest[:, 0] << 4 | nearest[:, 1]
-            )
+            step = scale[some, None]
+            codes = torch.bucketize(blocks[some].float() / step, middles, out_int32=True)
+            codes = codes.to(torch.uint8).view(-1, 2)
+            first = start * BLOCK // 2
+            self.codes[first : first + len(codes)] = codes[:, 0] << 4 | codes[:, 1]
 
     def scale(self) -> Tensor:
         """float32 [blocks]: the largest weight of each block, as it is stored."""
-        least, step = (
-            each.repeat_interleave(GROUP)[: len(self.absmax)] for each in (self.least, self.step)
-        )
+        groups, blocks = (self.least, self.step), len(self.absmax)
+        least, step = (group.repeat_interleave(GROUP)[:blocks] for group in groups)
         return least * (step * self.absmax).exp()
 
     def check(self) -> None:
@@ -100,17 +83,17 @@ class NF4(QuantizedLinear):
             raise UserError("holds scales that are not finite")
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        blocks = compiled() if goes_compiled(self.codes) else nf4_blocks
+        blocks = compiled() if compiles(self.codes) else nf4_blocks
         flat = blocks(self.codes, self.scale(), dtype).flatten()
-        return flat[: self.out_features * self.in_features].view(
-            self.out_features, self.in_features
-        )
+        out, inner = self.out_features, self.in_features
+        return flat[: out * inner].view(out, inner)
 
 
 def nf4_blocks(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Two codes a byte [blocks * 32] and the scale of each block -> weights [blocks, 64]; levels, scales and products rounded to dtype.
+    """codes [blocks * 32], two a byte, and scale [blocks] -> weights [blocks, 64] in dtype.
 
-    The two weights of a byte are looked up as one word of twice their size: on a CPU seven times faster than one by one.
+    Levels and scales are rounded to dtype first. The two levels of a byte are looked up as one word
+    of twice their size: seven times faster on a CPU.
     """
     levels = torch.tensor(LEVELS, device=codes.device, dtype=dtype)
     pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=1)  # [256, 2]
@@ -119,16 +102,14 @@ def nf4_blocks(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def nf4_blocks_in_one(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same in the form that torch.compile turns into one kernel."""
+    """`nf4_blocks` in operations that torch.compile makes one kernel of."""
     levels = torch.tensor(LEVELS, device=codes.device, dtype=dtype)
-    return (
-        levels[torch.stack((codes >> 4, codes & 15), dim=1).int()].view(-1, BLOCK)
-        * scale.to(dtype)[:, None]
-    )
+    pairs = torch.stack((codes >> 4, codes & 15), dim=1).int()
+    return levels[pairs].view(-1, BLOCK) * scale.to(dtype)[:, None]
 
 
-def goes_compiled(codes: Tensor) -> bool:
-    """Whether `compiled` takes the place of the plain form: on GPUs, where torch's compiler has what it needs."""
+def compiles(codes: Tensor) -> bool:
+    """Whether `compiled` is used: on GPUs, if triton is installed."""
     return codes.is_cuda and importlib.util.find_spec("triton") is not None
 
 
