@@ -154,4 +154,4 @@ def no_language_model(name: str, bare: str, tied: bool) -> str:
         return "" if tied else "a model without an output head"
     if re.search(r"(ForCausalLM|LMHeadModel)(Pipe)?$", name):
         return ""
-    return "whose name is not that of a causal language model"
+    return "which is no causal language model by its name"

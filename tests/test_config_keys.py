@@ -201,7 +201,7 @@ def test_classes_that_are_causal_models(names):
         ("Qwen2VLForConditionalGeneration", "more than text"),
         ("MixtralForCausalLM", "a mixture of experts"),
         ("LlamaModel", "without an output head"),
-        ("SomethingElse", "not that of a causal language model"),
+        ("SomethingElse", "no causal language model"),
         ("LlamaForDiffusion", "no causal"),
     ],
 )
