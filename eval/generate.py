@@ -1,11 +1,9 @@
-"""Batched decoding with a key/value cache: greedy and sampled here, beams in eval/beams.py.
+"""Batched decoding with a key/value cache: greedy and sampled. Beams are in eval/beams.py.
 
 `generate` continues token ids, `generate_text` texts.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,46 +14,10 @@ from data.prompts import Template
 from data.prompts import template as template_named
 from data.stops import stop_ids
 from eval.beams import beam_search
+from eval.sampling import Sampling, check, draw
 from files.errors import UserError
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample a token: temperature, then the `top_k` most likely (0: all), then the smallest
-    set with probability `top_p` (nucleus sampling, Holtzman et al. 2020)."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def check(self) -> None:
-        """Raise UserError for a value out of its range."""
-        if not (type(self.temperature) in (int, float) and 0 < self.temperature < math.inf):
-            raise UserError(
-                f"temperature should be a number above 0, not {self.temperature!r:.50}; without "
-                "sampling, decoding is greedy"
-            )
-        if not (type(self.top_k) is int and self.top_k >= 0):
-            raise UserError(
-                f"top_k should be a whole number, 0 for all tokens, not {self.top_k!r:.50}"
-            )
-        if not (type(self.top_p) in (int, float) and 0 < self.top_p <= 1):
-            raise UserError(f"top_p should be above 0 and at most 1, not {self.top_p!r:.50}")
-
-    def filter(self, logits: Tensor) -> Tensor:
-        """Logits [B, V] -> logits of the distribution to sample from: -inf for excluded tokens."""
-        logits = logits / self.temperature
-        if self.top_k:
-            least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
-        if self.top_p < 1:
-            ordered, order = logits.sort(dim=-1)  # the least likely first
-            tail = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
-            tail[:, -1] = False  # the most likely stays whatever rounding says
-            logits = logits.masked_fill(tail.scatter(-1, order, tail), -math.inf)
-        return logits
 
 
 @torch.inference_mode()
@@ -202,8 +164,8 @@ def generate(
             token = draw(sampling.filter(logits), [generators[row] for row in rows.tolist()])
         done |= torch.isin(token, ends)
         going, new = rows[~done].tolist(), token[~done].tolist()
-        for row, one in zip(going, new, strict=True):
-            outputs[row].append(one)
+        for row, token_id in zip(going, new, strict=True):
+            outputs[row].append(token_id)
         if stream is not None:
             stream(new)
         if stream_rows is not None:
@@ -224,37 +186,3 @@ def generate(
             rows, token, done = rows[~done], token[~done], done[~done]
         ids = token[:, None]
     return outputs
-
-
-def check(rows: int, beams: int, sampling: Sampling | None, seeds: Sequence[int] | None) -> None:
-    """Raise UserError where beams, sampling and seeds do not go together."""
-    if type(beams) is not int or beams < 1:
-        raise UserError(f"beams should be 1 or more, not {beams!r:.50}")
-    if sampling is None:
-        if seeds is not None:
-            raise UserError("seeds are for sampling; give sampling=Sampling(...) too")
-        return
-    if beams > 1:
-        raise UserError(f"beams = {beams}: sampling needs beams=1")
-    sampling.check()
-    if seeds is None or len(seeds) != rows:
-        raise UserError(
-            f"sampling needs a seed for each of the {rows} rows, not "
-            f"{'none' if seeds is None else len(seeds)}"
-        )
-    if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
-        raise UserError(
-            f"seeds should be whole numbers from 0 to 2^63 - 1, not {list(seeds)!r:.100}"
-        )
-
-
-def draw(logits: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Logits [B, V] -> one sampled token of each row [B], on the CPU: a GPU's generators give other
-    numbers."""
-    chances = logits.softmax(dim=-1).cpu()
-    return torch.cat(
-        [
-            torch.multinomial(row, 1, generator=generator)
-            for row, generator in zip(chances, generators, strict=True)
-        ]
-    ).to(logits.device)
