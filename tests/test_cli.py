@@ -220,7 +220,7 @@ def checked(capfd):
         (["--config", "/"], "is a folder"),
         (["--recipe", "pocket"], "from scratch"),
         (["--model", "/"], "config.json is missing"),
-        (["evaluate", "/nowhere"], "no run.toml"),
+        (["evaluate", "/nowhere"], "/nowhere does not exist"),
         (["evaluate", "--adapter", "/nowhere"], "no adapter folder"),
         (["generate", "--prompt-ids", "5,x"], "5,6,7"),
         (["generate", "--prompt-ids", "5,99999"], "token ids 0 to"),
