@@ -25,8 +25,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     }
     rate = add(parser, "plan", table).add_mutually_exclusive_group()
     rates = {
-        "--flops RATE": "per second that the device reaches, 150T, for a time",
-        "--measure": (bool, "measure those of a matrix product on this device"),
+        "--flops RATE": "operations a second that the device reaches, 150T: gives a time",
+        "--measure": (bool, "measure that rate on a matrix product of this device"),
     }
     add(rate, "", rates)
 

@@ -203,8 +203,11 @@ def closing_lines(result: "Result", settings: "Settings", folder: Path) -> list[
     else:
         shown = "The adapter is trained; what it gained was not measured."
     question = QUESTION if settings.data == "wordproblems" else "YOUR QUESTION"
+    look = (command_line("inspect", folder), "what was measured")
+    if result.after:
+        look = (command_line("inspect", folder, "--wrong"), "read the wrong answers")
     commands = [
-        (command_line("inspect", folder, "--wrong"), "read the wrong answers"),
+        look,
         (command_line("generate", folder, "--instruction", question), "ask it something"),
         (command_line("evaluate", folder), "measure it again, also on other --tests"),
     ]

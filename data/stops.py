@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.chat_template import render_text
 from files.errors import UserError
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 from model.added_tokens import is_token_id
 from model.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ def configured_stop_ids(folder: Path) -> list[int]:
     """
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        path = inside(folder, name)
+        path = resolve_inside(folder, name)
         value = read_json(path).get("eos_token_id") if path.is_file() else None
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(number) is int for number in numbers):

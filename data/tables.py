@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from files.errors import UserError
-from files.reading import distinct
+from files.reading import reject_duplicate_keys
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 BROKEN = object()  # an entry that cannot be read
 SPACE = re.compile(r"[ \t\r\n]*")  # of JSON
-DECODER = json.JSONDecoder(object_pairs_hook=distinct)
+DECODER = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys)
 
 
 def entries(path: Path) -> Iterator[tuple[str, object]]:
@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
 def parse_json(text: str):
     """The JSON value of a text, or BROKEN."""
     try:
-        return json.loads(text, object_pairs_hook=distinct)
+        return json.loads(text, object_pairs_hook=reject_duplicate_keys)
     except (ValueError, RecursionError):
         return BROKEN
 

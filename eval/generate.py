@@ -49,6 +49,8 @@ def generate_text(
     `adapters.Rows` entry i of its adapters is for text i. Raises UserError as `generate` does, and
     for an unknown template.
     """
+    if isinstance(texts, str):
+        raise UserError(f"texts should be a list: generate_text(model, tokenizer, [{texts!r:.50}])")
     if isinstance(template, str):
         template = template_named(template, tokenizer)
     prompts = [

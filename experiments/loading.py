@@ -51,6 +51,8 @@ def settings_to_measure(
         )
     file = Path(run) / "run.toml"
     if not file.is_file():
+        if not file.parent.is_dir():
+            raise UserError(f"{run} does not exist: give the folder of a run")
         raise UserError(f"{run} holds no run.toml: it is not the folder of a run")
     if not folders and not (Path(run) / "adapter").is_dir():
         raise UserError(

@@ -20,7 +20,7 @@ from experiments.explain import explanation
 from experiments.inspect import place
 from experiments.page import esc, page, paragraph
 from experiments.published import beside_published
-from experiments.text import history_text, loss_text
+from experiments.text import history_text
 from files.writing import write_text
 from model.language import LanguageModel
 
@@ -42,15 +42,16 @@ def write_report(
     the adapter to continue) and with the trained adapter. The curves come from folder/log.jsonl.
     """
     first = "before" if facts["continued_from"] else "base"
+    name = facts["adapter"] or config.kind
     sections = [
-        paragraph(f"{facts['adapter'] or config.kind} on {facts['model']}, data {facts['data']}"),
+        paragraph(f"{name} on {facts['model']}, data {facts['data']}"),
         tiles(facts, before, after),
         warnings(facts),
         accuracy(facts, before, after, first),
         published(facts, after),
         f"<h2>Loss</h2>{loss_chart(read_log(folder / 'log.jsonl'))}",
         paragraph("Per token with a label, in nats.", small=True),
-        block(model, config),
+        block(model, config, name),
         answers(before, after, first),
         made_by(folder, toml),
     ]
@@ -64,8 +65,9 @@ def tiles(facts: dict, before: list[dict], after: list[dict]) -> str:
     if name := next(iter(now), ""):
         both = f"{percent(was[name])} → {percent(now[name])}" if was else percent(now[name])
         figures.append((both, f"{name}: accuracy" + (" before → after" if was else "")))
-    elif text := loss_text(facts["held_out_loss"]):
-        figures.append((text, "held-out loss per token"))
+    elif loss := facts["held_out_loss"]:
+        both = f"{loss['before']:.4f} → {loss['after']:.4f}"
+        figures.append((both, f"held-out loss per token before → after (rows: {loss['rows']:,})"))
     else:
         figures.append(("not measured", "the data has no test set"))
     share = 100 * facts["trainable_parameters"] / facts["parameters"]
@@ -154,7 +156,7 @@ def published(facts: dict, after: list[dict]) -> str:
     return f"<h2>Beside the published figures</h2>{table.to_html()}{note}"
 
 
-def block(model: LanguageModel, config: AdapterConfig) -> str:
+def block(model: LanguageModel, config: AdapterConfig, name: str) -> str:
     """The family's drawing of a block, with the sites that hold an adapter marked."""
     marked = marked_sites(model)
     picture = re.sub(
@@ -163,7 +165,7 @@ def block(model: LanguageModel, config: AdapterConfig) -> str:
         esc(model.picture),
     )
     return f"""<h2>Where the adapter sits</h2>
-<p>One block of {esc(model.config.model_type)}; marked sites hold the adapter: {esc(config.kind)} at
+<p>One block of {esc(model.config.model_type)}; marked sites hold the adapter: {esc(name)} at
 {esc(config.place())}.</p><pre>{picture}</pre>"""
 
 

@@ -16,7 +16,9 @@ def read_json(path: Path) -> dict:
             raise UserError(
                 f"{path} has {path.stat().st_size:,} bytes, too many for what it should hold"
             )
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+        value = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=reject_duplicate_keys
+        )
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except UserError:
@@ -28,7 +30,7 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def inside(folder: Path, name: str) -> Path:
+def resolve_inside(folder: Path, name: str) -> Path:
     """folder/name. Raises UserError for a link out of the folder, except the hub cache's own."""
     path = folder / name
     try:
@@ -53,10 +55,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).exists() or (folder / single).is_symlink():
-            return [inside(folder, single)]
-        index = inside(folder, f"{single}.index.json")
+            return [resolve_inside(folder, single)]
+        index = resolve_inside(folder, f"{single}.index.json")
         if index.is_file():
-            shards = [inside(folder, name) for name in shard_names(index)]
+            shards = [resolve_inside(folder, name) for name in shard_names(index)]
             for path in shards:
                 if not path.is_file():
                     raise UserError(
@@ -90,7 +92,7 @@ def shard_names(index: Path) -> list[str]:
     return sorted(set(names.values()))
 
 
-def distinct(pairs: list[tuple]) -> dict:
+def reject_duplicate_keys(pairs: list[tuple]) -> dict:
     """A JSON object. Raises ValueError for a key that occurs twice."""
     table = dict(pairs)
     if len(table) != len(pairs):

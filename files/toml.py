@@ -61,6 +61,6 @@ def toml_value(value) -> str:
     """A value as TOML. JSON writes strings, booleans, numbers and lists the same way; a table is
     written in one line."""
     if isinstance(value, dict):
-        inside = (f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items())
-        return f"{{ {', '.join(inside)} }}"
+        pairs = (f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items())
+        return f"{{ {', '.join(pairs)} }}"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from files.errors import UserError
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found whole in a text.
+    """A token that is never split.
 
     special: decoding leaves it out (None: the files do not say). lstrip, rstrip: it takes the white
     space on its left or right with it.
@@ -27,11 +27,11 @@ def read_added_tokens(folder: Path, names: dict) -> list[AddedToken]:
 
     names: what tokenizer_config.json holds. Raises UserError for malformed ones.
     """
-    path = inside(folder, "added_tokens.json")
+    path = resolve_inside(folder, "added_tokens.json")
     ids = read_json(path) if path.is_file() else {}
     if not all(token and is_token_id(number) for token, number in ids.items()):
         raise UserError(f"{path} does not hold token numbers")
-    found = {number: AddedToken(token, number) for token, number in ids.items()}
+    tokens = {number: AddedToken(token, number) for token, number in ids.items()}
     where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
     table = names.get("added_tokens_decoder") or {}
     if not isinstance(table, dict):
@@ -42,25 +42,26 @@ def read_added_tokens(folder: Path, names: dict) -> list[AddedToken]:
         if not is_token_id(number) or not text or not isinstance(text, str):
             raise UserError(f"{where} has {key!r:.50}: {entry!r:.100}, not a number and its token")
         flags = {flag: entry.get(flag) is True for flag in ("special", "lstrip", "rstrip")}
-        found[number] = AddedToken(text, number, **flags)
-    return [found[number] for number in sorted(found)]
+        tokens[number] = AddedToken(text, number, **flags)
+    return [tokens[number] for number in sorted(tokens)]
 
 
 def is_token_id(number) -> bool:
-    """Whether it is a whole number from 0 on that fits an id."""
+    """Whether it is an integer from 0 to 2^31 - 1."""
     return type(number) is int and 0 <= number < 2**31
 
 
 def special_names(names: dict) -> set[str]:
     """The special tokens that tokenizer_config.json names, as bos_token, unk_token or any other."""
-    found = [value for key, value in names.items() if key.endswith("_token")]
+    tokens = [value for key, value in names.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = names.get(key)
-        found += more.values() if isinstance(more, dict) else more if isinstance(more, list) else []
-    return {text for token in found if (text := token_text(token))}
+        if isinstance(more, dict | list):
+            tokens += more.values() if isinstance(more, dict) else more
+    return {text for token in tokens if (text := token_text(token))}
 
 
 def token_text(token) -> str | None:
-    """The text of a special token: a string, or how transformers writes an AddedToken."""
+    """The text of a special token: a string, or an AddedToken as transformers writes it."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None

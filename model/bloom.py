@@ -122,7 +122,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(gelu(up(x))), gelu in its tanh form."""
+    """down(gelu(up(x))), with the tanh approximation of gelu."""
 
     def __init__(self, config: Config):
         super().__init__()

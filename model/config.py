@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from files.errors import UserError
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 from files.typed import typed
 from model.config_keys import NEUTRAL, changes_nothing, check_architectures, note_passed, refused
 from model.language import LanguageModel
@@ -61,13 +61,13 @@ def describe(name: str, revision: str | None = None):
     It is read from the model's folder, the hub's cache, model/registry.py or one small download.
     Raises UserError.
     """
-    found = find(name)
-    if isinstance(found, Path):
+    entry = find(name)
+    if isinstance(entry, Path):
         folder = resolve(name, revision)
     else:
-        folder = cached(found.repo, revision or found.revision, "config")
-        if folder is None and found.config and not revision:
-            return *family_and_config(found.config, "registry"), "model/registry.py"
+        folder = cached(entry.repo, revision or entry.revision, "config")
+        if folder is None and entry.config and not revision:
+            return *family_and_config(entry.config, "registry"), "model/registry.py"
         folder = folder or resolve(name, revision, need="config")
     return *read_config(folder), str(folder / "config.json")
 
@@ -77,7 +77,7 @@ def read_config(folder: Path):
 
     Raises UserError for what is missing, malformed or unsupported.
     """
-    path = inside(folder, "config.json")
+    path = resolve_inside(folder, "config.json")
     return family_and_config(read_json(path), str(path))
 
 
@@ -97,7 +97,7 @@ def config_from(family, raw: dict, where: str):
     """The family's Config from the fields of a config.json.
 
     Raises UserError for values of the wrong type, for what cannot be computed, for classes that
-    are no causal language models, and for unknown keys that may matter, all of them at once.
+    are not causal language models, and for unknown keys that may matter, all of them at once.
     """
     known = {field.name: field.type for field in fields(family.Config)}
     raw = unified(family, raw, known, where)
@@ -122,9 +122,8 @@ def config_from(family, raw: dict, where: str):
     try:
         config.check()
     except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(
-            f"{where}: incomplete or malformed setting ({type(error).__name__}: {error})"
-        ) from None
+        wrong = f"incomplete or malformed setting ({type(error).__name__}: {error})"
+        raise UserError(f"{where}: {wrong}") from None
     if passed:
         note_passed(passed, where)
     return config

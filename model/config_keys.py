@@ -127,7 +127,7 @@ NO_LANGUAGE_MODEL = {  # in the name of a class -> what it is
 
 
 def check_architectures(names: object, bare: str, tied: bool, where: str) -> None:
-    """Raise UserError where `architectures` of config.json names no causal language model.
+    """Raise UserError where `architectures` of config.json names another kind of model.
 
     `bare` is the class without an output head: it will do where the embedding is the head (tied).
     """
@@ -146,7 +146,7 @@ def check_architectures(names: object, bare: str, tied: bool, where: str) -> Non
 
 
 def no_language_model(name: str, bare: str, tied: bool) -> str:
-    """What a class is that is no causal language model; "" for one that is."""
+    """What a class is instead of a causal language model; "" for one."""
     for pattern, what in NO_LANGUAGE_MODEL.items():
         if re.search(pattern, name):
             return what

@@ -46,8 +46,7 @@ def download(repo: str, revision: str, need: str) -> Path:
 
 
 def weights_of(api, repo: str, revision: str, names: list[str]) -> list[str]:
-    """The weight files: safetensors if there are any, else torch's; one file, or an index and its
-    shards."""
+    """The weight files, safetensors rather than torch's: one file, or an index and its shards."""
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = f"{single}.index.json"
         if single in names:

@@ -33,10 +33,10 @@ class LanguageModel(nn.Module):
 
     # Of the checkpoint: load_model sets them.
     config: Any  # the family's Config
-    folder: Path | None  # where it was loaded from; None: made in memory
+    folder: Path | None  # where it was loaded from; None: not from a folder
     fingerprint: str  # a hash of the weights, which adapters are saved with; "" before loading
     dtype: torch.dtype  # of the computation
-    quantize: str  # how the Linears of the blocks are stored: "" or a name in STORED_AS
+    quantize: str  # of the Linears in the blocks: "" or a name in STORED_AS
     stages: tuple[Stage, ...]  # the devices the blocks lie on, if several (model/devices.py)
 
     # Of the run.

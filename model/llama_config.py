@@ -123,7 +123,7 @@ def check_row(config) -> None:
                 f"weights have no such biases; set it to false if these have none either"
             )
     if types is not None and (
-        len(types) != layers or not all(isinstance(one, str) and one in TYPES for one in types)
+        len(types) != layers or not all(isinstance(t, str) and t in TYPES for t in types)
     ):
         raise UserError(
             f"config.json: layer_types should name full_attention or sliding_attention for each "

@@ -44,16 +44,8 @@ def llama(
 
 
 def bloom(repo: str, hidden: int, layers: int, heads: int) -> Entry:
-    return Entry(
-        f"bigscience/{repo}",
-        {
-            "model_type": "bloom",
-            "hidden_size": hidden,
-            "n_layer": layers,
-            "n_head": heads,
-            "vocab_size": 250880,
-        },
-    )
+    shape = {"hidden_size": hidden, "n_layer": layers, "n_head": heads, "vocab_size": 250880}
+    return Entry(f"bigscience/{repo}", {"model_type": "bloom", **shape})
 
 
 def opt(repo: str, hidden: int, layers: int, heads: int, **more) -> Entry:
@@ -148,11 +140,8 @@ REGISTRY = {  # name: repository, hidden size, blocks, heads, and what else give
 
 def pocket_names() -> list[str]:
     """The models that come with this package, as `pocket-<family>`."""
-    return [
-        f"pocket-{folder.name}"
-        for folder in sorted(POCKET.iterdir())
-        if (folder / "config.json").is_file()
-    ]
+    folders = sorted(path.parent for path in POCKET.glob("*/config.json"))
+    return [f"pocket-{folder.name}" for folder in folders]
 
 
 def find(name: str) -> Path | Entry:
@@ -229,11 +218,10 @@ def is_complete(folder: Path, need: str, lenient: bool) -> bool:
     """Whether a folder of the cache holds what `resolve` needs."""
     names = {path.name for path in folder.iterdir()}
     if need == "tokenizer":
-        whole = names & {"tokenizer.json", "tokenizer.model"} or names >= {
-            "vocab.json",
-            "merges.txt",
-        }
-        return bool(whole) and (lenient or "tokenizer_config.json" in names)
+        single = names & {"tokenizer.json", "tokenizer.model"}
+        return bool(single or names >= {"vocab.json", "merges.txt"}) and (
+            lenient or "tokenizer_config.json" in names
+        )
     try:
         return need == "config" or bool(weight_files(folder))
     except UserError:

@@ -76,7 +76,7 @@ def trained_length(config) -> int:
 
 
 def depends_on_length(config) -> bool:
-    """Whether a token's angles depend on how long its row is, not on its position alone."""
+    """Whether a token's angles depend on the length of its row, not only on its position."""
     return rope_type(config.rope_scaling or {}) == "dynamic"
 
 

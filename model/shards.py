@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from files.errors import UserError
-from files.reading import inside, weight_files
+from files.reading import resolve_inside, weight_files
 from files.writing import write_atomically, write_text
 from model.hub import FILES
 from model.weights import safetensors
@@ -29,7 +29,7 @@ def check_empty(folder: Path) -> None:
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer's files that exist."""
     for name in FILES[1:]:
-        path = inside(source, name)
+        path = resolve_inside(source, name)
         if path.is_file():
             write_atomically(folder / name, lambda to, path=path: shutil.copyfile(path, to))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files.errors import UserError
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 from model.added_tokens import is_token_id, special_names, token_text
 from model.registry import resolve
 from model.tokenizer_json import FileTokenizer, translate_errors
@@ -41,19 +41,19 @@ class Tokenizer:
             self.special_id(kind, special[kind], config) for kind in ("bos", "eos", "pad")
         )
         if settings.get("bos_token", "") is None and not special["bos"]:  # null, as Qwen's
-            self.bos_id = None  # config.json has one all the same, which is not used
+            self.bos_id = None  # not the one of config.json
         is_opt = config.get("model_type") == "opt" and isinstance(self.inner, MergesTokenizer)
         add_bos = names.get("add_bos_token", is_opt)
         self.always_bos = self.bos_id is not None and add_bos is True
 
     def special_id(self, kind: str, name: str | None, config: dict) -> int | None:
         """The id of the token of this name, else what config.json says (of a list, the first)."""
-        found = translate_errors(self.folder, lambda: self.inner.token_id(name)) if name else None
-        if found is None:
-            found = config.get(f"{kind}_token_id")
-        if isinstance(found, list):
-            found = found[0] if found else None
-        return found if is_token_id(found) else None
+        token = translate_errors(self.folder, lambda: self.inner.token_id(name)) if name else None
+        if token is None:
+            token = config.get(f"{kind}_token_id")
+        if isinstance(token, list):
+            token = token[0] if token else None
+        return token if is_token_id(token) else None
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Text -> ids; bos=True adds what the model expects in front of a text."""
@@ -61,7 +61,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:  # half of a surrogate pair
             raise UserError(
-                f"the text {text!r:.50} is no valid Unicode and cannot be made into tokens"
+                f"the text {text!r:.50} is not valid Unicode and cannot be encoded"
             ) from None
         ids = translate_errors(self.folder, lambda: self.inner.encode(text, bos))
         if max(ids, default=0) >= self.limit:
@@ -120,14 +120,14 @@ class Tokenizer:
 def reader_of(folder: Path, names: dict, config: dict):
     """The tokenizer of a folder's files; names: what tokenizer_config.json holds."""
     for name in ("tokenizer.json", "tokenizer.model", "merges.txt"):
-        size = inside(folder, name).stat().st_size if (folder / name).is_file() else 0
+        size = resolve_inside(folder, name).stat().st_size if (folder / name).is_file() else 0
         if size > LARGEST:
             raise UserError(f"{folder / name} has {size:,} bytes, too many for a tokenizer")
-    if inside(folder, "tokenizer.json").is_file():
+    if resolve_inside(folder, "tokenizer.json").is_file():
         return FileTokenizer(folder, special_names(names), names)
-    if inside(folder, "tokenizer.model").is_file():
+    if resolve_inside(folder, "tokenizer.model").is_file():
         return SentencePieceTokenizer(folder, names)
-    if inside(folder, "vocab.json").is_file():
+    if resolve_inside(folder, "vocab.json").is_file():
         return MergesTokenizer(folder, special_names(names), names, config)
     raise UserError(
         f"{folder} holds no tokenizer: neither tokenizer.json, tokenizer.model, "
@@ -136,25 +136,24 @@ def reader_of(folder: Path, names: dict, config: dict):
 
 
 def read_optional(folder: Path, name: str) -> dict:
-    path = inside(folder, name)
+    path = resolve_inside(folder, name)
     return read_json(path) if path.is_file() else {}
 
 
 def chat_template(folder: Path, names: dict) -> str | None:
     """The Jinja text that makes messages into one text, or None.
 
-    It is a file of its own, else in tokenizer_config.json; of several there, the default one.
+    It is a file of its own, else in tokenizer_config.json; of several there, the one named default.
     """
-    path = inside(folder, "chat_template.jinja")
+    path = resolve_inside(folder, "chat_template.jinja")
     if path.is_file():
         return translate_errors(path, lambda: path.read_text(encoding="utf-8"))
-    found = names.get("chat_template")
-    if isinstance(found, list):
-        named = (entry for entry in found if isinstance(entry, dict))
-        found = next(
-            (entry.get("template") for entry in named if entry.get("name") == "default"), None
-        )
-    return found if isinstance(found, str) else None
+    template = names.get("chat_template")
+    if isinstance(template, list):
+        named = (entry for entry in template if isinstance(entry, dict))
+        templates = (entry.get("template") for entry in named if entry.get("name") == "default")
+        template = next(templates, None)
+    return template if isinstance(template, str) else None
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:

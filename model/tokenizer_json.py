@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from files.errors import UserError
-from files.reading import inside
+from files.reading import resolve_inside
 
 LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 SPACE = "▁"  # sentencepiece's sign for a space
@@ -27,7 +27,7 @@ class FileTokenizer:
         """special: the names of special tokens in tokenizer_config.json, which is `names`."""
         from tokenizers import Tokenizer
 
-        path = inside(folder, "tokenizer.json")
+        path = resolve_inside(folder, "tokenizer.json")
         self.inner = translate_errors(path, lambda: Tokenizer.from_file(str(path)))
         if has_normalized_tokens_of_llama(self.inner, names):
             legacy = names.get("legacy") is True and "CodeLlama" not in names["tokenizer_class"]
@@ -84,10 +84,10 @@ class FileTokenizer:
 
 
 def has_normalized_tokens_of_llama(inner, names: dict) -> bool:
-    """Whether LLaMA's special tokens are to be found in the normalized text (`normalized: true`).
+    """Whether LLaMA's special tokens are looked up in the normalized text (`normalized: true`).
 
     Llama-2's files of 2023 say so. The normalizer makes "▁</s>" of "</s>", so that the token would
-    be found only after a space, and be cut into letters elsewhere.
+    be recognised only after a space, and be cut into letters elsewhere.
     """
     kind = names.get("tokenizer_class")
     if not isinstance(kind, str) or kind.removesuffix("Fast") not in LLAMA_CLASSES:
@@ -101,7 +101,7 @@ def has_normalized_tokens_of_llama(inner, names: dict) -> bool:
 
 
 def with_tokens_in_raw_text(path: Path, legacy: bool) -> str:
-    """LLaMA's tokenizer.json with tokens found in the text as it stands, as in transformers 5.
+    """LLaMA's tokenizer.json with tokens looked up in the raw text, as in transformers 5.
 
     legacy: each part between such tokens begins with a space of its own, else the first part only.
     """
@@ -116,7 +116,7 @@ def with_tokens_in_raw_text(path: Path, legacy: bool) -> str:
 
 
 def translate_errors(path: Path, read: Callable[[], Result]) -> Result:
-    """read(), with whatever a library raises for a malformed file as one UserError.
+    """read(), where all errors of a library for a malformed file become a UserError.
 
     The panics of Rust's libraries are BaseExceptions.
     """

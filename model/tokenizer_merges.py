@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from files.errors import UserError
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 from model.added_tokens import is_token_id, read_added_tokens
 from model.tokenizer_json import FileTokenizer, translate_errors
 
@@ -29,9 +29,9 @@ def cut_of(folder: Path, names: dict, config: dict) -> str:
         return CUTS_BY_MODEL[model]
     if isinstance(kind, str) and kind.removesuffix("Fast") in CUTS:
         return CUTS[kind.removesuffix("Fast")]
-    said = f"tokenizer_class {kind!r:.60}" if kind else f"model_type {model!r:.40}"
+    given = f"tokenizer_class {kind!r:.60}" if kind else f"model_type {model!r:.40}"
     raise UserError(
-        f"{folder}: vocab.json and merges.txt can be read as {' or '.join(CUTS)}, not for {said}: "
+        f"{folder}: vocab.json and merges.txt can be read as {' or '.join(CUTS)}, not for {given}: "
         "set tokenizer_class in tokenizer_config.json, or add the checkpoint's tokenizer.json"
     )
 
@@ -44,7 +44,7 @@ class MergesTokenizer(FileTokenizer):
         from tokenizers import AddedToken, Tokenizer, decoders
         from tokenizers.models import BPE
 
-        vocab, merges = inside(folder, "vocab.json"), inside(folder, "merges.txt")
+        vocab, merges = resolve_inside(folder, "vocab.json"), resolve_inside(folder, "merges.txt")
         if not merges.is_file():
             raise UserError(f"{merges} is missing, {vocab.name} cannot be used without it")
         known = read_json(vocab)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from files.errors import UserError
-from files.reading import inside
+from files.reading import resolve_inside
 from model.added_tokens import AddedToken, read_added_tokens
 from model.tokenizer_json import SPACE, translate_errors
 
@@ -14,7 +14,7 @@ from model.tokenizer_json import SPACE, translate_errors
 class SentencePieceTokenizer:
     """A `tokenizer.model`, run by sentencepiece itself; bos=True puts <s> in front.
 
-    Control tokens and added ones are found whole in a text; each part between them begins with the
+    Control tokens and added tokens are never split; each part between them begins with the
     space that sentencepiece puts in front of a text, as in LLaMA-1's own tokenizer.json.
     """
 
@@ -22,7 +22,7 @@ class SentencePieceTokenizer:
         """names: what tokenizer_config.json holds."""
         from sentencepiece import SentencePieceProcessor
 
-        path = inside(folder, "tokenizer.model")
+        path = resolve_inside(folder, "tokenizer.model")
         if names.get("add_prefix_space") is False:
             where = folder / "tokenizer_config.json"
             raise UserError(
@@ -126,8 +126,8 @@ class SentencePieceTokenizer:
     def token_id(self, token: str) -> int | None:
         if token in self.added:
             return self.added[token]
-        found = self.inner.piece_to_id(token)
-        return found if self.inner.id_to_piece(found) == token else None
+        number = self.inner.piece_to_id(token)
+        return number if self.inner.id_to_piece(number) == token else None
 
 
 def pattern_of(token: AddedToken) -> str:

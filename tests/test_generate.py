@@ -515,3 +515,8 @@ def test_texts_that_cannot_be_continued(pocket):
     assert generate_text(*pocket, []) == []
     with pytest.raises(UserError, match="did you mean 'alpaca'"):
         generate_text(*pocket, TEXTS, template="alpacca")
+
+
+def test_one_text_instead_of_a_list_is_an_error(tiny):
+    with pytest.raises(UserError, match=r"should be a list.*\['Tom has'\]"):
+        generate_text(tiny, None, "Tom has")

@@ -238,7 +238,7 @@ def test_a_wrong_model_is_said_before_any_data_is_fetched(tmp_path, monkeypatch,
     config = json.loads((folders["small"] / "config.json").read_text())
     (folders["small"] / "config.json").write_text(json.dumps(config | {"vocab_size": 61}))
     for name, said in (
-        ("llama-7b", "huggyllama/llama-7b is no folder here"),
+        ("llama-7b", "huggyllama/llama-7b is neither a local folder nor in the cache"),
         ("nobody/nothing", "nobody/nothing"),
         (folders["no-words"], "holds no tokenizer"),
         (folders["no-weights"], "neither model.safetensors nor"),

@@ -23,7 +23,7 @@ from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 from files.writing import make_folder, write_atomically, write_text
 from model.language import LanguageModel
 from model.weights import safetensors, torch_tensors
@@ -132,7 +132,7 @@ def write_adapter(
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of an adapter folder, on the CPU. Raises UserError."""
     for name, read in ((WEIGHTS, safetensors), (OLD_WEIGHTS, torch_tensors)):
-        path = inside(folder, name)
+        path = resolve_inside(folder, name)
         if path.is_file():
             tensors = list(read(path))
             if len(dict(tensors)) != len(tensors):
@@ -164,7 +164,7 @@ def read_adapter(model: LanguageModel, folder: Path) -> tuple[AdapterConfig, Ten
     folder = locate(folder)
     tensors = read_tensors(folder)
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
-    raw = read_json(inside(folder, CONFIG))
+    raw = read_json(resolve_inside(folder, CONFIG))
     if OURS in raw:
         config, run = read_ours(model, raw[OURS], folder)
         return config, Tensors(tensors, where), run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adapters.places import all_sites
 from files.errors import UserError
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 from files.writing import make_folder, write_atomically, write_text
 from model.config import read_config, skeleton
 from model.language import LanguageModel
@@ -67,13 +67,13 @@ def export_model(
     check_room(folder, tensors)
 
     make_folder(folder)
-    raw = read_json(inside(model.folder, "config.json"))
+    raw = read_json(resolve_inside(model.folder, "config.json"))
     config = folder / "config.json"
     if changed or "quantization_config" in raw:
         raw.pop("quantization_config", None)  # of weights that are plain now
         write_text(config, json.dumps(raw | changed, indent=2, ensure_ascii=False) + "\n")
     else:
-        source = inside(model.folder, "config.json")
+        source = resolve_inside(model.folder, "config.json")
         write_atomically(config, lambda path: shutil.copyfile(source, path))
     copy_tokenizer(model.folder, folder)
     write_shards(folder, tensors, shard_bytes)
@@ -101,7 +101,7 @@ def changes(model: LanguageModel, own: set[str]) -> dict:
         )
     changed = {key: value for key, value in vars(config).items() if value != getattr(source, key)}
     dtype = str(model.input_embedding.weight.dtype).removeprefix("torch.")
-    raw = read_json(inside(model.folder, "config.json"))
+    raw = read_json(resolve_inside(model.folder, "config.json"))
     # The source's dtype, if the model was loaded in another one.
     changed |= {k: dtype for k in ("torch_dtype", "dtype") if raw.get(k) not in (None, dtype)}
     if raw.get("architectures") != [CLASSES[config.model_type]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from files.errors import UserError, unknown
-from files.reading import inside, read_json
+from files.reading import read_json, resolve_inside
 from files.writing import make_folder, write_text
 from model.language import LanguageModel
 from model.quantize.int8 import Int8, LLMInt8
@@ -124,7 +124,7 @@ def save_quantized(
         for leaf in linear.layout()
     }
     check_room(folder, tensors)
-    raw = read_json(inside(model.folder, "config.json"))
+    raw = read_json(resolve_inside(model.folder, "config.json"))
     raw["quantization_config"] = {
         "quant_method": METHOD,
         "how": model.quantize,
