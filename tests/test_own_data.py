@@ -207,7 +207,9 @@ def test_strict_rows_and_the_notes_of_data_show(tmp_path, capsys):
     assert "held out (10%, test_share) to measure the loss on: 2 rows without answers" in said
     path.write_text(path.read_text() + '\n{"messages": []}')
     assert command_line.main(["data", "check", str(path)]) == 0
-    assert "line 21: is an empty list of messages" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rows       20; 0 test problems" in said, "a check counts the rows a run would hold out"
+    assert "line 21: is an empty list of messages" in said
     assert command_line.main(["data", "check", str(path), "--strict-rows"]) == 1
     assert "(--strict-rows)" in capsys.readouterr().err
     assert run("--data", path, "--strict-rows", "--out", tmp_path / "out") == 1
