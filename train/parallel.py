@@ -15,7 +15,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -203,6 +203,7 @@ def is_reported(store: dist.Store, processes: Processes, error: UserError) -> bo
     try:
         if not processes.is_writer:
             store.wait([REPORTED], PATIENCE)
+            store.set(f"{REPORTED} to {processes.rank}", "")
             return True
         if isinstance(error, Lost) and store.check([REPORTED]):
             return True
@@ -210,7 +211,13 @@ def is_reported(store: dist.Store, processes: Processes, error: UserError) -> bo
         pass  # no report in this time
     except RuntimeError:
         return not processes.is_writer  # rank 0 is gone, and the store with it
-    return store.add(REPORTED, 1) > 1
+    if store.add(REPORTED, 1) > 1:
+        return True
+    if processes.is_writer:  # its process may hold the store: let the others read it first
+        others = [f"{REPORTED} to {rank}" for rank in range(1, processes.world)]
+        with suppress(RuntimeError):
+            store.wait(others, timedelta(seconds=2))
+    return False
 
 
 @contextmanager
