@@ -86,7 +86,8 @@ def parse(arguments: list[str]) -> tuple[str, argparse.Namespace]:
     has_command = bool(arguments) and not arguments[0].startswith("-")
     command, rest = (arguments[0], arguments[1:]) if has_command else ("train", arguments)
     if command not in COMMANDS:
-        raise UsageError(f"{unknown('command', command, COMMANDS)}; see: {PROGRAM} --help")
+        error = str(unknown("command", command, COMMANDS))
+        raise UsageError(f"{error}{' ' if error.endswith('?') else '; '}see: {PROGRAM} --help")
     parser = build_parser(command)
     options, extra = parser.parse_known_args(rest)
     if extra and extra[0] in COMMANDS:

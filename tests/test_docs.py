@@ -6,7 +6,7 @@ How a page is read:
   missing here. A command that trains and whose output is not shown runs two steps on forty rows,
   unless it names data.
   `# exits with 1` is the status that is expected.
-- A block with a file name behind its language, as in ```json rows.json, is written to that file.
+- A block with a file name after its language, as in ```json rows.json, is written to that file.
 - A `text` block directly after one of these is what it prints; `...` stands for anything.
 
 `PYTHONPATH=. python tests/test_docs.py` writes what the blocks print now into the pages,

@@ -186,7 +186,7 @@ def test_a_part_that_is_the_whole(server):
     fetch([pinned(server)])
     assert server.asked == [
         ("/far/test.json", f"bytes={len(BODY)}-")
-    ]  # answered with 416: nothing is behind it
+    ]  # answered with 416: nothing is after it
     assert kept() == {"dataset/set/test.json": BODY}
 
 

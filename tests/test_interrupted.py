@@ -144,7 +144,7 @@ def chain(
 def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_path):
     whole, folder = chain(
         tmp_path, 18, 24, ["base", "step"], random.Random(5)
-    )  # behind the fourth step
+    )  # after the fourth step
 
     # the disk is full: one line that names the file, everything as it was
     full = tmp_path / "full"
@@ -171,7 +171,7 @@ def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_pat
         )  # the step at hand was finished, and saved
     (folder / "predictions-base.jsonl.part").write_text(
         ""
-    )  # as a kill leaves it that comes just behind predictions-base.jsonl
+    )  # as a kill leaves it that comes just after predictions-base.jsonl
     assert finish("--resume", folder)[0] == 0
     check_same(folder, whole)
 

@@ -190,7 +190,7 @@ def test_each_process_holds_its_share_of_the_blocks_and_gathers_one_to_use_it(fo
     for held, whole, gathered in found(folder, "bytes", 2):
         assert (
             held == whole // 2
-            # storage, behind training and answers: nothing gathered is left, nothing of the loading
+            # storage, after training and answers: nothing gathered is left, nothing of the loading
             # either
         )
         assert len(gathered) > 3 * 22  # forward, the second forward of checkpointed blocks, answers
@@ -405,7 +405,7 @@ def test_two_processes_answer_and_write_what_one_does(tmp_path):
     two, one = (
         {entry["step"]: entry["loss"] for entry in log_of(tmp_path / name)}
         for name in ("two", "one")
-    )  # steps behind the checkpoint stand there twice
+    )  # steps after the checkpoint stand there twice
     torch.testing.assert_close(
         torch.tensor([two[step] for step in one]),
         torch.tensor(list(one.values())),

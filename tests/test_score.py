@@ -200,7 +200,7 @@ def test_options_are_put_as_in_training_and_share_their_beginning(pocket):
     assert len(contexts) == 1
     assert list(contexts.pop()) == tokenizer.encode(
         form.prompt(PIQA[0])
-    )  # the options begin behind the prompt, not earlier
+    )  # the options begin after the prompt, not earlier
     for label, (context, continuation) in found.items():
         assert context + continuation == tokenizer.encode(
             form.prompt(PIQA[0]) + f"the correct answer is {label}"

@@ -114,7 +114,7 @@ def test_the_best_steps_weights_are_loaded_in_the_end_and_nan_is_never_best(
     again = model_with(folder)
     outcome, _ = run(
         again, tmp_path, V, held_out=HELD_OUT, resume=True
-    )  # killed behind the last step
+    )  # killed after the last step
     assert outcome.adapter_step == 6
     assert same(state(again), state(model))
 
@@ -463,13 +463,13 @@ def test_in_tensorboard_a_resumed_run_takes_the_place_of_the_steps_it_repeats(
     for first, last in (
         (1, 5),
         (4, 4),
-    ):  # killed behind step 5, resumed from the checkpoint of step 3
+    ):  # killed after step 5, resumed from the checkpoint of step 3
         tracker = TRACKERS["tensorboard"](tmp_path, {})
         for step in range(first, last + 1):
             tracker.write({"step": step, "loss": 1.0, "skipped": False})
     board = Board.written[str(tmp_path / "tensorboard")]
     assert [step for name, step in board if name == "train/loss"] == [1, 2, 3, 4]
-    TRACKERS["tensorboard"](tmp_path, {}).finish(4, {"svamp": 0.5})  # resumed behind its last step
+    TRACKERS["tensorboard"](tmp_path, {}).finish(4, {"svamp": 0.5})  # resumed after its last step
     assert board["accuracy/svamp", 4] == 0.5
     assert ("train/loss", 4) in board
 
