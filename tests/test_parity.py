@@ -72,7 +72,7 @@ def logits_are_equal(ours, theirs, by_row, side) -> None:
     assert difference(ours(ids, mask, (mask.cumsum(1) - 1).clamp(min=0)), expected, mask) < 1e-4
     if (
         side in ("plain", "right") and not by_row
-    ):  # right padding hides after causal order: no mask needed
+    ):  # causal order hides right padding: no mask needed
         assert difference(ours(ids), expected, mask) < 1e-4
 
 
