@@ -5,6 +5,7 @@ The only module that imports them; what uses it asks `missing()` first.
 
 import importlib.util
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from benchmarks.random_weights import named_noise, shaped, write_config
 from benchmarks.work import LORA, prompts, rows_of_real_lengths, start, token_rows, training_step
-
 from model.config import describe
 
 Run = Callable[[], dict]
@@ -34,13 +34,17 @@ def missing() -> str:
         return ""
     return (
         f"{' and '.join(names)} not installed, so that only this project is measured: "
-        "pip install 'llm-adapters[benchmark]' has the other side"
+        "pip install 'transformers>=5,<6' peft"
     )
 
 
 def base(o: dict) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     dtype = getattr(torch, o["dtype"])
     if not o["random"]:
         return AutoModelForCausalLM.from_pretrained(o["model"], dtype=dtype).to(o["device"])
@@ -185,9 +189,7 @@ def padded_loss(model: nn.Module, rows: list[list[int]], labels: int) -> Tensor:
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     targets = ids.masked_fill(mask == 0, -100)
-    return model(
-        input_ids=ids, attention_mask=mask, labels=targets, num_items_in_batch=labels
-    ).loss
+    return model(input_ids=ids, attention_mask=mask, labels=targets, num_items_in_batch=labels).loss
 
 
 def decode(o: dict) -> Run:

@@ -97,6 +97,7 @@ def training_step(
     parameters: Sequence[nn.Parameter], loss_of: Callable[[int], Tensor], o: dict
 ) -> Callable[[], dict]:
     """A step of AdamW: loss_of(i) is the share of the micro-batch from row i on."""
+    trained = sum(p.numel() for p in parameters)
     optimizer = torch.optim.AdamW(
         parameters, lr=1e-4, weight_decay=0.0, fused=o["device"].startswith("cuda")
     )
@@ -110,7 +111,7 @@ def training_step(
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": float(total), "norm": float(norm)}
+        return {"loss": float(total), "norm": float(norm), "trained": trained}
 
     return run
 
