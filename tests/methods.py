@@ -66,6 +66,7 @@ VARIANTS = {*ALL} - CROSSED  # tested in one family (conftest.py)
 MERGEABLE = [
     "lora",
     "paper-lora",
+    "final-lora",
     "rslora",
     "lora-bias",
     "dora",
