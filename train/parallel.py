@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.batches import Example
-from files.errors import UserError
+from files.errors import OutOfMemory, UserError, is_out_of_memory
 
 TIMEOUT = timedelta(minutes=30)  # of a collective operation whose other processes hang
 PATIENCE = timedelta(seconds=10)  # of a process with an error, for rank 0 to report one
@@ -228,12 +228,33 @@ def quiet() -> Iterator[None]:
         yield
 
 
+BROKEN = ("gloo", "connection closed", "connection reset", "timed out")
+NCCL_BROKEN = ("ncclremoteerror", "ncclsystemerror", "timeout", "timed out", "aborted")
+
+
 def lost(error: Exception) -> Exception:
-    """The error itself, or `Lost` if it says that a connection broke."""
-    broken = ("gloo", "nccl", "connection closed", "connection reset", "timed out")
-    if isinstance(error, UserError) or not (
-        isinstance(error, dist.DistError) or any(text in str(error).lower() for text in broken)
-    ):
+    """The error itself, or `Lost` if it says that a connection broke.
+
+    A UserError also for two other errors of NCCL: out of memory, and two processes on one GPU.
+    """
+    text = str(error).lower()
+    if isinstance(error, UserError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemory(
+            "out of memory: lower train.micro_batch_size, or use a smaller model or dtype "
+            f"({first_line(error)})"
+        )
+    if "duplicate gpu" in text:
+        return UserError(
+            "two processes are on one GPU: start as many as CUDA_VISIBLE_DEVICES has GPUs, "
+            f"--nproc-per-node ({first_line(error)})"
+        )
+    if "nccl" in text:  # others of its errors are mistakes of this process
+        broken = any(words in text for words in NCCL_BROKEN)
+    else:
+        broken = isinstance(error, dist.DistError) or any(words in text for words in BROKEN)
+    if not broken:
         return error
     return Lost(
         "another process of this job ended or does not answer; continue from the last checkpoint "
