@@ -288,12 +288,16 @@ def test_a_connection_that_broke_is_told_from_other_mistakes():
     [
         ("ncclUnhandledCudaError\nLast error:\nCuda failure 2 'out of memory'", "out of memory"),
         ("ncclSystemError\nLast error:\nFailed to CUDA calloc async 608 bytes", "out of memory"),
-        ("ncclInvalidUsage\nDuplicate GPU detected : rank 1 and rank 0", "two processes are on one"),
+        (
+            "ncclInvalidUsage\nDuplicate GPU detected : rank 1 and rank 0",
+            "two processes are on one",
+        ),
     ],
 )
 def test_what_nccl_cannot_do_is_not_taken_for_a_lost_process(text, said):
     error = parallel.lost(torch.distributed.DistBackendError(f"NCCL error in: x, {text}"))
-    assert isinstance(error, UserError) and not isinstance(error, parallel.Lost)
+    assert not isinstance(error, parallel.Lost)
+    assert isinstance(error, UserError)
     assert str(error).startswith(said)
 
 
