@@ -24,15 +24,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.batches import Example
-from files.errors import OutOfMemory, UserError, is_out_of_memory
+from files.errors import UserError
+from train.lost import Lost, first_line, lost
 
 TIMEOUT = timedelta(minutes=30)  # of a collective operation whose other processes hang
 PATIENCE = timedelta(seconds=10)  # of a process with an error, for rank 0 to report one
 REPORTED = "an error is reported"  # key in the store
-
-
-class Lost(UserError):
-    """Another process of the job is gone, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -226,41 +223,3 @@ def quiet() -> Iterator[None]:
     with open(os.devnull, "w") as null, redirect_stdout(null), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-BROKEN = ("gloo", "connection closed", "connection reset", "timed out")
-NCCL_BROKEN = ("ncclremoteerror", "ncclsystemerror", "timeout", "timed out", "aborted")
-
-
-def lost(error: Exception) -> Exception:
-    """The error itself, or `Lost` if it says that a connection broke.
-
-    A UserError also for two other errors of NCCL: out of memory, and two processes on one GPU.
-    """
-    text = str(error).lower()
-    if isinstance(error, UserError):
-        return error
-    if is_out_of_memory(error):
-        return OutOfMemory(
-            "out of memory: lower train.micro_batch_size, or use a smaller model or dtype "
-            f"({first_line(error)})"
-        )
-    if "duplicate gpu" in text:
-        return UserError(
-            "two processes are on one GPU: start as many as CUDA_VISIBLE_DEVICES has GPUs, "
-            f"--nproc-per-node ({first_line(error)})"
-        )
-    if "nccl" in text:  # others of its errors are mistakes of this process
-        broken = any(words in text for words in NCCL_BROKEN)
-    else:
-        broken = isinstance(error, dist.DistError) or any(words in text for words in BROKEN)
-    if not broken:
-        return error
-    return Lost(
-        "another process of this job ended or does not answer; continue from the last checkpoint "
-        f"with --resume ({first_line(error)})"
-    )
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
