@@ -91,7 +91,8 @@ def random_checkpoint(name: str, folder: Path) -> int:
         )
     make_folder(folder)
     write_config(family, config, folder)
-    write_shards(folder, tensors, SHARD, values=noise)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    write_shards(folder, tensors, SHARD, lambda tensor: named_noise(names[id(tensor)], tensor))
     return total
 
 
