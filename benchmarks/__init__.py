@@ -42,6 +42,11 @@ BENCHMARKS = {
             "smoke": False,
         },
     ),
+    "gpu": Benchmark(
+        "gpu.gpu_lines",
+        "one card: tests, parity, 7B-shaped steps and decoding, float16, offload, repeated runs",
+        {"out": "runs/benchmark-gpu", "only": "", "minutes": 8, "smoke": False},
+    ),
     "load": Benchmark(
         "loading.load_lines",
         "time and memory from files (of a folder, or random weights) to a model",

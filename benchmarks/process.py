@@ -11,18 +11,19 @@ import importlib
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from benchmarks.machine import peak_of, reserved, synchronize
+from benchmarks.machine import peak_of, reserved, reset_peak, synchronize
 from files.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,8 @@ class Local:
     def ask(self) -> dict:
         """Do the work once -> {seconds, peak, reserved} and its facts."""
         synchronize(self.device)
+        if self.device.startswith("cuda"):  # on the CPU the peak is that of the whole process
+            reset_peak(self.device)
         began = time.perf_counter()
         facts = self.run() or {}
         synchronize(self.device)
@@ -79,12 +82,13 @@ class Worker:
     """Work in a fresh process, which waits until it is asked."""
 
     def __init__(self, work: str, options: dict, timeout: float | None = None):
-        """timeout: seconds that the setup and each `ask` may take. Raises UserError."""
-        self.timeout = timeout
+        """timeout: seconds that setup and all of `ask` may take. Raises UserError."""
+        self.timeout, self.began = timeout, time.monotonic()
         self.errors = TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE, work, json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self.read()
@@ -100,9 +104,12 @@ class Worker:
 
         def stop() -> None:
             late.set()
-            self.process.kill()
+            self.kill()
 
-        timer = threading.Timer(self.timeout or threading.TIMEOUT_MAX, stop)
+        left = threading.TIMEOUT_MAX
+        if self.timeout is not None:
+            left = max(0.0, self.timeout - (time.monotonic() - self.began))
+        timer = threading.Timer(left, stop)
         timer.daemon = True
         timer.start()
         line = self.process.stdout.readline()
@@ -119,9 +126,14 @@ class Worker:
     def close(self) -> None:
         if self.errors.closed:
             return
-        self.process.kill()
+        self.kill()
         self.process.communicate()
         self.errors.close()
+
+    def kill(self) -> None:
+        """End it and what it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def serve(work: str, options: str) -> None:
