@@ -4,9 +4,9 @@ Random weights are made on the card. Each part has a process and a time limit of
 the table before the next begins, so that a kill loses one part at most.
 """
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import torch
 
@@ -43,7 +43,7 @@ def gpu_lines(out: str, only: str, minutes: int, smoke: bool) -> Iterator[str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not smoke:
         raise UserError("the case gpu needs a GPU; --smoke runs it on the CPU with tiny shapes")
-    end = time.monotonic() + 60 * minutes
+    end = monotonic() + 60 * minutes
     wanted = [part for part in parts() if any(w.strip() in part.name for w in only.split(","))]
     if not wanted:
         raise UserError(f"--only {only!r:.60} is in the name of no part")
@@ -57,7 +57,7 @@ def gpu_lines(out: str, only: str, minutes: int, smoke: bool) -> Iterator[str]:
         report.note(note)
     rates: dict = {}
     for part in wanted:
-        left = end - time.monotonic()
+        left = end - monotonic()
         if part.against and without:
             continue
         if left < part.limit / 3:

@@ -44,7 +44,7 @@ def decode(batch: int, adapter: str = "", stored: str = "bfloat16") -> Part:
 def of_peer(part: Part) -> Part:
     """The same by transformers + peft."""
     work = part.work.replace("ours", "peer")
-    return replace(part, name=f"{part.name}, peer", work=work, against=part.name)
+    return replace(part, name=f"{part.name} (peer)", work=work, against=part.name)
 
 
 def both(part: Part) -> list[Part]:
@@ -82,8 +82,8 @@ def parts() -> list[Part]:
         loop("float16 loss scaling", "scaled", steps=20),
         loop("layers on cuda and cpu", "alike", rows=2, tokens=128, devices=["cuda", "cpu"]),
         loop("offload", "alike", train={"offload": True}),
-        loop("the same run twice", "repeated"),
-        loop("twice, deterministic", "repeated", train={"deterministic": True}),
+        loop("plain run twice", "repeated"),
+        loop("deterministic run twice", "repeated", train={"deterministic": True}),
     ]
     found += [step("llama-7b", "parallel", stored, block=True) for stored in ("int8", "nf4")]
     for family in FAMILIES[1:]:

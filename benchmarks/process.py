@@ -35,6 +35,7 @@ class Measured:
     """The runs of one side of a comparison."""
 
     runs: list[dict] = field(default_factory=list)  # {seconds, peak, reserved, and its facts}
+    loaded: int = 0  # the peak of memory after the setup
 
     @property
     def seconds(self) -> float:
@@ -61,6 +62,7 @@ class Local:
         module, _, function = work.partition(":")
         self.device = options.get("device", "cpu")
         self.run = getattr(importlib.import_module(module), function)(options)
+        self.loaded = peak_of(self.device)
 
     def ask(self) -> dict:
         """Do the work once -> {seconds, peak, reserved} and its facts."""
@@ -91,7 +93,7 @@ class Worker:
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        self.read()
+        self.loaded = self.read()["loaded"]
 
     def ask(self) -> dict:
         self.process.stdin.write("\n")
@@ -142,7 +144,7 @@ def serve(work: str, options: str) -> None:
     os.dup2(2, 1)  # whatever is printed does not disturb the answers
     local = Local(work, json.loads(options))
     gc.collect()
-    print("{}", file=out, flush=True)
+    print(json.dumps({"loaded": local.loaded}), file=out, flush=True)
     for _ in sys.stdin:
         print(json.dumps(local.ask()), file=out, flush=True)
 
@@ -165,6 +167,7 @@ def in_turn(
         for name, (work, options) in sides.items():
             workers[name] = (Worker if fresh else Local)(work, options, timeout)
             stack.callback(workers[name].close)
+            measured[name].loaded = workers[name].loaded
         for turn in range(warm + repeats):
             for name, worker in workers.items():
                 run = worker.ask()

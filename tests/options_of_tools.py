@@ -272,7 +272,7 @@ def grids(here):
     assert str(here.path / "no") in told
 
 
-@row(*rows_for("benchmark", options="--only --out --smoke --data-dir"))
+@row(*rows_for("benchmark", options="--only --out --smoke --data-dir --minutes"))
 def what_is_measured_of_a_table(here):
     given = {}
     here.monkeypatch.setattr("benchmarks.table.table_lines", lambda **v: given.update(v) or [])
@@ -280,7 +280,10 @@ def what_is_measured_of_a_table(here):
     assert given == {
         "model": "pocket-opt", "data_dir": "y", "only": "fp32", "out": "x", "repeats": 3,
         "smoke": True,
-    }  # fmt: skip  # tests/test_benchmark.py runs it
+    }  # fmt: skip
+    here.monkeypatch.setattr("benchmarks.gpu.gpu_lines", lambda **v: given.update(v) or [])
+    command(*"benchmark --case gpu --minutes 3 --out z".split())  # tests/test_benchmark.py runs it
+    assert {key: given[key] for key in ("minutes", "out")} == {"minutes": 3, "out": "z"}
 
 
 @row(*rows_for("benchmark", options="--case --model --repeats --quantize --adapter --tokens "
