@@ -31,7 +31,8 @@ Run = Callable[[], dict]
 def base(o: dict) -> LanguageModel:
     dtype = getattr(torch, o["dtype"])
     if o["random"]:
-        return random_model(o["model"], dtype, o["quantize"], o["device"], o["layers"])
+        device = torch.device(o["device"])
+        return random_model(o["model"], dtype, o["quantize"], device, o["layers"])
     return load_model(o["model"], dtype, o["device"], o["quantize"] or None)
 
 
