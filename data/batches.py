@@ -219,9 +219,7 @@ def collate(
     lengths = torch.tensor([len(example) for example in examples])
     T = int(lengths.max())
     ids = torch.tensor([example.ids + [pad_id] * (T - len(example)) for example in examples])
-    weights = torch.tensor(
-        [example.weights + [0.0] * (T - len(example)) for example in examples]
-    )
+    weights = torch.tensor([example.weights + [0.0] * (T - len(example)) for example in examples])
     row, place = weights[:, 1:].nonzero(as_tuple=True)  # token `place` predicts the next one
     targets, label_weights = ids[row, place + 1], weights[row, place + 1]
     packed = Packing.of(lengths, virtual) if packing and lengths.min() < T else None

@@ -86,7 +86,7 @@ def target_of(
     check_together(s, [torch.device(name) for name in names], processes)
     if sizes and len(sizes) != len(names):
         raise UserError(
-            f"--memory names {len(sizes)} devices and the plan has {len(names)}: {', '.join(names)}"
+            f"--memory: {len(sizes)} given, for the devices of the plan: {', '.join(names)}"
         )
     length = s.train.cutoff if length is None else length
     if not 2 <= length <= 2**20:

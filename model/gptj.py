@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from files.errors import UserError
+from model.cache import Cache
 from model.language import LanguageModel
 from model.packing import Packing
 from model.parts import (
     ACTIVATIONS,
-    Cache,
     Shape,
     Step,
     attention,
@@ -106,7 +106,9 @@ class Attention(nn.Module):
         return torch.cat((turned, x[..., self.rotary_dim :]), dim=-1)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        q = step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # [B, H, T, D]
+        q = (
+            step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        )  # [B, H, T, D]
         k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         q, k = self.rotate(q, step), self.rotate(k, step)

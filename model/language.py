@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.cache import Cache
 from model.packing import Packing
-from model.parts import Cache, Shape, Stage, Step, moved
+from model.parts import Shape, Stage, Step, moved
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
 
@@ -103,7 +104,8 @@ class LanguageModel(nn.Module):
         """An empty cache for `batch` rows of at most `length` tokens."""
         layers = range(len(self.blocks))
         devices = [self.device_at(i) if self.stages else self.device for i in layers]
-        return Cache(self.shape, batch, length + self.prompt_length, self.dtype, devices)
+        K, D = self.shape.kv_heads, self.shape.head_size
+        return Cache(batch, K, length + self.prompt_length, D, self.dtype, devices)
 
     @property
     def prompt_length(self) -> int:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from model.cache import Cache
 from model.language import LanguageModel
 from model.packing import Packing
-from model.parts import ACTIVATIONS, Cache, Shape, Step, attention, check_sizes
+from model.parts import ACTIVATIONS, Shape, Step, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 
@@ -103,7 +104,9 @@ class Attention(nn.Module):
         self.kv_site = KeysValues(config.num_attention_heads, config.shape.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        q = step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # [B, H, T, D]
+        q = (
+            step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        )  # [B, H, T, D]
         k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         if step.cache is not None:

@@ -477,6 +477,23 @@ def test_the_drawing_marks_the_sites(any_tiny):
     assert "0, 2" in draw(any_tiny, "more")
 
 
+FORMULAS = {
+    "series": "y = f(x) + s · U act(D f(x))",
+    "parallel": "y = f(x) + s · U act(D x)",
+    "bottleneck-input": "y = f(x + s · U act(D x))",
+    "ln-tuning": "γ' · (x - mean) / std + β'",
+}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_the_drawing_shows_the_formula_of_these_options(tiny, formula):
+    if formula == "bottleneck-input":
+        attach(tiny, "series", sites=["q"], reads="input", writes="input")
+    else:
+        attach_small(tiny, formula)
+    assert [f for f in FORMULAS if FORMULAS[f] in draw(tiny)] == [formula]
+
+
 def test_table_1_of_the_paper():
     """Its Params column follows from what its code did, without weights."""
     from model.config import family_and_config, skeleton
