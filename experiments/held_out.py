@@ -62,8 +62,8 @@ def measure_loss(
     """Nats per token with a label, with the adapters that are on. Raises UserError when out of
     memory."""
     train = s.train
-    fill = {"tokens": train.tokens_per_batch, "packing": train.packing}
+    fill = train.tokens_per_batch, train.packing
     with short_of_memory(f"on {model.device} while measuring the loss: lower {train.at_once}"):
-        loss = mean_loss(model, rows, train.micro_batch_size, pad_id, processes, **fill)
+        loss = mean_loss(model, rows, train.micro_batch_size, pad_id, processes, *fill)
     model.eval()
     return round(loss, 4)

@@ -87,7 +87,7 @@ def train(
             f"lower {s.at_once}, or raise train.batch_size"
         )
 
-    fill = {"tokens": s.tokens_per_batch, "packing": s.packing}  # of micro-batches
+    fill = s.tokens_per_batch, s.packing  # of micro-batches
     validate_every = s.validate_every or s.save_every
     busy: list[Busy] = []  # of each step, if the layers are split over several devices
     model.train()
@@ -106,7 +106,7 @@ def train(
             weight = sum(sum(row.weights[1:]) for row in rows)
             batches = {
                 seed_from(seed, step, number): batch  # the key seeds dropout
-                for number, batch in enumerate(micro_batches(rows, s.micro_batch_size, **fill))
+                for number, batch in enumerate(micro_batches(rows, s.micro_batch_size, *fill))
             }
             with short_of_memory(
                 f"on {model.device} with {s.amount} at once: lower {s.at_once} "
@@ -155,7 +155,7 @@ def train(
                     f"the last checkpoint in {folder} is intact"
                 ):
                     validation = mean_loss(
-                        model, held_out, s.micro_batch_size, pad_id, processes, **fill
+                        model, held_out, s.micro_batch_size, pad_id, processes, *fill
                     )
                 state.validated(validation)
                 entry["validation_loss"] = finite_or_none(validation)
