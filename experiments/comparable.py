@@ -184,11 +184,13 @@ def comparison_notes(ours: Conditions, found: Sequence[Compared]) -> list[str]:
     if not tables_for(ours.data):
         return []
     if not found:
+        preset = ours.adapter and (ours.adapter.preset or ours.adapter.kind)
+        which = f"with {preset}" if preset else "without an adapter"
         titles = "; ".join(table.title for table in tables_for(ours.data))
         models = dict.fromkeys(name for table in tables_for(ours.data) for name in table.rows)
         return [
             f"The published rows on {ours.data} ({titles}) are of {', '.join(models)}; there is "
-            f"none of {Path(ours.model).name}."
+            f"no row for {Path(ours.model).name} {which}."
         ]
     notes = []
     for compared in found:

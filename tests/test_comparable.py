@@ -137,7 +137,7 @@ def test_models_and_methods_without_a_row_are_told_what_there_is():
     other = comparison_lines(settings(None, None, {"model": "opt-125m", "data": "math-v1"}))
     assert other == [
         "The published rows on math-v1 (Table 1 of arXiv 2304.01933v1) are of llama-7b, "
-        "bloom-7b1, gptj-6b; there is none of opt-125m."
+        "bloom-7b1, gptj-6b; there is no row for opt-125m with parallel."
     ]
     options = {"model": "llama-7b", "data": "math_10k", "adapter": {"preset": "ia3"}}
     assert comparison_lines(settings(None, None, options))[-1].endswith("here ia3.")
