@@ -47,6 +47,7 @@ class Train:
     # memory and a third more time
     checkpointing: str = "none"
     offload: bool = False  # keep activations in the CPU's memory until the backward pass: slow
+    compile: bool = False  # blocks through torch.compile: the same numbers to rounding
     # the same bits in every run on one kind of GPU: deterministic algorithms only, some slower
     deterministic: bool = False
     save_every: FromOne = 100  # steps between checkpoints
