@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from adapters import attach, named_parameters
-from benchmarks.process import memory_of_process, run_python
+from benchmarks.machine import held, memory_of_process, peak_of, reset_peak
+from benchmarks.process import run_python
 from benchmarks.random_weights import noise, random_row, shaped
 from eval.generate import generate
 from files.errors import UserError
@@ -31,7 +32,7 @@ LARGE = 500_000_000  # parameters; a larger model is cut to LAYERS blocks of its
 LAYERS = 2
 # glibc returns freed memory at once, so that what is held is what is needed
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-EVAL = Eval(batch_size=8, max_new_tokens=16)
+EVAL = Eval(batch_size=8, max_new_tokens=16, decode_memory="plain")
 CODE = "import sys; from benchmarks.plan_check import measure; measure(*sys.argv[1:])"
 
 
@@ -175,6 +176,7 @@ def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
     mask[0, 0] = 0
     ids = torch.randint(3, model.config.vocab_size, mask.shape, device=device)
     reset_peak(device)
+    model.decode_memory = EVAL.decode_memory
     generate(model.eval(), ids, mask, EVAL.max_new_tokens)
     answers = peak_of(device)
     reset_peak(device)
@@ -184,18 +186,3 @@ def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
         trained = named_parameters(model)
         train(model, trained, rows, s, folder=Path(folder), processes=processes)
     return {"step": peak_of(device), "answers": answers}
-
-
-def held(device: str) -> int:
-    return torch.cuda.memory_allocated() if device == "cuda" else memory_of_process("VmRSS")
-
-
-def peak_of(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else memory_of_process("VmHWM")
-
-
-def reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS

@@ -17,9 +17,11 @@ from files.reading import read_json
 from model.config import describe, skeleton
 from model.devices import balance
 from model.language import LanguageModel
+from model.packed import is_worth_packing, packed_bytes
 from model.quantize import quantization_of, quantize_skeleton, resolve_quantization
 from model.registry import find
 from model.show import size_text
+from model.sites import Linear
 from train.plan.advice import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
 from train.plan.dry_run import Step, all_tensors, answer, matrices_of, training_step
 from train.settings import Settings
@@ -64,7 +66,20 @@ class Planned:
         phase = answer(self.model, s.eval, target.length, target.kind)
         if s.shard:
             phase = phase.sharded(matrices_of(self.model, target.kind), target.processes)
-        return phase.peak(self.stage)
+        peak = phase.peak(self.stage)
+        if s.eval.decode_memory != "packed":
+            return peak
+        return [size + copy for size, copy in zip(peak, self.packed(s, target), strict=True)]
+
+    def packed(self, s: Settings, target: Target) -> list[int]:
+        """Bytes of each device of the packed copies that answers may use (model/packed.py)."""
+        places = [0] * len(self.stage)
+        for path, module in self.model.named_modules():
+            if isinstance(module, Linear) and is_worth_packing(module):
+                in_part = s.shard and path.startswith(self.model.blocks_at)
+                at = self.model.place_of(f"{path}.weight") + 1
+                places[at] += 0 if in_part or target.kind != "cpu" else packed_bytes([module])
+        return self.by_device(places)
 
     def by_device(self, sizes: list[int]) -> list[int]:
         """Bytes by place -> bytes by device."""

@@ -142,6 +142,7 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
         for name in ("weights", "adapter", "gradients", "optimizer")
     }
     kept = plan.by_device(step.phase.kept)
+    packed = plan.packed(s, target)
     devices = []
     for number, name in enumerate(target.devices):
         device = {f"{key}_bytes": sizes[number] for key, sizes in parts.items()}
@@ -151,6 +152,8 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
             "training_bytes": plan.training[number],
             "answering_bytes": answering[number],
         }
+        if packed[number] and s.eval.decode_memory != "plain":
+            device["packed_bytes"] = packed[number]
         if s.shard:
             device["gathered_bytes"] = gathered(matrices_of(plan.model, target.kind))
         if target.memory:
@@ -177,6 +180,7 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
         "shard": s.shard,
         "answers_at_once": s.eval.batch_size,
         "max_new_tokens": s.eval.max_new_tokens,
+        "decode_memory": s.eval.decode_memory,
         "devices": devices,
     }
 

@@ -104,8 +104,11 @@ def for_training(s: Settings) -> Iterator[Settings]:
 
 
 def for_answers(s: Settings) -> Iterator[Settings]:
-    """The run as it is, then with fewer and fewer answers at once."""
+    """The run as it is, then without packed weights, then with fewer and fewer answers at once."""
     yield s
+    if s.eval.decode_memory == "packed":
+        s = replace(s, eval=replace(s.eval, decode_memory="plain"))
+        yield s
     rows = s.eval.batch_size
     while rows > 1:
         rows //= 2
@@ -124,8 +127,11 @@ def options_for(s: Settings, changed: Settings) -> list[str]:
         for key in ("checkpointing", "micro_batch_size")
         if getattr(changed.train, key) != getattr(s.train, key)
     ]
-    if changed.eval.batch_size != s.eval.batch_size:
-        options.append(f"--set eval.batch_size={changed.eval.batch_size}")
+    options += [
+        f"--set eval.{key}={getattr(changed.eval, key)}"
+        for key in ("decode_memory", "batch_size")
+        if getattr(changed.eval, key) != getattr(s.eval, key)
+    ]
     if changed.quantize != s.quantize:
         options.append(f"--quantize {changed.quantize}")
     return options
