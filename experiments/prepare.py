@@ -72,6 +72,7 @@ class Prepared:
 def prepare(s: Settings, processes: Processes) -> Prepared:
     """Load and check everything. The cheap checks come first. Raises UserError."""
     tokenizer = check_base(s)
+    devices = choose_devices(s, processes)
     check_tracker(s.train.tracker)
     if s.template not in (*NAMES, AUTO) and not s.continue_from:
         raise unknown("prompt template", s.template, (*NAMES, AUTO))
@@ -79,7 +80,6 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests, data.reads)
     leaks = check_leakage(data, tests, s.train_on_test)
-    devices = choose_devices(s, processes)
     if len(devices) > 1 and not s.layers_per_device:
         from experiments.layout import layers_for  # slow to import
 
@@ -170,7 +170,13 @@ def check_positions(model: LanguageModel, examples: list[Example]) -> None:
 def fingerprint(s: Settings) -> str:
     """The settings that determine training: a checkpoint is resumed only under the same."""
     train = replace(
-        s.train, keep=1, tracker="", checkpointing="none", offload=False, micro_batch_size=1
+        s.train,
+        keep=1,
+        tracker="",
+        checkpointing="none",
+        offload=False,
+        micro_batch_size=1,
+        compile=False,
     )
     machine = {
         "device": "",

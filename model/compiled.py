@@ -5,6 +5,7 @@ and for all lengths: from the second length on, torch makes it for any. What a b
 in the family file.
 """
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -17,9 +18,11 @@ import torch
 from files.errors import UserError
 from model.language import LanguageModel, call_block
 
+BACKEND = "inductor"
 KINDS = 64  # forms of a block that are compiled: adapters, training or not, dtype, one row or more
 
 
+@functools.cache
 def check_compiler(device: torch.device, setting: str) -> None:
     """Raise UserError where torch.compile does not work on this device; setting: what asks for it.
 
@@ -44,19 +47,24 @@ def check_compiler(device: torch.device, setting: str) -> None:
 
 
 @contextmanager
-def compiled(model: LanguageModel, backend: str = "inductor") -> Iterator[None]:
+def compiled(model: LanguageModel, answers: bool = False) -> Iterator[None]:
     """Within this block the model's blocks are compiled, when they are first used.
 
-    The sites of keys and values stay as they are where a cache is used: each layer has its own
-    tensors there.
+    answers: passes have a cache. Its sites stay as they are, since each layer has its own tensors
+    there: a block is compiled in the parts before and after it.
     """
     import torch._dynamo
 
-    config = torch._dynamo.config
     limits = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
-    model.call = torch.compile(call_block, backend=backend)
+    caches = [block.get_submodule(model.sites["kv"]) for block in model.blocks if answers]
+    for site in caches:
+        site.forward = torch.compiler.disable(site.forward)
+    model.call = torch.compile(call_block, backend=BACKEND)
     try:
-        with config.patch(**limits, allow_unspec_int_on_nn_module=True):
+        # a number that differs between blocks, such as `layer`, is no reason to compile each
+        with torch._dynamo.config.patch(**limits, allow_unspec_int_on_nn_module=True):
             yield
     finally:
         model.call = call_block
+        for site in caches:
+            del site.forward
