@@ -125,9 +125,10 @@ def raw_config(s: Settings, where: str) -> dict:
     return read_json(Path(where)) if where.endswith(".json") else find(s.model).config
 
 
-def batches_of(s: Settings, processes: int = 1) -> int:
-    """Micro-batches of a step in the process that has most."""
-    return math.ceil(math.ceil(s.train.batch_size / s.train.micro_batch_size) / processes)
+def batches_of(s: Settings, length: int, processes: int = 1) -> int:
+    """Micro-batches of a step, of rows of `length` tokens, in the process that has most."""
+    batches = math.ceil(s.train.batch_size / s.train.rows_at_once(length))
+    return math.ceil(batches / processes)
 
 
 def planned(s: Settings, target: Target) -> Planned:
@@ -138,14 +139,14 @@ def planned(s: Settings, target: Target) -> Planned:
     )
     if s.shard:
         step = step.sharded(matrices_of(model, target.kind), target.processes)
-    blocks = s.layers_per_device or blocks_on(step, batches_of(s), target)
+    blocks = s.layers_per_device or blocks_on(step, batches_of(s, target.length), target)
     if len(blocks) != len(target.devices) or sum(blocks) != len(model.blocks):
         raise UserError(
             f"layers_per_device = {blocks}: the plan is for {len(target.devices)} devices and the "
             f"model has {len(model.blocks)} layers"
         )
     stage = stage_of(blocks)
-    return Planned(model, step, blocks, stage, step.phase.peak(stage, batches_of(s)))
+    return Planned(model, step, blocks, stage, step.phase.peak(stage, batches_of(s, target.length)))
 
 
 def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
@@ -235,7 +236,7 @@ def advice(s: Settings, plan: Planned, target: Target) -> str | None:
 
 def first_that_fits(s: Settings, target: Target) -> Settings | None:
     """The run with the first change for training, and then for answering, that makes it fit."""
-    for changed in for_training(s):
+    for changed in for_training(s, target.length):
         plan = planned(changed, target)
         if target.fits(plan.training):
             answers = for_answers(changed)

@@ -35,7 +35,12 @@ from files.errors import UserError, unknown
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 from train.parallel import Processes
-from train.settings import Settings, to_toml
+from train.settings import Settings, Train, to_toml
+
+FREE_OF_TRAIN = (  # settings that change training by rounding and dropout only
+    *("micro_batch_size", "tokens_per_batch", "packing"),
+    *("checkpointing", "offload", "compile", "keep", "tracker"),
+)
 
 
 @dataclass(frozen=True)
@@ -169,15 +174,7 @@ def check_positions(model: LanguageModel, examples: list[Example]) -> None:
 
 def fingerprint(s: Settings) -> str:
     """The settings that determine training: a checkpoint is resumed only under the same."""
-    train = replace(
-        s.train,
-        keep=1,
-        tracker="",
-        checkpointing="none",
-        offload=False,
-        micro_batch_size=1,
-        compile=False,
-    )
+    train = replace(s.train, **{key: getattr(Train(), key) for key in FREE_OF_TRAIN})
     machine = {
         "device": "",
         "layers_per_device": [],

@@ -91,8 +91,8 @@ def test_without_a_compiler_one_line_says_so_before_anything_is_loaded(tmp_path,
         f"run.py: {part}.compile needs a compiler, and there is no g++ here: install one, or leave "
         f"out {part}.compile (--compile)\n"
     )
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs triton on a GPU: pip install triton"):
-        monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
         compiled.check_compiler(torch.device("cuda"), "train.compile")
 
 

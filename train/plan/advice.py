@@ -91,16 +91,22 @@ def usable(memory: int, kind: str = "cuda", processes: int = 1) -> int:
     return round(memory * (1 - SLACK[kind])) - own_use(kind, processes)
 
 
-def for_training(s: Settings) -> Iterator[Settings]:
-    """The run as it is, then with recomputation, then also with fewer and fewer rows at once."""
+def for_training(s: Settings, length: int) -> Iterator[Settings]:
+    """The run as it is, then with recomputation, then also with fewer and fewer rows at once.
+
+    length: tokens of a row.
+    """
     yield s
     if s.train.checkpoint_every != 1:
         s = replace(s, train=replace(s.train, checkpointing="block"))
         yield s
-    rows = min(s.train.micro_batch_size, s.train.batch_size)
+    rows = s.train.rows_at_once(length)
     while rows > 1:
         rows //= 2
-        yield replace(s, train=replace(s.train, micro_batch_size=rows))
+        fewer = {"micro_batch_size": rows}
+        if s.train.tokens_per_batch:
+            fewer = {"tokens_per_batch": rows * length}
+        yield replace(s, train=replace(s.train, **fewer))
 
 
 def for_answers(s: Settings) -> Iterator[Settings]:
@@ -124,7 +130,7 @@ def options_for(s: Settings, changed: Settings) -> list[str]:
     """The options of the command line that turn the first settings into the second."""
     options = [
         f"--set train.{key}={getattr(changed.train, key)}"
-        for key in ("checkpointing", "micro_batch_size")
+        for key in ("checkpointing", "micro_batch_size", "tokens_per_batch")
         if getattr(changed.train, key) != getattr(s.train, key)
     ]
     options += [
