@@ -20,6 +20,7 @@ from eval.room import positions_of, room_for
 from eval.settings import Eval
 from files.errors import short_of_memory
 from files.progress import progress_bar
+from model.compiled import compiled
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 
@@ -94,7 +95,8 @@ def predict(
     model.eval()
     total, done = len(answers) + len(waiting), len(answers)
     bar = progress_bar(total, done, unit="problem", desc=title, disable=rank > 0)
-    with bar, kept or nullcontext():
+    faster = compiled(model, answers=True) if decoding.compile else nullcontext()
+    with bar, kept or nullcontext(), faster:
         for batch in batches_of(waiting, rooms, decoding.batch_size):
             with short_of_memory(
                 f"on {next(model.parameters()).device} with {len(batch)} problems at once and "

@@ -4,6 +4,7 @@ A family's own Model has the computation: `forward`, and what it calls (`embed`,
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from model.packing import Packing
 from model.parts import Shape, Stage, Step, moved
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
+
+
+def call_block(block: nn.Module, x: Tensor, step: Step) -> Tensor:
+    """A block's output; model/compiled.py puts a compiled form of this in its place."""
+    return block(x, step)
 
 
 class LanguageModel(nn.Module):
@@ -44,6 +50,7 @@ class LanguageModel(nn.Module):
     # Of the run.
     checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
     decode_memory: str  # "auto", "packed" or "plain": packed copies of weights (model/packed.py)
+    call: Callable[[nn.Module, Tensor, Step], Tensor]  # computes a block's output
     adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
 
     lm_head: Linear  # C -> V
@@ -54,7 +61,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.folder, self.fingerprint = None, ""
         self.dtype, self.quantize, self.stages = torch.float32, "", ()
-        self.checkpointing, self.adapters_on = 0, ([], None)
+        self.checkpointing, self.adapters_on, self.call = 0, ([], None), call_block
         self.decode_memory = "auto"
         self.depends_on_length = False
         self.warned_of_length = False
@@ -160,8 +167,8 @@ class LanguageModel(nn.Module):
             x, step = moved(x, device), step.to(device)
         every = self.checkpointing
         if every and block.layer % every == 0 and torch.is_grad_enabled():
-            return checkpoint(block, x, step, use_reentrant=False)
-        return block(x, step)
+            return checkpoint(self.call, block, x, step, use_reentrant=False)
+        return self.call(block, x, step)
 
     def final(self, x: Tensor) -> Tensor:
         """The last block's output [B, T, C] -> last hidden states [B, T, E]."""
