@@ -31,6 +31,13 @@ class Part:
         return self.work.startswith("benchmarks.peer:")
 
 
+def compiled(part: Part) -> Part:
+    """The same with compiled blocks."""
+    o = part.options | {"compile": True}
+    name = f"{part.name} compiled"
+    return replace(part, name=name, options=o, limit=100, against=part.name, card=True)
+
+
 def step(model: str, adapter: str, stored: str = "bfloat16", block: bool = False) -> Part:
     o = options(model=model, adapter=adapter, checkpointing=block, **STEP)
     o |= {"quantize": "" if stored == "bfloat16" else stored}
@@ -86,6 +93,7 @@ def parts() -> list[Part]:
     found += [*both(decode(1)), decode(8), decode(64)]
     found += [step("llama-7b", "lora", stored, block=True) for stored in ("int8", "nf4")]
     found += [decode(1, "lora"), decode(1, stored="int8"), decode(1, stored="nf4")]
+    found += [compiled(step("llama-7b", "lora")), compiled(decode(1)), compiled(decode(64))]
     found += [
         loop("float16 loss scaling", "scaled", steps=30),
         loop(
@@ -132,6 +140,6 @@ def tiny(part: Part, device: str) -> Part:
         o["words"] = ["-n", "0", "--collect-only", "tests/test_memory.py"]
     if "devices" in o:
         o["devices"] = [device, "cpu"]
-    if device == "cpu" and "offload" in o.get("train", {}):
-        o["train"] = {"offload": True}
+    if device == "cpu" and o.get("compile"):
+        o["compile"] = False  # inductor needs a minute there
     return replace(part, options=o, warm=0, repeats=1)
