@@ -110,9 +110,7 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
         v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
         q, k = self.rotate(q, step), self.rotate(k, step)
-        if step.cache is not None:
-            k, v = step.cache.update(self.layer, k, v)
-        k, v, mask = self.kv_site(k, v, step.mask)
+        k, v, mask = self.kv_site(k, v, step.mask, step.cache, self.layer)
         return self.out_proj(attention(q, k, v, mask, float32=True))  # its scores overflow float16
 
 
