@@ -23,6 +23,7 @@ from eval.room import positions_of, room_for, too_long
 from eval.sampling import Sampling, check, choose
 from files.errors import UserError
 from model.language import LanguageModel
+from model.packed import pack
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Engine:
         self, model: LanguageModel, slots: int, length: int, vocab_size: int | None = None
     ):
         self.model, self.length, self.vocab_size = model, length, vocab_size
+        pack(model)
         self.cache = model.new_slots(slots, length)
         self.positions = positions_of(model)
         self.mixtures = rows_in_use(model)

@@ -42,6 +42,7 @@ class LanguageModel(nn.Module):
 
     # Of the run.
     checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
+    decode_memory: str  # "auto", "packed" or "plain": packed copies of weights (model/packed.py)
     adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
 
     lm_head: Linear  # C -> V
@@ -53,6 +54,7 @@ class LanguageModel(nn.Module):
         self.folder, self.fingerprint = None, ""
         self.dtype, self.quantize, self.stages = torch.float32, "", ()
         self.checkpointing, self.adapters_on = 0, ([], None)
+        self.decode_memory = "auto"
         self.depends_on_length = False
         self.warned_of_length = False
 
