@@ -104,14 +104,14 @@ class Engine:
             )
         for rows in self.mixtures:
             rows.check_entry(request.entry)
-        room = room_for(self.positions, tokens, new)
-        if not room:
-            raise UserError(too_long(self.model))
         if new < 1 or tokens + new > self.length:
             raise UserError(
                 f"max_new_tokens {new} after a prompt of {tokens} tokens: 1 or more is needed, and "
                 f"there is room for {self.length} in all"
             )
+        room = room_for(self.positions, tokens, new)
+        if not room:
+            raise UserError(too_long(self.model))
         beams = Beams(request.beams, room, request.stop_ids) if request.beams > 1 else None
         generator = torch.Generator().manual_seed(request.seed) if request.sampling else None
         self.count += 1
