@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.options import (
+    COMPILE,
     DATA,
+    DECODE_MEMORY,
     SETTINGS,
     TESTS,
     add,
@@ -27,12 +29,13 @@ DECODING = {  # settings of [eval], with TESTS' --items
     "--batch-size N": (int, "problems answered at once; changes speed and memory only"),
     "--max-new-tokens N": (int, "maximum length of an answer"),
     "--scoring NAME": "generate (default), or likelihood: of a problem's options the likeliest",
+    **DECODE_MEMORY,
     "--beams N": (int, "1: greedy (default); the paper uses 4"),
     "--temperature T": (float, "above 0: answers are sampled"),
     "--top-k K": (int, "sample from the k likeliest tokens"),
     "--top-p P": (float, "sample from the likeliest tokens with this total probability"),
 }
-EVAL_OPTIONS = ("items", *(key.split()[0][2:].replace("-", "_") for key in DECODING))
+EVAL_OPTIONS = ("items", "compile", *(key.split()[0][2:].replace("-", "_") for key in DECODING))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(parser, "data", DATA | TESTS)
     seeds = {"--seeds N,N": "of sampled answers, 0,1,2: one answer with each"}
     add(parser, "answers", DECODING | seeds)
-    add(parser, "settings", SETTINGS)
+    add(parser, "settings", SETTINGS | COMPILE)
     output = {
         "--out FOLDER": "of the results (RUN/evaluate or runs/evaluate-MODEL-DATA, numbered)",
         "--resume FOLDER": "continue the interrupted evaluation here, with its own settings",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.options import (
+    COMPILE,
     DATA,
     MODEL,
     SETTINGS,
@@ -49,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seed N": (int, "of initial weights, order of rows and dropout (0)"),
         "--max-steps N": (int, "stop after this many steps; 0: after train.epochs"),
     }
-    add(parser, "training", SETTINGS | of_training)
+    add(parser, "training", SETTINGS | of_training | COMPILE)
     add(parser, "evaluation", TESTS)
     output = {
         "--out FOLDER": "of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)",
@@ -142,10 +143,12 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
     from experiments.folders import absolute_paths
 
     table = given(options, ("seed",)) | data_settings(options)
-    if train_table := given(options, ("max_steps", "keep")):
-        table["train"] = train_table
-    if options.items is not None:
-        table["eval"] = {"items": options.items}
+    for part, names in (
+        ("train", ("max_steps", "keep", "compile")),
+        ("eval", ("items", "compile")),
+    ):
+        if of_part := given(options, names):
+            table[part] = of_part
     settings = absolute_paths(training_settings(options, table))
     if settings.continue_from:
         adapter = "continued"

@@ -20,6 +20,7 @@ from eval.sampling import Sampling
 from eval.settings import Eval
 from files.errors import short_of_memory
 from files.progress import progress_bar
+from model.compiled import compiled
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 
@@ -94,9 +95,11 @@ def predict(
     model.eval()
     total, done = len(answers) + len(waiting), len(answers)
     bar = progress_bar(total, done, unit="problem", desc=title, disable=rank > 0)
+    faster = compiled(model, answers=True) if decoding.compile else nullcontext()
     with (
         bar,
         kept or nullcontext(),
+        faster,
         short_of_memory(
             f"on {model.device} with {decoding.batch_size} problems at once and "
             f"{decoding.max_new_tokens} new tokens: lower eval.batch_size (--batch-size, with "

@@ -16,7 +16,7 @@ from experiments.curves import read_log
 from experiments.folders import write_json
 from experiments.held_out import measure_loss
 from experiments.history import short
-from experiments.prepare import Prepared, prepare
+from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
 from experiments.report import validation_text, write_report
 from experiments.tracker import TRACKERS
 from experiments.verdict import NO_VERDICT, Verdict, verdict
@@ -28,16 +28,9 @@ from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
 
-FREE = (  # what may change when a run is resumed: the result does by rounding and dropout only
-    "train.micro_batch_size",
-    "train.checkpointing",
-    "train.offload",
-    "train.keep",
-    "train.tracker",
-    "layers_per_device",
-    "threads",
-    "shard",
-)
+# what may change when a run is resumed: the result does by rounding and dropout only
+FREE = tuple(f"train.{key}" for key in FREE_OF_TRAIN)
+FREE += ("eval.compile", "layers_per_device", "threads", "shard")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A family's own Model has the computation: `forward`, and what it calls (`embed`,
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.cache import Cache, Slots
+from model.packing import Packing
 from model.parts import Shape, Stage, Step, moved
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
+
+
+def call_block(block: nn.Module, x: Tensor, step: Step) -> Tensor:
+    """A block's output; model/compiled.py puts a compiled form of this in its place."""
+    return block(x, step)
 
 
 class LanguageModel(nn.Module):
@@ -43,6 +50,7 @@ class LanguageModel(nn.Module):
     # Of the run.
     checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
     decode_memory: str  # "auto", "packed" or "plain": packed copies of weights (model/packed.py)
+    call: Callable[[nn.Module, Tensor, Step], Tensor]  # computes a block's output
     adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
 
     lm_head: Linear  # C -> V
@@ -53,7 +61,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.folder, self.fingerprint = None, ""
         self.dtype, self.quantize, self.stages = torch.float32, "", ()
-        self.checkpointing, self.adapters_on = 0, ([], None)
+        self.checkpointing, self.adapters_on, self.call = 0, ([], None), call_block
         self.decode_memory = "auto"
         self.depends_on_length = False
         self.warned_of_length = False
@@ -131,8 +139,9 @@ class LanguageModel(nn.Module):
         return [block.get_submodule(self.sites["kv"]).virtual for block in self.blocks]
 
     def tokens(
-        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None
-    ) -> Tokens:
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None,
+        packing: Packing | None = None,
+    ) -> Tokens:  # fmt: skip
         """The tokens of a pass (arguments as in `forward`) with the virtual ones of adapters."""
         filled = cache.filled if cache else 0
         prompt, prefix = self.prompt_length, self.prefix_length
@@ -141,10 +150,10 @@ class LanguageModel(nn.Module):
             mask = torch.cat((mask.new_ones(len(ids), virtual), mask), dim=1)
         if filled:
             starts = None if cache.starts is None else cache.starts + prefix
-            return Tokens(ids, mask, positions, filled + prefix, 0, virtual, starts)
+            return Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
         if prompt:
             ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
-        return Tokens(ids, mask, positions, prefix, prompt, virtual)
+        return Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """The input of the first block [B, T, C]; adapters change it and put virtual tokens first.
@@ -171,18 +180,21 @@ class LanguageModel(nn.Module):
             x, step = moved(x, device), step.to(device)
         every = self.checkpointing
         if every and block.layer % every == 0 and torch.is_grad_enabled():
-            return checkpoint(block, x, step, use_reentrant=False)
-        return block(x, step)
+            return checkpoint(self.call, block, x, step, use_reentrant=False)
+        return self.call(block, x, step)
 
     def final(self, x: Tensor) -> Tensor:
         """The last block's output [B, T, C] -> last hidden states [B, T, E]."""
         return self.get_submodule(self.outer_sites["final_norm"])(x)
 
     def real_tokens(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """x [B, T, E] at the end of a pass without the virtual tokens; the cache is T longer."""
+        """x [B, T, E] at the end of a pass without the virtual tokens; the cache is T longer.
+
+        Packed tokens [1, N, E] stay as they are.
+        """
         if cache is not None:
             cache.advance(x.shape[1])
-        return x[:, tokens.prompt :]
+        return x if tokens.packing else x[:, tokens.prompt :]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., E] -> float32 logits [..., V], on the head's device."""
@@ -196,19 +208,21 @@ class LanguageModel(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Cache | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Last hidden states [B, T, E], from which `logits` makes logits; arguments: `forward`."""
-        return self(ids, mask, positions, cache, head=False)
+        return self(ids, mask, positions, cache, head=False, packing=packing)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        cache: Cache | None = None, head: bool = True,
+        cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
         """Token ids -> logits float32 [B, T, V], or with head=False last hidden states [B, T, E].
 
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
         mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
         positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
+        packing: blocks compute these N of the B * T tokens only; [1, N, ...] is returned
         Raises UserError for a position that the model does not have.
         """
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from adapters import attach, load_adapter, named_parameters
 from adapters.config import resolve
 from data.batches import encode_prompt
 from data.prompts import template
+from eval import predict
 from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.predict import own_seed
+from experiments import base
 from model import load_model, load_tokenizer
+from model.packed import is_usable
 
 
 # ---------------------------------------------------------------- eval
@@ -84,6 +88,24 @@ def answers_are_made_so(here):
     assert answers_by_hand(asked, **how) != expected, "this value shows nothing"
 
 
+@row("eval.decode_memory")
+def weights_are_packed(here):
+    here.monkeypatch.setattr("model.packed.FLOAT32_FROM", 1)
+    packs, gigabyte = is_usable(torch.float32), 10**9  # without the functions nothing is packed
+    for how, free, expected in (
+        ("packed", 0, packs), ("plain", gigabyte, False), ("auto", 0, False),
+        ("auto", gigabyte, packs),
+    ):  # fmt: skip
+        here.monkeypatch.setattr("model.packed.free_memory", lambda free=free: free)
+        with watched(here.monkeypatch) as seen:
+            words = ("--set", f"eval.decode_memory={how}", "--set", "eval.max_new_tokens=2")
+            command(
+                "evaluate", "--data", "none", "--tests", here.sums, "--items", 1, *words,
+                "--out", here.path / f"{how}{free}",
+            )  # fmt: skip
+        assert (seen[0][0].lm_head.packed is not None) is expected, (how, free)
+
+
 @row("eval.items", "eval.batch_size")
 def problems_at_once(here):
     words = "--set eval.items=5 --set eval.batch_size=2 --set eval.max_new_tokens=1".split()
@@ -101,6 +123,26 @@ def problems_at_once(here):
     found = lines_of(here.path / "e" / "predictions.jsonl")
     assert [one["index"] for one in found] == [0, 1, 2, 3, 4]
     assert [rows for _, (rows, _) in seen] == [2, 2, 1]
+
+
+@row("eval.compile")
+def blocks_are_compiled_for_answers(here):
+    on = []
+
+    @contextmanager
+    def compiled(model, answers):
+        assert answers
+        on.append("begin")
+        yield
+        on.append("end")
+
+    here.monkeypatch.setattr(base, "check_compiler", lambda *found: on.append(found))
+    here.monkeypatch.setattr(predict, "compiled", compiled)
+    plain = here.evaluate(out="plain")
+    assert not on
+    assert here.evaluate("--set", "eval.compile=true") == plain
+    assert on[-2:] == ["begin", "end"]
+    assert set(on[:-2]) == {(torch.device("cpu"), "eval.compile")}
 
 
 @row("eval.before")

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from adapters.config import AdapterConfig, named, overlay, resolve
+from adapters.config import AdapterConfig, overlay, resolve
 from eval.settings import Eval
 from files.errors import UserError, unknown
 from files.toml import parse_set, read_toml, table_text
 from files.typed import Range, from_table
 from model.quantize import STORED_AS
+from train.recipe import keys, preset_tables, recipe
 
-RECIPES = Path(__file__).parent / "recipes"
 Schedule = Literal["linear", "cosine", "constant"]
 SCHEDULES = get_args(Schedule)
 FromZero = Annotated[int, Range(0)]
@@ -31,8 +31,13 @@ class Train:
     epochs: FromOne = 3  # passes over the training rows
     max_steps: FromZero = 0  # stop after this many steps; 0: after `epochs`
     batch_size: FromOne = 16  # rows of a step
-    # rows in the model at once: changes memory and speed, the result only by rounding and dropout
+    # rows in the model at once; this and the next two change memory and speed, the result only by
+    # rounding and dropout
     micro_batch_size: FromOne = 4
+    tokens_per_batch: FromZero = (
+        0  # above 0: not so many rows at once, but as fit in so many tokens
+    )
+    packing: bool = True  # lay rows end to end, so that pads are computed in attention only
     learning_rate: Positive = 3e-4  # the highest, after the warm-up
     warmup_steps: FromZero = 100  # steps of linear warm-up, at most half of the run
     schedule: Schedule = "linear"  # of the learning rate after the warm-up
@@ -47,6 +52,7 @@ class Train:
     # memory and a third more time
     checkpointing: str = "none"
     offload: bool = False  # keep activations in the CPU's memory until the backward pass: slow
+    compile: bool = False  # blocks through torch.compile: the same numbers to rounding
     # the same bits in every run on one kind of GPU: deterministic algorithms only, some slower
     deterministic: bool = False
     save_every: FromOne = 100  # steps between checkpoints
@@ -71,6 +77,23 @@ class Train:
                     f"train.{key} = {getattr(self, key)} needs rows to validate on: "
                     "set train.validation_rows"
                 )
+
+    def rows_at_once(self, length: int) -> int:
+        """How many rows of `length` tokens are in the model at once."""
+        tokens = self.tokens_per_batch
+        rows = max(1, tokens // length) if tokens else self.micro_batch_size
+        return min(rows, self.batch_size)
+
+    @property
+    def amount(self) -> str:
+        """What is in the model at once, for messages."""
+        tokens = self.tokens_per_batch
+        return f"{tokens} tokens" if tokens else f"{self.micro_batch_size} rows"
+
+    @property
+    def at_once(self) -> str:
+        """The setting that says how much is in the model at once."""
+        return "train.tokens_per_batch" if self.tokens_per_batch else "train.micro_batch_size"
 
     @property
     def checkpoint_every(self) -> int:
@@ -130,16 +153,6 @@ class Settings:
         """The table of run.toml."""
         adapter = self.adapter.to_dict() if self.adapter else {}
         return asdict(replace(self, adapter=None)) | {"adapter": adapter}
-
-
-def recipe(name: str) -> dict:
-    """The table of train/recipes/NAME.toml, or of a TOML file of that path. Raises UserError."""
-    if name.endswith(".toml"):
-        return read_toml(Path(name))
-    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    if name not in known:
-        raise unknown("recipe", name, known)
-    return read_toml(RECIPES / f"{name}.toml")
 
 
 def settings(
@@ -214,28 +227,6 @@ def settings(
             "(--continue) keeps the configuration of its file: give either"
         )
     return complete
-
-
-def keys(table: dict) -> set[tuple[str, ...]]:
-    """The paths of all values of a recipe or a file, without a recipe's [adapters]."""
-    paths = set()
-    for key, value in table.items():
-        if key != "adapters":
-            inner = keys(value) if isinstance(value, dict) else [()]
-            paths |= {(key, *rest) for rest in inner}
-    return paths
-
-
-def preset_tables(tables, where: str) -> dict[str, dict]:
-    """A recipe's [adapters.NAME] tables: each must name a preset. Raises UserError."""
-    for name, table in tables.items() if isinstance(tables, dict) else [("adapters", None)]:
-        if not isinstance(table, dict):
-            raise UserError(f"{where}: adapters should hold tables, such as [adapters.lora]")
-        try:
-            named(name, {})
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    return tables
 
 
 def to_toml(s: Settings) -> str:
