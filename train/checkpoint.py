@@ -20,7 +20,7 @@ from files.errors import UserError
 from files.pickles import check_pickle, is_zip
 from files.writing import write_atomically
 from model.language import LanguageModel
-from train.optim import LossScale
+from train.optim import AdamW, LossScale
 from train.stored_state import check_state
 
 
@@ -30,7 +30,7 @@ class State:
 
     model: LanguageModel
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     scale: LossScale
     step: int = 0
     skipped: int = 0  # steps whose gradient was not finite

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from files.errors import UserError
 from files.typed import from_table, typed
-from train.optim import LossScale
+from train.optim import AdamW, LossScale
 
-SPEED = {"lr", "foreach", "fused", "capturable", "differentiable"}  # may differ between two runs
+SPEED = {"foreach", "fused", "capturable", "differentiable"}  # options of torch.optim.AdamW
 Tensors = Mapping[str, Tensor]
 
 
 def check_state(
-    saved: dict, parameters: Tensors, buffers: Tensors, optimizer: torch.optim.Optimizer, total: int
+    saved: dict, parameters: Tensors, buffers: Tensors, optimizer: AdamW, total: int
 ) -> None:
     """Raise UserError unless `saved` is a state of a run of `total` steps with these tensors."""
     where = "the state"
@@ -66,7 +66,7 @@ def check_tensor(tensor, expected: Tensor, where: str) -> None:
         raise UserError(f"{where} holds NaN or infinite values")
 
 
-def check_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(saved: dict, optimizer: AdamW) -> None:
     """Raise UserError unless `saved` is a state_dict of this optimizer."""
     where, ours = "the optimizer", optimizer.state_dict()["param_groups"]
     groups = typed(saved.get("param_groups"), list[dict], where, "param_groups")
@@ -75,9 +75,11 @@ def check_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
     for group, own in zip(groups, ours, strict=True):
         for key in own.keys() | group.keys():
             value, expected = group.get(key), own.get(key)
-            same = is_number(value) if key == "lr" else type(value) in (bool, type(None))
-            if key not in SPEED:
-                same = type(value) is type(expected) and value == expected
+            same = type(value) is type(expected) and value == expected
+            if key == "lr":  # of the step before
+                same = is_number(value)
+            elif key not in own:  # of torch.optim.AdamW
+                same = value is None or value is False or (value is True and key in SPEED)
             if not same:
                 raise UserError(f"{where}: {key!s:.50} is not what the run's settings make it")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -88,7 +90,7 @@ def check_optimizer(saved: dict, optimizer: torch.optim.Optimizer) -> None:
         if moments.keys() != {"step", "exp_avg", "exp_avg_sq"}:
             raise UserError(f"{where} has no step, exp_avg and exp_avg_sq of parameter {number}")
         step = moments["step"]
-        if not is_number(step.item() if isinstance(step, Tensor) and step.numel() == 1 else step):
+        if not (isinstance(step, Tensor) and step.numel() == 1 and is_number(step.item())):
             raise UserError(f"{where}: the step of parameter {number} is no number")
         for name in ("exp_avg", "exp_avg_sq"):
             check_tensor(moments[name], parameters[number], f"{where}: {name} of {number}")
