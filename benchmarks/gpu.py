@@ -85,7 +85,7 @@ def measure(
     o = part.options | {"device": device}
     row = {"part": part.name}
     if part.card and device == "cpu":
-        row["note"] = f"needs a GPU, ran {'plain ' * part.options.get('compile', False)}on the CPU"
+        row["note"] = f"needs a GPU, ran {'plain ' * ('compiled' in part.name)}on the CPU"
     with ThreadPoolExecutor(1) as threads:
         plan = threads.submit(planned, o) if part.kind == "step" and not part.is_peer else None
         try:
