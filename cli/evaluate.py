@@ -186,5 +186,5 @@ def print_result(result: "Evaluation", job: "Arguments") -> None:
         print(f"held-out loss per token: {loss_text(result.loss)}")
         return
     lines = score_lines([], result.predictions, "with adapter" if adapters else "base")
-    published = published_lines(s.data, s.model, result.preset, result.predictions)
+    published = published_lines(result.conditions, result.predictions)
     print("\n" + "\n".join([*lines, *([""] if published else []), *published]))

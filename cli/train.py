@@ -167,6 +167,7 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
 
 def print_result(result: "Result", settings: "Settings") -> None:
     """Scores, published figures, held-out loss, and what went wrong."""
+    from experiments.comparable import conditions_of
     from experiments.text import loss_text, published_lines, score_lines
 
     before, about = (
@@ -176,7 +177,7 @@ def print_result(result: "Result", settings: "Settings") -> None:
     )
     if result.after:
         lines = score_lines(result.before, result.after, "with adapter", before)
-        published = published_lines(settings.data, settings.model, result.preset, result.after)
+        published = published_lines(conditions_of(settings), result.after)
         print("\n" + "\n".join([*lines, *([""] if published else []), *published]))
         if not result.before:
             print(f"({about}; --set eval.before=true does)")
