@@ -169,8 +169,12 @@ def beside_published(ours: Conditions, predictions: list[dict]) -> tuple[list[Ta
             "difference": {key: here[key] - value for key, value in row.figures.items()},
         }
         tables.append(figures_table("", rows))
-    measured = any(set(table.sets) <= strict.keys() for table in tables_for(ours.data))
-    return tables, comparison_notes(ours, found) if measured else []
+    measured = [table for table in tables_for(ours.data) if set(table.sets) <= strict.keys()]
+    if not measured:
+        return [], []
+    fewer = measured[0].missing(strict)
+    note = f"Ours are of fewer problems, so that no difference is given: {fewer}."
+    return tables, [*comparison_notes(ours, found), *([note] if fewer else [])]
 
 
 def comparison_lines(s: Settings) -> list[str]:
