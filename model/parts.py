@@ -104,7 +104,8 @@ def attention_of_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     rows = q.reshape(B, k.shape[1], -1, D)  # [B, K, H / K, D]
     if mask is not None and mask.shape[1] > 1:  # of each head
         mask = mask.reshape(B, k.shape[1], -1, mask.shape[-1])
-    return kernels(q).attention(rows, k, v, mask).reshape(B, H, 1, D)
+    fused = kernels(q).attention
+    return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, 1, D)
 
 
 def attention_plain(
