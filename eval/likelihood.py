@@ -11,6 +11,7 @@ from files.errors import UserError, short_of_memory
 from model.language import LanguageModel
 from model.packed import pack
 from model.parts import CHUNK
+from model.tokens import check_ids
 
 
 def log_likelihoods(
@@ -38,6 +39,7 @@ def log_likelihoods(
     mixtures = rows_in_use(model)
     for rows in mixtures:
         rows.check(len(pairs))
+    check_ids((ids for pair in pairs for ids in pair), model.input_embedding.in_features)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     beginning = None
     model.eval()
