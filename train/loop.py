@@ -78,7 +78,7 @@ def train(
     optimizer = adamw(parameters, s, rates or {})
     state = State(model, parameters, optimizer, scale)
     if resume:
-        state.load(folder, fingerprints)
+        state.load(folder, fingerprints, total)
     processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
     lengths = list(map(len, examples))
     most = math.ceil(min(s.batch_size, len(examples)) / s.rows_at_once(max(lengths)))
