@@ -11,6 +11,7 @@ os.environ["LLM_ADAPTERS_CACHE"] = (
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait
 
+import processes
 import pytest
 import torch
 from families import TINY, config_of
@@ -91,6 +92,10 @@ def pytest_collection_modifyitems(config, items) -> None:
 def pytest_runtest_setup(item) -> None:
     """What a test draws does not depend on the tests that ran before it."""
     torch.manual_seed(0)
+
+
+def pytest_sessionfinish() -> None:
+    processes.stop_server()
 
 
 @pytest.fixture

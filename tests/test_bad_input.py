@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import write_checkpoint
@@ -231,7 +232,7 @@ def test_the_command_as_a_user_runs_it(folder):
         str(folder),
         *"--prompt-ids 5,6,7 --max-new-tokens 2".split(),
     ]
-    good = subprocess.run(command, capture_output=True, text=True)
+    good = processes.finish(*command[1:])
     assert good.returncode == 0
     assert len(good.stdout.strip().split(",")) == 2
     sparse(folder / "model.safetensors", 3 * 10**9)
@@ -241,9 +242,7 @@ def test_the_command_as_a_user_runs_it(folder):
     assert peak < 10**9
     assert bad.stderr.startswith("run.py: ")
     assert bad.stderr.count("\n") == 1
-    assert (
-        "Traceback" in subprocess.run([*command, "--debug"], capture_output=True, text=True).stderr
-    )
+    assert "Traceback" in processes.finish(*command[1:], "--debug").stderr
 
 
 MEASURED = """
