@@ -18,11 +18,15 @@ from families import TINY, config_of
 from methods import VARIANTS
 from safetensors.torch import save_file
 
+from data import sources
 from model import load_model
 from model.config import family_and_config
 
 ROWS = ("options_of_runs", "options_of_tools", "settings_of_runs", "settings_of_training")
 pytest.register_assert_rewrite(*ROWS)  # rows of tables, which test_every_*.py import
+
+ALL_WORD_PROBLEMS = sources.TRAIN_ROWS
+sources.TRAIN_ROWS = 500  # all of them take every run of a pocket model two seconds
 
 DEVICES = [
     "cpu",
@@ -96,6 +100,11 @@ def pytest_runtest_setup(item) -> None:
 
 def pytest_sessionfinish() -> None:
     processes.stop_server()
+
+
+@pytest.fixture
+def all_word_problems(monkeypatch) -> None:
+    monkeypatch.setattr(sources, "TRAIN_ROWS", ALL_WORD_PROBLEMS)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from multiprocessing import connection, forkserver
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT  # noqa: F401 - of experiments.jobs
 
 ROOT = Path(__file__).parent.parent
 PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "cli.train", "cli.evaluate"]
