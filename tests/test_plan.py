@@ -73,10 +73,10 @@ def test_known_figures_by_hand():
     counters = 2 * 2 * 2 * 4  # AdamW counts steps for each parameter, in a float32
     assert found.optimizer == [0, *[8 * lora + counters // 2] * 3, 0]
     assert peak(found) > sum(found.static)
-    ids_and_weights = (
-        ROWS * LENGTH * (8 + 4)
-    )  # what is left of a step; the gradients that it began with are gone
-    assert sum(size for _, size in found.phase.events) == ids_and_weights - sum(found.gradients)
+    # what is left of a step: ids, weights, places of the packed tokens; places, ids and weights of
+    # the labels. The gradients that it began with are gone
+    left = ROWS * LENGTH * (8 + 4 + 8) + ROWS * (LENGTH - 1) * (8 + 8 + 4)
+    assert sum(size for _, size in found.phase.events) == left - sum(found.gradients)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "block", "every 2"])

@@ -8,24 +8,38 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from adapters.compose import Rows
-from data.batches import Example, collate, micro_batches
+from data.batches import Example, Labels, collate, micro_batches
 from files.errors import UserError
 from model.language import LanguageModel
+from model.packing import pick
 from model.parts import CHUNK
 from train.parallel import SINGLE, Processes
 
 
 def summed_loss(
-    model: LanguageModel, ids: Tensor, weights: Tensor, lengths: Tensor | None = None
+    model: LanguageModel,
+    ids: Tensor,
+    weights: Tensor,
+    lengths: Tensor | None = None,
+    labels: Labels | None = None,
 ) -> Tensor:
     """Sum over tokens of weight x cross-entropy, float32 scalar.
 
     ids and weights [B, T] are right-padded, weights[:, 0] is unused; lengths int64 [B] of the rows
-    (None: all are T). A sum, not a mean: the caller divides by the weights of the whole step, so
-    that neither accumulation nor padding nor splitting changes the gradient.
+    (None: all are T). labels: what `collate` found in `weights`, and whether the rows are packed.
+    A sum, not a mean: the caller divides by the weights of the whole step, so that neither
+    accumulation nor padding nor splitting changes the gradient.
     """
+    labels = labels_of(ids, weights) if labels is None else labels
     positions = positions_of(model, ids, lengths)
-    return loss_of(model, model.hidden(ids, positions=positions), ids, weights)
+    return loss_of(model, model.hidden(ids, positions=positions, packing=labels.packing), labels)
+
+
+def labels_of(ids: Tensor, weights: Tensor) -> Labels:
+    """The labels of right-padded rows, for callers without `collate`; a GPU is waited for."""
+    row, place = weights[:, 1:].nonzero(as_tuple=True)  # position t predicts token t + 1
+    places = row * ids.shape[1] + place
+    return Labels(places, ids[row, place + 1], weights[row, place + 1], None)
 
 
 def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
@@ -39,8 +53,8 @@ def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> T
     return torch.arange(ids.shape[1], device=ids.device).minimum(lengths[:, None] - 1)
 
 
-def loss_of(model: LanguageModel, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """`summed_loss` from the last hidden states [B, T, C] of these ids.
+def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
+    """`summed_loss` from the last hidden states, rows [B, T, E] or packed tokens [1, N, E].
 
     Logits are computed in chunks of labelled tokens; if there are several chunks, each is computed
     again in the backward pass. Raises UserError for `Rows` at the embedding or the head.
@@ -51,10 +65,8 @@ def loss_of(model: LanguageModel, hidden: Tensor, ids: Tensor, weights: Tensor) 
             "adapters by row at the embedding or the head cannot be trained: "
             "the loss picks tokens out of their rows"
         )
-    hidden = hidden[:, :-1]  # position t predicts token t + 1
-    weights, targets = weights[:, 1:].to(hidden.device), ids[:, 1:].to(hidden.device)
-    labelled = weights != 0
-    hidden, weights, targets = hidden[labelled], weights[labelled], targets[labelled]  # [N, C], [N]
+    places, targets, weights = (tensor.to(hidden.device) for tensor in labels[:3])
+    hidden = pick(hidden, places)  # [L, E]
     if len(targets) <= CHUNK:
         return chunk_loss(model, hidden, weights, targets)
     chunks = zip(hidden.split(CHUNK), weights.split(CHUNK), targets.split(CHUNK), strict=True)
@@ -75,16 +87,20 @@ def mean_loss(
     size: int,
     pad_id: int,
     processes: Processes = SINGLE,
+    tokens: int = 0,
+    packing: bool = False,
 ) -> float:
     """The loss per token of these rows, weighted as in training but without dropout.
 
-    `size` rows go through the model at once; each process computes its share. Leaves the model in
-    training mode.
+    size, tokens, packing: what goes through the model at once (data/batches.py); each process
+    computes its share. Leaves the model in training mode.
     """
     model.eval()
-    mine = processes.share(dict(enumerate(micro_batches(rows, size))))
+    virtual = model.prompt_length
+    mine = processes.share(dict(enumerate(micro_batches(rows, size, tokens, packing))))
     total = sum(
-        summed_loss(model, *collate(batch, pad_id, model.device)).item() for batch in mine.values()
+        summed_loss(model, *collate(batch, pad_id, model.device, packing, virtual)).item()
+        for batch in mine.values()
     )
     model.train()
     return sum(processes.gather(total)) / sum(sum(row.weights[1:]) for row in rows)
