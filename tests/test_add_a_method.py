@@ -74,7 +74,7 @@ def test_it_trains_is_saved_and_is_loaded_and_the_other_commands_know_it(copy, f
     write_sums(copy / "sums.json")
     _, evaluated, planned, shown, _ = commands(
         copy,
-        f"--model pocket-{family} --adapter ssf --data sums.json --max-steps 20 --items 2 "
+        f"--model pocket-{family} --adapter ssf --data sums.json --max-steps 40 --items 2 "
         f"--set eval.before=false --set eval.max_new_tokens=4 --out runs/{family}",
         f"evaluate runs/{family} --items 2",
         "plan --model llama-7b --adapter ssf --json --length 16",
