@@ -19,6 +19,7 @@ from methods import VARIANTS
 from safetensors.torch import save_file
 
 from data import sources
+from experiments import pretrain
 from model import load_model
 from model.config import family_and_config
 
@@ -27,6 +28,7 @@ pytest.register_assert_rewrite(*ROWS)  # rows of tables, which test_every_*.py i
 
 ALL_WORD_PROBLEMS = sources.TRAIN_ROWS
 sources.TRAIN_ROWS = 500  # all of them take every run of a pocket model two seconds
+pretrain.TOKENIZER_LINES = 3_000  # as well
 
 DEVICES = [
     "cpu",

@@ -76,10 +76,10 @@ def test_training_lowers_the_loss_and_leaves_every_base_weight_as_it_was(any_tin
         for name, parameter in any_tiny.named_parameters()
         if not parameter.requires_grad
     }
-    optimizer = torch.optim.AdamW(parameters(any_tiny), lr=3e-3)
+    optimizer = torch.optim.AdamW(parameters(any_tiny), lr=5e-3)
     any_tiny.train()
     losses = []
-    for _ in range(12):
+    for _ in range(5):
         loss = torch.nn.functional.cross_entropy(
             any_tiny(IDS, MASK)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()
         )
