@@ -16,6 +16,7 @@ from adapters.attach import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from files.errors import UserError, short_of_memory
 from files.progress import progress_bar
+from model.compiled import compiled
 from model.language import LanguageModel
 from train.checkpoint import State
 from train.deterministic import deterministic
@@ -93,7 +94,9 @@ def train(
     model.train()
     model.checkpointing = s.checkpoint_every
     bar = progress_bar(total, state.step, unit="step", disable=not processes.is_writer)
-    with deterministic() if s.deterministic else nullcontext(), Signals() as signals, bar:
+    fixed = deterministic() if s.deterministic else nullcontext()
+    faster = compiled(model) if s.compile else nullcontext()
+    with fixed, faster, Signals() as signals, bar:
         for step, rows in steps(examples, s, seed, state.step, total):
             if out_of_patience(state, s.patience, validate_every):
                 break

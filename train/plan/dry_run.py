@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
 from data.batches import Labels
+from eval.prefill import rows_of_pass
 from model.language import LanguageModel
 from model.packing import Packing
 from model.sites import base_parameters
@@ -219,20 +220,24 @@ def labels_of_share(model: LanguageModel, ids: Tensor, share: float, packing: bo
 
 @torch.no_grad()  # not inference_mode, under which torch dispatches composite operations
 def answer(model: LanguageModel, s: Eval, prompt: int, device: str = "cpu") -> Phase:
-    """The first pass over `batch_size` prompts of `prompt` tokens, and the last new token.
+    """The first pass over prompts of `prompt` tokens, and the last new token of `batch_size` rows.
 
-    As eval/generate.py and eval/beams.py compute them; with likelihoods there is one pass.
+    As eval/engine.py computes them; with likelihoods there is one pass.
     """
     at = next(model.parameters()).device
     places, rows, length = len(model.blocks) + 2, s.batch_size, prompt + s.max_new_tokens
     model.eval()
-    first, cache = model.new_cache(rows, length), model.new_cache(rows * s.beams, length)
+    slots = model.new_slots(rows * s.beams, length)
+    first = model.new_cache(rows_of_pass(torch.device(device).type, rows, prompt), prompt)
 
-    def see(cache) -> None:
-        """Count a cache, each layer's part at the layer's place."""
-        for place, pair in enumerate(zip(cache.keys, cache.values, strict=True), 1):
-            for tensor in pair:
-                footprint.see(tensor, place)
+    def see(cache) -> list[torch.Tensor]:
+        """Count a cache, each layer's part at the layer's place, while the result is there."""
+        for stack in cache.stacks.values():
+            footprint.see(stack, counted=False)
+        parts = [torch.empty((2, *keys.shape), dtype=keys.dtype, device=at) for keys in cache.keys]
+        for place, part in enumerate(parts, 1):
+            footprint.see(part, place)
+        return parts
 
     with counting(model, device) as footprint:
         begin, since = footprint.live(places), len(footprint.events)
@@ -242,19 +247,15 @@ def answer(model: LanguageModel, s: Eval, prompt: int, device: str = "cpu") -> P
             hidden = model.hidden(ids, mask)
             model.logits(hidden.flatten(0, 1)[:CHUNK])
             return Phase(begin, footprint.events[since:], [0] * places, footprint.flops)
-        see(first)
-        logits = model.logits(model.hidden(ids, mask, cache=first)[:, -1])
-        flops = footprint.flops
-        del logits, first  # beams have more rows than prompts
-        see(cache)
-        # beams choose rows of the cache: each tensor is copied, then replaced
-        layer = cache.keys[0].nbytes
-        for place in range(1, places - 1):
-            footprint.events += [(place, layer), (place, -layer)]
-        cache.filled = length - 1
-        whole = torch.ones(rows * s.beams, length, dtype=torch.long, device=at)
-        token = (rows * s.beams, 1)
-        logits = model.logits(model.hidden(ids.new_zeros(token), whole, cache=cache)[:, -1])
+        static, read = see(slots), see(first)
+        logits = model.logits(model.hidden(ids[: len(first.keys[0])], cache=first)[:, -1])
+        flops = footprint.flops * rows // len(first.keys[0])
+        del logits, read
+        slots.lengths = [length - 2] + [length - 1] * (rows * s.beams)  # they differ: a mask
+        slots.begin(rows * s.beams)
+        token = ids.new_zeros(rows * s.beams, 1)
+        logits = model.logits(model.hidden(token, cache=slots)[:, -1])
         if s.temperature > 0 or s.beams > 1:
             logits.log_softmax(dim=-1)
+        del static
     return Phase(begin, footprint.events[since:], [0] * places, flops)
