@@ -78,7 +78,7 @@ def train(
     optimizer = adamw(parameters, s, rates or {})
     state = State(model, parameters, optimizer, scale)
     if resume:
-        state.load(folder, fingerprints)
+        state.load(folder, fingerprints, total)
     processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
     lengths = list(map(len, examples))
     most = math.ceil(min(s.batch_size, len(examples)) / s.rows_at_once(max(lengths)))
@@ -137,7 +137,7 @@ def train(
             else:
                 skip(state, step)
             after_step(model, step + 1, total)  # AdaLoRA changes its ranks
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             scale.update(finite)
             state.step = step + 1
             tokens = sum(map(len, rows)) / (time.perf_counter() - began)
@@ -226,7 +226,7 @@ def skip(state: State, step: int) -> None:
             f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: "
             "lower train.learning_rate"
         )
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
 
 
 def finite_or_none(number: float) -> float | None:

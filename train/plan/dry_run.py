@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.attach import after_step, named_parameters, penalty
 from data.batches import Labels
@@ -18,6 +18,7 @@ from model.language import LanguageModel
 from model.packing import Packing
 from model.sites import base_parameters
 from train.loss import CHUNK, summed_loss
+from train.optim import adamw
 from train.plan.footprint import Footprint, kernels_of, sum_dry, watch
 from train.settings import Eval, Train
 
@@ -149,17 +150,10 @@ def training_step(
     at = next(model.parameters()).device
     trained = named_parameters(model)
     places = len(model.blocks) + 2
-    by_place: dict[int, list[nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        by_place.setdefault(1 + model.place_of(name), []).append(parameter)
-    foreach = device == "cuda"  # torch's default there
-    optimizers = {
-        place: torch.optim.AdamW(some, foreach=foreach) for place, some in by_place.items()
-    }
+    optimizer = adamw(trained, s, {})
     for parameter in trained.values():
         parameter.grad = torch.zeros_like(parameter)
-    for optimizer in optimizers.values():
-        optimizer.step()  # AdamW's moments exist, as after the first step
+        optimizer.state_of(parameter)  # its moments exist, as after the first step
     rows = s.rows_at_once(length)
     if s.batch_size <= processes * rows:
         model.zero_grad(set_to_none=True)  # else the gradients of earlier micro-batches exist
@@ -168,10 +162,9 @@ def training_step(
     stay = {tensor.untyped_storage()._cdata for tensor in all_tensors(model).values()}
     with counting(model, device) as footprint:
         static = footprint.live(places)
-        for place, optimizer in optimizers.items():
-            for state in optimizer.state.values():
-                for moment in state.values():
-                    footprint.see(moment, place)
+        for name, parameter in trained.items():
+            for moment in optimizer.state_of(parameter).values():
+                footprint.see(moment, 1 + model.place_of(name))
         moments = minus(footprint.live(places), static)
         for name, parameter in trained.items():
             if parameter.grad is not None:
@@ -194,10 +187,7 @@ def training_step(
         gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
         gradients = sizes(model, gradients, device)
         torch.nn.utils.clip_grad_norm_(trained.values(), s.clip)
-        with footprint.all_at_once() if foreach else nullcontext():
-            for place, optimizer in optimizers.items():
-                footprint.place = place
-                optimizer.step()
+        optimizer.step()
         after_step(model, 1, s.max_steps or 1000)
         model.zero_grad(set_to_none=True)
     model.checkpointing = 0
