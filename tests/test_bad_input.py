@@ -31,7 +31,7 @@ from model.registry import POCKET
 
 ROOT = Path(__file__).parent.parent
 FUZZ = settings(
-    max_examples=150,
+    max_examples=75,
     deadline=20_000,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
@@ -507,7 +507,7 @@ def test_fuzzed_bins_and_indexes(folder):
     raw = raw.getvalue()
     (folder / "model.safetensors").unlink()
 
-    @settings(FUZZ, max_examples=80)
+    @settings(FUZZ, max_examples=40)
     @given(st.binary(min_size=1, max_size=30), st.integers(0, len(raw)), st.booleans(), JSON)
     def fuzz(noise, at, cut, index):
         (folder / "pytorch_model.bin").write_bytes(
@@ -529,7 +529,7 @@ def test_fuzzed_tokenizers(tmp_path):
     made = json.loads(raw)
     model = made.pop("model")
 
-    @settings(FUZZ, max_examples=80)
+    @settings(FUZZ, max_examples=40)
     @given(
         st.dictionaries(st.sampled_from(sorted(made)), JSON, max_size=2),
         st.dictionaries(st.sampled_from(sorted(model)), JSON, max_size=2),
@@ -565,7 +565,7 @@ def test_fuzzed_sentencepiece_models(tmp_path):
     )
     raw = made.getvalue()
 
-    @settings(FUZZ, max_examples=80)
+    @settings(FUZZ, max_examples=40)
     @given(st.binary(min_size=1, max_size=8), st.integers(0, len(raw)))
     def fuzz(noise, at):
         (folder / "tokenizer.model").write_bytes(raw[:at] + noise + raw[at + len(noise) :])
