@@ -105,11 +105,6 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture
-def all_word_problems(monkeypatch) -> None:
-    monkeypatch.setattr(sources, "TRAIN_ROWS", ALL_WORD_PROBLEMS)
-
-
-@pytest.fixture
 def folder(tmp_path) -> Path:
     return write_checkpoint(tmp_path / "tiny")
 
