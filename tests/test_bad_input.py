@@ -52,9 +52,9 @@ def generate(folder: Path, *what: str) -> tuple[int, str]:
 
 def check(folder: Path, *what: str) -> str:
     """Run it: either it works, or it says why in one line. Returns that line."""
-    began = time.monotonic()
+    began = time.process_time()
     status, errors = generate(folder, *what)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
     if status == 0:
         return ""
     assert status == 1
