@@ -87,7 +87,9 @@ def attention(
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
-    if T == 1 or (device == "cpu" and q.dtype != torch.float32):
+    if T == 1 and (device != "cpu" or q.dtype != torch.float16):
+        out = attention_of_one(q, k, v, mask)
+    elif device == "cpu" and q.dtype != torch.float32:
         out = attention_plain(q, k, v, mask, float32)
     else:
         fused = kernels(q).attention
@@ -95,12 +97,23 @@ def attention(
     return out.transpose(1, 2).reshape(B, T, H * D)
 
 
+def attention_of_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` of one query -> [B, H, 1, D], multiplied in float32: the query heads of one
+    key/value head are the queries of the fused kernel, which reads k and v once."""
+    B, H, _, D = q.shape
+    rows = q.reshape(B, k.shape[1], -1, D)  # [B, K, H / K, D]
+    if mask is not None and mask.shape[1] > 1:  # of each head
+        mask = mask.reshape(B, k.shape[1], -1, mask.shape[-1])
+    fused = kernels(q).attention
+    return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, 1, D)
+
+
 def attention_plain(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False
 ) -> Tensor:
     """`attention` in plain tensor operations -> [B, H, T, D]; arguments as there.
 
-    The reference for the fused kernels, and faster than them for one query and for bf16 on a CPU.
+    The reference for the fused kernels, and faster than them for bf16 on a CPU.
     The query heads of one key/value head are rows of one product.
     """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
