@@ -149,7 +149,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.input_layernorm(x)
-        x = (h if self.residual_is_normed else x) + self.attn_site(self.self_attention(h, step), h)
+        attended, x, h = self.self_attention(h, step), step.kept(x), step.kept(h)
+        x = (h if self.residual_is_normed else x) + self.attn_site(attended, h)
         h = self.post_attention_layernorm(x)
         return (h if self.residual_is_normed else x) + self.mlp_site(self.mlp(h), h)
 

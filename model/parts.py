@@ -7,7 +7,7 @@ K key/value heads (K <= H), D head size, V vocabulary.
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -182,18 +182,30 @@ class Step:
     copies: dict[torch.device, "Step"] = field(default_factory=dict)  # made by `to`
 
     def rows(self, x: Tensor) -> Tensor:
-        """What attention gets, [B, T, C], of a block's tokens x."""
-        return x if self.packing is None else self.packing.unpack(x)
+        """Keys and values of a block's tokens x, for attention: rows [B, T, C]."""
+        return x if self.packing is None else self.packing.unpack(x, self.packing.index)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The same of queries, which are those of `kept` tokens."""
+        return x if self.packing is None else self.packing.unpack(x, self.packing.leaving)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Of a block's tokens x those that leave it: in a packed last block not all."""
+        return x if self.packing is None else self.packing.keep(x)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The reverse: what a block goes on with."""
+        """Rows x [B, T, C] -> the tokens that leave the block."""
         return x if self.packing is None else self.packing.pack(x)
+
+    def last(self) -> "Step":
+        """What the last block needs to know."""
+        return self if self.packing is None else replace(self, packing=self.packing.last())
 
     def to(self, device: torch.device) -> "Step":
         """A copy on another device, made once; the cache's layers are there already."""
         if device not in self.copies:
             tensors = (self.mask, self.cos, self.sin, self.window_mask)
             mask, *rest = (None if t is None else moved(t, device) for t in tensors)
-            packing = self.packing and self.packing.to(device)
+            packing = self.packing and self.packing.map(lambda index: moved(index, device))
             self.copies[device] = Step(mask, self.cache, *rest, packing)
         return self.copies[device]

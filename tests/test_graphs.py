@@ -17,8 +17,11 @@ from torch.utils._pytree import tree_leaves
 from adapters import Rows, attach, use
 from eval.engine import Engine, Request
 from eval.sampling import Sampling
+from experiments.layout import with_adapter
 from model import graphs, load_model
 from model.devices import split
+from train.plan.footprint import kernels_of
+from train.settings import settings
 
 WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
 
@@ -160,6 +163,44 @@ def test_a_text_beyond_the_trained_length_is_warned_of(tmp_path, captures):
     with pytest.warns(UserWarning, match="a text of 13 tokens is longer than the 12"):
         answers(model)
     assert captures
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute something: no views, no allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        aliases = [one.alias_info for one in op._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        is_view |= any(word in op._schema.name for word in ("empty", "_unsafe_view"))
+        self.count += not is_view
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "quantize", "most"),
+    [(None, "", 1700), ("lora", "", 2100), (None, "int8", 2600), (None, "nf4", 4400)],
+)
+def test_launches_of_a_token(adapter, quantize, most):
+    """Of LLaMA-7B's shape, on torch's meta device, which writes out what CUDA's norm fuses."""
+    table = {"model": "llama-7b", "dtype": "bfloat16", "quantize": quantize}
+    model = with_adapter(
+        settings(options=table | {"adapter": {"preset": adapter or "lora"}}), "cuda"
+    )
+    model.eval()
+    if adapter is None:
+        use(model, [])
+    cache = model.new_slots(2, 600)
+    cache.lengths = [300, 500]
+    with torch.no_grad(), kernels_of("cuda"), Launches() as launches:
+        cache.begin(2, 512)
+        hidden = model.hidden(torch.zeros(2, 1, dtype=torch.long, device="meta"), cache=cache)
+        model.logits(hidden[:, -1])
+    print(f"{adapter or 'no adapter'} {quantize or 'bfloat16'}: {launches.count:,} a token")
+    assert 1000 < launches.count <= most
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -154,7 +154,8 @@ def test_activations_grow_with_the_rows_and_checkpointing_makes_them_less():
 def test_fewer_labels_make_fewer_logits():
     whole, half = (step_of(model_of("llama"), share=share) for share in (1.0, 0.5))
     assert whole.phase.kept[-1] > 1.8 * half.phase.kept[-1] > 0
-    assert whole.phase.kept[1:-1] == half.phase.kept[1:-1]
+    assert whole.phase.kept[1:-2] == half.phase.kept[1:-2]
+    assert whole.phase.kept[-2] > half.phase.kept[-2]  # the last block computes labels only
 
 
 def test_what_is_offloaded_is_not_on_the_device():
