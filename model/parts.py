@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from files.errors import UserError, unknown
+from model.fast import block_attention
 
 ACTIVATIONS = {  # by the names of config.json
     "relu": F.relu,
@@ -81,11 +82,13 @@ def attention(
     """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
 
     mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores.
-    float32: q and k are multiplied in float32, as the fused kernels do (float16 may overflow).
+    No query may look at keys after itself, and each at one at least. float32: q and k are multiplied in float32, as the fused kernels do (float16 may overflow).
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
-    if T == 1 or (device == "cpu" and q.dtype != torch.float32):
+    if T > 1 and device == "cpu" and q.dtype != torch.float16:
+        return block_attention(q, k, v, mask, float32)
+    if T == 1 or device == "cpu":
         out = attention_plain(q, k, v, mask, float32)
     else:
         fused = kernels(q).attention
