@@ -174,8 +174,8 @@ def test_what_is_offloaded_is_not_on_the_device():
 
 
 def test_the_kernels_of_a_card_are_counted_as_such():
-    """In 16 bits a CPU's attention is written out and keeps its probabilities, T x T for each
-    head; a card's keeps none.
+    """On a CPU attention to few keys keeps its probabilities, T x T for each of 4 heads; a card's
+    keeps its output of 64 numbers a token instead.
     """
     kept = {
         device: sum(
@@ -185,7 +185,7 @@ def test_the_kernels_of_a_card_are_counted_as_such():
         )
         for device in ("cpu", "cuda")
     }
-    assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 4 * 48 * 48 * 2
+    assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 48 * (4 * 48 - 64) * 2
 
 
 def test_devices_share_the_bytes_and_the_first_keeps_more_micro_batches():
@@ -261,7 +261,7 @@ def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path
         capsys,
         "--model",
         tmp_path / "int8",
-        *"--adapter lora --memory 530MB".split(),
+        *"--adapter lora --memory 510MB".split(),
         *words,
         status=1,
     )

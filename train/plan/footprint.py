@@ -40,7 +40,7 @@ class Footprint(TorchDispatchMode):
     """Within this block: every storage that an operation allocates, by place, until it is freed.
 
     `place`: 0 is the embedding, 1 ... L the blocks, L + 1 the last norm, head and loss (`watch`
-    moves it). share: of the positions that a boolean mask on the meta device picks. round_to: an
+    moves it). share: of the positions that `nonzero` on the meta device finds. round_to: an
     allocator's granularity in bytes.
     """
 
@@ -56,8 +56,8 @@ class Footprint(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        picked = func is aten.index.Tensor and picks(args)
-        out = self.picked(*args) if picked else func(*args, **kwargs)
+        unknown = func is aten.nonzero.default and args[0].is_meta
+        out = self.picked(*args) if unknown else func(*args, **kwargs)
         if (formula := FLOPS.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
@@ -65,10 +65,9 @@ class Footprint(TorchDispatchMode):
                 self.see(tensor, counted=self.here)
         return out
 
-    def picked(self, x: Tensor, indices: list[Tensor]) -> Tensor:
-        """x[mask] for a mask on the meta device: `share` of its positions."""
-        mask = indices[0]
-        return x.new_empty(round(self.share * mask.numel()), *x.shape[mask.ndim :])
+    def picked(self, x: Tensor) -> Tensor:
+        """x.nonzero() on the meta device: `share` of the positions."""
+        return x.new_empty(round(self.share * x.numel()), x.ndim, dtype=torch.long)
 
     def see(self, tensor: Tensor, place: int | None = None, counted: bool = True) -> None:
         """Count the storage of this tensor from now on, once; or, counted=False, never."""
@@ -120,11 +119,6 @@ class Footprint(TorchDispatchMode):
         for _, place, size in self.alive.values():
             sizes[place] += size
         return sizes
-
-
-def picks(args: tuple) -> bool:
-    """Whether the arguments of an index operation are x[mask] with a mask on the meta device."""
-    return len(args[1]) == 1 and args[1][0].is_meta and args[1][0].dtype == torch.bool
 
 
 @contextmanager
