@@ -221,26 +221,23 @@ def rates(model: LanguageModel) -> dict[str, float]:
     return {name: every[name] for name in named_parameters(model)}
 
 
-def scheduled(model: LanguageModel) -> list[tuple[str, Scheduled]]:
-    """(name, adapter) of those in training that take part in the training loop."""
-    return [
-        (name, adapter)
-        for _, name, adapter in in_use(model)
-        if isinstance(adapter, Scheduled) and any(p.requires_grad for p in adapter.parameters())
-    ]
+def scheduled(model: LanguageModel) -> list[tuple[type[Scheduled], list[Scheduled]]]:
+    """(method, its adapters) of those in training that take part in the training loop, the parts
+    of each adapter apart."""
+    by_part: dict[tuple[str, str, type[Scheduled]], list[Scheduled]] = {}
+    for _, name, adapter in in_use(model):
+        if isinstance(adapter, Scheduled) and any(p.requires_grad for p in adapter.parameters()):
+            by_part.setdefault((name, adapter.part, type(adapter)), []).append(adapter)
+    return [(method, adapters) for (_, _, method), adapters in by_part.items()]
 
 
 def penalty(model: LanguageModel) -> Tensor | None:
     """What the adapters add to the loss of a training step, a scalar: the mean of their terms."""
-    terms = [adapter.penalty() for _, adapter in scheduled(model)]
-    terms = [term for term in terms if term is not None]
-    return torch.stack([term.to(terms[0].device) for term in terms]).mean() if terms else None
+    terms = [term for method, some in scheduled(model) for term in method.penalties(some)]
+    return torch.cat([term.to(terms[0].device) for term in terms]).mean() if terms else None
 
 
 def after_step(model: LanguageModel, step: int, total: int) -> None:
     """Let the methods that change with time do so, after `step` of `total` training steps."""
-    by_method: dict[tuple[str, str, type], list[Scheduled]] = {}
-    for name, adapter in scheduled(model):
-        by_method.setdefault((name, adapter.part, type(adapter)), []).append(adapter)
-    for (_, _, method), adapters in by_method.items():
+    for method, adapters in scheduled(model):
         method.after_step(adapters, step, total)

@@ -136,9 +136,10 @@ class Adapter(nn.Module):
 class Scheduled(Adapter):
     """A method that takes part in the training loop (AdaLoRA)."""
 
-    def penalty(self) -> Tensor | None:
-        """A term to add to the loss of every training step, a scalar."""
-        return None
+    @classmethod
+    def penalties(cls, adapters: list["Adapter"]) -> list[Tensor]:
+        """Terms [n] of the loss, of n sites each: the mean of all is added in every step."""
+        return []
 
     @classmethod
     def after_step(cls, adapters: list["Adapter"], step: int, total: int) -> None:

@@ -13,22 +13,35 @@ class Benchmark:
 
     function: str  # module.function
     measures: str
-    defaults: dict[str, str | int]  # its parameters
+    defaults: dict[str, str | int | bool]  # its parameters
 
-    def lines(self, **options: str | int) -> Iterator[str]:
+    def lines(self, **options: str | int | bool) -> Iterator[str]:
         """Measure. Raises UserError for an option that does not apply, and for a number below 1."""
         for name, value in options.items():
             if name not in self.defaults:
                 takes = ", ".join(f"--{option}" for option in self.defaults)
                 raise UserError(f"--{name} does not apply to this case, which takes {takes}")
-            if isinstance(value, int) and value < 1:
+            if type(value) is int and value < 1:
                 raise UserError(f"--{name} {value} must be at least 1")
         module, _, function = self.function.partition(".")
         measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-        yield from measure(**self.defaults | options)
+        given = self.defaults | options
+        yield from measure(**{name.replace("-", "_"): value for name, value in given.items()})
 
 
 BENCHMARKS = {
+    "table": Benchmark(
+        "table.table_lines",
+        "this project beside transformers + peft: training, decoding, evaluation, start",
+        {
+            "model": "smollm2-135m",
+            "data-dir": "",
+            "only": "",
+            "out": "runs/benchmark",
+            "repeats": 3,
+            "smoke": False,
+        },
+    ),
     "load": Benchmark(
         "loading.load_lines",
         "time and memory from files (of a folder, or random weights) to a model",

@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from adapters import attach, named_parameters, save_adapter
-from benchmarks.process import memory_of_process, run_python
+from benchmarks.machine import memory_of_process
+from benchmarks.process import run_python
 from benchmarks.random_weights import random_checkpoint, random_row
 from files.errors import UserError
 from model import load_model

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.process import memory_of_process, run_python
+from benchmarks.machine import memory_of_process
+from benchmarks.process import run_python
 from benchmarks.random_weights import random_checkpoint
 from model.registry import find, resolve
 from model.shards import read_back
@@ -33,7 +34,7 @@ print(json.dumps({{"seconds": now - began, "loading": now - imported}}))
 # and not read yet are touched, so that they count
 MEMORY = """
 import json, sys
-from benchmarks.process import memory_of_process
+from benchmarks.machine import memory_of_process
 {imports}
 {load_pocket}
 before = memory_of_process("VmHWM")

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from adapters import attach, named_parameters
-from benchmarks.process import memory_of_process, run_python
+from benchmarks.machine import held, memory_of_process, peak_of, reset_peak
+from benchmarks.process import run_python
 from benchmarks.random_weights import noise, random_row, shaped
 from eval.generate import generate
 from files.errors import UserError
@@ -184,18 +185,3 @@ def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
         trained = named_parameters(model)
         train(model, trained, rows, s, folder=Path(folder), processes=processes)
     return {"step": peak_of(device), "answers": answers}
-
-
-def held(device: str) -> int:
-    return torch.cuda.memory_allocated() if device == "cuda" else memory_of_process("VmRSS")
-
-
-def peak_of(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else memory_of_process("VmHWM")
-
-
-def reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS

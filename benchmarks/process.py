@@ -1,27 +1,182 @@
-"""Fresh Python processes to measure in, and what the system says of their memory."""
+"""The measuring library: work in fresh processes, in turn, with seconds and peak memory.
 
+A piece of work is a function `setup(options) -> run`, named "module:function" so that a fresh
+process finds it; `run()` does the work once and returns facts (loss, tokens ...). The processes of
+a comparison wait for one another, so that they share neither cores nor memory bandwidth. Needs no
+torch, so that it adds nothing to what it measures.
+"""
+
+import gc
+import importlib
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from benchmarks.machine import peak_of, reserved, synchronize
 from files.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-STATUS = Path("/proc/self/status")
+SERVE = "import sys; from benchmarks.process import serve; serve(*sys.argv[1:])"
 
 
-def memory_of_process(key: str) -> int:
-    """Bytes of resident memory of this process, now (VmRSS) or at most (VmHWM).
+@dataclass
+class Measured:
+    """The runs of one side of a comparison."""
 
-    Raises UserError where the system does not say.
+    runs: list[dict] = field(default_factory=list)  # {seconds, peak, reserved, and its facts}
+
+    @property
+    def seconds(self) -> float:
+        return min(run["seconds"] for run in self.runs)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(run["seconds"] for run in self.runs)
+
+    @property
+    def peak(self) -> int:
+        return max(run["peak"] for run in self.runs)
+
+    @property
+    def facts(self) -> dict:
+        """Of the last run."""
+        return self.runs[-1]
+
+
+class Local:
+    """Work in this process: for a smoke run, whose memory and time mean nothing."""
+
+    def __init__(self, work: str, options: dict, timeout: float | None = None):
+        module, _, function = work.partition(":")
+        self.device = options.get("device", "cpu")
+        self.run = getattr(importlib.import_module(module), function)(options)
+
+    def ask(self) -> dict:
+        """Do the work once -> {seconds, peak, reserved} and its facts."""
+        synchronize(self.device)
+        began = time.perf_counter()
+        facts = self.run() or {}
+        synchronize(self.device)
+        seconds = time.perf_counter() - began
+        used = {"peak": peak_of(self.device), "reserved": reserved(self.device)}
+        return {"seconds": seconds} | used | facts
+
+    def close(self) -> None:
+        del self.run
+
+
+class Worker:
+    """Work in a fresh process, which waits until it is asked."""
+
+    def __init__(self, work: str, options: dict, timeout: float | None = None):
+        """timeout: seconds that the setup and each `ask` may take. Raises UserError."""
+        self.timeout = timeout
+        self.errors = TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, work, json.dumps(options)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self.read()
+
+    def ask(self) -> dict:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def read(self) -> dict:
+        """The next line. Raises UserError when the process ends or takes too long."""
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self.process.kill()
+
+        timer = threading.Timer(self.timeout or threading.TIMEOUT_MAX, stop)
+        timer.daemon = True
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if line:
+            return json.loads(line)
+        self.process.wait()
+        reason = last_line(self.errors, self.process.returncode)
+        self.close()
+        if late.is_set():
+            raise UserError(f"stopped after {self.timeout:.0f} s")
+        raise UserError(f"the measurement ended with: {reason}")
+
+    def close(self) -> None:
+        if self.errors.closed:
+            return
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def serve(work: str, options: str) -> None:
+    """In the process of a `Worker`: set up, then work once for each line read."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever is printed does not disturb the answers
+    local = Local(work, json.loads(options))
+    gc.collect()
+    print("{}", file=out, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(local.ask()), file=out, flush=True)
+
+
+def in_turn(
+    sides: dict[str, tuple[str, dict]],
+    repeats: int,
+    *,
+    warm: int = 1,
+    fresh: bool = True,
+    timeout: float | None = None,
+) -> dict[str, Measured]:
+    """Each side (work, options) in a process of its own, asked in turn: A B A B ...
+
+    The first `warm` rounds do not count. fresh=False: all in this process. Raises UserError.
     """
-    if not STATUS.is_file():
-        raise UserError("the peak of memory is read from /proc, which this system does not have")
-    return 1024 * int(STATUS.read_text().split(f"{key}:")[1].split()[0])
+    measured = {name: Measured() for name in sides}
+    with ExitStack() as stack:
+        workers = {}
+        for name, (work, options) in sides.items():
+            workers[name] = (Worker if fresh else Local)(work, options, timeout)
+            stack.callback(workers[name].close)
+        for turn in range(warm + repeats):
+            for name, worker in workers.items():
+                run = worker.ask()
+                if turn >= warm:
+                    measured[name].runs.append(run)
+    return measured
+
+
+def run_command(command: Sequence[str]) -> dict:
+    """Run a program -> {seconds, peak}; peak 0: less than this process has. Raises UserError."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with TemporaryFile("w+") as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise UserError(f"the measurement ended with: {last_line(errors, process.returncode)}")
+    # the kernel counts the parent's memory at the fork as the child's
+    peak, own = 1024 * used.ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "peak": peak if peak > own else 0}
 
 
 def run_python(
@@ -43,7 +198,11 @@ def run_python(
             if line.startswith("{"):
                 yield json.loads(line)
         if process.wait():
-            errors.seek(0)
-            lines = errors.read().strip().splitlines() or [f"status {process.returncode}"]
-            reason = lines[-1].removeprefix("files.errors.UserError: ")
-            raise UserError(f"the measurement ended with: {reason:.300}")
+            raise UserError(f"the measurement ended with: {last_line(errors, process.returncode)}")
+
+
+def last_line(errors, status: int) -> str:
+    """The last line that a process wrote to its stderr."""
+    errors.seek(0)
+    lines = errors.read().strip().splitlines() or [f"status {status}"]
+    return f"{lines[-1].removeprefix('files.errors.UserError: '):.300}"

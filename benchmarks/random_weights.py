@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import torch
@@ -23,6 +24,17 @@ SHARD = 500_000_000  # bytes of a file
 def noise(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Normal values of the shape and dtype of `like`."""
     return torch.empty(like.shape, dtype=like.dtype, device=device).normal_(std=0.02)
+
+
+def named_noise(name: str, like: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """The same, decided by the parameter's name: two processes make one model.
+
+    The scales of norms, which are vectors, lie around 1.
+    """
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    values = torch.empty(like.shape, dtype=like.dtype, device=device)
+    values.normal_(std=0.02, generator=generator)
+    return values + 1 if like.dim() == 1 and name.endswith("weight") else values
 
 
 def random_row(model: LanguageModel, tokens: int, seed: int = 0) -> Example:
@@ -48,12 +60,16 @@ def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -
 
 
 def random_model(
-    name: str, dtype: torch.dtype, quantize: str = "", device: torch.device | str = "cpu"
+    name: str,
+    dtype: torch.dtype,
+    quantize: str = "",
+    device: torch.device | str = "cpu",
+    layers: int = 0,
 ) -> LanguageModel:
     """The same with weights, which are made and quantised on the device one at a time."""
-    shapes = dict(shaped(name, dtype).named_parameters())
-    model = shaped(name, dtype, quantize)
-    weights = ((key, noise(shape, device)) for key, shape in shapes.items())
+    shapes = dict(shaped(name, dtype, layers=layers).named_parameters())
+    model = shaped(name, dtype, quantize, layers)
+    weights = ((key, named_noise(key, shape, device)) for key, shape in shapes.items())
     load_weights(model, lambda key: key, weights, dtype, device, where=name)
     for linear in quantized(model).values():
         linear.dtype = dtype
@@ -74,8 +90,14 @@ def random_checkpoint(name: str, folder: Path) -> int:
             "TMPDIR names another place"
         )
     make_folder(folder)
+    write_config(family, config, folder)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    write_shards(folder, tensors, SHARD, lambda tensor: named_noise(names[id(tensor)], tensor))
+    return total
+
+
+def write_config(family, config, folder: Path) -> None:
+    """config.json of a family's Config."""
     row = family.ROWS[config.model_type]
     raw = {key: value for key, value in vars(config).items() if value is not None or key in row}
     write_text(folder / "config.json", json.dumps(raw))
-    write_shards(folder, tensors, SHARD, values=noise)
-    return total

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from adapters import attach, named_parameters
-from benchmarks.process import memory_of_process
+from benchmarks.machine import peak_of, reserved
 from benchmarks.random_weights import random_model, random_row, shaped
 from experiments.base import DTYPES
 from files.errors import UserError, short_of_memory
@@ -69,12 +69,12 @@ def step_lines(
         real = random_model(model, DTYPES[dtype], stored, here)
         attach(real, adapter)
         seconds = min(timed_steps(real, s, tokens))
+    of_what = "of the process, Python and torch too"
     if here.type == "cuda":
-        peak, of_what = torch.cuda.max_memory_allocated(here), "allocated"
-    else:
-        peak, of_what = memory_of_process("VmHWM"), "of the process, Python and torch too"
+        of_what = f"allocated, {size_text(reserved(device))} reserved"
     yield f"  {seconds:.3f} s a step, {rows * tokens / seconds:,.0f} tokens/s"
-    yield f"  memory: {size_text(peak)} {of_what}; planned for tensors {size_text(planned)}"
+    peak = f"{size_text(peak_of(device))} {of_what}"
+    yield f"  memory: {peak}; planned for tensors {size_text(planned)}"
     share = 100 * flops / seconds / rate
     yield (
         f"  {flops / seconds:.3g} operations a second, {share:.0f}% of a plain matrix product's "

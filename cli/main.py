@@ -159,6 +159,9 @@ def leave(status: int) -> NoReturn:
 
 def start() -> NoReturn:
     """Run the command line of this process: the `llm-adapters` script, and run.py."""
+    # a card's memory in segments that grow: rows of other lengths in each step leave fewer gaps
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # SIGTERM ends as an exception does: files are cleaned up and the way to resume is printed
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

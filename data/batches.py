@@ -42,7 +42,12 @@ def encode_prompt(tokenizer, row: dict, template: Template) -> tuple[str, list[i
 
 
 def encode_row(
-    tokenizer, row: dict, template: Template, cutoff: int, prompt_weight: float = 0.0
+    tokenizer,
+    row: dict,
+    template: Template,
+    cutoff: int,
+    prompt_weight: float = 0.0,
+    chat: Conversation | None = None,
 ) -> tuple[Example, bool]:
     """A row {instruction, input, output, history} -> (its Example, whether it was cut at `cutoff`
     tokens).
@@ -50,10 +55,11 @@ def encode_row(
     Loss weight 1 on every response and its end token, `prompt_weight` on the rest. In chats a
     response is what data/assistant_turns.py says; for other templates it begins where the ids of
     prompt + response leave those of the prompt alone, which is what generation will see.
+    chat: of a chat template, where the row is rendered already (`Template.conversations`).
     Raises RefusedMessages for a row that the template has no form for.
     """
     if template.chat:
-        chat = template.conversation(row)
+        chat = chat or template.conversation(row)
         end = None if chat.marked else turn_end(tokenizer, template.text)
         ids, learned = encode_chat(tokenizer, chat, end)
     else:

@@ -3,10 +3,11 @@
 The template is stored with the adapter and used again in evaluation.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from data.assistant_turns import Conversation, conversation
-from data.chat_template import RefusedMessages, render_chat, render_text
+from data.assistant_turns import Conversation
+from data.chat_template import RefusedMessages, render_all, render_one
 from files.errors import UserError, unknown
 
 WRITE = " Write a response that appropriately completes the request."
@@ -34,7 +35,7 @@ class Template:
     def prompt(self, row: dict) -> str:
         """The text before the response to a row {instruction, input, history}."""
         if self.chat:
-            return self.render(self.question(row), True)
+            return render_one(self.text, "plain", self.question(row), True, self.special)
         turns = self.turns(row)
         earlier = [f"{asked}{response}\n\n" for asked, response, _ in turns[:-1]]
         return "".join([*earlier, turns[-1][0]])
@@ -50,8 +51,23 @@ class Template:
 
     def conversation(self, row: dict) -> Conversation:
         """A row as a chat with the spans that the assistant says. Raises UserError."""
-        reply = {"role": "assistant", "content": self.response(row)}
-        return conversation(self.render_spans, [*self.question(row), reply])
+        (chat,) = self.conversations([row])
+        if isinstance(chat, RefusedMessages):
+            raise chat
+        return chat
+
+    def conversations(self, rows: Sequence[dict]) -> Iterator[Conversation | RefusedMessages]:
+        """`conversation` of many rows in one go, with an error in place of a refused one."""
+        chats = [
+            ([*self.question(row), {"role": "assistant", "content": self.response(row)}], False)
+            for row in rows
+        ]
+        for chat in render_all(self.text, "as_conversation", chats, self.special):
+            if isinstance(chat, RefusedMessages):
+                yield chat
+            else:
+                text, spans, opens, marked = chat
+                yield Conversation(text, [tuple(span) for span in spans], opens, marked)
 
     def question(self, row: dict) -> list[dict]:
         """A row as the messages of a chat, up to the response.
@@ -123,16 +139,6 @@ class Template:
 
     def trim(self, text: str) -> str:
         return text.strip() if self.strip else text
-
-    def render(self, messages: list[dict], ask: bool) -> str:
-        """What the chat template makes of messages. Raises UserError (data/chat_template.py)."""
-        special = dict(self.special)
-        return render_text(self.text, messages, add_generation_prompt=ask, special=special)
-
-    def render_spans(self, messages: list[dict], ask: bool) -> tuple[str, list[tuple[int, int]]]:
-        """As `render`, and the character spans inside the template's generation blocks."""
-        special = dict(self.special)
-        return render_chat(self.text, messages, add_generation_prompt=ask, special=special)
 
     def table(self) -> dict:
         """What is stored with an adapter; `template_from` gives the Template back."""

@@ -17,6 +17,7 @@ from eval.beams import beam_search
 from eval.sampling import Sampling, check, draw
 from files.errors import UserError
 from model.language import LanguageModel
+from model.packed import pack
 from model.tokenizer import Tokenizer
 
 
@@ -146,6 +147,7 @@ def generate(
         if not mask[:, -1].bool().all():
             raise UserError("prompts must be padded on the left: the last token of a row is a pad")
         mask = torch.cat((mask, mask.new_ones(B, max_new_tokens)), dim=1)
+    pack(model)
     ends = torch.tensor(list(stop_ids), device=ids.device, dtype=torch.long)
     if beams > 1:
         return beam_search(model, ids, mask, max_new_tokens, beams, ends, vocab_size)

@@ -8,6 +8,7 @@ from torch import Tensor
 from adapters.compose import by_row
 from files.errors import UserError, short_of_memory
 from model.language import LanguageModel
+from model.packed import pack
 from model.parts import CHUNK
 
 
@@ -40,6 +41,7 @@ def log_likelihoods(
     by_length = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     model.eval()
+    pack(model)
     for start in range(0, len(pairs), batch_size):
         batch = by_length[start : start + batch_size]
         with short_of_memory(

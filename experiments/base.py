@@ -13,6 +13,7 @@ from model.devices import parse_devices
 from model.language import LanguageModel
 from model.registry import find, pocket_names
 from model.tokenizer import Tokenizer
+from train.deterministic import fix_workspaces
 from train.parallel import SINGLE, Processes
 from train.settings import Settings
 
@@ -129,6 +130,8 @@ def load_base(s: Settings, processes: Processes = SINGLE) -> LanguageModel:
     dtype = dtype_named(s.dtype)
     if s.threads:
         torch.set_num_threads(s.threads)
+    if s.train.deterministic:
+        fix_workspaces()
     devices = choose_devices(s, processes)
     model = load_model(
         s.model,

@@ -39,9 +39,14 @@ class Target:
     def kind(self) -> str:
         return torch.device(self.devices[0]).type
 
+    @property
+    def room(self) -> list[int]:
+        """Bytes of each device that tensors can have."""
+        return [usable(size, self.kind, self.processes) for size in self.memory]
+
     def fits(self, need: list[int]) -> bool:
         """Whether each device has room for so many bytes."""
-        return all(size <= usable(room) for size, room in zip(need, self.memory, strict=True))
+        return all(size <= room for size, room in zip(need, self.room, strict=True))
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
     ):
         return even
     each = step.phase.peak(list(range(len(step.weights))))  # every place on its own device
-    room = [usable(memory) for memory in target.memory] if target.memory else [1] * devices
+    room = target.room if target.memory else [1] * devices
     cost = [static + kept for static, kept in zip(step.static, step.phase.kept, strict=True)]
     blocks = balance(cost[1:-1], each[0], each[-1], room)
 
@@ -206,7 +211,7 @@ def advice(s: Settings, plan: Planned, target: Target) -> str | None:
             stored = replace(base, quantize=quantize)
             tensors = all_tensors(with_adapter(stored, target.kind)).values()
             static = sum(tensor.nbytes for tensor in tensors) + sum(plan.step.optimizer)
-            if not base.shard and static > sum(map(usable, where.memory)):
+            if not base.shard and static > sum(where.room):
                 continue  # too much even without activations
             if changed := first_that_fits(stored, where):
                 return " ".join([*options_for(s, changed), *more])

@@ -17,7 +17,7 @@ from files.errors import UserError
 from model.language import LanguageModel
 from model.show import count
 from train.pipeline import orders, utilisation
-from train.plan.advice import check_room, measured_rate, parse_memory, parse_rate, usable
+from train.plan.advice import check_room, measured_rate, own_use, parse_memory, parse_rate
 from train.plan.dry_run import gathered, matrices_of
 from train.settings import Settings
 
@@ -66,7 +66,6 @@ def target_of(
 ) -> Target:
     """The devices of the plan, from `memory` and the settings. Raises UserError."""
     sizes = parse_memory(memory) if memory else None
-    check_room(sizes or [])
     default = "cuda" if sizes or torch.cuda.is_available() else "cpu"
     names = (default if s.device == "auto" else s.device).split(",")
     if sizes and len(sizes) > 1 and names == ["cuda"]:
@@ -84,9 +83,10 @@ def target_of(
             "--shard lays the blocks over several processes: say how many, --processes 8"
         )
     check_together(s, [torch.device(name) for name in names], processes)
+    check_room(sizes or [], *kinds, processes)
     if sizes and len(sizes) != len(names):
         raise UserError(
-            f"--memory names {len(sizes)} devices and the plan has {len(names)}: {', '.join(names)}"
+            f"--memory: {len(sizes)} given, for the devices of the plan: {', '.join(names)}"
         )
     length = s.train.cutoff if length is None else length
     if not 2 <= length <= 2**20:
@@ -154,7 +154,7 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
         if s.shard:
             device["gathered_bytes"] = gathered(matrices_of(plan.model, target.kind))
         if target.memory:
-            room = usable(target.memory[number])
+            room = target.room[number]
             left = room - max(plan.training[number], answering[number])
             device |= {
                 "memory_bytes": target.memory[number],
@@ -164,6 +164,8 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
             }
         devices.append({"device": name, "blocks": plan.blocks[number], **device})
     return {
+        "own_use_bytes": own_use(target.kind, target.processes),
+        "host_bytes": step.host,
         "dtype": str(plan.model.dtype).removeprefix("torch."),
         "quantize": plan.model.quantize,
         "length": target.length,

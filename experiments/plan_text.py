@@ -1,7 +1,7 @@
 """A plan as lines of text."""
 
 from model.show import size_text
-from train.plan.advice import CONTEXT, SLACK
+from train.plan.advice import SLACK
 
 ROWS = (  # title, key of the bytes, note on the right
     ("weights", "weights_bytes", ""),
@@ -20,7 +20,7 @@ ROWS = (  # title, key of the bytes, note on the right
         "in all: weights, adapter, keys and values of all tokens, logits",
     ),
     ("memory", "memory_bytes", ""),
-    ("usable", "usable_bytes", "memory - {context} CUDA context - {slack:.0f}% fragmentation"),
+    ("usable", "usable_bytes", "memory - {own} {of} - {slack:.0f}% fragmentation and workspaces"),
     ("left", "left_bytes", ""),
 )
 
@@ -35,13 +35,19 @@ def plan_text(facts: dict) -> str:
     if facts["shard"]:
         gathered = size_text(devices[0]["gathered_bytes"])
         whole = f"; blocks that are whole among them take {gathered}"
+    kind = devices[0]["device"].partition(":")[0]
+    own, several = size_text(facts["own_use_bytes"]), facts["processes"] > 1
+    of = "Python" if kind == "cpu" else "CUDA context and NCCL" if several else "CUDA context"
     kept = " + ".join(size_text(device["kept_by_forward_bytes"]) for device in devices)
     for title, key, note in ROWS:
         if key in devices[0]:
-            note = note.format(
-                kept=kept, whole=whole, context=size_text(CONTEXT), slack=100 * SLACK
-            )
+            note = note.format(kept=kept, whole=whole, slack=100 * SLACK[kind], own=own, of=of)
             lines.append(row(title, [signed(device[key]) for device in devices], note))
+    if facts["host_bytes"]:
+        lines.append(
+            f"{'host':12}{size_text(facts['host_bytes']):>14}  of the CPU's memory, pinned, for "
+            "offloaded activations"
+        )
     if "fits" in facts:
         lines.append(row("fits", ["yes" if device["fits"] else "no" for device in devices]))
     lines += ["", time_line(facts)]

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 from data.batches import Example, encode_row, pack_text
 from data.chat_template import RefusedMessages
@@ -113,10 +114,14 @@ def encode_rows(
     if is_text:
         return encode_text(tokenizer, rows, s)
     encoded, refused = [], []
-    for row in rows:
+    chats = template.conversations(rows) if template.chat else repeat(None, len(rows))
+    for row, chat in zip(rows, chats, strict=True):
         try:
-            example = encode_row(tokenizer, row, template, s.train.cutoff, s.train.prompt_weight)
-            encoded.append(example)
+            if isinstance(chat, RefusedMessages):
+                raise chat
+            encoded.append(
+                encode_row(tokenizer, row, template, s.train.cutoff, s.train.prompt_weight, chat)
+            )
         except RefusedMessages as error:
             refused.append((row, str(error)))
             if not (encoded or held_out) and len(refused) == MOST_REFUSED:

@@ -23,14 +23,22 @@ def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> Use
     return UserError(f"unknown {what} {name!r:.200}; {hint}")
 
 
+MEMORY_WORDS = (  # in torch's errors that are a plain RuntimeError
+    "can't allocate memory",  # of a CPU
+    "not enough memory",  # of a CPU under Windows
+    "out of memory",  # CUDA error: out of memory (pinned memory, a context), and NCCL's
+    "failed to cuda",  # ... calloc or malloc, of NCCL
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED and its like
+    "allocation_failed",  # of cuDNN
+)
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory: its own exception on a GPU, a RuntimeError on a CPU."""
+    """Whether torch ran out of memory: its own exception, or one that says so in words."""
     import torch
 
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "can't allocate memory" in str(error)
-        or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error).lower() for words in MEMORY_WORDS
     )
 
 

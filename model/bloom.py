@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from files.errors import UserError
+from model.cache import Cache
 from model.language import LanguageModel
-from model.parts import Cache, Shape, Step, attention, check_sizes
+from model.parts import Shape, Step, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 

@@ -78,6 +78,19 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def start_cards(devices: Sequence[torch.device]) -> None:
+    """Make the first of the CUDA devices the current one, and leave out cuDNN's attention.
+
+    Pinned memory and NCCL use the current device: they would open a context on cuda:0 as well.
+    cuDNN, which torch prefers on an H100, prepares a plan for each new shape (every micro-batch has
+    another length), and has no deterministic backward pass.
+    """
+    cards = [device for device in devices if device.type == "cuda"]
+    if cards:
+        torch.cuda.set_device(cards[0])
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def room_of(devices: Sequence[torch.device]) -> list[int]:
     """Free bytes of each CUDA device, for `balance`; a CPU counts as the largest of them."""
     free = [torch.cuda.mem_get_info(d)[0] if d.type == "cuda" else 0 for d in devices]

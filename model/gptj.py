@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from files.errors import UserError
+from model.cache import Cache
 from model.language import LanguageModel
 from model.parts import (
     ACTIVATIONS,
-    Cache,
     Shape,
     Step,
     attention,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.parts import Cache, Shape, Stage, Step, moved
+from model.cache import Cache
+from model.parts import Shape, Stage, Step, moved
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
 
@@ -41,6 +42,7 @@ class LanguageModel(nn.Module):
 
     # Of the run.
     checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
+    decode_memory: str  # "auto", "packed" or "plain": packed copies of weights (model/packed.py)
     adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
 
     lm_head: Linear  # C -> V
@@ -52,6 +54,7 @@ class LanguageModel(nn.Module):
         self.folder, self.fingerprint = None, ""
         self.dtype, self.quantize, self.stages = torch.float32, "", ()
         self.checkpointing, self.adapters_on = 0, ([], None)
+        self.decode_memory = "auto"
         self.depends_on_length = False
         self.warned_of_length = False
 
@@ -102,7 +105,8 @@ class LanguageModel(nn.Module):
         """An empty cache for `batch` rows of at most `length` tokens."""
         layers = range(len(self.blocks))
         devices = [self.device_at(i) if self.stages else self.device for i in layers]
-        return Cache(self.shape, batch, length + self.prompt_length, self.dtype, devices)
+        K, D = self.shape.kv_heads, self.shape.head_size
+        return Cache(batch, K, length + self.prompt_length, D, self.dtype, devices)
 
     @property
     def prompt_length(self) -> int:

@@ -10,9 +10,10 @@ Attribute names are the tensor names of the published checkpoints.
 
 from torch import Tensor, nn
 
+from model.cache import Cache
 from model.language import LanguageModel
 from model.llama_config import PICTURE_QK_NORMS, QK_NORMS, ROWS, Config, window_of
-from model.parts import ACTIVATIONS, Cache, Step, attention, rotate_halves
+from model.parts import ACTIVATIONS, Step, attention, rotate_halves
 from model.rope import depends_on_length, rope_angles, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
 from model.tokens import Tokens

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from files.errors import UserError, unknown
 from files.reading import read_json
 from model.config import read_config, skeleton
-from model.devices import device_named, split
+from model.devices import device_named, split, start_cards
 from model.fsdp import first_pass, is_part, part_of, shard
 from model.language import LanguageModel
 from model.quantize import (
@@ -54,6 +54,7 @@ def load_model(
         device if isinstance(device, torch.device) else device_named(device)
         for device in devices or [device]
     ]
+    start_cards(places)
     folder = resolve(name, revision)
     family, config = read_config(folder)
     model = skeleton(family, config)

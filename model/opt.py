@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from model.cache import Cache
 from model.language import LanguageModel
-from model.parts import ACTIVATIONS, Cache, Shape, Step, attention, check_sizes
+from model.parts import ACTIVATIONS, Shape, Step, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 

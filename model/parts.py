@@ -5,7 +5,7 @@ K key/value heads (K <= H), D head size, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from files.errors import UserError, unknown
+from model.cache import Cache
 from model.fast import block_attention
 
 ACTIVATIONS = {  # by the names of config.json
@@ -155,37 +156,6 @@ class Stage:
 def moved(x: Tensor, device: torch.device) -> Tensor:
     """x on another device; asynchronous if that is a GPU."""
     return x.to(device, non_blocking=device.type == "cuda")
-
-
-class Cache:
-    """Keys and values of all layers with room for `length` positions; an argument of `forward`."""
-
-    def __init__(
-        self,
-        shape: Shape,
-        batch: int,
-        length: int,
-        dtype: torch.dtype,
-        devices: Sequence[torch.device],
-    ):
-        """devices: of each layer."""
-        size = (batch, shape.kv_heads, length, shape.head_size)
-        self.keys = [torch.empty(size, dtype=dtype, device=device) for device in devices]
-        self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.filled = 0  # positions written so far, the same for every layer between two passes
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v [B, K, T, D]; returns all keys and values so far [B, K, S, D]."""
-        end = self.filled + k.shape[2]
-        self.keys[layer][:, :, self.filled : end] = k
-        self.values[layer][:, :, self.filled : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order: indices int64 [B'], or a mask bool [B]."""
-        for layer in range(len(self.keys)):
-            here = rows.to(self.keys[layer].device)
-            self.keys[layer], self.values[layer] = self.keys[layer][here], self.values[layer][here]
 
 
 @dataclass

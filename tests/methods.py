@@ -66,6 +66,7 @@ VARIANTS = {*ALL} - CROSSED  # tested in one family (conftest.py)
 MERGEABLE = [
     "lora",
     "paper-lora",
+    "final-lora",
     "rslora",
     "lora-bias",
     "dora",
@@ -127,6 +128,5 @@ def randomise(model, size: float = 0.3) -> None:
     for site in model.modules():
         for adapter in getattr(site, "adapters", {}).values():
             for parameter in adapter.parameters():
-                parameter.data = parameter.data + size * torch.randn(
-                    parameter.shape, generator=generator
-                )
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data = parameter.data + size * noise.to(parameter.device)

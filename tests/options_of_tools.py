@@ -272,7 +272,19 @@ def grids(here):
     assert str(here.path / "no") in told
 
 
-@row(*(name for name in options_of("benchmark") if name != "benchmark --debug"))
+@row(*rows_for("benchmark", options="--only --out --smoke --data-dir"))
+def what_is_measured_of_a_table(here):
+    given = {}
+    here.monkeypatch.setattr("benchmarks.table.table_lines", lambda **v: given.update(v) or [])
+    command(*"benchmark --model pocket-opt --only fp32 --out x --smoke --data-dir y".split())
+    assert given == {
+        "model": "pocket-opt", "data_dir": "y", "only": "fp32", "out": "x", "repeats": 3,
+        "smoke": True,
+    }  # fmt: skip  # tests/test_benchmark.py runs it
+
+
+@row(*rows_for("benchmark", options="--case --model --repeats --quantize --adapter --tokens "
+               "--rows --checkpointing --device --dtype --processes"))  # fmt: skip
 def what_is_measured_of_a_step(here):
     with watched(here.monkeypatch) as seen:
         told = command(

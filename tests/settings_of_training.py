@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from test_training import S, examples, model_with, run, same, state
 from adapters import named_parameters
 from data.batches import encode_prompt, encode_row, epoch_order
 from data.prompts import template
+from experiments import base
 from model import load_model, load_tokenizer
-from train import loop
+from train import loop, pipeline
 from train.settings import Train
 
 ROWS = Rows()
@@ -157,6 +159,34 @@ def what_is_kept_is_offloaded(here):
     assert len(with_hooks) == 2
     here.train("--set", "train.offload=true", status=1)  # the run is on the CPU already
     assert "train.offload" in here.told
+
+
+@row("train.deterministic")
+def sums_have_a_fixed_order(here):
+    found, summed_loss = [], pipeline.summed_loss
+
+    def watch(*arguments):
+        on = torch.are_deterministic_algorithms_enabled()
+        found.append((on, torch.is_deterministic_algorithms_warn_only_enabled()))
+        return summed_loss(*arguments)
+
+    here.monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    here.monkeypatch.setattr(pipeline, "summed_loss", watch)
+    here.still()
+    assert set(found) == {(False, False)}
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    found.clear()
+    here.monkeypatch.setattr(
+        base, "load_model", lambda *a, **k: found.append(workspace()) or load_model(*a, **k)
+    )
+    here.still("--set", "train.deterministic=true", out="deterministic")
+    assert found[0] == ":4096:8"  # before a card is used
+    assert set(found[1:]) == {(True, False)}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def workspace() -> str:
+    return os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
 @row("train.save_every", "train.keep")

@@ -4,7 +4,8 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from data.chat_template import PRIVATE_USE, compiled, render_chat, render_text
+from data.chat_template import render_chat, render_text
+from data.rendering import PRIVATE_USE, Sandboxed, compiled
 from model import UserError
 
 CHAT = [
@@ -168,7 +169,7 @@ def test_a_template_without_blocks_is_rendered_once(monkeypatch):
         return generate(*args, **more)
 
     monkeypatch.setattr(kind, "generate", count)
-    text, spans = render_chat(plain, CHAT, add_generation_prompt=False, special={})
+    text, spans = Sandboxed(plain).with_spans(CHAT, False)
     assert (text, spans, rendered) == ("".join(m["content"] for m in CHAT), [], [1])
 
 

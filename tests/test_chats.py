@@ -10,6 +10,7 @@ from data.batches import encode_prompt, encode_row
 from data.chat_template import RefusedMessages
 from data.conversations import Unusable, conversation_row, history_of
 from data.prompts import AUTO, TEMPLATES, Template, template
+from data.rendering import Sandboxed
 from model import load_tokenizer
 from model.registry import POCKET
 
@@ -137,7 +138,7 @@ EMPTY_THOUGHT = (  # as Qwen3's: the last turn has an empty thought, earlier one
 
 def said(text: str, messages=TWO_TURNS) -> tuple[str, list[str]]:
     """(the text of a conversation, what of it has the loss)."""
-    chat = conversation(Template("chat", text, chat=True).render_spans, list(messages))
+    chat = conversation(Sandboxed(text).with_spans, list(messages))
     return chat.text, [chat.text[start:end] for start, end in chat.spans]
 
 
@@ -168,7 +169,7 @@ def test_an_answer_that_the_question_holds_too(text):
         {"role": "user", "content": "Not red, blue?"},
         {"role": "assistant", "content": "red"},
     ]
-    chat = conversation(Template("chat", text, chat=True).render_spans, messages)
+    chat = conversation(Sandboxed(text).with_spans, messages)
     for (start, end), answer, other in zip(
         chat.spans, ("blue", "red"), ("red", "blue"), strict=True
     ):
@@ -203,7 +204,7 @@ def test_a_thought_that_the_prompt_opens():
     form = Template("chat", THINKS, chat=True)
     for output in ("So 3.</think>3", "<think>\nSo 3.</think>3"):  # with the tag or without
         messages = [TWO_TURNS[1], {"role": "assistant", "content": output}]
-        chat = conversation(form.render_spans, messages)
+        chat = conversation(Sandboxed(THINKS).with_spans, messages)
         assert chat.text == "<|user|>Add 1 and 2.<|assistant|><think>\nSo 3.</think>3<end>"
         assert chat.text[slice(*chat.spans[0])] == "So 3.</think>3<end>"
         assert chat.opens == "<think>\n"

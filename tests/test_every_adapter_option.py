@@ -237,12 +237,12 @@ def sensitivities(tiny):
     close(tiny.adds(), product * 9 / (4 + 1e-5))
     eye = torch.eye(4)
     apart = (one.lora_A @ one.lora_A.T - eye).norm() + (one.lora_B.T @ one.lora_B - eye).norm()
-    close(one.penalty(), 0.3 * apart)
+    close(one.penalties([one])[0], 0.3 * apart[None])
     mean = spread = torch.zeros(4, 1)
     for step in range(3):
         for parameter in one.parameters():
             parameter.grad = torch.full_like(parameter, step + 1.0)
-        one.observe()
+        one.observe([one])
         now = (one.lora_E * (step + 1.0)).abs().detach()
         mean = 0.7 * mean + 0.3 * now
         spread = 0.4 * spread + 0.6 * (now - mean).abs()

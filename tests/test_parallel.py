@@ -269,8 +269,36 @@ def test_a_connection_that_broke_is_told_from_other_mistakes():
         ),
         parallel.Lost,
     )
-    for other in (RuntimeError("shapes do not fit"), UserError("gloo is a word, too")):
+    nccl = "NCCL error in: ProcessGroupNCCL.cpp:1, NCCL version 2.27.5\n"
+    for text in (
+        nccl + "ncclRemoteError: A call failed possibly due to a remote process exiting",
+        "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4) ran for 1800000 ms",
+    ):
+        assert isinstance(parallel.lost(torch.distributed.DistBackendError(text)), parallel.Lost)
+    for other in (
+        RuntimeError("shapes do not fit"),
+        UserError("gloo is a word, too"),
+        torch.distributed.DistBackendError(nccl + "ncclInvalidArgument: Invalid value"),
+    ):
         assert parallel.lost(other) is other
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ncclUnhandledCudaError\nLast error:\nCuda failure 2 'out of memory'", "out of memory"),
+        ("ncclSystemError\nLast error:\nFailed to CUDA calloc async 608 bytes", "out of memory"),
+        (
+            "ncclInvalidUsage\nDuplicate GPU detected : rank 1 and rank 0",
+            "two processes are on one",
+        ),
+    ],
+)
+def test_what_nccl_cannot_do_is_not_taken_for_a_lost_process(text, said):
+    error = parallel.lost(torch.distributed.DistBackendError(f"NCCL error in: x, {text}"))
+    assert not isinstance(error, parallel.Lost)
+    assert isinstance(error, UserError)
+    assert str(error).startswith(said)
 
 
 # ---------------------------------------------------------------- the command line

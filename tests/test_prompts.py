@@ -4,15 +4,15 @@ them, and templates that mean harm.
 
 import json
 import threading
-import time
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import transformers
 
-from data import chat_template
+from data import chat_template, rendering
 from data.batches import encode_row
+from data.chat_template import RefusedMessages
 from data.prompts import (
     NAMES,
     TEMPLATES,
@@ -336,7 +336,12 @@ def test_it_reaches_neither_python_nor_files(text):
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         ("{% for i in range(99999) %}{% for j in range(99999) "
 "%}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}"),
-        "{{ 'a' * 10**9 }}", "{{ 10**9 * 'a' }}", "{{ 9**9**9 }}", "{{ [1] * 99999999 }}",
+        "{{ 'a' * 10**9 }}", "{{ 10**9 * 'a' }}", "{{ 9**(9**9) }}", "{{ [1] * 99999999 }}",
+        "{{ range(99999) | map('string') | join('x' * 99999) | length }}",
+        "{{ ('a' * 9999).replace('a', 'b' * 99999) | length }}",
+        "{{ '{:999999999}'.format(1) | length }}{{ '%*d' % (999999999, 1) | length }}",
+        "{{ 'a' | center(999999999) | length }}",
+        "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
         "{{ '%99999999999d' % 1 }}",
         ("{% set n = namespace(t='aaaaaaaa') %}{% for i in range(18) %}{% set "
 "n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}") + "{{ n.t }}" * 9,
@@ -345,36 +350,39 @@ def test_it_reaches_neither_python_nor_files(text):
 )  # fmt: skip
 def test_endless_loops_and_endless_texts_end(monkeypatch, text):
     monkeypatch.setattr(chat_template, "PATIENCE", 0.3)
-    start = time.process_time()
     with pytest.raises(
-        UserError, match=r"the chat template (takes longer|writes more|computes too much)"
+        UserError,
+        match=r"the chat template (takes longer than 0.3 s|writes more|needs more than 512 MB)",
     ):
         render(text)
-    assert time.process_time() - start < 5
+    assert render("{{ messages[0].role }}") == "user"  # in another process, where that one ended
 
 
-def test_a_process_that_stood_still_has_not_computed(monkeypatch):
-    monkeypatch.setattr(chat_template, "PATIENCE", 0.1)
-    with chat_template.limited():
-        time.sleep(0.3)
+def test_many_texts_take_no_longer_and_write_no_more_than_honest_ones():
+    template = rendering.Sandboxed("{{ 'x' * 400000 }}")
+    for _ in range(25):
+        template.plain([], False)
+    with pytest.raises(UserError, match=r"writes more than 10,260,000 characters in all"):
+        template.plain([], False)
+    template.characters, template.seconds = 0, 100
+    with pytest.raises(UserError, match="takes longer than 8 s for all its texts"):
+        template.plain([], False)
 
 
-def test_another_alarm_is_left_as_it_was():
-    import signal
-
-    rung = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
-    try:
-        assert render("{{ messages[0].role }}") == "user"
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        assert render("{{ messages[0].role }}") == "user"
-        for _ in range(1000):
-            if not rung:
-                time.sleep(0.02)
-        assert rung == [1]
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def test_rows_are_rendered_in_one_go(monkeypatch):
+    asked = []
+    call = chat_template.call
+    monkeypatch.setattr(chat_template, "call", lambda *all: asked.append(all) or call(*all))
+    text = "{% if messages[0].content == 'no' %}{{ raise_exception('why') }}{% endif %}" + CHATML
+    rows = [ROW, ROW | {"instruction": "no", "input": ""}, ROW | {"output": "4"}] * 200
+    form = Template("chat", text, chat=True)
+    chats = list(form.conversations(rows))
+    assert len(asked) == 2  # of 500 and 100 rows
+    assert [str(chat) for chat in chats if isinstance(chat, RefusedMessages)] == (
+        ["the chat template refuses these messages: why"] * 200
+    )
+    assert chats[0] == form.conversation(ROW)
+    assert chats[2].text.endswith("4<|im_end|>")
 
 
 def test_in_another_thread():
@@ -386,8 +394,7 @@ def test_in_another_thread():
 
 
 def test_a_template_is_compiled_once():
-    made = chat_template.compiled(CHATML)
-    assert chat_template.compiled(CHATML) is made
+    assert rendering.compiled(CHATML) is rendering.compiled(CHATML)
 
 
 def test_small_sums_are_no_harm():

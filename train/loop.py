@@ -18,6 +18,7 @@ from files.errors import UserError, short_of_memory
 from files.progress import progress_bar
 from model.language import LanguageModel
 from train.checkpoint import State
+from train.deterministic import deterministic
 from train.loss import mean_loss
 from train.offload import offloaded
 from train.optim import LossScale, adamw, learning_rate
@@ -64,7 +65,8 @@ def train(
     lowest loss on them. log: gets a dict each step. processes: each computes its share of the
     micro-batches; rank 0 logs and saves.
 
-    A resumed run takes, to the bit, the steps of an uninterrupted one. SIGINT and SIGTERM finish
+    A resumed run takes, to the bit, the steps of an uninterrupted one; on a GPU, if
+    `s.deterministic`. SIGINT and SIGTERM finish
     the step, save and return. Raises UserError when the gradient stays non-finite, memory runs
     out, or the checkpoint to resume from was made with other `fingerprints`.
     """
@@ -89,7 +91,7 @@ def train(
     model.train()
     model.checkpointing = s.checkpoint_every
     bar = progress_bar(total, state.step, unit="step", disable=not processes.is_writer)
-    with Signals() as signals, bar:
+    with deterministic() if s.deterministic else nullcontext(), Signals() as signals, bar:
         for step, rows in steps(examples, s, seed, state.step, total):
             if out_of_patience(state, s.patience, validate_every):
                 break

@@ -25,14 +25,11 @@ from torch import Tensor, nn
 
 from data.batches import Example
 from files.errors import UserError
+from train.lost import Lost, first_line, lost
 
 TIMEOUT = timedelta(minutes=30)  # of a collective operation whose other processes hang
 PATIENCE = timedelta(seconds=10)  # of a process with an error, for rank 0 to report one
 REPORTED = "an error is reported"  # key in the store
-
-
-class Lost(UserError):
-    """Another process of the job is gone, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -226,20 +223,3 @@ def quiet() -> Iterator[None]:
     with open(os.devnull, "w") as null, redirect_stdout(null), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def lost(error: Exception) -> Exception:
-    """The error itself, or `Lost` if it says that a connection broke."""
-    broken = ("gloo", "nccl", "connection closed", "connection reset", "timed out")
-    if isinstance(error, UserError) or not (
-        isinstance(error, dist.DistError) or any(text in str(error).lower() for text in broken)
-    ):
-        return error
-    return Lost(
-        "another process of this job ended or does not answer; continue from the last checkpoint "
-        f"with --resume ({first_line(error)})"
-    )
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

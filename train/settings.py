@@ -47,6 +47,8 @@ class Train:
     # memory and a third more time
     checkpointing: str = "none"
     offload: bool = False  # keep activations in the CPU's memory until the backward pass: slow
+    # the same bits in every run on one kind of GPU: deterministic algorithms only, some slower
+    deterministic: bool = False
     save_every: FromOne = 100  # steps between checkpoints
     keep: FromOne = 1  # newest checkpoints to keep
     validation_rows: FromZero = 0  # training rows, drawn by the seed, to validate on instead

@@ -24,6 +24,7 @@ from files.typed import Range
 from model.parts import dropout
 from model.sites import Site
 
+MEAN, SPREAD = "sensitivity", "uncertainty"  # buffers, of each parameter
 Smoothing = Annotated[float, Range(0, 0.999999, open=True)]
 
 
@@ -71,7 +72,7 @@ class AdaLoRA(LowRank, Scheduled):
         self.lora_E = nn.Parameter(torch.zeros(r, 1))
         self.lora_B = nn.Parameter(torch.empty(site.out_features, r).normal_(std=0.02))
         for leaf, parameter in list(self.named_parameters()):
-            for statistic in ("sensitivity", "uncertainty"):
+            for statistic in (MEAN, SPREAD):
                 zeros = torch.zeros_like(parameter)
                 self.register_buffer(f"{statistic}_{leaf}", zeros, persistent=False)
         self.register_buffer("kept", torch.ones(r, 1, dtype=torch.bool), persistent=False)
@@ -80,12 +81,17 @@ class AdaLoRA(LowRank, Scheduled):
         x = dropout(x, self.options.dropout, self.training)
         return y + self.scale * self.linear(self.linear(x, self.lora_A * self.lora_E), self.lora_B)
 
-    def penalty(self) -> Tensor:
-        """orthogonality x (‖A Aᵀ - 1‖ + ‖Bᵀ B - 1‖), the part of this site."""
-        identity = torch.eye(self.options.init_r, device=self.lora_A.device)
-        of_A = (self.lora_A @ self.lora_A.T - identity).norm()
-        of_B = (self.lora_B.T @ self.lora_B - identity).norm()
-        return self.options.orthogonality * (of_A + of_B)
+    @classmethod
+    def penalties(cls, adapters: list["AdaLoRA"]) -> list[Tensor]:
+        """orthogonality x (‖A Aᵀ - 1‖ + ‖Bᵀ B - 1‖) of each site."""
+        return [
+            stacked[0].options.orthogonality
+            * (
+                from_identity(torch.stack([adapter.lora_A for adapter in stacked]))
+                + from_identity(torch.stack([adapter.lora_B.T for adapter in stacked]))
+            )
+            for stacked in alike(adapters)
+        ]
 
     @classmethod
     @torch.no_grad()
@@ -95,34 +101,53 @@ class AdaLoRA(LowRank, Scheduled):
         start = min(math.ceil(options.warmup * total), total - 1)
         end = max(start + 1, total - math.ceil(options.final * total))
         if step <= end:
-            for adapter in adapters:
-                adapter.observe()
+            cls.observe(adapters)
         if (start < step < end and step % options.every == 0) or step == end:
             left = (1 - (step - start) / (end - start)) ** 3  # the budget falls with the cube
             keep_most_important(adapters, left)
         # Between cuts a value may grow back and be kept the next time.
         if step >= end or (start < step and step % options.every == 0):
-            for adapter in adapters:
-                adapter.lora_E.masked_fill_(~adapter.kept, 0.0)
+            for stacked in alike(adapters):
+                kept = torch.stack([adapter.kept for adapter in stacked])
+                values = [adapter.lora_E for adapter in stacked]
+                torch._foreach_copy_(values, torch.stack(values).where(kept, 0.0).unbind())
 
+    @classmethod
     @torch.no_grad()
-    def observe(self) -> None:
+    def observe(cls, adapters: list["AdaLoRA"]) -> None:
         """Smooth |weight · gradient| and how much it varies."""
-        for leaf, parameter in self.named_parameters():
-            if parameter.grad is not None:
-                now = (parameter * parameter.grad).abs()
-                mean = self.get_buffer(f"sensitivity_{leaf}")
-                mean.lerp_(now, 1 - self.options.beta1)
-                spread = self.get_buffer(f"uncertainty_{leaf}")
-                spread.lerp_((now - mean).abs(), 1 - self.options.beta2)
+        for stacked in alike(adapters):
+            options = stacked[0].options
+            at = [
+                (
+                    parameter,
+                    adapter.get_buffer(f"{MEAN}_{leaf}"),
+                    adapter.get_buffer(f"{SPREAD}_{leaf}"),
+                )
+                for adapter in stacked
+                for leaf, parameter in adapter.named_parameters()
+                if parameter.grad is not None
+            ]
+            if not at:
+                continue
+            weights, means, spreads = map(list, zip(*at, strict=True))
+            now = torch._foreach_mul(weights, [weight.grad for weight in weights])
+            torch._foreach_abs_(now)
+            torch._foreach_lerp_(means, now, 1 - options.beta1)
+            torch._foreach_sub_(now, means)
+            torch._foreach_abs_(now)
+            torch._foreach_lerp_(spreads, now, 1 - options.beta2)
 
-    def importance(self) -> Tensor:
-        """Of each triplet [r]: that of its value in E, and the means of its row and its column."""
+    @staticmethod
+    def importance(adapters: list["AdaLoRA"]) -> Tensor:
+        """Of each triplet [sites, r] of sites that are alike: that of its value in E, and the means
+        of its row and its column."""
         A, E, B = (
-            self.get_buffer(f"sensitivity_{leaf}") * self.get_buffer(f"uncertainty_{leaf}")
+            torch.stack([adapter.get_buffer(f"{MEAN}_{leaf}") for adapter in adapters])
+            * torch.stack([adapter.get_buffer(f"{SPREAD}_{leaf}") for adapter in adapters])
             for leaf in ("lora_A", "lora_E", "lora_B")
         )
-        return E[:, 0] + A.mean(dim=1) + B.mean(dim=0)
+        return E[:, :, 0] + A.mean(dim=2) + B.mean(dim=1)
 
     # ---- files, merging, sums
 
@@ -137,12 +162,35 @@ class AdaLoRA(LowRank, Scheduled):
         return replace(f, weight=f.weight + update)
 
 
+def alike(adapters: list[AdaLoRA]) -> list[list[AdaLoRA]]:
+    """The adapters in groups of the same shapes, device and options.
+
+    A GPU computes each group in a few launches, instead of a dozen for each site.
+    """
+    groups: dict[tuple, list[AdaLoRA]] = {}
+    for adapter in adapters:
+        A, B = adapter.lora_A, adapter.lora_B
+        key = (A.shape, B.shape, A.device, adapter.options)
+        groups.setdefault(key, []).append(adapter)
+    return list(groups.values())
+
+
+def from_identity(A: Tensor) -> Tensor:
+    """‖A Aᵀ - 1‖ of each A [sites, r, in] -> [sites]."""
+    identity = torch.eye(A.shape[1], device=A.device)
+    return torch.linalg.matrix_norm(A @ A.transpose(1, 2) - identity)
+
+
 def keep_most_important(adapters: list[AdaLoRA], left: float) -> None:
     """Mark the triplets that stay, `left` of the way from init_r (1) to target_r (0)."""
     options = [adapter.options for adapter in adapters]
     budget = round(sum(o.target_r + (o.init_r - o.target_r) * left for o in options))
     device = adapters[0].lora_E.device
-    importance = torch.cat([adapter.importance().to(device) for adapter in adapters])
+    by_site = {}
+    for stacked in alike(adapters):
+        rows = AdaLoRA.importance(stacked).to(device)
+        by_site |= {id(adapter): row for adapter, row in zip(stacked, rows, strict=True)}
+    importance = torch.cat([by_site[id(adapter)] for adapter in adapters])
     kept = torch.zeros_like(importance, dtype=torch.bool)
     kept[importance.argsort(descending=True, stable=True)[:budget]] = True
     masks = kept.split([o.init_r for o in options])

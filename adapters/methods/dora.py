@@ -6,6 +6,7 @@ m [out] starts at ‖W‖; ‖·‖ is the norm of each row of V (one output). T
 norm is a constant for the gradient (section 4.3).
 """
 
+import weakref
 from dataclasses import replace
 
 import torch
@@ -28,6 +29,7 @@ class DoRA(LoRA):
         super().__init__(options, site)
         if options.bias or options.gate:
             raise UserError("DoRA has neither a bias nor a gate of its own")
+        self.kept: tuple[Tensor | None, list] = None, []  # the norm, and the tensors it is made of
         self.lora_magnitude_vector = nn.Parameter(self.norm(whole(site.weight)))
 
     @torch.no_grad()
@@ -42,8 +44,27 @@ class DoRA(LoRA):
         square = square + 2 * across + (B @ (A @ A.T) * B).sum(dim=1)
         return square.clamp(min=1e-12).sqrt()
 
+    def norm_at(self, f: Site) -> Tensor:
+        """`norm` of the site's weight, kept until the weight, A or B change.
+
+        It reads the whole weight, which a pass over one token must not do again.
+        """
+        if torch.compiler.is_compiling():
+            return self.norm(f.weight)
+        base = (*f.parameters(recurse=False), *f.buffers(recurse=False))
+        tensors = (*base, self.lora_A, self.lora_B)
+        if any(tensor.is_inference() for tensor in tensors):  # these have no versions
+            return self.norm(f.weight)
+        made_of = [(weakref.ref(t.untyped_storage()), t._version) for t in tensors]
+        norm, known = self.kept
+        unusable = norm is None or (norm.is_inference() and not torch.is_inference_mode_enabled())
+        if unusable or made_of != known:
+            norm = self.norm(f.weight)
+            self.kept = norm, made_of
+        return norm
+
     def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
-        ratio = (self.lora_magnitude_vector / self.norm(f.weight)).to(y.dtype)
+        ratio = (self.lora_magnitude_vector / self.norm_at(f)).to(y.dtype)
         plain = y if f.bias is None else y - f.bias.to(y.dtype)
         return y + (ratio - 1) * plain + ratio * self.delta(x)
 

@@ -1,7 +1,8 @@
 """LN tuning (Zhao et al. 2023): only the weights and biases of the normalisations are trained.
 
-x ── norm with γ', β' ── y        γ' · (x - mean) / std + β', from the base's γ and β
-                                  (an RMSNorm has γ alone)
+    x ── norm with γ', β' ── y        y = γ' · (x - mean) / std + β'
+
+γ' and β' start at the base's γ and β. An RMSNorm has γ alone and subtracts no mean.
 """
 
 from adapters.methods.full import Full

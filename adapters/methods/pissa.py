@@ -35,7 +35,7 @@ class PiSSA(LoRA):
                 "more than its smaller side of singular values"
             )
         if not site.weight.is_meta:
-            B, A = principal(whole(site.weight).detach().float().cpu(), options.r)
+            B, A = principal(whole(site.weight).detach().float(), options.r)
             self.lora_A.data, self.lora_B.data = A / self.scale**0.5, B / self.scale**0.5
         self.register_buffer("lora_A_start", self.lora_A.detach().clone())
         self.register_buffer("lora_B_start", self.lora_B.detach().clone())
@@ -57,16 +57,17 @@ class PiSSA(LoRA):
 
 
 def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """U sqrt(S) [out, r] and sqrt(S) V [r, in] of the r largest singular values.
+    """U sqrt(S) [out, r] and sqrt(S) V [r, in] of the r largest singular values, on the CPU.
 
-    Of weights over 1024 on both sides by a randomised method with a fixed seed.
+    Computed on the weight's device. Of weights over 1024 on both sides by a randomised method with
+    a fixed seed.
     """
     if min(weight.shape) <= 1024:
         U, S, V = torch.linalg.svd(weight, full_matrices=False)
         U, S, V = U[:, :r], S[:r], V[:r]
     else:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
             torch.manual_seed(0)
             U, S, V = torch.svd_lowrank(weight, q=min(r + 16, min(weight.shape)), niter=8)
         U, S, V = U[:, :r], S[:r], V[:, :r].T
-    return U * S.sqrt(), S.sqrt()[:, None] * V
+    return (U * S.sqrt()).cpu(), (S.sqrt()[:, None] * V).cpu()

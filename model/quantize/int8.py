@@ -41,7 +41,17 @@ class Int8(QuantizedLinear):
             y = packed_product(x, self.codes)
         else:
             y = F.linear(x, in_units(self.codes, x.dtype))
-        return (y * (self.scale / unit_of(x.dtype))).to(x.dtype)  # scaled in float32
+        return self.scaled(y)
+
+    def scaled(self, y: Tensor) -> Tensor:
+        """Sums of codes [..., out] times the scale, in float32, in the dtype of y."""
+        return (y * (self.scale / unit_of(y.dtype))).to(y.dtype)
+
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        return self.scaled(packed_product(x, self.codes) if packs(x) else self.packed.product(x))
+
+    def matrix(self) -> Tensor:
+        return in_units(self.codes, self.dtype)
 
     def multiply_back(self, grad: Tensor) -> Tensor:
         scaled = (grad * (self.scale / unit_of(grad.dtype))).to(grad.dtype)
@@ -83,6 +93,8 @@ class LLMInt8(Int8):
     Dettmers et al. leave a whole column of x unrounded if any row has an outlier in it. Here only
     the outlier is left unrounded, so that a row's result does not depend on the other rows.
     """
+
+    packed_dtype = torch.int8  # no packed copy: integers are multiplied
 
     def multiply(self, x: Tensor) -> Tensor:
         if x.is_meta:  # the outliers are not known

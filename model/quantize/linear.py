@@ -75,10 +75,27 @@ class QuantizedLinear(Linear, ABC):
     def check(self) -> None:
         """Raise UserError, whose message lacks the place, for buffers that do not fit together."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
+    def product(self, x: Tensor) -> Tensor:
         y = Product.apply(x, self)
-        return self.after(y if self.bias is None else y + self.bias.to(y.dtype), x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def product_packed(self, x: Tensor) -> Tensor:
+        y = self.multiply_packed(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        """`multiply` by the packed copy of `matrix`."""
+        return self.packed.product(x)
+
+    def sources(self) -> tuple[Tensor, ...]:
+        return tuple(self._buffers.values())
+
+    @property
+    def packed_dtype(self) -> torch.dtype:
+        return self.dtype
+
+    def matrix(self) -> Tensor:
+        return self.dequantized(self.dtype)
 
     def _apply(self, function, recurse: bool = True):
         """model.to(...): the buffers move but keep their dtypes, which `layout` fixes."""

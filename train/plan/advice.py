@@ -11,7 +11,9 @@ from files.errors import UserError
 from train.settings import Settings
 
 CONTEXT = 500_000_000  # bytes that CUDA takes on a card; Python and torch take about that on a CPU
-SLACK = 0.05  # of a device's memory: lost to fragmentation and the workspaces of kernels
+NCCL = 700_000_000  # bytes that its buffers and cuBLAS's second workspace take, with processes
+# share of a device's memory that fragmentation and the workspaces of kernels take
+SLACK = {"cpu": 0.05, "cuda": 0.1}
 UNITS = {
     "": 10**9,
     "MB": 10**6,
@@ -69,19 +71,24 @@ def measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0
     return done * 2 * size**3 / (time.perf_counter() - began)
 
 
-def check_room(memory: list[int]) -> None:
+def check_room(memory: list[int], kind: str = "cuda", processes: int = 1) -> None:
     """Raise UserError for a device that has no room for tensors."""
     for size in memory:
-        if usable(size) <= 0:
+        if usable(size, kind, processes) <= 0:
             raise UserError(
                 f"--memory {size / 1e6:.0f}MB is less than what CUDA or Python takes for itself, "
-                f"{CONTEXT / 1e6:.0f} MB"
+                f"{own_use(kind, processes) / 1e6:.0f} MB"
             )
 
 
-def usable(memory: int) -> int:
+def own_use(kind: str, processes: int) -> int:
+    """Bytes of a device of this kind that CUDA and NCCL, or Python, take for themselves."""
+    return CONTEXT + NCCL * (kind == "cuda" and processes > 1)
+
+
+def usable(memory: int, kind: str = "cuda", processes: int = 1) -> int:
     """Bytes of a device's memory that tensors can have."""
-    return round(memory * (1 - SLACK)) - CONTEXT
+    return round(memory * (1 - SLACK[kind])) - own_use(kind, processes)
 
 
 def for_training(s: Settings) -> Iterator[Settings]:

@@ -71,6 +71,7 @@ class Step:
     gradients: list[int]
     optimizer: list[int]
     phase: Phase
+    host: int = 0  # bytes in the CPU's memory, with `offload`
 
     @property
     def static(self) -> list[int]:
@@ -199,7 +200,7 @@ def training_step(
     adapter = {name: t for name, t in all_tensors(model).items() if ".adapters." in name}
     adapter = sizes(model, adapter, device)
     phase = Phase(begin, footprint.events[first:], kept, flops)
-    return Step(minus(static, adapter), adapter, gradients, moments, phase)
+    return Step(minus(static, adapter), adapter, gradients, moments, phase, footprint.host)
 
 
 @torch.no_grad()  # not inference_mode, under which torch dispatches composite operations

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -52,6 +53,7 @@ class Footprint(TorchDispatchMode):
         self.alive: dict[int, tuple[weakref.ref, int, int]] = {}
         self.waiting: list[tuple[int, int]] | None = None
         self.here = True  # False: what is allocated is in the CPU's memory and does not count
+        self.host = 0  # bytes of offloaded tensors in the CPU's memory
         self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -97,6 +99,8 @@ class Footprint(TorchDispatchMode):
             self.here = False
             saved = torch.empty_like(tensor)
             self.here = True
+            # torch rounds pinned memory up to powers of two, and keeps it for the next step
+            self.host += 1 << (tensor.nbytes - 1).bit_length()
             return (saved,)
 
         def unpack(packed) -> Tensor:
@@ -185,7 +189,7 @@ def sdpa_cuda(
     """The kernel that torch chooses on a card.
 
     Flash attention in 16 bits without a mask; else memory-efficient attention, which has no grouped
-    heads; else the product written out.
+    heads; else the product written out. cuDNN's is switched off (model/devices.py).
     """
     if mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0:
         return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
@@ -196,6 +200,9 @@ def sdpa_cuda(
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask.logical_not(), 0.0)
+        if any(stride % 8 for stride in mask.stride()[:-1]):  # torch pads it, in each layer anew
+            keys = mask.shape[-1]
+            mask = F.pad(mask, (0, 8 - keys % 8))[..., :keys]
         mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     return aten._scaled_dot_product_efficient_attention(
         q, k, v, mask, q.requires_grad or k.requires_grad or v.requires_grad, 0.0, is_causal

@@ -1,0 +1,91 @@
+"""The work of benchmarks/work.py by this project."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from adapters import attach, named_parameters
+from benchmarks.random_weights import random_model
+from benchmarks.work import LORA, prompts, rows_of_real_lengths, start, token_rows, training_step
+from data.batches import Example
+from eval.generate import generate
+from model.language import LanguageModel
+from model.load import load_model
+from train.loop import train
+from train.loss import summed_loss
+from train.settings import Train
+
+Run = Callable[[], dict]
+
+
+def base(o: dict) -> LanguageModel:
+    dtype = getattr(torch, o["dtype"])
+    if o["random"]:
+        return random_model(o["model"], dtype, o["quantize"], o["device"], o["layers"])
+    return load_model(o["model"], dtype, o["device"], o["quantize"] or None)
+
+
+def adapted(o: dict) -> tuple[LanguageModel, dict[str, torch.nn.Parameter]]:
+    """The model with the adapters of the options, and what is trained, in the common order."""
+    model = base(o)
+    if o["adapter"] == "lora":
+        sites = ["q", "v"] if "q" in model.sites else ["qkv"]
+        for number in range(o["adapters"]):
+            attach(model, "lora", f"a{number}", sites=sites, **LORA)
+    else:
+        attach(model, "parallel", size=256, sites=["attn", "mlp"], act="tanh")
+    named = named_parameters(model)
+    start(list(named.values()))
+    return model, named
+
+
+def step(o: dict) -> Run:
+    """A training step of a batch: forward, backward, clip, AdamW."""
+    model, named = adapted(o)
+    model.train()
+    model.checkpointing = int(o["checkpointing"])
+    ids = token_rows(o, model.config.vocab_size).to(o["device"])
+    weights = torch.ones(ids.shape, device=ids.device)
+    count = o["rows"] * (o["tokens"] - 1)
+
+    def loss_of(first: int) -> torch.Tensor:
+        rows = slice(first, first + o["micro"])
+        return summed_loss(model, ids[rows], weights[rows]) / count
+
+    return training_step(list(named.values()), loss_of, o)
+
+
+def epoch(o: dict) -> Run:
+    """An epoch of the training loop over rows of real lengths, 16 rows a step."""
+    model, named = adapted(o)
+    rows = rows_of_real_lengths(o, model.config.vocab_size)
+    examples = [Example(ids, [1.0] * len(ids)) for ids in rows]
+    size = min(16, o["rows"])
+    s = Train(
+        epochs=1,
+        batch_size=size,
+        micro_batch_size=o["micro"],
+        learning_rate=1e-9,
+        save_every=10**6,
+        prompt_weight=1.0,
+    )
+
+    def run() -> dict:
+        losses: list[float] = []
+        with TemporaryDirectory() as folder:
+            log = losses.append
+            train(
+                model, named, examples, s, folder=Path(folder), log=lambda entry: log(entry["loss"])
+            )
+        return {"loss": sum(losses) / len(losses), "tokens": sum(map(len, rows))}
+
+    return run
+
+
+def decode(o: dict) -> Run:
+    """Greedy or beam decoding of a batch of prompts of one length."""
+    model = adapted(o)[0].eval() if o["adapter"] else base(o)
+    ids = prompts(o, model.config.vocab_size).to(o["device"])
+    return lambda: {"rows": generate(model, ids, max_new_tokens=o["new"], beams=o["beams"])}
