@@ -42,6 +42,34 @@ BENCHMARKS = {
             "smoke": False,
         },
     ),
+    "gpu": Benchmark(
+        "gpu.gpu_lines",
+        "one card: tests, parity, 7B-shaped steps and decoding, float16, offload, repeated runs",
+        {"out": "runs/benchmark-gpu", "only": "", "minutes": 8, "smoke": False},
+    ),
+    "growth": Benchmark(
+        "growth.growth_lines",
+        "how time and memory grow with length, batch, layers, adapters and rows: exponents",
+        {
+            "model": "smollm2-135m",
+            "only": "",
+            "out": "runs/benchmark-growth",
+            "repeats": 2,
+            "dtype": "bfloat16",
+            "smoke": False,
+        },
+    ),
+    "processes": Benchmark(
+        "scaling.scaling_lines",
+        "efficiency of several processes over gloo, for training and for evaluation",
+        {
+            "model": "smollm2-135m",
+            "out": "runs/benchmark-processes",
+            "repeats": 3,
+            "processes": 2,
+            "smoke": False,
+        },
+    ),
     "load": Benchmark(
         "loading.load_lines",
         "time and memory from files (of a folder, or random weights) to a model",

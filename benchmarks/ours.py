@@ -8,7 +8,15 @@ import torch
 
 from adapters import attach, named_parameters
 from benchmarks.random_weights import random_model
-from benchmarks.work import LORA, prompts, rows_of_real_lengths, start, token_rows, training_step
+from benchmarks.work import (
+    LORA,
+    answering,
+    prompts,
+    rows_of_real_lengths,
+    start,
+    token_rows,
+    training_step,
+)
 from data.batches import Example
 from eval.generate import generate
 from model.language import LanguageModel
@@ -30,15 +38,19 @@ def base(o: dict) -> LanguageModel:
 def adapted(o: dict) -> tuple[LanguageModel, dict[str, torch.nn.Parameter]]:
     """The model with the adapters of the options, and what is trained, in the common order."""
     model = base(o)
+    put_adapters(model, o)
+    named = named_parameters(model)
+    start(list(named.values()))
+    return model, named
+
+
+def put_adapters(model: LanguageModel, o: dict) -> None:
     if o["adapter"] == "lora":
         sites = ["q", "v"] if "q" in model.sites else ["qkv"]
         for number in range(o["adapters"]):
             attach(model, "lora", f"a{number}", sites=sites, **LORA)
     else:
         attach(model, "parallel", size=256, sites=["attn", "mlp"], act="tanh")
-    named = named_parameters(model)
-    start(list(named.values()))
-    return model, named
 
 
 def step(o: dict) -> Run:
@@ -88,4 +100,17 @@ def decode(o: dict) -> Run:
     """Greedy or beam decoding of a batch of prompts of one length."""
     model = adapted(o)[0].eval() if o["adapter"] else base(o)
     ids = prompts(o, model.config.vocab_size).to(o["device"])
-    return lambda: {"rows": generate(model, ids, max_new_tokens=o["new"], beams=o["beams"])}
+    run = answering(lambda new: generate(model, ids, max_new_tokens=new, beams=o["beams"]), o)
+    read = bytes_read(model, o)
+    return lambda: run() | {"read": read}
+
+
+def bytes_read(model: LanguageModel, o: dict) -> int:
+    """Bytes that a token of a batch reads: weights once, and each row's keys and values."""
+    tensors = (*model.parameters(), *model.buffers())
+    weights = sum(tensor.nbytes for tensor in tensors)
+    if not model.tied:
+        weights -= model.input_embedding.weight.nbytes
+    shape, context = model.shape, o["tokens"] + o["new"] // 2
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_size * context * model.dtype.itemsize
+    return weights + o["batch"] * cache

@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.random_weights import named_noise, shaped, write_config
-from benchmarks.work import LORA, prompts, rows_of_real_lengths, start, token_rows, training_step
+from benchmarks.work import (
+    LORA,
+    answering,
+    prompts,
+    rows_of_real_lengths,
+    start,
+    token_rows,
+    training_step,
+)
 from model.config import describe
 
 Run = Callable[[], dict]
@@ -200,17 +208,17 @@ def decode(o: dict) -> Run:
     ids = prompts(o, model.config.vocab_size).to(o["device"])
     more = {"cache_implementation": "static"} if o["cache"] == "static" else {}
 
-    def run() -> dict:
+    def generate(new: int) -> list[list[int]]:
         with torch.inference_mode():
             out = model.generate(
                 inputs=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=o["new"],
+                max_new_tokens=new,
                 num_beams=o["beams"],
                 do_sample=False,
                 pad_token_id=0,
                 **more,
             )
-        return {"rows": out[:, ids.shape[1] :].tolist()}
+        return out[:, ids.shape[1] :].tolist()
 
-    return run
+    return answering(generate, o)

@@ -32,7 +32,7 @@ LARGE = 500_000_000  # parameters; a larger model is cut to LAYERS blocks of its
 LAYERS = 2
 # glibc returns freed memory at once, so that what is held is what is needed
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-EVAL = Eval(batch_size=8, max_new_tokens=16)
+EVAL = Eval(batch_size=8, max_new_tokens=16, decode_memory="plain")
 CODE = "import sys; from benchmarks.plan_check import measure; measure(*sys.argv[1:])"
 
 
@@ -176,6 +176,7 @@ def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
     mask[0, 0] = 0
     ids = torch.randint(3, model.config.vocab_size, mask.shape, device=device)
     reset_peak(device)
+    model.decode_memory = EVAL.decode_memory
     generate(model.eval(), ids, mask, EVAL.max_new_tokens)
     answers = peak_of(device)
     reset_peak(device)

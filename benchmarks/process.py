@@ -11,18 +11,19 @@ import importlib
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from benchmarks.machine import peak_of, reserved, synchronize
+from benchmarks.machine import peak_of, reserved, reset_peak, synchronize
 from files.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,7 @@ class Measured:
     """The runs of one side of a comparison."""
 
     runs: list[dict] = field(default_factory=list)  # {seconds, peak, reserved, and its facts}
+    loaded: int = 0  # the peak of memory after the setup
 
     @property
     def seconds(self) -> float:
@@ -60,10 +62,13 @@ class Local:
         module, _, function = work.partition(":")
         self.device = options.get("device", "cpu")
         self.run = getattr(importlib.import_module(module), function)(options)
+        self.loaded = peak_of(self.device)
 
     def ask(self) -> dict:
         """Do the work once -> {seconds, peak, reserved} and its facts."""
         synchronize(self.device)
+        if self.device.startswith("cuda"):  # on the CPU the peak is that of the whole process
+            reset_peak(self.device)
         began = time.perf_counter()
         facts = self.run() or {}
         synchronize(self.device)
@@ -79,15 +84,16 @@ class Worker:
     """Work in a fresh process, which waits until it is asked."""
 
     def __init__(self, work: str, options: dict, timeout: float | None = None):
-        """timeout: seconds that the setup and each `ask` may take. Raises UserError."""
-        self.timeout = timeout
+        """timeout: seconds that setup and all of `ask` may take. Raises UserError."""
+        self.timeout, self.began = timeout, time.monotonic()
         self.errors = TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE, work, json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        self.read()
+        self.loaded = self.read()["loaded"]
 
     def ask(self) -> dict:
         self.process.stdin.write("\n")
@@ -100,9 +106,12 @@ class Worker:
 
         def stop() -> None:
             late.set()
-            self.process.kill()
+            self.kill()
 
-        timer = threading.Timer(self.timeout or threading.TIMEOUT_MAX, stop)
+        left = threading.TIMEOUT_MAX
+        if self.timeout is not None:
+            left = max(0.0, self.timeout - (time.monotonic() - self.began))
+        timer = threading.Timer(left, stop)
         timer.daemon = True
         timer.start()
         line = self.process.stdout.readline()
@@ -119,9 +128,14 @@ class Worker:
     def close(self) -> None:
         if self.errors.closed:
             return
-        self.process.kill()
+        self.kill()
         self.process.communicate()
         self.errors.close()
+
+    def kill(self) -> None:
+        """End it and what it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def serve(work: str, options: str) -> None:
@@ -130,7 +144,7 @@ def serve(work: str, options: str) -> None:
     os.dup2(2, 1)  # whatever is printed does not disturb the answers
     local = Local(work, json.loads(options))
     gc.collect()
-    print("{}", file=out, flush=True)
+    print(json.dumps({"loaded": local.loaded}), file=out, flush=True)
     for _ in sys.stdin:
         print(json.dumps(local.ask()), file=out, flush=True)
 
@@ -153,6 +167,7 @@ def in_turn(
         for name, (work, options) in sides.items():
             workers[name] = (Worker if fresh else Local)(work, options, timeout)
             stack.callback(workers[name].close)
+            measured[name].loaded = workers[name].loaded
         for turn in range(warm + repeats):
             for name, worker in workers.items():
                 run = worker.ask()

@@ -5,12 +5,14 @@ that returns `run() -> facts` (benchmarks/process.py); benchmarks/ours.py has th
 benchmarks/peer.py those of transformers and peft.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.machine import synchronize
 from benchmarks.random_weights import shaped
 
 DEFAULTS = {
@@ -32,6 +34,7 @@ DEFAULTS = {
     "beams": 1,
     "new": 64,  # tokens of each answer
     "cache": "dynamic",  # the peer's: dynamic or static
+    "first": False,  # also the seconds to the first token, so that those of the others are known
 }
 # The 3,260 rows of the paper's math_10k-like training set, encoded by SmolLM2's tokenizer in the
 # Alpaca prompt and cut at 256 tokens: the lengths at (i + 1/2) / 40 of the sorted rows.
@@ -116,6 +119,24 @@ def training_step(
     return run
 
 
+def answering(generate: Callable[[int], list[list[int]]], o: dict) -> Callable[[], dict]:
+    """Decoding with generate(new tokens) -> rows; with `first` twice, the second for one token."""
+
+    def run() -> dict:
+        began = time.perf_counter()
+        rows = generate(o["new"])
+        synchronize(o["device"])
+        whole = time.perf_counter() - began
+        if not o["first"]:
+            return {"rows": rows}
+        generate(1)
+        synchronize(o["device"])
+        one = time.perf_counter() - began - whole
+        return {"rows": rows, "token": (whole - one) / max(1, o["new"] - 1), "first": one}
+
+    return run
+
+
 def step_flops(o: dict, trained: int) -> int:
     """FLOPs of a step without recomputation, the same for both sides.
 
@@ -123,8 +144,8 @@ def step_flops(o: dict, trained: int) -> int:
     parameters of adapters three times.
     """
     model = shaped(o["model"], torch.bfloat16, layers=o["layers"])
-    tokens, width = o["rows"] * o["tokens"], model.config.hidden_size
+    tokens, shape = o["rows"] * o["tokens"], model.shape
     weights = sum(p.numel() for block in model.blocks for p in block.parameters() if p.dim() == 2)
-    weights += width * model.lm_head.out_features
-    scores = 4 * tokens * o["tokens"] * width * len(model.blocks)
+    weights += model.lm_head.in_features * model.lm_head.out_features
+    scores = 4 * tokens * o["tokens"] * shape.heads * shape.head_size * shape.layers
     return 4 * tokens * weights + 3 * scores + 6 * tokens * trained

@@ -6,8 +6,9 @@ from benchmarks import BENCHMARKS
 from files.errors import unknown
 
 OPTIONS = {
-    "only": "table: rows whose name holds this; several with commas",
+    "only": "rows whose name holds this; several with commas",
     "out": "folder of the table as Markdown, JSON and a plot",
+    "minutes": "parts that do not fit into them are listed as not run",
     "smoke": "tiny shapes, everything once, in this process: does it run?",
     "data-dir": "folder that holds the paper's dataset/, for `evaluate`; else word problems",
     "model": "a name of `models`; random weights of its shape are used",

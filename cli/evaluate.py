@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cli.options import (
     DATA,
+    DECODE_MEMORY,
     SETTINGS,
     TESTS,
     add,
@@ -27,6 +28,7 @@ DECODING = {  # settings of [eval], with TESTS' --items
     "--batch-size N": (int, "problems answered at once; changes speed and memory only"),
     "--max-new-tokens N": (int, "maximum length of an answer"),
     "--scoring NAME": "generate (default), or likelihood: of a problem's options the likeliest",
+    **DECODE_MEMORY,
     "--beams N": (int, "1: greedy (default); the paper uses 4"),
     "--temperature T": (float, "above 0: answers are sampled"),
     "--top-k K": (int, "sample from the k likeliest tokens"),

@@ -3,7 +3,14 @@
 import argparse
 import sys
 
-from cli.options import add, add_trained_model, measuring_settings, parse_numbers
+from cli.options import (
+    DECODE_MEMORY,
+    add,
+    add_trained_model,
+    given,
+    measuring_settings,
+    parse_numbers,
+)
 from files.errors import UserError
 
 
@@ -25,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seed N": (int, "of a sampled text (0)", 0),
         "--max-new-tokens N": (int, "maximum length of the new text (64)", 64),
     }
-    add(parser, "decoding", decoding)
+    add(parser, "decoding", decoding | DECODE_MEMORY)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from experiments.base import toy_lines
     from experiments.loading import load_with_adapter
 
-    settings, adapters = measuring_settings(options)
+    settings, adapters = measuring_settings(options, {"eval": given(options, ("decode_memory",))})
     if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):
         raise UserError(
             "--top-k, --top-p and --seed are for sampled texts: set --temperature above 0"

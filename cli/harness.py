@@ -3,7 +3,15 @@
 import argparse
 from pathlib import Path
 
-from cli.options import REQUIRED, add, add_trained_model, measuring_settings, split_names
+from cli.options import (
+    DECODE_MEMORY,
+    REQUIRED,
+    add,
+    add_trained_model,
+    given,
+    measuring_settings,
+    split_names,
+)
 from files.errors import UserError
 
 
@@ -23,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ),
         "--out FILE": "JSON file for the harness's whole result",
     }
-    add(parser, "tasks", tasks)
+    add(parser, "tasks", tasks | DECODE_MEMORY)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.out and Path(options.out).exists():
         raise UserError(f"{options.out} exists: give another --out")
-    settings, adapters = measuring_settings(options)
+    settings, adapters = measuring_settings(options, {"eval": given(options, ("decode_memory",))})
     model, tokenizer, *_ = load_with_adapter(settings, adapters, options.average)
     result = run_tasks(
         model,

@@ -59,6 +59,10 @@ SETTINGS = {
     "--config FILE": "a TOML file of settings, such as the run.toml of a run",
     "--set KEY=VALUE": (list, "change one setting; may be repeated"),
 }
+DECODE_MEMORY = {
+    "--decode-memory HOW": "on a CPU: packed takes a second copy of the weights, which is faster; "
+    "plain none; auto (default) if half of the free memory holds it"
+}
 SHARD_SIZE = {"--shard-size GB": (float, "largest size of a file of weights, in GB (5)", 5.0)}
 
 

@@ -6,7 +6,8 @@ Only the seed decides their order.
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from data.assistant_turns import Conversation
 from data.prompts import Template
 from data.stops import turn_end
+from model.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -164,21 +166,79 @@ def seed_from(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
-def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """One batch, sorted by length and cut into micro-batches, so that there is less padding."""
+def micro_batches(
+    examples: Sequence[Example], size: int, tokens: int = 0, packing: bool = False
+) -> list[list[Example]]:
+    """One batch, sorted by length and cut into micro-batches, so that there is less padding.
+
+    They hold `size` rows each; or, with `tokens` above 0, as many as have at most so many tokens,
+    pads included unless they are packed. A longer row is alone.
+    """
     ordered = sorted(examples, key=len, reverse=True)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    if not tokens:
+        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    batches: list[list[Example]] = []
+    room = 0
+    for example in ordered:
+        need = len(example) if packing or not room else len(batches[-1][0])
+        if need > room:
+            batches.append([])
+            room, need = tokens, len(example)
+        batches[-1].append(example)
+        room -= need
+    return batches
+
+
+class Labels(NamedTuple):
+    """The tokens of a micro-batch that predict a label, L of them; made where the rows are lists,
+    so that no GPU has to be asked for a mask's content."""
+
+    places: Tensor  # int64 [L], among the flattened last hidden states: B * T, or N packed tokens
+    targets: Tensor  # int64 [L], the ids to predict
+    weights: Tensor  # float32 [L]
+    packing: Packing | None  # None: there is no pad, or packing is off
+
+
+class Batch(NamedTuple):
+    """A micro-batch on a device: the arguments of `summed_loss` after the model."""
+
+    ids: Tensor  # int64 [B, T]
+    weights: Tensor  # float32 [B, T]
+    lengths: Tensor  # int64 [B]
+    labels: Labels
 
 
 def collate(
-    examples: Sequence[Example], pad_id: int, device: torch.device | str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids int64 [B, T], weights float32 [B, T], and the rows' lengths int64 [B].
+    examples: Sequence[Example],
+    pad_id: int,
+    device: torch.device | str,
+    packing: bool = False,
+    virtual: int = 0,
+) -> Batch:
+    """Right-padded rows, and which of their tokens have a label.
 
-    Causal order hides the pads, so no mask is needed.
+    Causal order hides the pads, so no mask is needed. packing: leave the pads out of the blocks'
+    work; `virtual`: tokens that prompt tuning puts before every row. Copies to a GPU are from
+    pinned memory, which the host does not wait for.
     """
-    lengths = [len(example) for example in examples]
-    T = max(lengths)
-    ids = [example.ids + [pad_id] * (T - len(example)) for example in examples]
-    weights = [example.weights + [0.0] * (T - len(example)) for example in examples]
-    return tuple(torch.tensor(rows, device=device) for rows in (ids, weights, lengths))
+    device = torch.device(device)
+    lengths = torch.tensor([len(example) for example in examples])
+    T = int(lengths.max())
+    ids = torch.tensor([example.ids + [pad_id] * (T - len(example)) for example in examples])
+    weights = torch.tensor([example.weights + [0.0] * (T - len(example)) for example in examples])
+    row, place = weights[:, 1:].nonzero(as_tuple=True)  # token `place` predicts the next one
+    targets, label_weights = ids[row, place + 1], weights[row, place + 1]
+    packed = Packing.of(lengths, virtual) if packing and lengths.min() < T else None
+    # packed, the tokens of a row follow those of the rows before it
+    starts = (lengths + virtual).cumsum(0) - lengths if packed else torch.arange(len(ids)) * T
+    places = starts[row] + place
+
+    def there(tensor: Tensor) -> Tensor:
+        if device.type != "cuda":
+            return tensor.to(device)
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    if packed:
+        packed = replace(packed, index=there(packed.index))
+    labels = Labels(there(places), there(targets), there(label_weights), packed)
+    return Batch(there(ids), there(weights), there(lengths), labels)

@@ -61,9 +61,9 @@ def measure_loss(
 ) -> float:
     """Nats per token with a label, with the adapters that are on. Raises UserError when out of
     memory."""
-    with short_of_memory(
-        f"on {model.device} while measuring the loss: lower train.micro_batch_size"
-    ):
-        loss = mean_loss(model, rows, s.train.micro_batch_size, pad_id, processes)
+    train = s.train
+    fill = train.tokens_per_batch, train.packing
+    with short_of_memory(f"on {model.device} while measuring the loss: lower {train.at_once}"):
+        loss = mean_loss(model, rows, train.micro_batch_size, pad_id, processes, *fill)
     model.eval()
     return round(loss, 4)

@@ -17,9 +17,11 @@ from files.reading import read_json
 from model.config import describe, skeleton
 from model.devices import balance
 from model.language import LanguageModel
+from model.packed import is_worth_packing, packed_bytes
 from model.quantize import quantization_of, quantize_skeleton, resolve_quantization
 from model.registry import find
 from model.show import size_text
+from model.sites import Linear
 from train.plan.advice import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
 from train.plan.dry_run import Step, all_tensors, answer, matrices_of, training_step
 from train.settings import Settings
@@ -64,7 +66,20 @@ class Planned:
         phase = answer(self.model, s.eval, target.length, target.kind)
         if s.shard:
             phase = phase.sharded(matrices_of(self.model, target.kind), target.processes)
-        return phase.peak(self.stage)
+        peak = phase.peak(self.stage)
+        if s.eval.decode_memory != "packed":
+            return peak
+        return [size + copy for size, copy in zip(peak, self.packed(s, target), strict=True)]
+
+    def packed(self, s: Settings, target: Target) -> list[int]:
+        """Bytes of each device of the packed copies that answers may use (model/packed.py)."""
+        places = [0] * len(self.stage)
+        for path, module in self.model.named_modules():
+            if isinstance(module, Linear) and is_worth_packing(module):
+                in_part = s.shard and path.startswith(self.model.blocks_at)
+                at = self.model.place_of(f"{path}.weight") + 1
+                places[at] += 0 if in_part or target.kind != "cpu" else packed_bytes([module])
+        return self.by_device(places)
 
     def by_device(self, sizes: list[int]) -> list[int]:
         """Bytes by place -> bytes by device."""
@@ -110,9 +125,10 @@ def raw_config(s: Settings, where: str) -> dict:
     return read_json(Path(where)) if where.endswith(".json") else find(s.model).config
 
 
-def batches_of(s: Settings, processes: int = 1) -> int:
-    """Micro-batches of a step in the process that has most."""
-    return math.ceil(math.ceil(s.train.batch_size / s.train.micro_batch_size) / processes)
+def batches_of(s: Settings, length: int, processes: int = 1) -> int:
+    """Micro-batches of a step, of rows of `length` tokens, in the process that has most."""
+    batches = math.ceil(s.train.batch_size / s.train.rows_at_once(length))
+    return math.ceil(batches / processes)
 
 
 def planned(s: Settings, target: Target) -> Planned:
@@ -123,14 +139,14 @@ def planned(s: Settings, target: Target) -> Planned:
     )
     if s.shard:
         step = step.sharded(matrices_of(model, target.kind), target.processes)
-    blocks = s.layers_per_device or blocks_on(step, batches_of(s), target)
+    blocks = s.layers_per_device or blocks_on(step, batches_of(s, target.length), target)
     if len(blocks) != len(target.devices) or sum(blocks) != len(model.blocks):
         raise UserError(
             f"layers_per_device = {blocks}: the plan is for {len(target.devices)} devices and the "
             f"model has {len(model.blocks)} layers"
         )
     stage = stage_of(blocks)
-    return Planned(model, step, blocks, stage, step.phase.peak(stage, batches_of(s)))
+    return Planned(model, step, blocks, stage, step.phase.peak(stage, batches_of(s, target.length)))
 
 
 def blocks_on(step: Step, batches: int, target: Target) -> list[int]:
@@ -220,7 +236,7 @@ def advice(s: Settings, plan: Planned, target: Target) -> str | None:
 
 def first_that_fits(s: Settings, target: Target) -> Settings | None:
     """The run with the first change for training, and then for answering, that makes it fit."""
-    for changed in for_training(s):
+    for changed in for_training(s, target.length):
         plan = planned(changed, target)
         if target.fits(plan.training):
             answers = for_answers(changed)

@@ -142,6 +142,7 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
         for name in ("weights", "adapter", "gradients", "optimizer")
     }
     kept = plan.by_device(step.phase.kept)
+    packed = plan.packed(s, target)
     devices = []
     for number, name in enumerate(target.devices):
         device = {f"{key}_bytes": sizes[number] for key, sizes in parts.items()}
@@ -151,6 +152,8 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
             "training_bytes": plan.training[number],
             "answering_bytes": answering[number],
         }
+        if packed[number] and s.eval.decode_memory != "plain":
+            device["packed_bytes"] = packed[number]
         if s.shard:
             device["gathered_bytes"] = gathered(matrices_of(plan.model, target.kind))
         if target.memory:
@@ -171,12 +174,13 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
         "length": target.length,
         "labelled": target.labelled,
         "batch_size": s.train.batch_size,
-        "micro_batch_size": s.train.micro_batch_size,
+        "micro_batch_size": s.train.rows_at_once(target.length),
         "checkpointing": s.train.checkpointing,
         "processes": target.processes,
         "shard": s.shard,
         "answers_at_once": s.eval.batch_size,
         "max_new_tokens": s.eval.max_new_tokens,
+        "decode_memory": s.eval.decode_memory,
         "devices": devices,
     }
 
@@ -186,17 +190,17 @@ def time_facts(
 ) -> dict:
     """The FLOPs of a step, and the seconds at `rate` FLOPs per second where one is known."""
     train = s.train
-    micro_batch = min(train.micro_batch_size, train.batch_size)
-    flops = round(plan.step.phase.flops * train.batch_size / micro_batch)
+    rows_at_once = train.rows_at_once(target.length)
+    flops = round(plan.step.phase.flops * train.batch_size / rows_at_once)
     steps = train.max_steps or (rows and math.ceil(rows / train.batch_size) * train.epochs)
     seconds = None
     if rate:
         # of the process that has most micro-batches
-        share = batches_of(s, target.processes) / batches_of(s)
+        share = batches_of(s, target.length, target.processes) / batches_of(s, target.length)
         devices = len(target.devices)
         busy = 1.0
         if devices > 1:
-            schedule = orders(devices, batches_of(s))
+            schedule = orders(devices, batches_of(s, target.length))
             busy = utilisation(schedule, lambda work: 1.0 if work.way == "F" else 2.0)
         seconds = flops * share / (rate * devices * busy)
     return {

@@ -19,6 +19,7 @@ ROWS = (  # title, key of the bytes, note on the right
         "answering_bytes",
         "in all: weights, adapter, keys and values of all tokens, logits",
     ),
+    ("packed", "packed_bytes", "{packed}"),
     ("memory", "memory_bytes", ""),
     ("usable", "usable_bytes", "memory - {own} {of} - {slack:.0f}% fragmentation and workspaces"),
     ("left", "left_bytes", ""),
@@ -39,9 +40,13 @@ def plan_text(facts: dict) -> str:
     own, several = size_text(facts["own_use_bytes"]), facts["processes"] > 1
     of = "Python" if kind == "cpu" else "CUDA context and NCCL" if several else "CUDA context"
     kept = " + ".join(size_text(device["kept_by_forward_bytes"]) for device in devices)
+    packed = "of these: the second copy of the weights (eval.decode_memory)"
+    if facts["decode_memory"] == "auto":
+        packed = "more if half of the free memory holds it: a second copy of the weights, for speed"
     for title, key, note in ROWS:
         if key in devices[0]:
-            note = note.format(kept=kept, whole=whole, slack=100 * SLACK[kind], own=own, of=of)
+            more = {"slack": 100 * SLACK[kind], "own": own, "of": of, "packed": packed}
+            note = note.format(kept=kept, whole=whole, **more)
             lines.append(row(title, [signed(device[key]) for device in devices], note))
     if facts["host_bytes"]:
         lines.append(

@@ -35,7 +35,7 @@ from files.errors import UserError, unknown
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 from train.parallel import Processes
-from train.settings import Settings, to_toml
+from train.settings import Settings, Train, to_toml
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ def check_positions(model: LanguageModel, examples: list[Example]) -> None:
 
 def fingerprint(s: Settings) -> str:
     """The settings that determine training: a checkpoint is resumed only under the same."""
-    train = replace(
-        s.train, keep=1, tracker="", checkpointing="none", offload=False, micro_batch_size=1
-    )
+    free = {"keep", "tracker", "checkpointing", "offload"}
+    free |= {"micro_batch_size", "tokens_per_batch", "packing"}
+    train = replace(s.train, **{key: getattr(Train(), key) for key in free})
     machine = {
         "device": "",
         "layers_per_device": [],

@@ -30,6 +30,8 @@ from train.settings import settings as make_settings
 
 FREE = (  # what may change when a run is resumed: the result does by rounding and dropout only
     "train.micro_batch_size",
+    "train.tokens_per_batch",
+    "train.packing",
     "train.checkpointing",
     "train.offload",
     "train.keep",

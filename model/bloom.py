@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from files.errors import UserError
 from model.cache import Cache
 from model.language import LanguageModel
+from model.packing import Packing
 from model.parts import Shape, Step, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
@@ -113,13 +114,12 @@ class Attention(nn.Module):
         self.kv_site = KeysValues(config.n_head, config.shape.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        B, T, _ = x.shape
-        qkv = self.query_key_value(x).view(B, T, self.heads, 3, -1)
+        qkv = step.rows(self.query_key_value(x)).unflatten(-1, (self.heads, 3, -1))
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, D]
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
         k, v, mask = self.kv_site(k, v, step.mask)
-        return self.dense(attention(q, k, v, mask))
+        return self.dense(step.tokens(attention(q, k, v, mask)))
 
 
 class MLP(nn.Module):
@@ -185,16 +185,16 @@ class Model(LanguageModel):
 
     def step(self, tokens: Tokens, cache: Cache | None) -> Step:
         bias = alibi(self.config, tokens.positions(), tokens.may_look())
-        return Step(bias.to(self.dtype), cache)
+        return Step(bias.to(self.dtype), cache, packing=tokens.packing)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        cache: Cache | None = None, head: bool = True,
+        cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache)
+        tokens = self.tokens(ids, mask, positions, cache, packing)
         step = self.step(tokens, cache)
-        x = self.embed(tokens)  # [B, T, C]
+        x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:
             x = self.run(block, x, step)
         x = self.real_tokens(self.transformer.ln_f(x), tokens, cache)

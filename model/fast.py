@@ -77,7 +77,7 @@ class BlockAttention(Function):
 
 def rows(x: Tensor, K: int, start: int, end: int) -> Tensor:
     """x [B, H, T, D] -> these queries of all heads of a key/value head as rows [B*K, rows, D]."""
-    B, H, T, D = x.shape
+    B, H, _, D = x.shape
     return x[:, :, start:end].reshape(B * K, H // K * (end - start), D)
 
 
@@ -88,7 +88,7 @@ def probabilities(
 
     q [B, H, T, D], keys [B*K, S', D]: those up to the last of these queries.
     """
-    B, H, T, D = q.shape
+    B, H, _, D = q.shape
     seen, count, K = keys.shape[1], end - start, len(keys) // B
     x = rows(q, K, start, end)
     if float32:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from files.errors import UserError
 from model.cache import Cache
 from model.language import LanguageModel
+from model.packing import Packing
 from model.parts import (
     ACTIVATIONS,
     Shape,
@@ -105,15 +106,17 @@ class Attention(nn.Module):
         return torch.cat((turned, x[..., self.rotary_dim :]), dim=-1)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # [B, H, T, D]
-        k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
-        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        q = (
+            step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        )  # [B, H, T, D]
+        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         q, k = self.rotate(q, step), self.rotate(k, step)
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
         k, v, mask = self.kv_site(k, v, step.mask)
-        return self.out_proj(attention(q, k, v, mask, float32=True))  # its scores overflow float16
+        # float32: its scores overflow float16
+        return self.out_proj(step.tokens(attention(q, k, v, mask, float32=True)))
 
 
 class MLP(nn.Module):
@@ -175,16 +178,16 @@ class Model(LanguageModel):
         inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=device) / R)
         positions = tokens.query_positions(limit=self.config.n_positions)
         cos, sin = rotary_angles(inv_freq, positions, self.dtype)
-        return Step(tokens.causal_mask(), cache, cos, sin)
+        return Step(tokens.causal_mask(), cache, cos, sin, packing=tokens.packing)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        cache: Cache | None = None, head: bool = True,
+        cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache)
+        tokens = self.tokens(ids, mask, positions, cache, packing)
         step = self.step(tokens, cache)
-        x = self.embed(tokens)  # [B, T, C]
+        x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:
             x = self.run(block, x, step)
         x = self.real_tokens(self.transformer.ln_f(x), tokens, cache)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.cache import Cache
+from model.packing import Packing
 from model.parts import Shape, Stage, Step, moved
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
@@ -119,8 +120,9 @@ class LanguageModel(nn.Module):
         return max(block.get_submodule(self.sites["kv"]).virtual for block in self.blocks)
 
     def tokens(
-        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None
-    ) -> Tokens:
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None,
+        packing: Packing | None = None,
+    ) -> Tokens:  # fmt: skip
         """The tokens of a pass (arguments as in `forward`) with the virtual ones of adapters."""
         filled = cache.filled if cache else 0
         prompt, prefix = self.prompt_length, self.prefix_length
@@ -131,7 +133,7 @@ class LanguageModel(nn.Module):
             return Tokens(ids, mask, positions, filled + prefix, 0, virtual)
         if prompt:
             ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
-        return Tokens(ids, mask, positions, prefix, prompt, virtual)
+        return Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """The input of the first block [B, T, C]; adapters change it and put virtual tokens first.
@@ -166,10 +168,13 @@ class LanguageModel(nn.Module):
         return self.get_submodule(self.outer_sites["final_norm"])(x)
 
     def real_tokens(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """x [B, T, E] at the end of a pass without the virtual tokens; the cache is T longer."""
+        """x [B, T, E] at the end of a pass without the virtual tokens; the cache is T longer.
+
+        Packed tokens [1, N, E] stay as they are.
+        """
         if cache is not None:
             cache.filled += x.shape[1]
-        return x[:, tokens.prompt :]
+        return x if tokens.packing else x[:, tokens.prompt :]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., E] -> logits [..., V] in the model's dtype, on the head's device."""
@@ -187,19 +192,21 @@ class LanguageModel(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Cache | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Last hidden states [B, T, E], from which `logits` makes logits; arguments: `forward`."""
-        return self(ids, mask, positions, cache, head=False)
+        return self(ids, mask, positions, cache, head=False, packing=packing)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        cache: Cache | None = None, head: bool = True,
+        cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
         """Token ids -> logits float32 [B, T, V], or with head=False last hidden states [B, T, E].
 
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
         mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
         positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
+        packing: blocks compute these N of the B * T tokens only; [1, N, ...] is returned
         Raises UserError for a position that the model does not have.
         """
         raise NotImplementedError

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.cache import Cache
 from model.language import LanguageModel
 from model.llama_config import PICTURE_QK_NORMS, QK_NORMS, ROWS, Config, window_of
+from model.packing import Packing
 from model.parts import ACTIVATIONS, Step, attention, rotate_halves
 from model.rope import depends_on_length, rope_angles, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
@@ -70,10 +71,9 @@ class Attention(nn.Module):
         self.kv_site = KeysValues(config.kv_heads, D)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_size)  # [B, T, H, D]
-        k = self.k_proj(x).view(B, T, -1, self.head_size)  # [B, T, K, D]
-        v = self.v_proj(x).view(B, T, -1, self.head_size)
+        q = step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size))  # [B, T, H, D]
+        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size))  # [B, T, K, D]
+        v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size))
         if self.has_norms:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, D]
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
         k, v, mask = self.kv_site(k, v, step.window_mask if self.window else step.mask)
-        return self.o_proj(attention(q, k, v, mask))
+        return self.o_proj(step.tokens(attention(q, k, v, mask)))
 
 
 class MLP(nn.Module):
@@ -151,16 +151,17 @@ class Model(LanguageModel):
         cos, sin = rope_angles(self.config, tokens.query_positions(), self.dtype)
         mask = tokens.causal_mask()
         slides = 0 < self.window < tokens.keys  # in some layers, and beyond some keys
-        return Step(mask, cache, cos, sin, tokens.may_look(self.window) if slides else mask)
+        window_mask = tokens.may_look(self.window) if slides else mask
+        return Step(mask, cache, cos, sin, window_mask, tokens.packing)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        cache: Cache | None = None, head: bool = True,
+        cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache)
+        tokens = self.tokens(ids, mask, positions, cache, packing)
         step = self.step(tokens, cache)
-        x = self.embed(tokens)  # [B, T, C]
+        x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:
             x = self.run(block, x, step)
         x = self.real_tokens(self.model.norm(x), tokens, cache)

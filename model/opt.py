@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.cache import Cache
 from model.language import LanguageModel
+from model.packing import Packing
 from model.parts import ACTIVATIONS, Shape, Step, attention, check_sizes
 from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
@@ -103,14 +104,15 @@ class Attention(nn.Module):
         self.kv_site = KeysValues(config.num_attention_heads, config.shape.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # [B, H, T, D]
-        k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
-        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        q = (
+            step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        )  # [B, H, T, D]
+        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.update(self.layer, k, v)
         k, v, mask = self.kv_site(k, v, step.mask)
-        return self.out_proj(attention(q, k, v, mask))
+        return self.out_proj(step.tokens(attention(q, k, v, mask)))
 
 
 class Block(nn.Module):
@@ -180,7 +182,7 @@ class Model(LanguageModel):
         return x + decoder.embed_positions(positions + OFFSET).to(self.dtype)
 
     def step(self, tokens: Tokens, cache: Cache | None) -> Step:
-        return Step(tokens.causal_mask(), cache)
+        return Step(tokens.causal_mask(), cache, packing=tokens.packing)
 
     def final(self, x: Tensor) -> Tensor:
         norm, project = self.model.decoder.final_layer_norm, self.model.decoder.project_out
@@ -189,12 +191,12 @@ class Model(LanguageModel):
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
-        cache: Cache | None = None, head: bool = True,
+        cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache)
+        tokens = self.tokens(ids, mask, positions, cache, packing)
         step = self.step(tokens, cache)
-        x = self.embed(tokens)  # [B, T, C]
+        x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:
             x = self.run(block, x, step)
         x = self.real_tokens(self.final(x), tokens, cache)

@@ -100,17 +100,17 @@ def fewest(linear: Linear) -> int:
     return -(-FLOAT32_FROM // (linear.in_features * linear.out_features))
 
 
+def is_worth_packing(linear: Linear) -> bool:
+    return is_usable(linear.packed_dtype) and fewest(linear) <= FEWEST
+
+
 def packs(linear: Linear) -> bool:
     """Whether a packed copy of this Linear's weight can be made, and is of use."""
-    return (
-        is_usable(linear.packed_dtype)
-        and fewest(linear) <= FEWEST
-        and all(
-            source.device.type == "cpu"
-            and type(source) in (Tensor, torch.nn.Parameter)  # no part of a sharded one
-            and not source.is_inference()  # which has no version
-            for source in linear.sources()
-        )
+    return is_worth_packing(linear) and all(
+        source.device.type == "cpu"
+        and type(source) in (Tensor, torch.nn.Parameter)  # no part of a sharded one
+        and not source.is_inference()  # which has no version
+        for source in linear.sources()
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from files.errors import UserError, unknown
 from model.cache import Cache
 from model.fast import block_attention
+from model.packing import Packing
 
 ACTIVATIONS = {  # by the names of config.json
     "relu": F.relu,
@@ -83,7 +84,8 @@ def attention(
     """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
 
     mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores.
-    No query may look at keys after itself, and each at one at least. float32: q and k are multiplied in float32, as the fused kernels do (float16 may overflow).
+    Each query looks at one key at least, and at none after itself. float32: q and k are multiplied
+    in float32, as the fused kernels do (float16 may overflow).
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
@@ -167,12 +169,22 @@ class Step:
     cos: Tensor | None = None  # [B, 1, T, D/2], where positions rotate
     sin: Tensor | None = None
     window_mask: Tensor | None = None  # `mask` of layers with a sliding window
+    packing: Packing | None = None  # blocks get packed tokens (model/packing.py)
     copies: dict[torch.device, "Step"] = field(default_factory=dict)  # made by `to`
+
+    def rows(self, x: Tensor) -> Tensor:
+        """What attention gets, [B, T, C], of a block's tokens x."""
+        return x if self.packing is None else self.packing.unpack(x)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The reverse: what a block goes on with."""
+        return x if self.packing is None else self.packing.pack(x)
 
     def to(self, device: torch.device) -> "Step":
         """A copy on another device, made once; the cache's layers are there already."""
         if device not in self.copies:
             tensors = (self.mask, self.cos, self.sin, self.window_mask)
             mask, *rest = (None if t is None else moved(t, device) for t in tensors)
-            self.copies[device] = Step(mask, self.cache, *rest)
+            packing = self.packing and self.packing.to(device)
+            self.copies[device] = Step(mask, self.cache, *rest, packing)
         return self.copies[device]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from files.errors import UserError
+from model.packing import Packing
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Tokens:
     past: int  # keys in front of the first query: virtual and cached ones
     prompt: int = 0  # virtual tokens in this pass
     virtual: int = 0  # virtual tokens in front of the real ones, in this pass or before
+    packing: Packing | None = None  # which of them the blocks get
 
     @property
     def keys(self) -> int:

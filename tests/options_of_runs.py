@@ -203,6 +203,7 @@ SETTINGS_OF_EVALUATE = SETTINGS_OF_TRAIN | {
     "--batch-size": (2, "eval.batch_size", 2),
     "--max-new-tokens": (1, "eval.max_new_tokens", 1),
     "--beams": (2, "eval.beams", 2),
+    "--decode-memory": ("plain", "eval.decode_memory", "plain"),
     "--device": ("cpu", "device", "cpu"),
     "--set": ("test_share=0.3", "test_share", 0.3),
 }
@@ -335,7 +336,7 @@ def tokens_that_are_generated(here):
     *rows_for(
         "generate",
         options="run --model --adapter --prompt --instruction --template --dtype --quantize "
-        "--device",
+        "--device --decode-memory",
     )
 )
 def text_that_is_generated(here):
@@ -362,8 +363,10 @@ def text_that_is_generated(here):
             "--max-new-tokens",
             1,
         )
-        said("--device", "cpu,cpu", *ids[:2], "--max-new-tokens", 1)
+        words = ("--device", "cpu,cpu", "--decode-memory", "plain")
+        said(*words, *ids[:2], "--max-new-tokens", 1)
     (first, _), (second, _) = seen
+    assert (first.decode_memory, second.decode_memory) == ("auto", "plain")
     assert (first.config.model_type, first.dtype, first.quantize) == ("gptj", torch.bfloat16, "nf4")
     assert [str(stage.device) for stage in second.stages] == ["cpu", "cpu"]
 

@@ -216,6 +216,7 @@ def what_the_harness_is_asked(here):
         "harness", here.run, "--tasks", "one,two", "--include-path", here.path, "--items", 3,
         "--num-fewshot", 2, "--template", "plain", "--batch-size", 5, "--max-new-tokens", 7,
         "--out", here.path / "all.json", "--device", "cpu", "--dtype", "float32",
+        "--decode-memory", "plain",
     )  # fmt: skip
     assert "0.5" in told
     assert json.loads((here.path / "all.json").read_text())["results"]["mine"]
@@ -223,6 +224,7 @@ def what_the_harness_is_asked(here):
     expected = {"include_path": str(here.path), "limit": 3, "num_fewshot": 2, "template": "plain"}
     for key, value in (expected | {"batch_size": 5, "max_new_tokens": 7}).items():
         assert str(asked[key]) == str(value), key
+    assert asked["model"].decode_memory == "plain"
     ids, model = torch.tensor([[5, 6, 7]]), load_model("pocket-llama", torch.float32)
     load_adapter(model, here.run / "adapter")
     torch.testing.assert_close(asked["model"](ids), model(ids))
@@ -272,7 +274,7 @@ def grids(here):
     assert str(here.path / "no") in told
 
 
-@row(*rows_for("benchmark", options="--only --out --smoke --data-dir"))
+@row(*rows_for("benchmark", options="--only --out --smoke --data-dir --minutes"))
 def what_is_measured_of_a_table(here):
     given = {}
     here.monkeypatch.setattr("benchmarks.table.table_lines", lambda **v: given.update(v) or [])
@@ -280,7 +282,10 @@ def what_is_measured_of_a_table(here):
     assert given == {
         "model": "pocket-opt", "data_dir": "y", "only": "fp32", "out": "x", "repeats": 3,
         "smoke": True,
-    }  # fmt: skip  # tests/test_benchmark.py runs it
+    }  # fmt: skip
+    here.monkeypatch.setattr("benchmarks.gpu.gpu_lines", lambda **v: given.update(v) or [])
+    command(*"benchmark --case gpu --minutes 3 --out z".split())  # tests/test_benchmark.py runs it
+    assert {key: given[key] for key in ("minutes", "out")} == {"minutes": 3, "out": "z"}
 
 
 @row(*rows_for("benchmark", options="--case --model --repeats --quantize --adapter --tokens "

@@ -19,6 +19,7 @@ from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.predict import own_seed
 from model import load_model, load_tokenizer
+from model.packed import is_usable
 
 
 # ---------------------------------------------------------------- eval
@@ -82,6 +83,24 @@ def answers_are_made_so(here):
     else:
         how = {"max_new_tokens": 4 if name == "max_new_tokens" else settings["max_new_tokens"]}
     assert answers_by_hand(asked, **how) != expected, "this value shows nothing"
+
+
+@row("eval.decode_memory")
+def weights_are_packed(here):
+    here.monkeypatch.setattr("model.packed.FLOAT32_FROM", 1)
+    packs, gigabyte = is_usable(torch.float32), 10**9  # without the functions nothing is packed
+    for how, free, expected in (
+        ("packed", 0, packs), ("plain", gigabyte, False), ("auto", 0, False),
+        ("auto", gigabyte, packs),
+    ):  # fmt: skip
+        here.monkeypatch.setattr("model.packed.free_memory", lambda free=free: free)
+        with watched(here.monkeypatch) as seen:
+            words = ("--set", f"eval.decode_memory={how}", "--set", "eval.max_new_tokens=2")
+            command(
+                "evaluate", "--data", "none", "--tests", here.sums, "--items", 1, *words,
+                "--out", here.path / f"{how}{free}",
+            )  # fmt: skip
+        assert (seen[0][0].lm_head.packed is not None) is expected, (how, free)
 
 
 @row("eval.items", "eval.batch_size")

@@ -121,6 +121,30 @@ def batches_of_near_equal_lengths(here):
     assert sorted(length for _, (_, length) in seen) != longest
 
 
+@row("train.tokens_per_batch")
+def as_many_rows_as_fit_in_so_many_tokens(here):
+    s = replace(S, max_steps=0, epochs=1, packing=False)
+    with watched(here.monkeypatch) as seen:
+        run(model_with(here.tiny), here.path, replace(s, tokens_per_batch=25))
+    shapes = [shape for _, shape in seen]
+    assert sum(rows for rows, _ in shapes) == 20
+    assert max(rows * length for rows, length in shapes) <= 25 < 2 * 25 < 20 * 4
+    assert max(rows for rows, _ in shapes) > S.micro_batch_size
+
+
+@row("train.packing")
+def linears_see_no_pads(here):
+    counts, lengths = [], [len(row) for row in examples()]
+    for packing in (True, False):
+        model, tokens = model_with(here.tiny), []
+        up = model.blocks[0].get_submodule(model.sites["up"])
+        up.register_forward_hook(lambda site, args, y, n=tokens: n.append(y[..., 0].numel()))
+        s = replace(S, max_steps=0, epochs=1, micro_batch_size=6, packing=packing)
+        run(model, here.path, s)
+        counts.append(sum(tokens))
+    assert counts[0] == sum(lengths) < counts[1]
+
+
 @row("train.checkpointing")
 def blocks_are_computed_again(here):
     import model.language

@@ -105,7 +105,7 @@ def test_the_gradient_does_not_depend_on(folder, monkeypatch, change):
 
 
 def test_the_loss_is_that_of_the_full_logits(tiny):
-    ids, weights, _ = collate(examples(4), 0, "cpu")
+    ids, weights, *_ = collate(examples(4), 0, "cpu")
     logits = tiny(ids)[:, :-1]
     each = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"

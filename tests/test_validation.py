@@ -316,7 +316,7 @@ def test_lora_plus_is_adamw_with_two_groups_made_by_hand(folder, tmp_path, kind)
         (order,) = epoch_order([len(row) for row in rows], 6, 1, epoch)
         (batch,) = micro_batches([rows[row] for row in order], 6)
         (
-            summed_loss(theirs, *collate(batch, 0, "cpu"))
+            summed_loss(theirs, *collate(batch, 0, "cpu", packing=True))
             / sum(sum(row.weights[1:]) for row in rows)
         ).backward()
         optimizer.step()

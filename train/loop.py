@@ -79,13 +79,15 @@ def train(
     if resume:
         state.load(folder, fingerprints)
     processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
-    most = math.ceil(min(s.batch_size, len(examples)) / s.micro_batch_size)
+    lengths = list(map(len, examples))
+    most = math.ceil(min(s.batch_size, len(examples)) / s.rows_at_once(max(lengths)))
     if most < processes.world:
         tqdm.write(
             f"{most} micro-batch{'es' * (most > 1)} a step for {processes.world} processes: "
-            "lower train.micro_batch_size, or raise train.batch_size"
+            f"lower {s.at_once}, or raise train.batch_size"
         )
 
+    fill = s.tokens_per_batch, s.packing  # of micro-batches
     validate_every = s.validate_every or s.save_every
     busy: list[Busy] = []  # of each step, if the layers are split over several devices
     model.train()
@@ -104,16 +106,16 @@ def train(
             weight = sum(sum(row.weights[1:]) for row in rows)
             batches = {
                 seed_from(seed, step, number): batch  # the key seeds dropout
-                for number, batch in enumerate(micro_batches(rows, s.micro_batch_size))
+                for number, batch in enumerate(micro_batches(rows, s.micro_batch_size, *fill))
             }
             with short_of_memory(
-                f"on {model.device} with {s.micro_batch_size} rows at once: lower "
-                "train.micro_batch_size or set train.checkpointing=block; the last checkpoint is "
+                f"on {model.device} with {s.amount} at once: lower {s.at_once} "
+                "or set train.checkpointing=block; the last checkpoint is "
                 f"intact, --resume {folder} takes both with --set"
             ):
                 with offloaded(model) if s.offload else nullcontext():
                     losses, used = accumulate(
-                        model, processes.share(batches), weight / scale.scale, pad_id
+                        model, processes.share(batches), weight / scale.scale, pad_id, s.packing
                     )
                 loss = sum(processes.gather(sum((part / weight).item() for part in losses)))
                 processes.sum_gradients(parameters.values())
@@ -149,10 +151,12 @@ def train(
             shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "tok_s": f"{tokens:.0f}"}
             if held_out and (state.step % validate_every == 0 or state.step == total):
                 with short_of_memory(
-                    f"on {model.device} while validating: lower train.micro_batch_size; "
+                    f"on {model.device} while validating: lower {s.at_once}; "
                     f"the last checkpoint in {folder} is intact"
                 ):
-                    validation = mean_loss(model, held_out, s.micro_batch_size, pad_id, processes)
+                    validation = mean_loss(
+                        model, held_out, s.micro_batch_size, pad_id, processes, *fill
+                    )
                 state.validated(validation)
                 entry["validation_loss"] = finite_or_none(validation)
             if used is not None:
@@ -175,7 +179,7 @@ def train(
     if signals.received:  # during the last save: the handlers from before the loop get it
         signal.raise_signal(signals.received)
     if busy:
-        tqdm.write(busy_text(busy, len(model.stages), most))
+        tqdm.write(busy_text(busy, len(model.stages), most, s.at_once))
     model.eval()
     model.checkpointing = 0
     adapter_step = state.step

@@ -8,25 +8,40 @@ from torch import Tensor
 from torch.autograd import Function
 
 from adapters.compose import Rows
-from data.batches import Example, collate, micro_batches
+from data.batches import Example, Labels, collate, micro_batches
 from files.errors import UserError
 from model.language import LanguageModel
+from model.packing import pick
 from model.parts import CHUNK
 from train.parallel import SINGLE, Processes
 
 KEEP = (lambda tensor: tensor, lambda tensor: tensor)  # saved tensors stay where they are
 
+
 def summed_loss(
-    model: LanguageModel, ids: Tensor, weights: Tensor, lengths: Tensor | None = None
+    model: LanguageModel,
+    ids: Tensor,
+    weights: Tensor,
+    lengths: Tensor | None = None,
+    labels: Labels | None = None,
 ) -> Tensor:
     """Sum over tokens of weight x cross-entropy, float32 scalar.
 
     ids and weights [B, T] are right-padded, weights[:, 0] is unused; lengths int64 [B] of the rows
-    (None: all are T). A sum, not a mean: the caller divides by the weights of the whole step, so
-    that neither accumulation nor padding nor splitting changes the gradient.
+    (None: all are T). labels: what `collate` found in `weights`, and whether the rows are packed.
+    A sum, not a mean: the caller divides by the weights of the whole step, so that neither
+    accumulation nor padding nor splitting changes the gradient.
     """
+    labels = labels_of(ids, weights) if labels is None else labels
     positions = positions_of(model, ids, lengths)
-    return loss_of(model, model.hidden(ids, positions=positions), ids, weights)
+    return loss_of(model, model.hidden(ids, positions=positions, packing=labels.packing), labels)
+
+
+def labels_of(ids: Tensor, weights: Tensor) -> Labels:
+    """The labels of right-padded rows, for callers without `collate`; a GPU is waited for."""
+    row, place = weights[:, 1:].nonzero(as_tuple=True)  # position t predicts token t + 1
+    places = row * ids.shape[1] + place
+    return Labels(places, ids[row, place + 1], weights[row, place + 1], None)
 
 
 def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
@@ -40,8 +55,8 @@ def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> T
     return torch.arange(ids.shape[1], device=ids.device).minimum(lengths[:, None] - 1)
 
 
-def loss_of(model: LanguageModel, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """`summed_loss` from the last hidden states [B, T, C] of these ids.
+def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
+    """`summed_loss` from the last hidden states, rows [B, T, E] or packed tokens [1, N, E].
 
     Logits exist for CHUNK labelled tokens at a time, and only until their gradient is made, which
     is in the forward pass. Raises UserError for `Rows` at the embedding or the head.
@@ -52,10 +67,8 @@ def loss_of(model: LanguageModel, hidden: Tensor, ids: Tensor, weights: Tensor) 
             "adapters by row at the embedding or the head cannot be trained: "
             "the loss picks tokens out of their rows"
         )
-    row, position = weights[:, 1:].nonzero().unbind(dim=1)
-    at = row * weights.shape[1] + position  # [N], flattened; position t predicts token t + 1
-    weights, targets = weights.flatten()[at + 1], ids.flatten()[at + 1]
-    hidden = hidden.flatten(0, 1).index_select(0, at.to(hidden.device))  # [N, C]
+    places, targets, weights = (tensor.to(hidden.device) for tensor in labels[:3])
+    hidden = pick(hidden, places)  # [L, E]
     trained = [p for part in (model.lm_head, model.input_embedding) for p in part.parameters()]
     trained = list({id(p): p for p in trained if p.requires_grad}.values())
     if torch.is_grad_enabled():
@@ -64,7 +77,7 @@ def loss_of(model: LanguageModel, hidden: Tensor, ids: Tensor, weights: Tensor) 
 
 
 def plain_loss(model: LanguageModel, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
-    """Sum of weight x cross-entropy of hidden [N, C]: what `LossAndGradient` computes."""
+    """Sum of weight x cross-entropy of hidden [L, E]: what `LossAndGradient` computes."""
     logits = model.logits(hidden)
     losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
     return (weights.to(logits.device) * losses).sum()
@@ -98,7 +111,7 @@ def loss_and_gradient(
     """`plain_loss` and its gradients with respect to `needed`: `hidden`, parameters of the head."""
     device = model.lm_head.weight.device
     weights, targets = weights.to(device), targets.to(device)
-    losses = torch.empty_like(weights)  # [N]
+    losses = torch.empty_like(weights)  # [L]
     gradients: list[Tensor | None] = [None] * len(needed)
     whole = next((i for i, t in enumerate(needed) if t is hidden), None)
     if whole is not None:
@@ -123,15 +136,15 @@ def loss_and_gradient(
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """-log softmax(logits)[targets], float32 [N]; logits [N, V] become weights x its gradient.
+    """-log softmax(logits)[targets], float32 [L]; logits [L, V] become weights x its gradient.
 
     softmax(logits) - 1 at the target, computed in float32: on a CPU a few rows at a time, which
     then fit its cache.
     """
-    N, V = logits.shape
-    step = max(1, 2**20 // V) if logits.device.type == "cpu" else max(1, N)
+    L, V = logits.shape
+    step = max(1, 2**20 // V) if logits.device.type == "cpu" else max(1, L)
     losses = torch.empty_like(weights)
-    for start in range(0, N, step):
+    for start in range(0, L, step):
         rows = slice(start, start + step)
         target, weight = targets[rows, None], weights[rows, None]
         x = logits[rows].float()
@@ -152,16 +165,20 @@ def mean_loss(
     size: int,
     pad_id: int,
     processes: Processes = SINGLE,
+    tokens: int = 0,
+    packing: bool = False,
 ) -> float:
     """The loss per token of these rows, weighted as in training but without dropout.
 
-    `size` rows go through the model at once; each process computes its share. Leaves the model in
-    training mode.
+    size, tokens, packing: what goes through the model at once (data/batches.py); each process
+    computes its share. Leaves the model in training mode.
     """
     model.eval()
-    mine = processes.share(dict(enumerate(micro_batches(rows, size))))
+    virtual = model.prompt_length
+    mine = processes.share(dict(enumerate(micro_batches(rows, size, tokens, packing))))
     total = sum(
-        summed_loss(model, *collate(batch, pad_id, model.device)).item() for batch in mine.values()
+        summed_loss(model, *collate(batch, pad_id, model.device, packing, virtual)).item()
+        for batch in mine.values()
     )
     model.train()
     return sum(processes.gather(total)) / sum(sum(row.weights[1:]) for row in rows)

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.batches import Example, collate, seed_from
+from data.batches import Batch, Example, collate, seed_from
 from model.language import LanguageModel
-from model.parts import moved
+from model.parts import Step, moved
+from model.tokens import Tokens
 from train.loss import loss_of, positions_of, summed_loss
 
 
@@ -87,11 +88,14 @@ class Busy(NamedTuple):
     side_by_side: float  # of the same work if devices never waited for the issuing thread
 
 
-def busy_text(steps: Sequence[Busy], stages: int, batches: int) -> str:
-    """The mean measured utilisation of a run, beside what the schedule allows."""
+def busy_text(steps: Sequence[Busy], stages: int, batches: int, at_once: str) -> str:
+    """The mean measured utilisation of a run, beside what the schedule allows.
+
+    at_once: the setting that makes more micro-batches.
+    """
     measured, side_by_side = (100 * sum(each) / len(steps) for each in zip(*steps, strict=True))
     most = batches / (batches + stages - 1)
-    hint = "; a lower train.micro_batch_size gives them more to do side by side" * (most < 0.7)
+    hint = f"; a lower {at_once} gives them more to do side by side" * (most < 0.7)
     return (
         f"{stages} devices, micro-batches a step: {batches}; busy {measured:.0f}% of the time, "
         f"{side_by_side:.0f}% if all work side by side as scheduled, where equal stages would be "
@@ -104,11 +108,9 @@ class Passage:
     """A micro-batch between stages: each stage has an autograd graph of its own, whose input and
     output are kept here until its backward pass."""
 
-    ids: Tensor
-    weights: Tensor
-    lengths: Tensor
-    prompt: int = 0  # virtual tokens before the first real one
-    step: object = None
+    batch: Batch
+    tokens: Tokens | None = None
+    step: Step | None = None
     inputs: dict[int, Tensor] = field(default_factory=dict)  # by stage
     outputs: dict[int, Tensor] = field(default_factory=dict)
 
@@ -138,36 +140,38 @@ class Timer:
 
 
 def accumulate(
-    model: LanguageModel, batches: dict[int, Sequence[Example]], divisor: float, pad_id: int
+    model: LanguageModel,
+    batches: dict[int, Sequence[Example]],
+    divisor: float,
+    pad_id: int,
+    packing: bool = False,
 ) -> tuple[list[Tensor], Busy | None]:
     """Add the gradient of (summed loss / divisor) of every micro-batch to the parameters.
 
-    batches: micro-batches by the seed of their dropout. Returns the summed loss of each, and how
-    busy the devices were (None: the model is on one device).
+    batches: micro-batches by the seed of their dropout. packing: leave out their pads
+    (model/packing.py). Returns the summed loss of each, and how busy the devices were (None: the
+    model is on one device).
     """
+    virtual = model.prompt_length
+    on_device = [collate(rows, pad_id, model.device, packing, virtual) for rows in batches.values()]
     if model.stages and batches:
-        return pipelined(model, list(batches.values()), list(batches), divisor, pad_id)
+        return pipelined(model, on_device, list(batches), divisor)
     losses = []
-    for seed, rows in batches.items():
+    for seed, batch in zip(batches, on_device, strict=True):
         torch.manual_seed(seed)
-        loss = summed_loss(model, *collate(rows, pad_id, model.device))
+        loss = summed_loss(model, *batch)
         (loss / divisor).backward()
         losses.append(loss.detach())
     return losses, None
 
 
 def pipelined(
-    model: LanguageModel,
-    batches: Sequence[Sequence[Example]],
-    seeds: Sequence[int],
-    divisor: float,
-    pad_id: int,
+    model: LanguageModel, batches: Sequence[Batch], seeds: Sequence[int], divisor: float
 ) -> tuple[list[Tensor], Busy]:
     """`accumulate` with the model's stages at work at the same time, each piece timed."""
     last = len(model.stages) - 1
     schedule = orders(len(model.stages), len(batches))
-    # copied before the clock starts, as a copy to a GPU waits for its queue
-    passages = [Passage(*collate(rows, pad_id, model.device)) for rows in batches]
+    passages = [Passage(batch) for batch in batches]
     losses: dict[int, Tensor] = {}
     timer = Timer()
     began = time.perf_counter()
@@ -177,10 +181,11 @@ def pipelined(
         torch.manual_seed(seed_from(seeds[work.batch], work.stage))
         if work.stage == 0:
             timer.mark(work, stage.device)
-            positions = positions_of(model, passage.ids, passage.lengths)
-            tokens = model.tokens(passage.ids, None, positions, None)
-            passage.prompt = tokens.prompt
-            x, passage.step = model.embed(tokens), model.step(tokens, None)
+            ids, _, lengths, labels = passage.batch
+            positions = positions_of(model, ids, lengths)
+            tokens = passage.tokens = model.tokens(ids, None, positions, None, labels.packing)
+            passage.step = model.step(tokens, None)
+            x = passage.step.tokens(model.embed(tokens))
         else:
             before = passage.outputs[work.stage - 1]
             x = moved(before.detach(), stage.device).requires_grad_(before.requires_grad)
@@ -189,7 +194,8 @@ def pipelined(
         for block in model.blocks[stage.first : stage.end]:
             x = model.run(block, x, passage.step)
         if work.stage == last:
-            x = loss_of(model, model.final(x)[:, passage.prompt :], passage.ids, passage.weights)
+            x = model.real_tokens(model.final(x), passage.tokens, None)
+            x = loss_of(model, x, passage.batch.labels)
             losses[work.batch] = x.detach()
             x = x / divisor
         passage.outputs[work.stage] = x

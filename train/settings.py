@@ -31,8 +31,13 @@ class Train:
     epochs: FromOne = 3  # passes over the training rows
     max_steps: FromZero = 0  # stop after this many steps; 0: after `epochs`
     batch_size: FromOne = 16  # rows of a step
-    # rows in the model at once: changes memory and speed, the result only by rounding and dropout
+    # rows in the model at once; this and the next two change memory and speed, the result only by
+    # rounding and dropout
     micro_batch_size: FromOne = 4
+    tokens_per_batch: FromZero = (
+        0  # above 0: not so many rows at once, but as fit in so many tokens
+    )
+    packing: bool = True  # lay rows end to end, so that pads are computed in attention only
     learning_rate: Positive = 3e-4  # the highest, after the warm-up
     warmup_steps: FromZero = 100  # steps of linear warm-up, at most half of the run
     schedule: Schedule = "linear"  # of the learning rate after the warm-up
@@ -71,6 +76,23 @@ class Train:
                     f"train.{key} = {getattr(self, key)} needs rows to validate on: "
                     "set train.validation_rows"
                 )
+
+    def rows_at_once(self, length: int) -> int:
+        """How many rows of `length` tokens are in the model at once."""
+        tokens = self.tokens_per_batch
+        rows = max(1, tokens // length) if tokens else self.micro_batch_size
+        return min(rows, self.batch_size)
+
+    @property
+    def amount(self) -> str:
+        """What is in the model at once, for messages."""
+        tokens = self.tokens_per_batch
+        return f"{tokens} tokens" if tokens else f"{self.micro_batch_size} rows"
+
+    @property
+    def at_once(self) -> str:
+        """The setting that says how much is in the model at once."""
+        return "train.tokens_per_batch" if self.tokens_per_batch else "train.micro_batch_size"
 
     @property
     def checkpoint_every(self) -> int:

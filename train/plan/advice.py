@@ -91,21 +91,30 @@ def usable(memory: int, kind: str = "cuda", processes: int = 1) -> int:
     return round(memory * (1 - SLACK[kind])) - own_use(kind, processes)
 
 
-def for_training(s: Settings) -> Iterator[Settings]:
-    """The run as it is, then with recomputation, then also with fewer and fewer rows at once."""
+def for_training(s: Settings, length: int) -> Iterator[Settings]:
+    """The run as it is, then with recomputation, then also with fewer and fewer rows at once.
+
+    length: tokens of a row.
+    """
     yield s
     if s.train.checkpoint_every != 1:
         s = replace(s, train=replace(s.train, checkpointing="block"))
         yield s
-    rows = min(s.train.micro_batch_size, s.train.batch_size)
+    rows = s.train.rows_at_once(length)
     while rows > 1:
         rows //= 2
-        yield replace(s, train=replace(s.train, micro_batch_size=rows))
+        fewer = {"micro_batch_size": rows}
+        if s.train.tokens_per_batch:
+            fewer = {"tokens_per_batch": rows * length}
+        yield replace(s, train=replace(s.train, **fewer))
 
 
 def for_answers(s: Settings) -> Iterator[Settings]:
-    """The run as it is, then with fewer and fewer answers at once."""
+    """The run as it is, then without packed weights, then with fewer and fewer answers at once."""
     yield s
+    if s.eval.decode_memory == "packed":
+        s = replace(s, eval=replace(s.eval, decode_memory="plain"))
+        yield s
     rows = s.eval.batch_size
     while rows > 1:
         rows //= 2
@@ -121,11 +130,14 @@ def options_for(s: Settings, changed: Settings) -> list[str]:
     """The options of the command line that turn the first settings into the second."""
     options = [
         f"--set train.{key}={getattr(changed.train, key)}"
-        for key in ("checkpointing", "micro_batch_size")
+        for key in ("checkpointing", "micro_batch_size", "tokens_per_batch")
         if getattr(changed.train, key) != getattr(s.train, key)
     ]
-    if changed.eval.batch_size != s.eval.batch_size:
-        options.append(f"--set eval.batch_size={changed.eval.batch_size}")
+    options += [
+        f"--set eval.{key}={getattr(changed.eval, key)}"
+        for key in ("decode_memory", "batch_size")
+        if getattr(changed.eval, key) != getattr(s.eval, key)
+    ]
     if changed.quantize != s.quantize:
         options.append(f"--quantize {changed.quantize}")
     return options

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.attach import after_step, named_parameters, penalty
+from data.batches import Labels
 from model.language import LanguageModel
+from model.packing import Packing
 from model.sites import base_parameters
 from train.loss import CHUNK, summed_loss
 from train.plan.footprint import Footprint, kernels_of, sum_dry, watch
@@ -108,9 +110,9 @@ def sizes(model: LanguageModel, tensors: dict[str, Tensor], device: str) -> list
 
 
 @contextmanager
-def counting(model: LanguageModel, device: str, share: float = 1.0) -> Iterator[Footprint]:
+def counting(model: LanguageModel, device: str) -> Iterator[Footprint]:
     """A footprint that has counted the model's tensors already."""
-    footprint = Footprint(share, ROUNDING[device])
+    footprint = Footprint(ROUNDING[device])
     for name, tensor in all_tensors(model).items():
         footprint.see(tensor, 1 + model.place_of(name))
     with kernels_of(device), watch(model, footprint), footprint:
@@ -138,7 +140,7 @@ def training_step(
     device: str = "cpu",
     processes: int = 1,
 ) -> Step:
-    """The step of train/loop.py with `micro_batch_size` rows of `length` tokens.
+    """The step of train/loop.py with as many rows of `length` tokens as are in the model at once.
 
     share: of the tokens that have a label. device: cpu or cuda, whose kernels are counted. The
     model may also be on a real device: the same is counted (tests).
@@ -157,13 +159,13 @@ def training_step(
         parameter.grad = torch.zeros_like(parameter)
     for optimizer in optimizers.values():
         optimizer.step()  # AdamW's moments exist, as after the first step
-    if s.batch_size <= processes * s.micro_batch_size:
+    rows = s.rows_at_once(length)
+    if s.batch_size <= processes * rows:
         model.zero_grad(set_to_none=True)  # else the gradients of earlier micro-batches exist
     model.train()
     model.checkpointing = s.checkpoint_every
     stay = {tensor.untyped_storage()._cdata for tensor in all_tensors(model).values()}
-    rows = min(s.micro_batch_size, s.batch_size)
-    with counting(model, device, share) as footprint:
+    with counting(model, device) as footprint:
         static = footprint.live(places)
         for place, optimizer in optimizers.items():
             for state in optimizer.state.values():
@@ -176,9 +178,10 @@ def training_step(
         begin, first = footprint.live(places), len(footprint.events)
         ids = torch.zeros(rows, length, dtype=torch.long, device=at)
         weights = torch.ones(rows, length, device=at)
+        labels = labels_of_share(model, ids, share, s.packing)
         before = footprint.live(places)
         with footprint.offloaded(stay) if s.offload else nullcontext():
-            loss = summed_loss(model, ids, weights) / rows
+            loss = summed_loss(model, ids, weights, labels=labels) / rows
             kept = minus(footprint.live(places), before)
             loss.backward()
         del loss
@@ -201,6 +204,17 @@ def training_step(
     adapter = sizes(model, adapter, device)
     phase = Phase(begin, footprint.events[first:], kept, flops)
     return Step(minus(static, adapter), adapter, gradients, moments, phase, footprint.host)
+
+
+def labels_of_share(model: LanguageModel, ids: Tensor, share: float, packing: bool) -> Labels:
+    """Labels at the first tokens of full rows [B, T], a share of all; they are packed all the
+    same, as in most micro-batches some row is shorter."""
+    rows, length = ids.shape
+    places = torch.arange(round(share * rows * (length - 1)), device=ids.device)
+    whole = length + model.prompt_length
+    tokens = torch.arange(rows * whole, device=ids.device)
+    packed = Packing(tokens, rows, whole) if packing else None
+    return Labels(places, torch.zeros_like(places), places.new_ones(len(places)).float(), packed)
 
 
 @torch.no_grad()  # not inference_mode, under which torch dispatches composite operations

@@ -41,13 +41,12 @@ class Footprint(TorchDispatchMode):
     """Within this block: every storage that an operation allocates, by place, until it is freed.
 
     `place`: 0 is the embedding, 1 ... L the blocks, L + 1 the last norm, head and loss (`watch`
-    moves it). share: of the positions that `nonzero` on the meta device finds. round_to: an
-    allocator's granularity in bytes.
+    moves it). round_to: an allocator's granularity in bytes.
     """
 
-    def __init__(self, share: float = 1.0, round_to: int = 1):
+    def __init__(self, round_to: int = 1):
         super().__init__()
-        self.place, self.share, self.round_to = 0, share, round_to
+        self.place, self.round_to = 0, round_to
         self.events: list[tuple[int, int]] = []  # (place, bytes; below 0: freed)
         # address of a storage -> (itself, place, bytes)
         self.alive: dict[int, tuple[weakref.ref, int, int]] = {}
@@ -58,18 +57,13 @@ class Footprint(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        unknown = func is aten.nonzero.default and args[0].is_meta
-        out = self.picked(*args) if unknown else func(*args, **kwargs)
+        out = func(*args, **kwargs)
         if (formula := FLOPS.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self.see(tensor, counted=self.here)
         return out
-
-    def picked(self, x: Tensor) -> Tensor:
-        """x.nonzero() on the meta device: `share` of the positions."""
-        return x.new_empty(round(self.share * x.numel()), x.ndim, dtype=torch.long)
 
     def see(self, tensor: Tensor, place: int | None = None, counted: bool = True) -> None:
         """Count the storage of this tensor from now on, once; or, counted=False, never."""

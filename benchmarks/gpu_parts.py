@@ -1,0 +1,122 @@
+"""The parts of `benchmark --case gpu`, the most valuable first."""
+
+from dataclasses import dataclass, field, replace
+
+from benchmarks.work import options
+
+FAMILIES = ("llama-7b", "bloom-7b1", "opt-6.7b", "gptj-6b")
+STEP = {"random": True, "rows": 4, "tokens": 512, "micro": 4}
+DECODE = {"random": True, "adapter": "", "tokens": 512, "new": 64, "first": True}
+LOOP = {"dtype": "bfloat16", "adapter": "lora", "rows": 4, "tokens": 512, "steps": 6}
+CARD_TESTS = "cuda or card or offload or split"
+WORDS = {"bfloat16": "bf16", "int8": "int8", "nf4": "nf4"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A measurement in a process of its own."""
+
+    name: str
+    work: str  # module:function
+    options: dict = field(default_factory=dict)
+    kind: str = "check"  # or step, decode
+    warm: int = 0
+    repeats: int = 1
+    limit: float = 60  # seconds; a part is not begun when fewer than a third of them are left
+    against: str = ""  # for a part of the peer: the name of ours
+    card: bool = False  # on the CPU it shows no more than that the code runs
+
+
+def step(model: str, adapter: str, stored: str = "bfloat16", block: bool = False) -> Part:
+    o = options(model=model, adapter=adapter, checkpointing=block, **STEP)
+    o |= {"quantize": "" if stored == "bfloat16" else stored}
+    name = f"{model} {adapter} {WORDS[stored]}{' block' * block}"
+    return Part(name, "benchmarks.ours:step", o, "step", warm=2, repeats=5)
+
+
+def decode(batch: int, adapter: str = "", stored: str = "bfloat16") -> Part:
+    o = options(model="llama-7b", batch=batch, **DECODE | {"adapter": adapter})
+    o |= {"quantize": "" if stored == "bfloat16" else stored}
+    name = f"decode batch {batch} {WORDS[stored]}{f' with {adapter}' * bool(adapter)}"
+    return Part(name, "benchmarks.ours:decode", o, "decode", warm=1, repeats=3)
+
+
+def of_peer(part: Part) -> Part:
+    """The same by transformers + peft."""
+    work = part.work.replace("ours", "peer")
+    return replace(part, name=f"{part.name} (peer)", work=work, against=part.name)
+
+
+def both(part: Part) -> list[Part]:
+    return [part, of_peer(part)]
+
+
+def loop(name: str, work: str, **more) -> Part:
+    o = {"model": "llama-7b", "layers": 4, **LOOP, **more}
+    return Part(name, f"benchmarks.gpu_checks:{work}", o, card=True)
+
+
+def parts() -> list[Part]:
+    """All of them, for a card of 40 GB and more."""
+    size = {"size": 8192, "copy": 2**32, "dtypes": ["bfloat16", "float16", "float32"]}
+    tests = {"keyword": CARD_TESTS, "words": ["-n", "8"], "seconds": 100}
+    compared = {
+        "models": [*((f"pocket-{name}", 0) for name in ("llama", "bloom", "opt", "gptj"))],
+        "dtypes": ["float32", "bfloat16", "float16"],
+        "tokens": 300,
+    }
+    compared["models"].append(("qwen3-0.6b", 2))  # heads of 128
+    found = [
+        Part("rates", "benchmarks.machine:rates", size, card=True),
+        Part("CUDA tests", "benchmarks.gpu_checks:suite", tests, limit=120, card=True),
+        Part("CUDA = CPU", "benchmarks.gpu_checks:parity", compared, limit=90, card=True),
+    ]
+    for adapter in ("lora", "parallel"):
+        found += both(step("llama-7b", adapter))
+    for adapter in ("lora", "parallel"):
+        found += both(step("llama-7b", adapter, block=True))
+    found += [*both(decode(1)), decode(8), decode(64)]
+    found += [step("llama-7b", "lora", stored, block=True) for stored in ("int8", "nf4")]
+    found += [decode(1, "lora"), decode(1, stored="int8"), decode(1, stored="nf4")]
+    found += [
+        loop("float16 loss scaling", "scaled", steps=20),
+        loop("layers on cuda and cpu", "alike", rows=2, tokens=128, devices=["cuda", "cpu"]),
+        loop("offload", "alike", train={"offload": True}),
+        loop("plain run twice", "repeated"),
+        loop("deterministic run twice", "repeated", train={"deterministic": True}),
+    ]
+    found += [step("llama-7b", "parallel", stored, block=True) for stored in ("int8", "nf4")]
+    for family in FAMILIES[1:]:
+        for adapter in ("lora", "parallel"):
+            found += both(step(family, adapter))
+        found += [step(family, "lora", stored, block=True) for stored in ("int8", "nf4")]
+    found += [of_peer(decode(8)), of_peer(decode(64))]
+    for family in FAMILIES[1:]:
+        found += [step(family, "parallel", stored, block=True) for stored in ("int8", "nf4")]
+    return found
+
+
+TINY = {"rows": 2, "tokens": 12, "micro": 2, "batch": 2, "new": 3, "steps": 3, "layers": 0}
+POCKET = dict(zip(FAMILIES, ("llama", "bloom", "opt", "gptj"), strict=True))
+
+
+def tiny(part: Part, device: str) -> Part:
+    """A part of a smoke run: the same work on the pocket models."""
+    o = dict(part.options)
+    for key, most in TINY.items():
+        if key in o:
+            o[key] = min(o[key], most)
+    if "model" in o:
+        o["model"] = f"pocket-{POCKET[o['model']]}"
+    if "models" in o:
+        o["models"] = o["models"][:2]
+        o["dtypes"] = ["float32", "bfloat16"]
+    if "size" in o:
+        o |= {"size": 64, "copy": 2**16}
+    if "keyword" in o:
+        o["words"] = ["-n", "0", "--collect-only", "tests/test_memory.py"]
+    if "devices" in o:
+        o["devices"] = [device, "cpu"]
+    if device == "cpu" and "offload" in o.get("train", {}):
+        o["train"] = {"offload": True}
+    return replace(part, options=o, warm=0, repeats=1)
