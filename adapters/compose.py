@@ -11,10 +11,12 @@ of adapters is a new adapter (adapters/combine.py).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from adapters.base import Adapter, Folded
@@ -153,14 +155,27 @@ class Average(Composition):
         return replace(f, weight=weight, bias=bias, scales=scales)
 
 
+class Seats:
+    """Which entry of a Rows each row of a pass has; None: row i has entry i."""
+
+    def __init__(self):
+        self.entries: list[int] | None = None
+        self.indices: dict = {}  # (name, device) -> the rows of that name, int64
+
+    def take(self, entries: Sequence[int] | None) -> None:
+        if entries != self.entries:
+            self.entries, self.indices = None if entries is None else list(entries), {}
+
+
 class Rows(Composition):
     """An adapter, or none, for each row of the batch.
 
+    `seats.take(entries)` gives the rows of the next passes other entries than each its own.
     Adapters that put virtual tokens in front must be of one length for all rows.
     """
 
     def __init__(self, *names: str | None):
-        self.rows = names
+        self.rows, self.seats = names, Seats()
         if not all(name is None or isinstance(name, str) for name in names):
             raise UserError(f"Rows takes names and None, not {list(names)}")
         self.names = tuple(dict.fromkeys(name for name in names if name is not None))
@@ -184,27 +199,47 @@ class Rows(Composition):
                 "cannot be in one batch"
             )
         bound = copy(self)
-        bound.virtual, bound.members = lengths.pop(), list(here.values())
-        bound.groups = [
-            (adapter, [row for row, other in enumerate(self.rows) if other == name])
-            for name, adapter in here.items()
-        ]
+        bound.virtual, bound.members, bound.here = lengths.pop(), list(here.values()), here
         return bound
 
-    def split(self, batch: Tensor, change: Callable[[Adapter, list[int]], Tensor]) -> Tensor:
-        """`batch` [B, ...] with the rows of each adapter as `change(adapter, rows)` makes them."""
-        if len(batch) != len(self.rows):
+    def check(self, count: int) -> None:
+        """Raise UserError where there are not as many entries as rows."""
+        if count != len(self.rows):
+            raise UserError(f"{self} is for a batch of {len(self.rows)} rows, this one has {count}")
+
+    def check_entry(self, entry: int | None) -> None:
+        """Raise UserError for what is not the number of an entry."""
+        if entry not in range(len(self.rows)):
             raise UserError(
-                f"{self} is for a batch of {len(self.rows)} rows, this one has {len(batch)}"
+                f"{self}: each row needs one of the entries 0 to {len(self.rows) - 1}, not {entry}"
             )
-        parts = [(rows, change(adapter, rows)) for adapter, rows in self.groups]
-        shape = parts[0][1].shape[1:]
-        # If the shape changes, every row has an adapter.
-        same = batch.shape[1:] == shape
-        whole = batch.clone() if same else batch.new_empty(len(batch), *shape)
-        for rows, part in parts:
+
+    def rows_with(self, name: str, device: torch.device) -> Tensor:
+        """The rows of the pass that this adapter is for."""
+        key = name, device
+        if key not in self.seats.indices:
+            entries = self.seats.entries or range(len(self.rows))
+            rows = [row for row, entry in enumerate(entries) if self.rows[entry] == name]
+            self.seats.indices[key] = torch.tensor(rows, dtype=torch.long).to(device)
+        return self.seats.indices[key]
+
+    def split(self, batch: Tensor, change: Callable[[Adapter, Tensor | slice], Tensor]) -> Tensor:
+        """`batch` [B, ...] with the rows of each adapter as `change(adapter, rows)` makes them."""
+        if self.seats.entries is None:
+            self.check(len(batch))
+        whole = None
+        for name, adapter in self.here.items():
+            rows = self.rows_with(name, batch.device)
+            if len(rows) == len(batch):
+                return change(adapter, slice(None))
+            if len(rows) == 0:
+                continue
+            part = change(adapter, rows)
+            if whole is None:  # if the shape changes, every row has an adapter
+                same = part.shape[1:] == batch.shape[1:]
+                whole = batch.clone() if same else batch.new_empty(len(batch), *part.shape[1:])
             whole[rows] = part
-        return whole
+        return batch if whole is None else whole
 
     def before(self, x: Tensor) -> Tensor:
         return self.split(x, lambda adapter, rows: adapter.before(x[rows]))
@@ -233,7 +268,18 @@ def members_of(entry: "Adapter | Composition") -> list[Adapter]:
     return entry.members if isinstance(entry, Composition) else [entry]
 
 
-def by_row(model: LanguageModel) -> bool:
-    """Whether rows of a batch have adapters of their own, so that none may leave it."""
-    sites = [module for module in model.modules() if isinstance(module, Site)]
-    return any(isinstance(entry, Rows) for site in sites for entry in site.active)
+def rows_in_use(model: LanguageModel) -> list[Rows]:
+    """The entries by which rows of a batch have adapters of their own."""
+    return [entry for entry in model.adapters_on[0] if isinstance(entry, Rows)]
+
+
+@contextmanager
+def seated(mixtures: list[Rows], entries: Sequence[int]) -> Iterator[None]:
+    """Row i of the passes in this block has entry entries[i] of each of these Rows."""
+    for rows in mixtures:
+        rows.seats.take(entries)
+    try:
+        yield
+    finally:
+        for rows in mixtures:
+            rows.seats.take(None)

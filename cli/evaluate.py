@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.options import (
+    COMPILE,
     DATA,
     DECODE_MEMORY,
     SETTINGS,
@@ -34,7 +35,7 @@ DECODING = {  # settings of [eval], with TESTS' --items
     "--top-k K": (int, "sample from the k likeliest tokens"),
     "--top-p P": (float, "sample from the likeliest tokens with this total probability"),
 }
-EVAL_OPTIONS = ("items", *(key.split()[0][2:].replace("-", "_") for key in DECODING))
+EVAL_OPTIONS = ("items", "compile", *(key.split()[0][2:].replace("-", "_") for key in DECODING))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(parser, "data", DATA | TESTS)
     seeds = {"--seeds N,N": "of sampled answers, 0,1,2: one answer with each"}
     add(parser, "answers", DECODING | seeds)
-    add(parser, "settings", SETTINGS)
+    add(parser, "settings", SETTINGS | COMPILE)
     output = {
         "--out FOLDER": "of the results (RUN/evaluate or runs/evaluate-MODEL-DATA, numbered)",
         "--resume FOLDER": "continue the interrupted evaluation here, with its own settings",
@@ -185,5 +186,5 @@ def print_result(result: "Evaluation", job: "Arguments") -> None:
         print(f"held-out loss per token: {loss_text(result.loss)}")
         return
     lines = score_lines([], result.predictions, "with adapter" if adapters else "base")
-    published = published_lines(s.data, s.model, result.preset, result.predictions)
+    published = published_lines(result.conditions, result.predictions)
     print("\n" + "\n".join([*lines, *([""] if published else []), *published]))

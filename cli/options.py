@@ -63,6 +63,9 @@ DECODE_MEMORY = {
     "--decode-memory HOW": "on a CPU: packed takes a second copy of the weights, which is faster; "
     "plain none; auto (default) if half of the free memory holds it"
 }
+COMPILE = {
+    "--compile": (bool, "compile the blocks with torch.compile (train.compile, eval.compile)", None)
+}
 SHARD_SIZE = {"--shard-size GB": (float, "largest size of a file of weights, in GB (5)", 5.0)}
 
 

@@ -34,12 +34,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import json
 
+    from experiments.comparable import comparison_lines
     from experiments.plan import plan_run
     from experiments.plan_text import plan_text
 
     needs_model = not options.config and options.continue_from is None
+    settings = training_settings(
+        options, {"model": options.model or "llama-7b"} if needs_model else {}
+    )
     facts = plan_run(
-        training_settings(options, {"model": options.model or "llama-7b"} if needs_model else {}),
+        settings,
         memory=options.memory,
         processes=options.processes,
         length=options.length,
@@ -48,5 +52,6 @@ def run(options: argparse.Namespace) -> int:
         flops=options.flops,
         measure=options.measure,
     )
-    print(json.dumps(facts) if options.json else plan_text(facts))
+    lines = [plan_text(facts), "", *comparison_lines(settings)]
+    print(json.dumps(facts) if options.json else "\n".join(lines).rstrip())
     return 0 if facts.get("fits", True) else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.options import (
+    COMPILE,
     DATA,
     MODEL,
     SETTINGS,
@@ -49,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seed N": (int, "of initial weights, order of rows and dropout (0)"),
         "--max-steps N": (int, "stop after this many steps; 0: after train.epochs"),
     }
-    add(parser, "training", SETTINGS | of_training)
+    add(parser, "training", SETTINGS | of_training | COMPILE)
     add(parser, "evaluation", TESTS)
     output = {
         "--out FOLDER": "of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)",
@@ -142,10 +143,12 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
     from experiments.folders import absolute_paths
 
     table = given(options, ("seed",)) | data_settings(options)
-    if train_table := given(options, ("max_steps", "keep")):
-        table["train"] = train_table
-    if options.items is not None:
-        table["eval"] = {"items": options.items}
+    for part, names in (
+        ("train", ("max_steps", "keep", "compile")),
+        ("eval", ("items", "compile")),
+    ):
+        if of_part := given(options, names):
+            table[part] = of_part
     settings = absolute_paths(training_settings(options, table))
     if settings.continue_from:
         adapter = "continued"
@@ -164,6 +167,7 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
 
 def print_result(result: "Result", settings: "Settings") -> None:
     """Scores, published figures, held-out loss, and what went wrong."""
+    from experiments.comparable import conditions_of
     from experiments.text import loss_text, published_lines, score_lines
 
     before, about = (
@@ -173,7 +177,7 @@ def print_result(result: "Result", settings: "Settings") -> None:
     )
     if result.after:
         lines = score_lines(result.before, result.after, "with adapter", before)
-        published = published_lines(settings.data, settings.model, result.preset, result.after)
+        published = published_lines(conditions_of(settings), result.after)
         print("\n" + "\n".join([*lines, *([""] if published else []), *published]))
         if not result.before:
             print(f"({about}; --set eval.before=true does)")

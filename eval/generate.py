@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adapters.compose import by_row
+from adapters.compose import rows_in_use
 from data.batches import encode_prompt
 from data.prompts import Template
 from data.prompts import template as template_named
 from data.stops import stop_ids
-from eval.beams import beam_search
-from eval.sampling import Sampling, check, draw
+from eval.engine import Engine, Request
+from eval.room import too_long
+from eval.sampling import Sampling, check
 from files.errors import UserError
 from model.language import LanguageModel
-from model.packed import pack
 from model.tokenizer import Tokenizer
 
 
@@ -141,52 +141,51 @@ def generate(
         )
     if T == 0 or (mask is not None and not mask.bool().any(dim=1).all()):
         raise UserError("cannot continue an empty prompt; give at least one token")
-    if mask is None or mask.bool().all():
-        mask = None
-    else:
-        if not mask[:, -1].bool().all():
-            raise UserError("prompts must be padded on the left: the last token of a row is a pad")
-        mask = torch.cat((mask, mask.new_ones(B, max_new_tokens)), dim=1)
-    pack(model)
-    ends = torch.tensor(list(stop_ids), device=ids.device, dtype=torch.long)
-    if beams > 1:
-        return beam_search(model, ids, mask, max_new_tokens, beams, ends, vocab_size)
-    cache = model.new_cache(B, T + max_new_tokens)
-    outputs: list[list[int]] = [[] for _ in range(B)]
-    generators = (
-        None if sampling is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+    if mask is not None and not mask[:, -1].bool().all():
+        raise UserError("prompts must be padded on the left: the last token of a row is a pad")
+    prompts = ids.tolist()
+    if mask is not None:
+        prompts = [row[-n:] for row, n in zip(prompts, mask.sum(dim=1).tolist(), strict=True)]
+    return generate_rows(
+        model,
+        [
+            Request(
+                prompt, max_new_tokens, stop_ids, beams, sampling, seeds[i] if seeds else 0, stop, i
+            )
+            for i, prompt in enumerate(prompts)
+        ],
+        vocab_size,
+        stream,
+        stream_rows,
     )
-    rows = torch.arange(B, device=ids.device)  # the caller's number of each row of the batch
-    done = torch.zeros(B, dtype=torch.bool, device=ids.device)
-    for step in range(max_new_tokens):
-        seen = None if mask is None else mask[:, : T + step]
-        hidden = model.hidden(ids, seen, cache=cache)
-        logits = model.logits(hidden[:, -1])[:, :vocab_size].to(ids.device)
-        if sampling is None:
-            token = logits.argmax(dim=-1)  # [rows]
-        else:
-            token = draw(sampling.filter(logits), [generators[row] for row in rows.tolist()])
-        done |= torch.isin(token, ends)
-        going, new = rows[~done].tolist(), token[~done].tolist()
-        for row, token_id in zip(going, new, strict=True):
-            outputs[row].append(token_id)
+
+
+def generate_rows(
+    model: LanguageModel,
+    requests: Sequence[Request],
+    vocab_size: int | None = None,
+    stream: Callable[[list[int]], None] | None = None,
+    stream_rows: Callable[[list[int], list[int]], None] | None = None,
+) -> list[list[int]]:
+    """The new tokens of each request, all at the same time; arguments as in `generate`."""
+    for rows in rows_in_use(model):
+        rows.check(len(requests))
+    outputs: list[list[int]] = [[] for _ in requests]
+    if not requests or requests[0].max_new_tokens < 1:
+        return outputs
+    length = max(len(request.ids) + request.max_new_tokens for request in requests)
+    engine = Engine(model, sum(request.beams for request in requests), length, vocab_size)
+    for request in requests:
+        engine.submit(request)
+    while not engine.is_idle:
+        events = engine.step()
+        for event in events:
+            outputs[event.number] += event.tokens
+            if event.ended == "positions":
+                raise UserError(too_long(model))
+        new = [(event.number, token) for event in events for token in event.tokens]
         if stream is not None:
-            stream(new)
+            stream([token for _, token in new])
         if stream_rows is not None:
-            stream_rows(going, new)
-        if stop is not None:
-            ended = [
-                not over and stop(outputs[row])
-                for row, over in zip(rows.tolist(), done.tolist(), strict=True)
-            ]
-            done |= torch.tensor(ended, device=ids.device)
-        if done.all():
-            break
-        if mask is not None:
-            mask[done, T + step :] = 0  # a finished row takes no further positions
-        if done.sum() * 2 >= len(done) and not by_row(model):  # go on with the unfinished rows only
-            mask = None if mask is None else mask[~done]
-            cache.select(~done)
-            rows, token, done = rows[~done], token[~done], done[~done]
-        ids = token[:, None]
+            stream_rows([row for row, _ in new], [token for _, token in new])
     return outputs

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from data.batches import encode_prompt
 from data.prompts import Template
 from data.stops import stop_ids
-from eval.generate import Sampling, generate, left_pad
+from eval.engine import Engine, Request
 from eval.likelihood import log_likelihoods
+from eval.sampling import Sampling
 from files.errors import UserError, short_of_memory, unknown
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
@@ -133,8 +134,8 @@ class Requests:
         """
         eos_ids = [] if self.eot_token_id is None else [self.eot_token_id]
         eos = [text for text in [self.tokens.decode(eos_ids, special=True)] if text]
-        groups: dict[tuple, list[int]] = {}  # how to decode -> numbers of the requests
-        ids, cut = [], 0
+        asked, ends, cut = [], [], 0
+        stops = stop_ids(self.tokens)
         for number, request in enumerate(requests):
             until, length, sampling = decoding(request.args[1], self.max_gen_toks)
             until = tuple(dict.fromkeys((*until, *eos)))  # a model may spell EOS out
@@ -144,44 +145,29 @@ class Requests:
                     f"{self.max_length} tokens"
                 )
             whole = self.prompt_ids(request.args[0])
-            ids.append(whole[length - self.max_length :])
-            cut += len(ids[-1]) < len(whole)
-            groups.setdefault((until, length, sampling), []).append(number)
+            ids = whole[length - self.max_length :]
+            cut += len(ids) < len(whole)
+            over = self.stops_at(until)
+            asked.append(Request(ids, length, stops, 1, sampling, number, over))
+            ends.append(until)
         self.warn_of(cut)
-        texts = [""] * len(requests)
-        for (until, length, sampling), numbers in groups.items():
-            numbers.sort(key=lambda number: -len(ids[number]))
-            for start in range(0, len(numbers), self.batch_size):
-                batch = numbers[start : start + self.batch_size]
-                prompts = [ids[number] for number in batch]
-                outputs = self.generate_batch(prompts, until, length, sampling, batch)
-                for number, new in zip(batch, outputs, strict=True):
-                    texts[number] = self.tokens.decode(new)
-                    for end in until:
-                        texts[number] = texts[number].partition(end)[0]
+        texts = []
+        for new, until in zip(self.continued(asked), ends, strict=True):
+            text = self.tokens.decode(new)
+            for end in until:
+                text = text.partition(end)[0]
+            texts.append(text)
         return texts
 
-    def generate_batch(
-        self,
-        prompts: list[list[int]],
-        until: tuple[str, ...],
-        length: int,
-        sampling: Sampling | None,
-        seeds: list[int],
-    ) -> list[list[int]]:
-        """The new ids of one batch."""
-        device = next(self.net.parameters()).device
+    def continued(self, requests: list[Request]) -> list[list[int]]:
+        """The new ids of each request."""
+        outputs: list[list[int]] = [[] for _ in requests]
+        length = max((len(one.ids) + one.max_new_tokens for one in requests), default=1)
+        device, slots = self.net.device, min(self.batch_size, max(1, len(requests)))
         with short_of_memory(f"on {device} with {self.batch_size} texts at once: lower batch_size"):
-            return generate(
-                self.net,
-                *left_pad(prompts, 0, device),
-                max_new_tokens=length,
-                stop_ids=stop_ids(self.tokens),
-                vocab_size=self.tokens.size,
-                sampling=sampling,
-                seeds=seeds if sampling else None,
-                stop=self.stops_at(until),
-            )
+            for event in Engine(self.net, slots, length, self.tokens.size).run(requests):
+                outputs[event.number] += event.tokens
+        return outputs
 
     def stops_at(self, until: tuple[str, ...]) -> Callable[[list[int]], bool]:
         """A function: whether the new tokens of a row hold one of the strings.

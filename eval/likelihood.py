@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapters.compose import by_row
+from adapters.compose import rows_in_use
 from files.errors import UserError, short_of_memory
 from model.language import LanguageModel
 from model.packed import pack
@@ -33,7 +33,7 @@ def log_likelihoods(
             raise UserError(f"pair {number + 1} has an empty {empty}; both need at least one token")
     if type(batch_size) is not int or batch_size < 1:
         raise UserError(f"batch_size should be 1 or more, not {batch_size!r:.50}")
-    if by_row(model):
+    if rows_in_use(model):
         raise UserError(
             "adapters by row (Rows) have no likelihoods: pairs are put into batches by their length"
         )

@@ -3,8 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.batches import encode_prompt
@@ -13,13 +12,15 @@ from data.prompts import template as template_named
 from data.stops import stop_ids
 from eval.answers import judge, kind_of
 from eval.choices import choices, form_of, spelled_as_in
-from eval.generate import Sampling, generate, left_pad
+from eval.engine import Engine, Request
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
 from eval.likelihood import log_likelihoods
 from eval.room import positions_of, room_for
+from eval.sampling import Sampling
 from eval.settings import Eval
 from files.errors import short_of_memory
 from files.progress import progress_bar
+from model.compiled import compiled
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 
@@ -85,7 +86,7 @@ def predict(
     answers = processes.exchange(answers)[0] if world > 1 else answers
     answers |= {number: TOO_LONG for number, room in enumerate(rooms) if not room}
     waiting = [number for number in range(len(jobs)) if number not in answers]
-    waiting.sort(key=lambda number: -len(jobs[number].ids))  # similar lengths share a batch
+    waiting.sort(key=lambda number: -len(jobs[number].ids))  # the longest first, as the engine
     if not sharded:  # processes that share the weights answer every batch together
         waiting = waiting[rank::world]
     writes = journal and not (sharded and rank)
@@ -94,23 +95,27 @@ def predict(
     model.eval()
     total, done = len(answers) + len(waiting), len(answers)
     bar = progress_bar(total, done, unit="problem", desc=title, disable=rank > 0)
-    with bar, kept or nullcontext():
-        for batch in batches_of(waiting, rooms, decoding.batch_size):
-            with short_of_memory(
-                f"on {next(model.parameters()).device} with {len(batch)} problems at once and "
-                f"{decoding.max_new_tokens} new tokens: lower eval.batch_size (--batch-size, with "
-                "--resume too) or eval.max_new_tokens"
-            ):
-                if pairs:
-                    new = likeliest(model, [pairs[number] for number in batch], decoding.batch_size)
-                else:
-                    fitting = replace(decoding, max_new_tokens=rooms[batch[0]])
-                    new = generated(model, tokenizer, [jobs[n] for n in batch], fitting, stops)
-            for number, answer in zip(batch, new, strict=True):
-                answers[number] = answer
-                if kept:
-                    kept.write({"job": number, **answer})
-            bar.update(len(batch))
+    faster = compiled(model, answers=True) if decoding.compile else nullcontext()
+    with (
+        bar,
+        kept or nullcontext(),
+        faster,
+        short_of_memory(
+            f"on {model.device} with {decoding.batch_size} problems at once and "
+            f"{decoding.max_new_tokens} new tokens: lower eval.batch_size (--batch-size, with "
+            "--resume too) or eval.max_new_tokens"
+        ),
+    ):
+        if pairs:
+            new = likeliest(model, {n: pairs[n] for n in waiting}, decoding.batch_size)
+        else:
+            wanted = {n: (jobs[n], rooms[n]) for n in waiting}
+            new = generated(model, tokenizer, wanted, decoding, stops)
+        for number, answer in new:
+            answers[number] = answer
+            if kept:
+                kept.write({"job": number, **answer})
+            bar.update()
     for others in processes.exchange(answers) if world > 1 else []:
         answers |= others
     for number, job in enumerate(jobs):
@@ -171,31 +176,40 @@ def rooms_of(
     return [room_for(positions, tokens - 1, 1) for tokens in longest]
 
 
-def batches_of(waiting: list[int], rooms: list[int], size: int) -> Iterator[list[int]]:
-    """The jobs in their order, up to `size` at once. All of a batch have the same room, so that an
-    answer does not depend on what else is in its batch."""
-    for _, same in groupby(waiting, key=rooms.__getitem__):
-        numbers = list(same)
-        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
-
-
 def generated(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    jobs: list[Job],
+    wanted: dict[int, tuple[Job, int]],
     decoding: Eval,
     stop_ids: Sequence[int],
-) -> list[dict]:
-    """{output, cut} for each job."""
-    pad_id = 0 if tokenizer.pad_id is None else tokenizer.pad_id
-    ids, mask = left_pad([job.ids for job in jobs], pad_id, next(model.parameters()).device)
-    drawn = {}
+) -> Iterator[tuple[int, dict]]:
+    """(its number, {output, cut}) of each job as it is answered; `wanted`: jobs and their rooms."""
+    sampling = None
     if decoding.temperature > 0:
-        drawn["sampling"] = Sampling(decoding.temperature, decoding.top_k, decoding.top_p)
-        drawn["seeds"] = [own_seed(job.prediction) for job in jobs]
-    length = decoding.max_new_tokens
-    outputs = generate(model, ids, mask, length, decoding.beams, stop_ids, tokenizer.size, **drawn)
-    return [{"output": tokenizer.decode(new), "cut": len(new) == length} for new in outputs]
+        sampling = Sampling(decoding.temperature, decoding.top_k, decoding.top_p)
+    requests = [
+        Request(
+            job.ids,
+            room,
+            stop_ids,
+            decoding.beams,
+            sampling,
+            own_seed(job.prediction) if sampling else 0,
+        )
+        for job, room in wanted.values()
+    ]
+    if not requests:
+        return
+    slots = min(decoding.batch_size, len(requests)) * decoding.beams
+    length = max(len(request.ids) + request.max_new_tokens for request in requests)
+    outputs: list[list[int]] = [[] for _ in requests]
+    numbers = list(wanted)
+    for event in Engine(model, slots, length, tokenizer.size).run(requests):
+        outputs[event.number] += event.tokens
+        if event.ended:
+            new, room = outputs[event.number], requests[event.number].max_new_tokens
+            answer = {"output": tokenizer.decode(new), "cut": len(new) == room}
+            yield numbers[event.number], answer
 
 
 def own_seed(prediction: dict) -> int:
@@ -204,12 +218,17 @@ def own_seed(prediction: dict) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def likeliest(model: LanguageModel, pairs: list[Pairs], batch_size: int) -> list[dict]:
-    """{output, likelihoods} for each job: its likeliest option, and all log-likelihoods in nats."""
-    flat = [pair for options in pairs for pair in options.values()]
-    figures = iter(log_likelihoods(model, flat, batch_size=batch_size))
-    found = []
-    for options in pairs:
-        likelihoods = {label: round(next(figures)[0], 5) for label in options}
-        found.append({"output": max(likelihoods, key=likelihoods.get), "likelihoods": likelihoods})
-    return found
+def likeliest(
+    model: LanguageModel, wanted: dict[int, Pairs], batch_size: int
+) -> Iterator[tuple[int, dict]]:
+    """(its number, {output, likelihoods}) of each job as it is answered: its likeliest option, and
+    all log-likelihoods in nats."""
+    numbers = list(wanted)
+    for start in range(0, len(numbers), batch_size):
+        batch = numbers[start : start + batch_size]
+        flat = [pair for number in batch for pair in wanted[number].values()]
+        figures = iter(log_likelihoods(model, flat, batch_size=batch_size))
+        for number in batch:
+            likelihoods = {label: round(next(figures)[0], 5) for label in wanted[number]}
+            best = max(likelihoods, key=likelihoods.get)
+            yield number, {"output": best, "likelihoods": likelihoods}

@@ -30,6 +30,12 @@ def room_for(positions: int | None, tokens: int, wanted: int) -> int:
     return 0 if tokens > positions else min(wanted, positions - tokens + 1)
 
 
+def too_long(model: LanguageModel) -> str:
+    """What is wrong with a text that has more tokens than `positions_of`."""
+    last = model.shape.positions - 1
+    return f"position {last + 1} is past the model's last, {last}: the text is too long for it"
+
+
 def room_lines(
     model: LanguageModel,
     tokenizer: Tokenizer,

@@ -69,13 +69,28 @@ def check(rows: int, beams: int, sampling: Sampling | None, seeds: Sequence[int]
         )
 
 
-def draw(logits: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Logits [B, V] -> one sampled token of each row [B], on the CPU: a GPU's generators give other
-    numbers."""
-    chances = logits.softmax(dim=-1).cpu()
-    return torch.cat(
-        [
-            torch.multinomial(row, 1, generator=generator)
-            for row, generator in zip(chances, generators, strict=True)
-        ]
-    ).to(logits.device)
+def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Logits [B, V] -> one sampled token of each row [B], by one uniform number of its generator.
+
+    The generators are the CPU's: those of a GPU give other numbers.
+    """
+    uniform = torch.cat([torch.rand(1, 1, generator=generator) for generator in generators])
+    upto = logits.softmax(dim=-1).cumsum(dim=-1)  # the probability of a token and those before it
+    return torch.searchsorted(upto, uniform.to(upto) * upto[:, -1:], right=True)[:, 0]
+
+
+def choose(
+    logits: Tensor,
+    samplings: Sequence[Sampling | None],
+    generators: Sequence[torch.Generator | None],
+) -> Tensor:
+    """Logits [B, V] -> the next token of each row [B]: drawn where it has a Sampling, else the
+    likeliest."""
+    tokens = logits.argmax(dim=-1)
+    for sampling in dict.fromkeys(samplings):
+        if sampling is None:
+            continue
+        rows = [row for row, other in enumerate(samplings) if other == sampling]
+        drawn = draw(sampling.filter(logits[rows]), [generators[row] for row in rows])
+        tokens[rows] = drawn
+    return tokens

@@ -8,6 +8,7 @@ import torch
 from files.errors import UserError
 from files.reading import weight_files
 from model import load_model, load_tokenizer
+from model.compiled import check_compiler
 from model.config import read_config
 from model.devices import parse_devices
 from model.language import LanguageModel
@@ -36,6 +37,10 @@ def choose_devices(s: Settings, processes: Processes = SINGLE) -> list[torch.dev
         name = f"cuda:{processes.local_rank}"
     devices = parse_devices(name)
     check_together(s, devices, processes.world)
+    for part in ("train", "eval"):
+        if getattr(s, part).compile:
+            for kind in {device.type: device for device in devices}.values():
+                check_compiler(kind, f"{part}.compile")
     return devices
 
 
@@ -68,6 +73,12 @@ def check_together(s: Settings, devices: list[torch.device], world: int = 1) -> 
         raise UserError(
             "train.offload and shard do not go together: "
             "FSDP's gathered weights would go to the CPU with the activations"
+        )
+    if s.shard and (s.train.compile or s.eval.compile):
+        part = "train" if s.train.compile else "eval"
+        raise UserError(
+            f"{part}.compile and shard do not go together: FSDP gathers a block's weights outside "
+            f"of what is compiled; set {part}.compile=false"
         )
     if s.shard and s.quantize:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapters import attach, load_adapter, use
 from adapters.attach import adapters_named, in_order
-from adapters.compose import by_row
+from adapters.compose import rows_in_use
 from adapters.config import AdapterConfig
 from adapters.formats.folders import CONFIG, OURS, read_adapter
 from adapters.several import SETUP, load_adapters
@@ -159,7 +159,7 @@ def load_start(model: LanguageModel, s: Settings, tokenizer: Tokenizer | None = 
         run = load_adapters(model, folder)
     else:
         run = load_adapter(model, folder, TRAINED)
-    if by_row(model):
+    if rows_in_use(model):
         raise UserError(
             f"{folder} has an adapter for each row of a batch (Rows), which a run cannot train: "
             f"continue one of them, such as {folder / TRAINED}"

@@ -7,12 +7,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from adapters.attach import adapter_names, adapters_named
 from data.prompts import Template, stored_template
 from eval.journal import remove_journals
 from eval.predict import predict
 from eval.room import room_lines
-from eval.score import mark_leaks, tables, write_predictions
+from eval.score import mark_leaks, scores, tables, write_predictions
 from experiments.base import check_base, toy_lines
+from experiments.comparable import Conditions, compare
 from experiments.folders import fresh_folder, write_json
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
@@ -24,6 +26,7 @@ from files.errors import UserError
 from files.reading import read_json
 from files.typed import from_table
 from files.writing import held, write_text
+from model.language import LanguageModel
 from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
@@ -37,7 +40,7 @@ class Evaluation:
 
     predictions: list[dict]  # as eval/score.py returns them
     template: Template
-    preset: str  # name of the adapter in presets.toml; "" where unknown, or for several adapters
+    conditions: Conditions  # what published rows are compared with
     notes: list[str]
     loss: dict  # {rows, loss}: nats per token on held-out rows, where the data has no answers
     is_text: bool = False  # plain text was measured, without a prompt
@@ -136,10 +139,12 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
     )
     for leak in leaks:
         mark_leaks(predictions, leak)
+    conditions = trained_conditions(s, model, runs)
     facts = {
         "model": s.model,
         "quantize": model.quantize,
         "data": s.data,
+        "published": [c.facts() for c in compare(conditions, scores(predictions))],
         "decoding": s.eval.decoding,
         **start,
         "template": prompt.name,
@@ -151,9 +156,22 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
         write_predictions(folder / PREDICTIONS, predictions)
         write_json(folder / DONE, facts)
         remove_journals(journal)
-    preset = runs[0].get("adapter") if len(runs) == 1 and not job.average else ""
-    preset = preset if isinstance(preset, str) else ""
-    return Evaluation(predictions, prompt, preset, notes, loss, data.is_text and not tests)
+    return Evaluation(predictions, prompt, conditions, notes, loss, data.is_text and not tests)
+
+
+def trained_conditions(s: Settings, model: LanguageModel, runs: list[dict]) -> Conditions:
+    """The conditions under which the adapter on the model was trained, by its file."""
+    names = adapter_names(model)
+    if len(runs) != 1 or len(names) != 1:
+        return Conditions(s.model, s.data, None, None)
+    run, config = runs[0], next(iter(adapters_named(model, names[0]).values())).config
+    weight, data = run.get("prompt_weight"), run.get("data")
+    rows = "the rows with right rationales" if run.get("only_right") is True else ""
+    if data != s.data:
+        rows = f"the rows of {data}" if isinstance(data, str) else "rows that are not known"
+    if run.get("history"):
+        rows = "the rows after those of another run"
+    return Conditions(s.model, s.data, config, weight if isinstance(weight, float) else None, rows)
 
 
 def difference_lines(

@@ -80,7 +80,8 @@ def make_grid(
         grid = replace(grid, data=grid.data or "math-v1")
         table = table_for(grid.data)
         default = {
-            key: list(getattr(table, key)) if table else [] for key in ("models", "adapters")
+            "models": list(table.models) if table else [],
+            "adapters": list(table.grid) if table else [],
         }
     unset = {key for key in default if key not in given and not getattr(grid, key)}
     grid = replace(grid, **{key: default[key] for key in unset})

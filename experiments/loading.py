@@ -16,7 +16,10 @@ from train.settings import Settings
 from train.settings import settings as make_settings
 
 NOT_MEASURED = ("adapter", "train", "load", "continue_from", "only_right", "train_on_test")
-NOT_OF_THE_RUN = {"shard": False, "train": {"offload": False}}  # were for training only
+NOT_OF_THE_RUN = {
+    "shard": False,
+    "train": {"offload": False, "compile": False},
+}  # were for training only
 
 
 def settings_to_measure(

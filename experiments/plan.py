@@ -12,6 +12,7 @@ from adapters.attach import adapter_names, adapters_named
 from adapters.formats.folders import native_tensors
 from adapters.show import trained
 from experiments.base import check_together
+from experiments.comparable import compare, conditions_of
 from experiments.layout import Planned, Target, advice, batches_of, planned
 from files.errors import UserError
 from model.language import LanguageModel
@@ -55,6 +56,7 @@ def plan_run(
         **run_facts(plan, settings, target),
         **time_facts(plan, settings, target, rows, rate),
     }
+    facts["published"] = [compared.facts() for compared in compare(conditions_of(settings))]
     if target.memory:
         facts["fits"] = all(device["fits"] for device in facts["devices"])
         facts["advice"] = None if facts["fits"] else advice(settings, plan, target)

@@ -37,6 +37,11 @@ from model.tokenizer import Tokenizer
 from train.parallel import Processes
 from train.settings import Settings, Train, to_toml
 
+FREE_OF_TRAIN = (  # settings that change training by rounding and dropout only
+    *("micro_batch_size", "tokens_per_batch", "packing"),
+    *("checkpointing", "offload", "compile", "keep", "tracker"),
+)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -72,6 +77,7 @@ class Prepared:
 def prepare(s: Settings, processes: Processes) -> Prepared:
     """Load and check everything. The cheap checks come first. Raises UserError."""
     tokenizer = check_base(s)
+    devices = choose_devices(s, processes)
     check_tracker(s.train.tracker)
     if s.template not in (*NAMES, AUTO) and not s.continue_from:
         raise unknown("prompt template", s.template, (*NAMES, AUTO))
@@ -79,7 +85,6 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     tests = first_items(data.tests, s.eval.items)
     check_labels(tests, data.reads)
     leaks = check_leakage(data, tests, s.train_on_test)
-    devices = choose_devices(s, processes)
     if len(devices) > 1 and not s.layers_per_device:
         from experiments.layout import layers_for  # slow to import
 
@@ -169,9 +174,7 @@ def check_positions(model: LanguageModel, examples: list[Example]) -> None:
 
 def fingerprint(s: Settings) -> str:
     """The settings that determine training: a checkpoint is resumed only under the same."""
-    free = {"keep", "tracker", "checkpointing", "offload"}
-    free |= {"micro_batch_size", "tokens_per_batch", "packing"}
-    train = replace(s.train, **{key: getattr(Train(), key) for key in free})
+    train = replace(s.train, **{key: getattr(Train(), key) for key in FREE_OF_TRAIN})
     machine = {
         "device": "",
         "layers_per_device": [],

@@ -1,31 +1,57 @@
-"""The published figures (published.toml), and ours beside them."""
+"""The published figures: a table of results a file of published_tables/, with its conditions."""
 
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from eval.score import Score, mean_score, scores
+from adapters.config import AdapterConfig, resolve
+from eval.score import Score, mean_score
 from eval.table import Cell, Table
+from files.toml import read_toml
+from files.typed import from_table, typed_values
 
 SPELLED = {"gsm8k": "GSM8K", "mawps": "MAWPS"}  # data set -> its name in tables
 Figures = dict[str, float]  # data set and "average" -> percent
 
 
 @dataclass(frozen=True)
-class Published:
-    """One published table: its sets in order, its rows, and the names of its models here."""
+class Training:
+    """How a published row was trained and measured; None or "": its source does not say."""
 
+    prompt_weight: float | None = None  # loss weight of prompt tokens
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seeds: int | None = None
+    best_on_test: str = ""  # "yes": the best epoch was chosen on the test sets
+    notes: list[str] = field(default_factory=list)  # doubts, other figures for the same row
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published table.
+
+    problems: of each set. teacher: the name and the figures of the model whose answers are the
+    training data. models, grid: the models and presets that `run.py table` runs by default.
+    adapters: word of the table -> what it is here. of: word -> where its training is another.
+    leaks: sets that the training data holds problems of. rows: model, word -> figures, average.
+    """
+
+    data: str
     title: str
     about: str
+    source: str
     sets: tuple[str, ...]
-    problems: list[int]  # of each set
-    teacher: tuple[str, list[float]]  # its name, the figures and their average
-    models: tuple[str, ...]  # those of the grid, as named here
-    adapters: tuple[str, ...]  # the presets of the grid
-    presets: dict[str, str]  # preset -> the table's word for it
-    rows: dict[str, dict[str, list[float]]]  # model -> word -> figures and average
+    problems: list[int]
+    rows: dict[str, dict[str, list[float]]]
+    teacher: tuple[str, list[float]] = ("", [])
+    models: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
+    training: Training = Training()
+    adapters: dict[str, dict] = field(default_factory=dict)
+    of: dict[str, dict] = field(default_factory=dict)
 
     def missing(self, measured: dict[str, Score]) -> str:
         """The sets that were measured in part, such as "gsm8k 2 of 264"; "" where none was."""
@@ -36,62 +62,58 @@ class Published:
             if counts[name] != whole
         )
 
-    def row(self, model: str, adapter: str) -> Figures | None:
-        """The figures of a model (a name, or a folder that ends in it) with a preset, if any."""
-        figures = self.rows.get(Path(model).name, {}).get(self.presets.get(adapter, ""))
-        return self.figures(figures) if figures else None
-
     def figures(self, values: Sequence[float]) -> Figures:
         return dict(zip((*self.sets, "average"), values, strict=True))
+
+    def rows_of(self, model: str) -> list["Row"]:
+        """The rows of a model: a name, or a folder that ends in it."""
+        name = Path(model).name
+        return [
+            Row(self, name, word, self.figures(values))
+            for word, values in self.rows.get(name, {}).items()
+        ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a published table."""
+
+    table: Published
+    model: str
+    word: str  # the table's name of the adapter
+    figures: Figures
+
+    @property
+    def adapter(self) -> AdapterConfig | None:
+        """The adapter of the row; None for a method that is not here."""
+        table = self.table.adapters.get(self.word)
+        return resolve(dict(table)) if table else None
+
+    @property
+    def training(self) -> Training:
+        changes = typed_values(Training, self.table.of.get(self.word, {}), self.table.title)
+        return replace(self.table.training, **changes)
 
 
 @cache
 def published() -> dict[str, Published]:
-    """Data set of the training rows -> the table of models trained on it."""
-    text = (Path(__file__).parent / "published.toml").read_text(encoding="utf-8")
-    return {name: Published(**table) for name, table in tomllib.loads(text).items()}
+    """The tables by the name of their file."""
+    folder = Path(__file__).parent / "published_tables"
+    return {
+        path.stem: from_table(Published, read_toml(path), str(path))
+        for path in sorted(folder.glob("*.toml"))
+    }
 
 
 def table_for(data: str) -> Published | None:
-    """The table that a run on this data compares with, if there is one."""
+    """The paper's table of models trained on this data, whose rows `run.py table` repeats."""
     return published().get(data)
 
 
-def beside_published(
-    data: str, model: str, adapter: str, predictions: list[dict]
-) -> tuple[Table | None, list[str]]:
-    """(our figures above those of the published table, notes); (None, []) where there is none.
-
-    The difference is given where the table has this model and adapter and all of its problems were
-    measured.
-    """
-    table, strict = table_for(data), scores(predictions)
-    if table is None or not set(table.sets) <= strict.keys():
-        return None, []
-    paper = percents(scores(predictions, "paper_right"), table.sets)
-    rows = {"ours, strict": percents(strict, table.sets), "ours, the paper's reader": paper}
-    row, word, name = table.row(model, adapter), table.presets.get(adapter), Path(model).name
-    if row:
-        rows[f"published, {name} {word}"] = row
-    elif name in table.rows:
-        for other, values in table.rows[name].items():
-            rows[f"published, {name} {other}"] = table.figures(values)
-    else:
-        for other in table.rows:
-            if values := table.row(other, adapter):
-                rows[f"published, {other} {word}"] = values
-    if not row:
-        rows[f"published, {table.teacher[0]}"] = table.figures(table.teacher[1])
-    about = table.about.partition("; ")[0]  # the rest is about the teacher's row
-    notes = f"The published figures are {about if row else table.about}."
-    if not row:
-        which = f"with {adapter}" if adapter else "without an adapter"
-        notes += f" They have no row for {name} {which}."
-    partial = table.missing(strict)
-    if row and not partial:
-        rows["difference"] = {key: paper[key] - value for key, value in row.items()}
-    fewer = f"Ours are of fewer problems, so that no difference is given: {partial}."
-    return figures_table(table.title, rows), [notes, *([fewer] if partial else [])]
+def tables_for(data: str) -> list[Published]:
+    """All tables of models trained on this data, the paper's last one first."""
+    tables = [table for table in published().values() if table.data == data]
+    return sorted(tables, key=lambda table: not table.grid)
 
 
 def figures_table(title: str, rows: dict[str, Figures], digits: int = 1) -> Table:

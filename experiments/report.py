@@ -15,11 +15,11 @@ from adapters.config import AdapterConfig
 from adapters.show import marked_sites
 from eval.score import Score, clean, score_table, scores
 from eval.table import Cell, Table
+from experiments.comparable import Conditions, beside_published
 from experiments.curves import loss_chart, read_log
 from experiments.explain import explanation
 from experiments.inspect import place
 from experiments.page import esc, page, paragraph
-from experiments.published import beside_published
 from experiments.text import history_text
 from files.writing import write_text
 from model.language import LanguageModel
@@ -35,11 +35,13 @@ def write_report(
     facts: dict,
     before: list[dict],
     after: list[dict],
+    conditions: Conditions,
 ) -> None:
     """Write folder/report.html.
 
     toml: the run's settings; facts: its result.json; before, after: predictions without (or with
-    the adapter to continue) and with the trained adapter. The curves come from folder/log.jsonl.
+    the adapter to continue) and with the trained adapter; conditions: what published rows are
+    compared with. The curves come from folder/log.jsonl.
     """
     first = "before" if facts["continued_from"] else "base"
     name = facts["adapter"] or config.kind
@@ -48,7 +50,7 @@ def write_report(
         tiles(facts, before, after),
         warnings(facts),
         accuracy(facts, before, after, first),
-        published(facts, after),
+        published(conditions, after),
         f"<h2>Loss</h2>{loss_chart(read_log(folder / 'log.jsonl'))}",
         paragraph("Per token with a label, in nats.", small=True),
         block(model, config, name),
@@ -147,13 +149,14 @@ def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> 
     )
 
 
-def published(facts: dict, after: list[dict]) -> str:
-    """Our figures above those of the paper's table for this data, where there is one."""
-    table, notes = beside_published(facts["data"], facts["model"], facts["adapter"], after)
-    if table is None:
+def published(conditions: Conditions, after: list[dict]) -> str:
+    """Our figures above comparable published ones, and what differs from the other rows."""
+    tables, notes = beside_published(conditions, after)
+    if not notes:
         return ""
-    note = paragraph(" ".join(notes), small=True)
-    return f"<h2>Beside the published figures</h2>{table.to_html()}{note}"
+    html = "".join(table.to_html() for table in tables)
+    html += "".join(paragraph(note, small=True) for note in notes)
+    return f"<h2>Beside the published figures</h2>{html}"
 
 
 def block(model: LanguageModel, config: AdapterConfig, name: str) -> str:

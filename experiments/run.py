@@ -12,11 +12,12 @@ from eval.journal import remove_journals
 from eval.predict import predict
 from eval.score import mark_leaks, read_predictions, scores, tables, write_predictions
 from experiments.announce import announce, count, count_base
+from experiments.comparable import compare, conditions_of
 from experiments.curves import read_log
 from experiments.folders import write_json
 from experiments.held_out import measure_loss
 from experiments.history import short
-from experiments.prepare import Prepared, prepare
+from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
 from experiments.report import validation_text, write_report
 from experiments.tracker import TRACKERS
 from experiments.verdict import NO_VERDICT, Verdict, verdict
@@ -28,18 +29,9 @@ from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
 
-FREE = (  # what may change when a run is resumed: the result does by rounding and dropout only
-    "train.micro_batch_size",
-    "train.tokens_per_batch",
-    "train.packing",
-    "train.checkpointing",
-    "train.offload",
-    "train.keep",
-    "train.tracker",
-    "layers_per_device",
-    "threads",
-    "shard",
-)
+# what may change when a run is resumed: the result does by rounding and dropout only
+FREE = tuple(f"train.{key}" for key in FREE_OF_TRAIN)
+FREE += ("eval.compile", "layers_per_device", "threads", "shard")
 
 
 @dataclass(frozen=True)
@@ -131,7 +123,7 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
     result = Result(before, after, loss=loss, preset=job.preset, verdict=judgement)
     if processes.is_writer:
         facts = facts_of(job, outcome, result, processes.world, round(time.time() - began))
-        write_report(folder, model, job.config, to_toml(s), facts, before, after)
+        write_report(folder, model, job.config, to_toml(s), facts, before, after, conditions_of(s))
         accuracies = {name: score.accuracy for name, score in scores(after).items()}
         tracker.finish(outcome.step, accuracies)
         write_json(folder / "result.json", facts)  # last: its presence marks a complete run
@@ -183,6 +175,7 @@ def run_section(job: Prepared, outcome: Outcome) -> dict:
         "columns": s.columns,
         "test_share": 0.0 if s.tests else s.test_share,
         "only_right": s.only_right,
+        "prompt_weight": s.train.prompt_weight,
         "data_fingerprint": data.fingerprint,
         "quantize": job.model.quantize,
         "revision": s.revision,
@@ -219,6 +212,7 @@ def facts_of(job: Prepared, outcome: Outcome, result: Result, world: int, second
         "trainable_parameters": count(job.trained),
         "parameters": count_base(job.model),
         "trained_on_test": list(dict.fromkeys(seen)),
+        "published": [c.facts() for c in compare(conditions_of(s), scores(result.after))],
         "decoding": s.eval.decoding,
         "before": tables(result.before),
         "after": tables(result.after),

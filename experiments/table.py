@@ -25,8 +25,9 @@ CSV_HEADS = (
 ABOUT = {  # what a reader or a column of the table is
     "strict": "the answer that a text states, with the 95% interval",
     "paper": "the same answers as the paper's code read them",
+    "published": "the published row with the same adapter, data, loss weight and test sets",
     "difference": "paper minus published, bold where the published figure lies outside the 95% "
-    "interval of ours; given only where all of its problems were measured",
+    "interval of ours",
     "mean of seeds": "in brackets the lowest and the highest",
     "loss": "mean of the first and of the last ten steps",
     "held-out loss": "nats per token on rows kept out of training",
@@ -48,14 +49,15 @@ class Entry:
     quantize: str = ""  # how the base was stored
     held_out: dict = field(default_factory=dict)  # {before, after}, or {loss} of a base: nats/token
     wrong: tuple[str, ...] = ()  # problems that left nothing to show (experiments/verdict.py)
+    published: tuple[dict, ...] = ()  # rows of the model, as result.json has them
 
     def readings(self) -> dict[str, dict[str, Score]]:
         """Reader -> scores; only the strict one, empty, where there is no test set."""
         return {"strict": self.strict} | ({"paper": self.paper} if self.paper else {})
 
-    def comparable(self, table: Published) -> bool:
-        """Whether all problems of the published table, and no other sets, were measured."""
-        return set(table.sets) == self.paper.keys() and not table.missing(self.paper)
+    def comparable(self) -> list[Figures]:
+        """The figures of the published rows that this result can be compared with."""
+        return [row["figures"] for row in self.published if row["comparable"]]
 
 
 def entry(job: Job) -> Entry:
@@ -72,6 +74,7 @@ def entry(job: Job) -> Entry:
         stored = {
             "quantize": facts.get("quantize", ""),
             "held_out": dict(facts.get("held_out_loss", {})),
+            "published": tuple(facts.get("published", ())),
         }
         if not job.adapter:
             return Entry(*own, **stored)
@@ -141,9 +144,9 @@ def percent(scores: dict[str, Score]) -> dict[str, tuple[float, float, float]]:
     return {name: tuple(100 * value for value in values) for name, values in shares.items()}
 
 
-def lines_of(entries: Sequence[Entry], table: Published | None) -> list[Line]:
-    """The lines of each entry: strict, paper, published, difference; the last two where the table
-    has its model and adapter. Above the first of several seeds their mean."""
+def lines_of(entries: Sequence[Entry]) -> list[Line]:
+    """The lines of each entry: strict, paper, published, difference; the last two for each
+    published row it can be compared with. Above the first of several seeds their mean."""
     lines = []
     for e in entries:
         same = [other for other in entries if (other.model, other.adapter) == (e.model, e.adapter)]
@@ -151,14 +154,12 @@ def lines_of(entries: Sequence[Entry], table: Published | None) -> list[Line]:
             lines.append(Line(e, f"mean of {len(same)} seeds", spread(same), len(same)))
         for reader, scores in e.readings().items():
             lines.append(Line(e, reader, percent(scores), len(same)))
-        row = table.row(e.model, e.adapter) if table else None
-        if row:
+        ours = percent(e.paper)
+        for row in e.comparable():
             figures = {name: (value,) for name, value in row.items()}
             lines.append(Line(e, "published", figures, len(same)))
-            if e.comparable(table):
-                ours = percent(e.paper)
-                figures = {name: (ours[name][0] - value,) for name, value in row.items()}
-                lines.append(Line(e, "difference", figures, len(same)))
+            figures = {name: (ours[name][0] - value,) for name, value in row.items()}
+            lines.append(Line(e, "difference", figures, len(same)))
     return lines
 
 
@@ -184,20 +185,20 @@ def summary(entries: Sequence[Entry], table: Published | None) -> Table:
             *map(Cell, (*line.heads()[: len(heads)], line.reader)),
             *(line.cell(name) for name in sets),
         ]
-        for line in lines_of(entries, table)
+        for line in lines_of(entries)
     ]
     spelled = (SPELLED.get(name, name) for name in sets)
     return Table((*heads, "", *spelled), rows, names=len(heads) + 1)
 
 
-def long_table(entries: Sequence[Entry], table: Published | None) -> Table:
+def long_table(entries: Sequence[Entry]) -> Table:
     """The figures of a grid for programs: a row for each entry, reader and set."""
     rows = []
-    for line in lines_of(entries, table):
+    for line in lines_of(entries):
         e = line.entry
         if line.reader not in ("strict", "paper"):
             continue
-        row = (table.row(e.model, e.adapter) if table else None) or {}
+        row = next(iter(e.comparable()), {})
         run = (e.model, e.quantize, e.adapter or "none", e.seed, e.parameters)
         run += (*(e.losses or (None, None)), e.seconds)
         held_out = (e.held_out.get("before", e.held_out.get("loss")), e.held_out.get("after"))
@@ -206,7 +207,7 @@ def long_table(entries: Sequence[Entry], table: Published | None) -> Table:
         totals["average"] = sum(totals.values())
         for name, figures in (line.figures or {"": (None, None, None)}).items():
             published, difference = row.get(name), None
-            if published is not None and e.comparable(table):
+            if published is not None:
                 difference = round(figures[0] - published, 2)
             rounded = (None if figure is None else round(figure, 2) for figure in figures)
             total = totals[name] if name else None
@@ -218,17 +219,33 @@ def long_table(entries: Sequence[Entry], table: Published | None) -> Table:
 def write_table(folder: Path, entries: Sequence[Entry], table: Published | None) -> None:
     """folder/table.md, table.html, and table.csv (a row for each set and reader)."""
     wide = summary(entries, table)
-    write_text(folder / "table.md", wide.to_markdown())
-    write_text(folder / "table.html", html_page(wide, lines_of(entries, table), table))
-    write_text(folder / "table.csv", long_table(entries, table).to_csv())
+    notes = published_notes(entries)
+    lines = "".join(f"\n{note}\n" for note in notes)
+    write_text(folder / "table.md", wide.to_markdown() + lines)
+    write_text(folder / "table.html", html_page(wide, lines_of(entries), notes))
+    write_text(folder / "table.csv", long_table(entries).to_csv())
 
 
-def html_page(wide: Table, lines: Sequence[Line], table: Published | None) -> str:
+def published_notes(entries: Sequence[Entry]) -> list[str]:
+    """For each model and adapter, what it has in common with the nearest published row."""
+    notes = {}
+    for e in entries:
+        if not e.published or not e.adapter:
+            continue
+        row = e.published[0]  # the nearest
+        note = f"comparable with {row['row']}"
+        if not row["comparable"]:
+            note = f"not {note}: {row['differs']}"
+        notes[f"{Path(e.model).name} {e.adapter} is {note}."] = None
+    return list(notes)
+
+
+def html_page(wide: Table, lines: Sequence[Line], published: Sequence[str]) -> str:
     """table.html: the table, and what those of its readers and columns are that it has."""
     there = {"mean of seeds" if line.seeds > 1 else line.reader for line in lines} | set(wide.heads)
     there |= {line.reader for line in lines}
     notes = [f"{name}: {text}" for name, text in ABOUT.items() if name in there]
-    published = f"Published: {table.title}, {table.about.partition('; ')[0]}." if table else ""
-    body = paragraph(published) + wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
+    body = wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
+    body += "".join(paragraph(note, small=True) for note in published)
     title = "Accuracy in percent" if len(wide.heads) > wide.names else "Held-out loss"
     return page(title, body, wide=True)

@@ -1,7 +1,7 @@
 """The result of a run or an evaluation as lines of text."""
 
 from eval.score import score_table
-from experiments.published import beside_published
+from experiments.comparable import Conditions, beside_published
 
 
 def score_lines(
@@ -22,10 +22,10 @@ def score_lines(
     return lines
 
 
-def published_lines(data: str, model: str, adapter: str, predictions: list[dict]) -> list[str]:
-    """Our figures above the published ones, and what to know of them; [] where there are none."""
-    table, notes = beside_published(data, model, adapter, predictions)
-    return [*table.to_text(), *notes] if table else []
+def published_lines(ours: Conditions, predictions: list[dict]) -> list[str]:
+    """Our figures above comparable published ones, and what differs from the other rows."""
+    tables, notes = beside_published(ours, predictions)
+    return [line for table in tables for line in [*table.to_text(), ""]] + notes
 
 
 def history_text(run: dict) -> str:

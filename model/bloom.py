@@ -86,14 +86,14 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.cat((slopes, between))
 
 
-def alibi(config: Config, positions: Tensor, looks: Tensor) -> Tensor:
+def alibi(config: Config, keys: Tensor, queries: Tensor, looks: Tensor) -> Tensor:
     """What is added to the scores [B, H, T, S]: -slope x distance, and -inf where `looks` is False.
 
-    positions [B, S], looks bool [B, 1, T, S]. Distance is counted from the query, which does not
-    change the softmax: small distances stay exact in bfloat16.
+    Positions of keys [B, S] and queries [B, T]; looks bool [B, 1, T, S]. Distance is counted from
+    the query, which does not change the softmax: small distances stay exact in bfloat16.
     """
-    T, slopes = looks.shape[2], alibi_slopes(config.n_head).to(positions.device)
-    distance = positions[:, None, None, :] - positions[:, None, -T:, None]
+    slopes = alibi_slopes(config.n_head).to(keys.device)
+    distance = keys[:, None, None, :] - queries[:, None, :, None]
     return (slopes[:, None, None] * distance).masked_fill(~looks, -math.inf)
 
 
@@ -116,9 +116,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         qkv = step.rows(self.query_key_value(x)).unflatten(-1, (self.heads, 3, -1))
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, D]
-        if step.cache is not None:
-            k, v = step.cache.update(self.layer, k, v)
-        k, v, mask = self.kv_site(k, v, step.mask)
+        k, v, mask = self.kv_site(k, v, step.mask, step.cache, self.layer)
         return self.dense(step.tokens(attention(q, k, v, mask)))
 
 
@@ -184,7 +182,9 @@ class Model(LanguageModel):
         return self.transformer.word_embeddings_layernorm(super().embed(tokens))
 
     def step(self, tokens: Tokens, cache: Cache | None) -> Step:
-        bias = alibi(self.config, tokens.positions(), tokens.may_look())
+        keys, T = tokens.positions(), tokens.ids.shape[1]
+        queries = keys[:, -T:] if tokens.starts is None else tokens.query_positions()
+        bias = alibi(self.config, keys, queries, tokens.may_look())
         return Step(bias.to(self.dtype), cache, packing=tokens.packing)
 
     def forward(

@@ -112,9 +112,7 @@ class Attention(nn.Module):
         k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         q, k = self.rotate(q, step), self.rotate(k, step)
-        if step.cache is not None:
-            k, v = step.cache.update(self.layer, k, v)
-        k, v, mask = self.kv_site(k, v, step.mask)
+        k, v, mask = self.kv_site(k, v, step.mask, step.cache, self.layer)
         # float32: its scores overflow float16
         return self.out_proj(step.tokens(attention(q, k, v, mask, float32=True)))
 

@@ -4,6 +4,7 @@ A family's own Model has the computation: `forward`, and what it calls (`embed`,
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.cache import Cache
+from model.cache import Cache, Slots
 from model.packing import Packing
 from model.parts import Shape, Stage, Step, moved
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
+
+
+def call_block(block: nn.Module, x: Tensor, step: Step) -> Tensor:
+    """A block's output; model/compiled.py puts a compiled form of this in its place."""
+    return block(x, step)
 
 
 class LanguageModel(nn.Module):
@@ -44,6 +50,7 @@ class LanguageModel(nn.Module):
     # Of the run.
     checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
     decode_memory: str  # "auto", "packed" or "plain": packed copies of weights (model/packed.py)
+    call: Callable[[nn.Module, Tensor, Step], Tensor]  # computes a block's output
     adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
 
     lm_head: Linear  # C -> V
@@ -54,7 +61,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.folder, self.fingerprint = None, ""
         self.dtype, self.quantize, self.stages = torch.float32, "", ()
-        self.checkpointing, self.adapters_on = 0, ([], None)
+        self.checkpointing, self.adapters_on, self.call = 0, ([], None), call_block
         self.decode_memory = "auto"
         self.depends_on_length = False
         self.warned_of_length = False
@@ -104,10 +111,18 @@ class LanguageModel(nn.Module):
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens."""
+        return Cache(batch, *self.cache_sizes(length))
+
+    def new_slots(self, slots: int, length: int) -> Slots:
+        """A static cache for `slots` rows at a time, of at most `length` tokens each."""
+        return Slots(slots, *self.cache_sizes(length))
+
+    def cache_sizes(self, length: int) -> tuple:
+        """The arguments of `Cache` after the first."""
         layers = range(len(self.blocks))
         devices = [self.device_at(i) if self.stages else self.device for i in layers]
         K, D = self.shape.kv_heads, self.shape.head_size
-        return Cache(batch, K, length + self.prompt_length, D, self.dtype, devices)
+        return K, length + self.prompt_length, D, self.dtype, devices, self.virtual_keys()
 
     @property
     def prompt_length(self) -> int:
@@ -117,7 +132,11 @@ class LanguageModel(nn.Module):
     @property
     def prefix_length(self) -> int:
         """The virtual keys that active adapters put before the others (prefix tuning)."""
-        return max(block.get_submodule(self.sites["kv"]).virtual for block in self.blocks)
+        return max(self.virtual_keys())
+
+    def virtual_keys(self) -> list[int]:
+        """Of each layer, how many keys active adapters put before the others."""
+        return [block.get_submodule(self.sites["kv"]).virtual for block in self.blocks]
 
     def tokens(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None,
@@ -130,7 +149,8 @@ class LanguageModel(nn.Module):
         if mask is not None and virtual:
             mask = torch.cat((mask.new_ones(len(ids), virtual), mask), dim=1)
         if filled:
-            return Tokens(ids, mask, positions, filled + prefix, 0, virtual)
+            starts = None if cache.starts is None else cache.starts + prefix
+            return Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
         if prompt:
             ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
         return Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
@@ -160,8 +180,8 @@ class LanguageModel(nn.Module):
             x, step = moved(x, device), step.to(device)
         every = self.checkpointing
         if every and block.layer % every == 0 and torch.is_grad_enabled():
-            return checkpoint(block, x, step, use_reentrant=False)
-        return block(x, step)
+            return checkpoint(self.call, block, x, step, use_reentrant=False)
+        return self.call(block, x, step)
 
     def final(self, x: Tensor) -> Tensor:
         """The last block's output [B, T, C] -> last hidden states [B, T, E]."""
@@ -173,7 +193,7 @@ class LanguageModel(nn.Module):
         Packed tokens [1, N, E] stay as they are.
         """
         if cache is not None:
-            cache.filled += x.shape[1]
+            cache.advance(x.shape[1])
         return x if tokens.packing else x[:, tokens.prompt :]
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -78,9 +78,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, D]
         q, k = rotate_halves(q, step.cos, step.sin), rotate_halves(k, step.cos, step.sin)
-        if step.cache is not None:
-            k, v = step.cache.update(self.layer, k, v)
-        k, v, mask = self.kv_site(k, v, step.window_mask if self.window else step.mask)
+        mask = step.window_mask if self.window else step.mask
+        k, v, mask = self.kv_site(k, v, mask, step.cache, self.layer)
         return self.o_proj(step.tokens(attention(q, k, v, mask)))
 
 

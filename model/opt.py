@@ -109,9 +109,7 @@ class Attention(nn.Module):
         )  # [B, H, T, D]
         k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        if step.cache is not None:
-            k, v = step.cache.update(self.layer, k, v)
-        k, v, mask = self.kv_site(k, v, step.mask)
+        k, v, mask = self.kv_site(k, v, step.mask, step.cache, self.layer)
         return self.out_proj(step.tokens(attention(q, k, v, mask)))
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cache import Cache
 from model.parts import kernels
 
 
@@ -182,12 +183,16 @@ class KeysValues(Site):
         return sum(adapter.virtual for adapter in self.active)
 
     def forward(
-        self, k: Tensor, v: Tensor, mask: Tensor | None
+        self, k: Tensor, v: Tensor, mask: Tensor | None, cache: Cache | None, layer: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """k, v [B, K, S, D] -> the same with this layer's virtual keys and values in front.
+        """New k, v [B, K, T, D] of a layer -> all [B, K, S, D], the virtual ones in front, then
+        those in the cache, which keeps the new ones and in the first pass the virtual ones too.
 
         mask: has columns for the most virtual keys of any layer; returned with this layer's.
         """
-        for adapter in self.active:
-            k, v = adapter.kv(k, v)
+        if cache is None or cache.is_empty:
+            for adapter in self.active:
+                k, v = adapter.kv(k, v)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
         return k, v, None if mask is None else mask[..., -k.shape[2] :]

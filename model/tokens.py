@@ -27,6 +27,9 @@ class Tokens:
     prompt: int = 0  # virtual tokens in this pass
     virtual: int = 0  # virtual tokens in front of the real ones, in this pass or before
     packing: Packing | None = None  # which of them the blocks get
+    # [B], the position of each row's first query, where rows of a static cache differ in it; their
+    # keys lie at their positions, and `past` is that of the longest
+    starts: Tensor | None = None
 
     @property
     def keys(self) -> int:
@@ -50,6 +53,8 @@ class Tokens:
     def query_positions(self, limit: int | None = None) -> Tensor:
         """The positions of the T queries [B, T]. Raises UserError for one of `limit` or more."""
         T = self.ids.shape[1]
+        if self.starts is not None:  # who gave them has seen to the limit
+            return self.starts[:, None] + torch.arange(T, device=self.ids.device)
         if self.given is None:
             positions = self.positions()[:, -T:]
         else:
@@ -82,6 +87,11 @@ class Tokens:
         query always sees itself, so that the rows of pads stay finite.
         """
         T, device = self.ids.shape[1], self.ids.device
+        if self.starts is not None:
+            keys = torch.arange(self.keys, device=device)
+            queries = self.query_positions()[:, None, :, None]
+            order = keys <= queries
+            return order if window is None else order & (keys > queries - window)
         order = torch.ones(1, 1, T, self.past + T, dtype=torch.bool, device=device).tril(self.past)
         if window is not None:
             columns = self.columns()
@@ -105,6 +115,7 @@ class Tokens:
 
     def causal_mask(self) -> Tensor | None:
         """`may_look`, or None if the attention is plain causal: no pads, no past or one query."""
-        if self.mask is None and (self.past == 0 or self.ids.shape[1] == 1):
+        plain = self.mask is None and self.starts is None
+        if plain and (self.past == 0 or self.ids.shape[1] == 1):
             return None
         return self.may_look()

@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,11 @@ from adapters import load_adapter, named_parameters
 from cli import __version__
 from data.batches import encode_prompt
 from data.prompts import template
+from eval import predict
 from eval.generate import Sampling, generate
+from experiments import base
 from model import load_model, load_tokenizer
+from train import loop
 
 
 # ---------------------------------------------------------------- every command
@@ -110,6 +113,24 @@ def settings_of_train(here):
     as_settings(found, {setting: value for _, setting, value in SETTINGS_OF_TRAIN.values()})
     as_settings(found, {"data": str(mine), "tests": [str(test)]})
     assert len(lines_of(out / "predictions.jsonl")) == 2
+
+
+@row("train --compile", "evaluate --compile")
+def blocks_are_compiled(here):
+    on = []
+    here.monkeypatch.setattr(base, "check_compiler", lambda *found: None)
+    for module in (loop, predict):
+        name = module.__name__
+        compiled = lambda *a, name=name, **k: on.append(name) or nullcontext()  # noqa: E731
+        here.monkeypatch.setattr(module, "compiled", compiled)
+    words = ("--set", "eval.max_new_tokens=1", "--items", 1, "--max-steps", 1)
+    out = quick(here, "--compile", "--data", here.sums, *words, "--set", "test_share=0.1")
+    as_settings(settings_in(out / "run.toml"), {"train.compile": True, "eval.compile": True})
+    assert on == ["train.loop", "eval.predict"]
+    command("evaluate", out, "--compile", *words[:4], "--out", here.path / "e")
+    found = settings_in(here.path / "e" / "evaluate.toml")
+    as_settings(found, {"train.compile": False, "eval.compile": True})
+    assert on[2:] == ["eval.predict"]
 
 
 @row("train --config", "train --recipe")

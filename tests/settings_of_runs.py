@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from adapters import attach, load_adapter, named_parameters
 from adapters.config import resolve
 from data.batches import encode_prompt
 from data.prompts import template
+from eval import predict
 from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.predict import own_seed
+from experiments import base
 from model import load_model, load_tokenizer
 from model.packed import is_usable
 
@@ -120,6 +123,26 @@ def problems_at_once(here):
     found = lines_of(here.path / "e" / "predictions.jsonl")
     assert [one["index"] for one in found] == [0, 1, 2, 3, 4]
     assert [rows for _, (rows, _) in seen] == [2, 2, 1]
+
+
+@row("eval.compile")
+def blocks_are_compiled_for_answers(here):
+    on = []
+
+    @contextmanager
+    def compiled(model, answers):
+        assert answers
+        on.append("begin")
+        yield
+        on.append("end")
+
+    here.monkeypatch.setattr(base, "check_compiler", lambda *found: on.append(found))
+    here.monkeypatch.setattr(predict, "compiled", compiled)
+    plain = here.evaluate(out="plain")
+    assert not on
+    assert here.evaluate("--set", "eval.compile=true") == plain
+    assert on[-2:] == ["begin", "end"]
+    assert set(on[:-2]) == {(torch.device("cpu"), "eval.compile")}
 
 
 @row("eval.before")

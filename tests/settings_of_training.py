@@ -185,6 +185,36 @@ def what_is_kept_is_offloaded(here):
     assert "train.offload" in here.told
 
 
+@row("train.compile")
+def blocks_are_compiled(here):
+    """The numbers of compiled blocks are tests/test_compiled.py's."""
+    on, checked = [], []
+
+    @contextmanager
+    def compiled(model):
+        on.append("begin")
+        yield
+        on.append("end")
+
+    def watch(*arguments):
+        on.append("loss")
+        return summed_loss(*arguments)
+
+    summed_loss = pipeline.summed_loss
+    here.monkeypatch.setattr(base, "check_compiler", lambda *found: checked.append(found))
+    here.monkeypatch.setattr(loop, "compiled", compiled)
+    here.monkeypatch.setattr(pipeline, "summed_loss", watch)
+    here.still()
+    assert set(on) == {"loss"}
+    assert not checked
+    on.clear()
+    here.still("--set", "train.compile=true", out="compiled")
+    assert on[0] == "begin"
+    assert on[-1] == "end"
+    assert set(on[1:-1]) == {"loss"}
+    assert set(checked) == {(torch.device("cpu"), "train.compile")}
+
+
 @row("train.deterministic")
 def sums_have_a_fixed_order(here):
     found, summed_loss = [], pipeline.summed_loss

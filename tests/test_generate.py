@@ -16,8 +16,9 @@ from data import stops
 from data.batches import encode_prompt
 from data.prompts import template
 from data.wordproblems import problems
-from eval.generate import Sampling, draw, generate, generate_text, left_pad
+from eval.generate import Sampling, generate, generate_text, left_pad
 from eval.predict import predict
+from eval.sampling import draw
 from eval.score import Score, scores
 from model import UserError, load_model, load_tokenizer
 from train.settings import Eval
@@ -321,11 +322,20 @@ def test_beams_of_a_row_depend_on_nothing_but_the_row(any_tiny):
         assert together == [alone[i] for i in order]
 
 
-def test_beams_and_adapters_by_row_do_not_go_together(tiny):
-    attach(tiny, "lora", name="one")
-    use(tiny, [Rows("one", None)])
-    with pytest.raises(UserError, match="by row"):
-        generate(tiny, torch.tensor(PROMPTS[3:4] * 2), beams=2)
+def test_beams_with_adapters_by_row(tiny):
+    for name in ("one", "other"):
+        attach(tiny, "lora", name=name)
+    for parameter in parameters(tiny):
+        parameter.data.normal_(0, 0.3)
+    names = ["one", None, "other", "one", None]
+    alone = []
+    for name, row in zip(names, PROMPTS, strict=True):
+        use(tiny, [name] if name else [])
+        alone += generate(tiny, torch.tensor([row]), beams=2)
+    use(tiny, [Rows(*names)])
+    assert generate(tiny, *left_pad(PROMPTS, 0, "cpu"), beams=2) == alone
+    with pytest.raises(UserError, match="for a batch of 5 rows, this one has 1"):
+        generate(tiny, torch.tensor(PROMPTS[:1]))
 
 
 FILTERS = [

@@ -140,8 +140,8 @@ def test_eos_that_is_spelled_ends_a_text_too(pocket, monkeypatch):
     model, tokenizer = pocket
     spelled = [n for part in ("7 <", "eos", "> more") for n in tokenizer.encode(part, bos=False)]
     assert tokenizer.eos_id not in spelled
-    monkeypatch.setattr(harness_requests, "generate", lambda *args, **more: [spelled])
     lm = harness_model(model, tokenizer)
+    monkeypatch.setattr(lm, "continued", lambda asked: [spelled])
     assert lm.generate_until(requests(("Tom", {"max_gen_toks": 12}))) == ["7 "]
 
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 import pytest
 
 from adapters import attach
+from adapters.config import resolve
 from eval.answers import KINDS
 from eval.score import Score
 from eval.table import Cell, Table
+from experiments.comparable import Conditions
 from experiments.curves import loss_chart, smooth, ticks
 from experiments.explain import ABOUT, explanation
 from experiments.published import published
@@ -83,7 +85,9 @@ def report(tmp_path_factory):
         ]
         (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
         toml = f'model = "pocket-llama"\nadapter.note = "{LONG}"\n'
-        write_report(folder, model, config, toml, FACTS | facts, before, after)
+        whole = FACTS | facts
+        conditions = Conditions(whole["model"], whole["data"], resolve("paper-parallel"), 1.0)
+        write_report(folder, model, config, toml, whole, before, after, conditions)
         return folder / "report.html"
 
     return written
@@ -117,7 +121,8 @@ def test_a_report_holds_what_a_reader_asks_for(full):
     assert "What is 0 + 1 &lt;now&gt;?" in page
     for name in published()["math-v1"].sets:
         assert f"<dt>{name}</dt><dd>{ABOUT[name.lower()].replace('&', '&amp;')}</dd>" in page
-    assert "published, llama-7b Parallel" in page
+    assert "Not comparable: llama-7b Parallel of Table 1 of arXiv 2304.01933v1" in page
+    assert "here MultiArith 20 of 120" in page
     assert "Problem: the loss ended above where it began" in page
     assert "3 training rows cut off; the adapter is that of step 40" in page
     assert "rows left out" not in page  # there were none
@@ -146,8 +151,10 @@ def test_a_table_explains_the_readers_and_columns_that_it_has(tmp_path):
     table = published()["math-v1"]
     scores = {name: Score(n // 2, n) for name, n in zip(table.sets, table.problems, strict=True)}
     entry = Entry("llama-7b", "parallel", 0, scores, scores, 5, 10, (2.0, 1.0))
+    row = {"row": "Parallel", "figures": table.rows_of("llama-7b")[0].figures, "comparable": True}
+    entry = replace(entry, published=(row,))
     pages = []
-    for entries in ([replace(entry, model="other")], [entry, replace(entry, seed=1)]):
+    for entries in ([replace(entry, published=())], [entry, replace(entry, seed=1)]):
         write_table(tmp_path, entries, table)
         pages.append((tmp_path / "table.html").read_text())
     for words in ("difference:", "mean of seeds:"):

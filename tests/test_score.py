@@ -2,6 +2,7 @@
 stopped, read by both readers.
 """
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -110,34 +111,32 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
 ):
     journal = tmp_path / "answers.part"
     whole = answers(pocket, problems, HOW)
-    calls = []
+    asked = []  # how many answers are wanted each time
 
-    def two_batches_then_stop(*arguments):
-        calls.append(len(arguments[2]))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return respond(*arguments)
+    def respond_until(count):
+        def some(model, tokenizer, wanted, *how):
+            asked.append(len(wanted))
+            for number, answer in enumerate(respond(model, tokenizer, wanted, *how)):
+                if number == count:
+                    raise KeyboardInterrupt
+                yield answer
+
+        return some
 
     respond = predicting.generated
-    monkeypatch.setattr(predicting, "generated", two_batches_then_stop)
+    monkeypatch.setattr(predicting, "generated", respond_until(16))
     with pytest.raises(KeyboardInterrupt):
         answers(pocket, problems, HOW, journal=journal)
     text = journal.read_text()
     assert text.count("\n") == 1 + 16
+    numbers = [json.loads(line)["job"] for line in text.splitlines()[1:]]
+    assert len(set(numbers)) == 16  # each row once, whichever was over first
     journal.write_text(text[:-7])  # a kill in the middle of a line
-    calls.clear()
-    monkeypatch.setattr(
-        predicting,
-        "generated",
-        lambda *arguments: (calls.append(len(arguments[2])), respond(*arguments))[1],
-    )
-    assert (
-        answers(pocket, problems, replace(HOW, batch_size=5), journal=journal) == whole
-    )  # another batch size may go on with it
-    assert sum(calls) == 27 - 15
-    calls.clear()
+    monkeypatch.setattr(predicting, "generated", respond_until(None))
+    # Another batch size may go on with it.
+    assert answers(pocket, problems, replace(HOW, batch_size=5), journal=journal) == whole
     assert answers(pocket, problems, HOW, journal=journal) == whole
-    assert not calls
+    assert asked == [27, 27 - 15, 0]
 
 
 def test_answers_of_something_else_are_not_taken_over(pocket, problems, tmp_path):

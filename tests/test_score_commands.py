@@ -397,43 +397,6 @@ def test_two_test_sets_of_one_name_are_refused(tmp_path):
             load_data("wordproblems", tests=names)
 
 
-def test_sentences_below_the_published_table(monkeypatch):
-    from experiments.published import published
-    from experiments.text import published_lines
-
-    table = published()["math-v1"]
-
-    def found(counts):
-        return [
-            {"set": name, "index": n, "right": n % 2 == 0, "paper_right": n % 2 == 0}
-            for name, count in zip(table.sets, counts, strict=True)
-            for n in range(count)
-        ]
-
-    whole, part = found(table.problems), found([2] * 6)
-    text = "\n".join(published_lines("math-v1", "llama-7b", "parallel", whole))
-    assert "difference" in text
-    assert "no row" not in text
-    none_right = [
-        {**one, "right": False} for one in whole
-    ]  # read strictly; the published figures are the paper's reader's
-    assert [
-        line
-        for line in published_lines("math-v1", "llama-7b", "parallel", none_right)
-        if line.startswith("difference")
-    ] == [line for line in text.splitlines() if line.startswith("difference")]
-    assert "difference  " not in "\n".join(published_lines("math-v1", "llama-7b", "parallel", part))
-    alone = "\n".join(published_lines("math-v1", "llama-7b", "", whole))
-    assert "no row for llama-7b without an adapter" in alone
-    assert "published, llama-7b AdapterH" in alone  # the model's own rows, whatever the adapter
-    assert "no row for llama-7b with prefix" in "\n".join(
-        published_lines("math-v1", "llama-7b", "prefix", whole)
-    )
-    other = "\n".join(published_lines("math-v1", "smollm2-135m", "parallel", whole))
-    assert "published, gptj-6b Parallel" in other
-    assert published_lines("wordproblems", "llama-7b", "parallel", whole) == []
-
-
 def test_a_full_disk_while_answering_is_one_line(pocket, problems):  # noqa: F811
     import os
     from pathlib import Path

@@ -26,6 +26,7 @@ from train import loop, pipeline
 from train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from train.loop import train
 from train.loss import mean_loss, summed_loss
+from train.optim import AdamW
 
 V = replace(
     S, max_steps=12, validation_rows=4, validate_every=3, schedule="constant", learning_rate=0.05
@@ -310,7 +311,7 @@ def test_lora_plus_is_adamw_with_two_groups_made_by_hand(folder, tmp_path, kind)
             "lr": 16 * s.learning_rate,
         },
     ]
-    optimizer = torch.optim.AdamW(groups, betas=s.betas, weight_decay=s.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=s.betas, weight_decay=s.weight_decay, fused=True)
     rows = examples(6)
     for epoch in range(3):
         (order,) = epoch_order([len(row) for row in rows], 6, 1, epoch)
@@ -329,9 +330,9 @@ def test_lora_plus_is_adamw_with_two_groups_made_by_hand(folder, tmp_path, kind)
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_every_schedule_reaches_the_optimizer(folder, tmp_path, monkeypatch, schedule):
     used = []
-    true_step = torch.optim.AdamW.step
+    true_step = AdamW.step
     monkeypatch.setattr(
-        torch.optim.AdamW,
+        AdamW,
         "step",
         lambda self: used.append([group["lr"] for group in self.param_groups]) or true_step(self),
     )

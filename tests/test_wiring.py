@@ -1,5 +1,6 @@
 """Wiring that the tests of single rooms do not see: what is stored, restored, drawn."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ from model import UserError, load_model, load_tokenizer
 from model.quantize.int8 import LLMInt8
 from model.sites import Linear
 from train.checkpoint import State
-from train.optim import LossScale
+from train.optim import LossScale, adamw
+from train.settings import Train
 
 
 def test_the_whole_state_is_restored(folder, tmp_path):
@@ -23,7 +25,7 @@ def test_the_whole_state_is_restored(folder, tmp_path):
     parameters = named_parameters(model)
 
     def state(scale):
-        return State(model, parameters, torch.optim.AdamW(parameters.values()), scale)
+        return State(model, parameters, adamw(parameters, Train(), {}), scale)
 
     saved = state(LossScale(4.0, calm=3, dynamic=True, patience=7))
     saved.step, saved.skipped, saved.skipped_in_a_row = 9, 5, 2
@@ -128,3 +130,24 @@ def test_a_learned_scale_is_summed_from_one(folder):
         if path.endswith("both.adapter_scaling")
     }
     assert found == {1 + 0.5 * 2.0 - 0.25 * 0.5}
+
+
+def test_adamw_takes_torchs_steps_and_state():
+    """To the bit, also from a state that torch's has saved."""
+    ours, theirs = ([torch.nn.Parameter(torch.randn(5, 3)) for _ in "ab"] for _ in "ab")
+    for parameter, other in zip(ours, theirs, strict=True):
+        other.data.copy_(parameter.data)
+    s = Train(learning_rate=0.1, weight_decay=0.2)
+    mine = adamw(dict(zip("ab", ours, strict=True)), s, {"b": 16.0})
+    groups = [{"params": [parameter]} for parameter in theirs]
+    reference = torch.optim.AdamW(groups, lr=0.1, betas=s.betas, weight_decay=0.2, fused=True)
+    for step in range(4):
+        for parameter, other in zip(ours, theirs, strict=True):
+            parameter.grad, other.grad = (torch.full((5, 3), step - 1.3) for _ in "ab")
+        mine.step()
+        reference.step()
+        assert all(map(torch.equal, ours, theirs))
+        if step == 1:
+            mine.load_state_dict(deepcopy(reference.state_dict()))
+    mine.zero_grad()
+    assert ours[0].grad is None

@@ -18,7 +18,7 @@ from adapters.attach import named_buffers
 from files.errors import UserError
 from files.writing import write_atomically
 from model.language import LanguageModel
-from train.optim import LossScale
+from train.optim import AdamW, LossScale
 
 
 @dataclass
@@ -27,7 +27,7 @@ class State:
 
     model: LanguageModel
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     scale: LossScale
     step: int = 0
     skipped: int = 0  # steps whose gradient was not finite

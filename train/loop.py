@@ -16,6 +16,7 @@ from adapters.attach import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from files.errors import UserError, short_of_memory
 from files.progress import progress_bar
+from model.compiled import compiled
 from model.language import LanguageModel
 from train.checkpoint import State
 from train.deterministic import deterministic
@@ -93,7 +94,9 @@ def train(
     model.train()
     model.checkpointing = s.checkpoint_every
     bar = progress_bar(total, state.step, unit="step", disable=not processes.is_writer)
-    with deterministic() if s.deterministic else nullcontext(), Signals() as signals, bar:
+    fixed = deterministic() if s.deterministic else nullcontext()
+    faster = compiled(model) if s.compile else nullcontext()
+    with fixed, faster, Signals() as signals, bar:
         for step, rows in steps(examples, s, seed, state.step, total):
             if out_of_patience(state, s.patience, validate_every):
                 break
@@ -134,7 +137,7 @@ def train(
             else:
                 skip(state, step)
             after_step(model, step + 1, total)  # AdaLoRA changes its ranks
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             scale.update(finite)
             state.step = step + 1
             tokens = sum(map(len, rows)) / (time.perf_counter() - began)
@@ -223,7 +226,7 @@ def skip(state: State, step: int) -> None:
             f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: "
             "lower train.learning_rate"
         )
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
 
 
 def finite_or_none(number: float) -> float | None:

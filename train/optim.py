@@ -4,21 +4,97 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as functional_adamw
 
 from files.errors import unknown
 from train.settings import SCHEDULES, Train
 
 
-def adamw(
-    parameters: dict[str, nn.Parameter], s: Train, rates: dict[str, float]
-) -> torch.optim.AdamW:
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019) with one fused kernel for all parameters of a device.
+
+    The steps, to the bit, and the state_dict of torch.optim.AdamW(fused=True), which imports
+    torch's compiler: 1.3 s. groups: {"params": [...], "rate": factor of the learning rate}.
+    """
+
+    def __init__(
+        self, groups: list[dict], lr: float, betas: tuple[float, float], weight_decay: float
+    ):
+        common = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay, "eps": 1e-8}
+        self.param_groups = [{**common, **group} for group in groups]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The number of its steps and its moments, zeros at first."""
+        if parameter not in self.state:
+            self.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+        return self.state[parameter]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            states = [self.state_of(parameter) for parameter in parameters]
+            first, second = group["betas"]
+            functional_adamw(
+                parameters,
+                [parameter.grad for parameter in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                beta1=first,
+                beta2=second,
+                **{key: group[key] for key in ("lr", "weight_decay", "eps")},
+            )
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def numbered(self) -> dict[int, nn.Parameter]:
+        return dict(enumerate(p for group in self.param_groups for p in group["params"]))
+
+    def state_dict(self) -> dict:
+        """State by number of the parameter, as torch's optimizers have it."""
+        number_of = {parameter: number for number, parameter in self.numbered().items()}
+        groups = [
+            group | {"params": [number_of[parameter] for parameter in group["params"]]}
+            for group in self.param_groups
+        ]
+        state = {number_of[parameter]: state for parameter, state in self.state.items()}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Continue from a state_dict, whose tensors may be on another device."""
+        self.state = {
+            (parameter := self.numbered()[number]): {
+                key: tensor.to(parameter.device, torch.float32, copy=True)
+                for key, tensor in state.items()
+            }
+            for number, state in saved["state"].items()
+        }
+        for group, other in zip(self.param_groups, saved["param_groups"], strict=True):
+            group |= other | {"params": group["params"]}
+
+
+def adamw(parameters: dict[str, nn.Parameter], s: Train, rates: dict[str, float]) -> AdamW:
     """AdamW with one group of parameters for each factor of the learning rate ("rate")."""
     by_rate: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         by_rate.setdefault(rates.get(name, 1.0), []).append(parameter)
     groups = [{"params": group, "rate": rate} for rate, group in by_rate.items()]
-    return torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+    return AdamW(groups, s.learning_rate, s.betas, s.weight_decay)
 
 
 def learning_rate(s: Train, step: int, total: int) -> float:

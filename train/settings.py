@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from adapters.config import AdapterConfig, named, overlay, resolve
+from adapters.config import AdapterConfig, overlay, resolve
 from eval.settings import Eval
 from files.errors import UserError, unknown
 from files.toml import parse_set, read_toml, table_text
 from files.typed import Range, from_table
 from model.quantize import STORED_AS
+from train.recipe import keys, preset_tables, recipe
 
-RECIPES = Path(__file__).parent / "recipes"
 Schedule = Literal["linear", "cosine", "constant"]
 SCHEDULES = get_args(Schedule)
 FromZero = Annotated[int, Range(0)]
@@ -52,6 +52,7 @@ class Train:
     # memory and a third more time
     checkpointing: str = "none"
     offload: bool = False  # keep activations in the CPU's memory until the backward pass: slow
+    compile: bool = False  # blocks through torch.compile: the same numbers to rounding
     # the same bits in every run on one kind of GPU: deterministic algorithms only, some slower
     deterministic: bool = False
     save_every: FromOne = 100  # steps between checkpoints
@@ -154,16 +155,6 @@ class Settings:
         return asdict(replace(self, adapter=None)) | {"adapter": adapter}
 
 
-def recipe(name: str) -> dict:
-    """The table of train/recipes/NAME.toml, or of a TOML file of that path. Raises UserError."""
-    if name.endswith(".toml"):
-        return read_toml(Path(name))
-    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    if name not in known:
-        raise unknown("recipe", name, known)
-    return read_toml(RECIPES / f"{name}.toml")
-
-
 def settings(
     config: str | None = None,
     recipe_name: str | None = None,
@@ -236,28 +227,6 @@ def settings(
             "(--continue) keeps the configuration of its file: give either"
         )
     return complete
-
-
-def keys(table: dict) -> set[tuple[str, ...]]:
-    """The paths of all values of a recipe or a file, without a recipe's [adapters]."""
-    paths = set()
-    for key, value in table.items():
-        if key != "adapters":
-            inner = keys(value) if isinstance(value, dict) else [()]
-            paths |= {(key, *rest) for rest in inner}
-    return paths
-
-
-def preset_tables(tables, where: str) -> dict[str, dict]:
-    """A recipe's [adapters.NAME] tables: each must name a preset. Raises UserError."""
-    for name, table in tables.items() if isinstance(tables, dict) else [("adapters", None)]:
-        if not isinstance(table, dict):
-            raise UserError(f"{where}: adapters should hold tables, such as [adapters.lora]")
-        try:
-            named(name, {})
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    return tables
 
 
 def to_toml(s: Settings) -> str:

@@ -9,14 +9,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.attach import after_step, named_parameters, penalty
 from data.batches import Labels
+from eval.prefill import rows_of_pass
 from model.language import LanguageModel
 from model.packing import Packing
 from model.sites import base_parameters
 from train.loss import CHUNK, summed_loss
+from train.optim import adamw
 from train.plan.footprint import Footprint, kernels_of, sum_dry, watch
 from train.settings import Eval, Train
 
@@ -148,17 +150,10 @@ def training_step(
     at = next(model.parameters()).device
     trained = named_parameters(model)
     places = len(model.blocks) + 2
-    by_place: dict[int, list[nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        by_place.setdefault(1 + model.place_of(name), []).append(parameter)
-    foreach = device == "cuda"  # torch's default there
-    optimizers = {
-        place: torch.optim.AdamW(some, foreach=foreach) for place, some in by_place.items()
-    }
+    optimizer = adamw(trained, s, {})
     for parameter in trained.values():
         parameter.grad = torch.zeros_like(parameter)
-    for optimizer in optimizers.values():
-        optimizer.step()  # AdamW's moments exist, as after the first step
+        optimizer.state_of(parameter)  # its moments exist, as after the first step
     rows = s.rows_at_once(length)
     if s.batch_size <= processes * rows:
         model.zero_grad(set_to_none=True)  # else the gradients of earlier micro-batches exist
@@ -167,10 +162,9 @@ def training_step(
     stay = {tensor.untyped_storage()._cdata for tensor in all_tensors(model).values()}
     with counting(model, device) as footprint:
         static = footprint.live(places)
-        for place, optimizer in optimizers.items():
-            for state in optimizer.state.values():
-                for moment in state.values():
-                    footprint.see(moment, place)
+        for name, parameter in trained.items():
+            for moment in optimizer.state_of(parameter).values():
+                footprint.see(moment, 1 + model.place_of(name))
         moments = minus(footprint.live(places), static)
         for name, parameter in trained.items():
             if parameter.grad is not None:
@@ -193,10 +187,7 @@ def training_step(
         gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
         gradients = sizes(model, gradients, device)
         torch.nn.utils.clip_grad_norm_(trained.values(), s.clip)
-        with footprint.all_at_once() if foreach else nullcontext():
-            for place, optimizer in optimizers.items():
-                footprint.place = place
-                optimizer.step()
+        optimizer.step()
         after_step(model, 1, s.max_steps or 1000)
         model.zero_grad(set_to_none=True)
     model.checkpointing = 0
@@ -219,20 +210,24 @@ def labels_of_share(model: LanguageModel, ids: Tensor, share: float, packing: bo
 
 @torch.no_grad()  # not inference_mode, under which torch dispatches composite operations
 def answer(model: LanguageModel, s: Eval, prompt: int, device: str = "cpu") -> Phase:
-    """The first pass over `batch_size` prompts of `prompt` tokens, and the last new token.
+    """The first pass over prompts of `prompt` tokens, and the last new token of `batch_size` rows.
 
-    As eval/generate.py and eval/beams.py compute them; with likelihoods there is one pass.
+    As eval/engine.py computes them; with likelihoods there is one pass.
     """
     at = next(model.parameters()).device
     places, rows, length = len(model.blocks) + 2, s.batch_size, prompt + s.max_new_tokens
     model.eval()
-    first, cache = model.new_cache(rows, length), model.new_cache(rows * s.beams, length)
+    slots = model.new_slots(rows * s.beams, length)
+    first = model.new_cache(rows_of_pass(torch.device(device).type, rows, prompt), prompt)
 
-    def see(cache) -> None:
-        """Count a cache, each layer's part at the layer's place."""
-        for place, pair in enumerate(zip(cache.keys, cache.values, strict=True), 1):
-            for tensor in pair:
-                footprint.see(tensor, place)
+    def see(cache) -> list[torch.Tensor]:
+        """Count a cache, each layer's part at the layer's place, while the result is there."""
+        for stack in cache.stacks.values():
+            footprint.see(stack, counted=False)
+        parts = [torch.empty((2, *keys.shape), dtype=keys.dtype, device=at) for keys in cache.keys]
+        for place, part in enumerate(parts, 1):
+            footprint.see(part, place)
+        return parts
 
     with counting(model, device) as footprint:
         begin, since = footprint.live(places), len(footprint.events)
@@ -242,19 +237,15 @@ def answer(model: LanguageModel, s: Eval, prompt: int, device: str = "cpu") -> P
             hidden = model.hidden(ids, mask)
             model.logits(hidden.flatten(0, 1)[:CHUNK])
             return Phase(begin, footprint.events[since:], [0] * places, footprint.flops)
-        see(first)
-        logits = model.logits(model.hidden(ids, mask, cache=first)[:, -1])
-        flops = footprint.flops
-        del logits, first  # beams have more rows than prompts
-        see(cache)
-        # beams choose rows of the cache: each tensor is copied, then replaced
-        layer = cache.keys[0].nbytes
-        for place in range(1, places - 1):
-            footprint.events += [(place, layer), (place, -layer)]
-        cache.filled = length - 1
-        whole = torch.ones(rows * s.beams, length, dtype=torch.long, device=at)
-        token = (rows * s.beams, 1)
-        logits = model.logits(model.hidden(ids.new_zeros(token), whole, cache=cache)[:, -1])
+        static, read = see(slots), see(first)
+        logits = model.logits(model.hidden(ids[: len(first.keys[0])], cache=first)[:, -1])
+        flops = footprint.flops * rows // len(first.keys[0])
+        del logits, read
+        slots.lengths = [length - 2] + [length - 1] * (rows * s.beams)  # they differ: a mask
+        slots.begin(rows * s.beams)
+        token = ids.new_zeros(rows * s.beams, 1)
+        logits = model.logits(model.hidden(token, cache=slots)[:, -1])
         if s.temperature > 0 or s.beams > 1:
             logits.log_softmax(dim=-1)
+        del static
     return Phase(begin, footprint.events[since:], [0] * places, flops)

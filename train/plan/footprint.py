@@ -50,7 +50,6 @@ class Footprint(TorchDispatchMode):
         self.events: list[tuple[int, int]] = []  # (place, bytes; below 0: freed)
         # address of a storage -> (itself, place, bytes)
         self.alive: dict[int, tuple[weakref.ref, int, int]] = {}
-        self.waiting: list[tuple[int, int]] | None = None
         self.here = True  # False: what is allocated is in the CPU's memory and does not count
         self.host = 0  # bytes of offloaded tensors in the CPU's memory
         self.flops = 0
@@ -78,7 +77,7 @@ class Footprint(TorchDispatchMode):
 
     def died(self, key: int) -> None:
         _, place, size = self.alive.pop(key)
-        (self.events if self.waiting is None else self.waiting).append((place, -size))
+        self.events.append((place, -size))
 
     @contextmanager
     def offloaded(self, weights: set[int]) -> Iterator[None]:
@@ -102,14 +101,6 @@ class Footprint(TorchDispatchMode):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
-
-    @contextmanager
-    def all_at_once(self) -> Iterator[None]:
-        """Within this block nothing is freed: CUDA's AdamW updates all parameters together."""
-        self.waiting = []
-        yield
-        self.events += self.waiting
-        self.waiting = None
 
     def live(self, places: int) -> list[int]:
         """Bytes that are allocated now, by place."""

@@ -1,0 +1,271 @@
+"""One engine for answers: rows wait, take a slot of a static cache, and leave it to the next.
+
+    submit ── waiting ──> [ slot 0 | slot 1 | slot 2 | ... ] ── step ──> events ── over
+
+A step reads the prompts of rows that slots are free for, or makes a token of every live row. Rows
+go on at their own lengths, so that one that is over makes room at once; when no row waits, the last
+slots move into the free ones and the passes get smaller. What a row becomes depends on nothing but
+the row: not on its neighbours, the order or the slots, up to the rounding of a sum.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adapters.compose import rows_in_use, seated
+from data.batches import shared_start
+from eval.beams import Beams, candidates
+from eval.prefill import Beginning, read, rows_of_pass
+from eval.room import positions_of, room_for, too_long
+from eval.sampling import Sampling, check, choose
+from files.errors import UserError
+from model.language import LanguageModel
+from model.packed import pack
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue, and how."""
+
+    ids: list[int]
+    max_new_tokens: int
+    stop_ids: Collection[int] = ()  # the row ends at one of them, which is not part of it
+    beams: int = 1  # 1: greedy, or drawn with `sampling`
+    sampling: Sampling | None = None
+    seed: int = 0  # of drawn tokens
+    # whether these new tokens end the row; they are all part of it. Not with beams
+    stop: Callable[[list[int]], bool] | None = None
+    entry: int | None = None  # of Rows (adapters/compose.py), if rows have adapters of their own
+
+
+@dataclass(frozen=True)
+class Event:
+    """New tokens of a row; those of beams come when the row is over."""
+
+    number: int  # of the request, as `submit` gave it
+    tokens: list[int]
+    ended: str = ""  # why: "stop", "length", or "positions" where the model has no more
+
+
+@dataclass
+class Row:
+    """A request on its way."""
+
+    number: int
+    request: Request
+    longest: int  # tokens that it may get
+    beams: Beams | None
+    generator: torch.Generator | None
+    tokens: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)  # one, or one for each beam
+
+
+class Engine:
+    """Makes the answers of one model, of at most `slots` rows at a time.
+
+    length: the most tokens of a row, prompt and new ones. vocab_size: only ids below it are chosen
+    (None: all). The adapters in use, and with Rows their entries, stay the same meanwhile.
+    """
+
+    def __init__(
+        self, model: LanguageModel, slots: int, length: int, vocab_size: int | None = None
+    ):
+        self.model, self.length, self.vocab_size = model, length, vocab_size
+        pack(model)
+        self.cache = model.new_slots(slots, length)
+        self.positions = positions_of(model)
+        self.mixtures = rows_in_use(model)
+        self.waiting: deque[Row] = deque()
+        self.owners: list[Row | None] = [None] * slots
+        self.known: list[tuple[int | None, list[int]]] = [
+            (None, [])
+        ] * slots  # (entry, prompt) in each slot
+        self.last = torch.zeros(slots, dtype=torch.long, device=model.device)  # token of each slot
+        self.count = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not any(self.owners)
+
+    def submit(self, request: Request) -> int:
+        """Let a request wait for a slot -> its number. Raises UserError for one that cannot be."""
+        tokens, new = len(request.ids), request.max_new_tokens
+        check(1, request.beams, request.sampling, request.sampling and [request.seed])
+        if request.beams > 1 and request.stop:
+            raise UserError(f"beams = {request.beams}: `stop` needs beams=1")
+        if tokens == 0:
+            raise UserError("cannot continue an empty prompt; give at least one token")
+        if request.beams > len(self.owners):
+            raise UserError(
+                f"{request.beams} beams need as many slots; there are {len(self.owners)}"
+            )
+        for rows in self.mixtures:
+            rows.check_entry(request.entry)
+        if new < 1 or tokens + new > self.length:
+            raise UserError(
+                f"max_new_tokens {new} after a prompt of {tokens} tokens: 1 or more is needed, and "
+                f"there is room for {self.length} in all"
+            )
+        room = room_for(self.positions, tokens, new)
+        if not room:
+            raise UserError(too_long(self.model))
+        beams = Beams(request.beams, room, request.stop_ids) if request.beams > 1 else None
+        generator = torch.Generator().manual_seed(request.seed) if request.sampling else None
+        self.count += 1
+        self.waiting.append(Row(self.count - 1, request, room, beams, generator))
+        return self.count - 1
+
+    def cancel(self, number: int) -> None:
+        """Forget a request, wherever it is; one that is over is gone already."""
+        self.waiting = deque(row for row in self.waiting if row.number != number)
+        for row in set_of(self.owners):
+            if row.number == number:
+                self.release(row)
+
+    def run(self, requests: Sequence[Request]) -> Iterator[Event]:
+        """Submit requests, the longest prompts first, and yield the events of all.
+
+        The numbers of events are those of the requests.
+        """
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
+        numbers = {self.submit(requests[i]): i for i in order}
+        while not self.is_idle:
+            for event in self.step():
+                yield Event(numbers[event.number], event.tokens, event.ended)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Read prompts that wait, if slots are free, else make a token of every live row."""
+        if admitted := self.admitted():
+            return self.begin(admitted)
+        self.close_gaps()
+        live = [row for row in self.owners if row]
+        if not live:
+            return []
+        self.cache.begin(len(live))
+        with seated(self.mixtures, [row.request.entry for row in live]):
+            hidden = self.model.hidden(self.last[: len(live), None], cache=self.cache)
+            self.cache.moved_on(len(live))
+            logits = self.model.logits(hidden[:, -1])
+        return self.take(set_of(live), logits, [row.slots for row in set_of(live)])
+
+    def admitted(self) -> list[Row]:
+        """The rows whose prompts are read next, in slots now."""
+        free = [slot for slot, row in enumerate(self.owners) if row is None]
+        rows, device = [], self.model.device.type
+        while self.waiting:
+            row = self.waiting[0]
+            width = row.request.beams
+            longest = max(len(other.request.ids) for other in [*rows, row])
+            if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
+                break
+            row.slots, free = free[:width], free[width:]
+            rows.append(self.waiting.popleft())
+        return rows
+
+    def begin(self, rows: list[Row]) -> list[Event]:
+        """Read the prompts of rows -> the events of their first tokens."""
+        prompts, entries = [row.request.ids for row in rows], [row.request.entry for row in rows]
+        found = read(self.model, prompts, self.mixtures, entries, self.longest_known(rows[0]))
+        with seated(self.mixtures, entries):
+            logits = self.model.logits(found.last(prompts))
+        for i, row in enumerate(rows):
+            for slot in row.slots:
+                self.cache.copy_row(slot, found.cache, i, found.lengths[i])
+                self.owners[slot], self.known[slot] = row, (row.request.entry, row.request.ids)
+        return self.take(rows, logits, [[i] * len(row.slots) for i, row in enumerate(rows)])
+
+    def longest_known(self, row: Row) -> Beginning | None:
+        """What slots still hold of the beginning of a row."""
+        entry, ids = row.request.entry, row.request.ids
+        shared = [shared_start(ids, known) if e == entry else 0 for e, known in self.known]
+        slot = max(range(len(shared)), key=shared.__getitem__)
+        return Beginning(ids[: shared[slot]], self.cache, slot) if shared[slot] else None
+
+    def take(self, rows: list[Row], logits: Tensor, where: list[list[int]]) -> list[Event]:
+        """Let rows go on by logits [B, V], of which each has those of the given indices."""
+        logits = logits.to(self.model.device)
+        plain = [(row, at[0]) for row, at in zip(rows, where, strict=True) if not row.beams]
+        events = []
+        if plain:
+            chosen, at = [row for row, _ in plain], [at for _, at in plain]
+            some = logits if at == list(range(len(logits))) else logits[at]
+            tokens = choose(
+                some[:, : self.vocab_size],
+                [row.request.sampling for row in chosen],
+                [row.generator for row in chosen],
+            )
+            self.last[[row.slots[0] for row in chosen]] = tokens
+            events += [self.extend(row, t) for row, t in zip(chosen, tokens.tolist(), strict=True)]
+        for width in sorted({row.request.beams for row in rows} - {1}):
+            these = [(row, at) for row, at in zip(rows, where, strict=True) if len(at) == width]
+            some = logits[[index for _, at in these for index in at]]
+            found = candidates(
+                some.unflatten(0, (-1, width)), [row.beams for row, _ in these], self.vocab_size
+            )
+            for (row, _), continued in zip(these, found, strict=True):
+                events += self.branch(row, *continued)
+        return sorted(events, key=lambda event: event.number)
+
+    def extend(self, row: Row, token: int) -> Event:
+        """The next token of a row that has no beams."""
+        if token in row.request.stop_ids:
+            return self.end(row, [], "stop")
+        row.tokens.append(token)
+        if row.request.stop and row.request.stop(row.tokens):
+            return self.end(row, [token], "stop")
+        return (
+            self.end(row, [token]) if len(row.tokens) == row.longest else Event(row.number, [token])
+        )
+
+    def branch(
+        self, row: Row, totals: list[float], beams: list[int], tokens: list[int]
+    ) -> list[Event]:
+        """The next tokens of a row's beams: those that go on twice take the slots of dropped ones.
+
+        The prompt's keys are the same in all of them, so only what follows it is copied.
+        """
+        sources = row.beams.advance(totals, beams, tokens)
+        if sources is None:
+            row.tokens = row.beams.best
+            return [self.end(row, row.tokens, "" if len(row.tokens) == row.longest else "stop")]
+        dropped = [row.slots[b] for b in range(len(row.slots)) if b not in sources]
+        slots, start = [], self.model.prompt_length + len(row.request.ids)
+        for source in sources:
+            slot = row.slots[source]
+            if slot in slots:
+                slot, from_slot = dropped.pop(), slot
+                self.cache.copy_row(slot, self.cache, from_slot, self.cache.lengths[slot], start)
+            slots.append(slot)
+        row.slots = slots
+        self.last[slots] = torch.tensor([text[-1] for text in row.beams.texts]).to(self.last)
+        return []
+
+    def end(self, row: Row, tokens: list[int], why: str = "") -> Event:
+        self.release(row)
+        short = row.longest < row.request.max_new_tokens
+        return Event(row.number, tokens, why or ("positions" if short else "length"))
+
+    def release(self, row: Row) -> None:
+        for slot in row.slots:
+            self.owners[slot] = None
+
+    def close_gaps(self) -> None:
+        """Move the last live rows into free slots before them."""
+        live = sum(row is not None for row in self.owners)
+        gaps = [slot for slot in range(live) if self.owners[slot] is None]
+        last = [slot for slot in range(live, len(self.owners)) if self.owners[slot]]
+        for gap, slot in zip(gaps, last, strict=True):
+            row = self.owners[slot]
+            self.cache.copy_row(gap, self.cache, slot, self.cache.lengths[slot])
+            self.last[gap], self.known[gap] = self.last[slot], self.known[slot]
+            self.owners[gap], self.owners[slot] = row, None
+            row.slots[row.slots.index(slot)] = gap
+
+
+def set_of(rows: Sequence[Row | None]) -> list[Row]:
+    """Each row once, in order."""
+    return list({id(row): row for row in rows if row}.values())

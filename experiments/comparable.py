@@ -1,0 +1,211 @@
+"""Whether a result can be compared with a published row, and if not, what differs.
+
+A row stands beside a result only where model, data, adapter (method, sites, sizes), the loss
+weight of the prompt and the test sets are the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from adapters.config import AdapterConfig, Part
+from eval.score import Score, scores
+from eval.table import Table
+from experiments.published import Figures, Row, figures_table, percents, tables_for
+from model.config import MODEL_TYPES
+from model.registry import REGISTRY
+from train.settings import Settings
+
+MOST = 3  # rows whose differences are told
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a result was obtained with, as far as published rows are compared with it."""
+
+    model: str
+    data: str
+    adapter: AdapterConfig | None  # None: the base alone, or several adapters
+    prompt_weight: float | None  # None: not known
+    rows: str = ""  # what was trained on, if it is not the rows of `data` alone
+
+
+def conditions_of(s: Settings) -> Conditions:
+    """The conditions of a run with these settings."""
+    rows = "the rows with right rationales" if s.only_right else ""
+    if s.continue_from:
+        rows = "the rows after those of another run"
+    if s.load:
+        rows = "the rows, on top of other adapters"
+    return Conditions(s.model, s.data, s.adapter, s.train.prompt_weight, rows)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A published row of the same model, and what differs: (published, here) pairs.
+
+    same: it is of the same method.
+    """
+
+    row: Row
+    differs: list[tuple[str, str]]
+    same: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.model} {self.row.word} of {self.row.table.title}"
+
+    @property
+    def text(self) -> str:
+        """What differs: "published r 32 on q, v; here r 8 on q, v"."""
+        theirs, here = (", ".join(filter(None, side)) for side in zip(*self.differs, strict=True))
+        return f"published {theirs}; here {here}"
+
+    def facts(self) -> dict:
+        """For JSON."""
+        return {
+            "row": self.name,
+            "figures": self.row.figures,
+            "comparable": not self.differs,
+            "differs": self.text if self.differs else "",
+        }
+
+
+def compare(ours: Conditions, measured: dict[str, Score] | None = None) -> list[Compared]:
+    """Every published row of this model and data: those of the same method first, the one with
+    the fewest differences before the others.
+
+    measured: the scores of the result; None: nothing is measured yet, so that test sets are not
+    compared.
+    """
+    found = []
+    for table in tables_for(ours.data):
+        tests = []
+        if measured is not None:
+            if not set(table.sets) <= measured.keys():
+                continue
+            missing = table.missing(measured)
+            tests = [("whole test sets", missing)] if missing else []
+        for row in table.rows_of(ours.model):
+            same = bool(row.adapter and ours.adapter and row.adapter.kind == ours.adapter.kind)
+            found.append(Compared(row, [*differences(row, ours), *tests], same))
+    return sorted(found, key=lambda compared: (not compared.same, len(compared.differs)))
+
+
+def differences(row: Row, ours: Conditions) -> list[tuple[str, str]]:
+    """What differs in adapter, rows and loss, as (published, here)."""
+    found = adapter_differences(row, ours)
+    if ours.rows:
+        found.append(("all rows of the data", ours.rows))
+    theirs = row.training.prompt_weight
+    if ours.adapter and (theirs is None or theirs != ours.prompt_weight):
+        found.append((loss_text(theirs), loss_text(ours.prompt_weight)))
+    return found
+
+
+def loss_text(prompt_weight: float | None) -> str:
+    known = {None: "a loss weight of the prompt that is not known", 0: "loss over the response"}
+    known[1] = "loss over prompt and response"
+    return known.get(prompt_weight, f"loss weight {prompt_weight} for the prompt")
+
+
+def adapter_differences(row: Row, ours: Conditions) -> list[tuple[str, str]]:
+    theirs, here = row.adapter, ours.adapter
+    if here is None:
+        return [(row.word, "no single adapter")]
+    if theirs is None:
+        return [(f"{row.word}, which is not here", here.kind)]
+    if theirs.kind != here.kind or theirs.parts.keys() != here.parts.keys():
+        return [(theirs.kind, here.kind)]
+    family = MODEL_TYPES[REGISTRY[row.model].config["model_type"]]
+    theirs, here = theirs.on(family), here.on(family)
+    pairs = (part_texts(theirs.parts[name], here.parts[name]) for name in theirs.parts)
+    return [pair for pair in pairs if pair]
+
+
+def part_texts(theirs: Part, here: Part) -> tuple[str, str] | None:
+    """What differs in size or place: ("r 32 on q, k, v", "r 8 on q, v"); None: nothing."""
+    sizes = [
+        f.name
+        for f in fields(theirs.options)
+        if not f.metadata.get("training")
+        and getattr(theirs.options, f.name) != getattr(here.options, f.name)
+    ]
+
+    def overrides(part: Part) -> dict:  # a preset for all families has those of others too
+        return {name: o for name, o in part.overrides.items() if name in part.sites}
+
+    def place(part: Part) -> tuple:
+        return frozenset(part.sites), part.layers, overrides(part)
+
+    if not sizes and place(theirs) == place(here):
+        return None
+
+    def text(part: Part) -> str:
+        values = ", ".join(f"{name} {getattr(part.options, name)}" for name in sizes)
+        sites = f"on {', '.join(part.sites)}"
+        for site, options in overrides(part).items():
+            sites += f" ({site}: {', '.join(f'{k} {v}' for k, v in options.items())})"
+        layers = "" if part.layers == "all" else f", layers {part.layers}"
+        return f"{values} {sites}{layers}".strip()
+
+    return text(theirs), text(here)
+
+
+def beside_published(ours: Conditions, predictions: list[dict]) -> tuple[list[Table], list[str]]:
+    """(tables of our figures above comparable published ones, notes on all others)."""
+    strict, paper = scores(predictions), scores(predictions, "paper_right")
+    found = compare(ours, strict)
+    tables = []
+    for compared in found:
+        if compared.differs:
+            continue
+        row, sets = compared.row, compared.row.table.sets
+        here = percents(paper, sets)
+        rows: dict[str, Figures] = {
+            "ours, strict": percents(strict, sets),
+            "ours, the paper's reader": here,
+            f"published, {compared.name}": row.figures,
+            "difference": {key: here[key] - value for key, value in row.figures.items()},
+        }
+        tables.append(figures_table("", rows))
+    measured = [table for table in tables_for(ours.data) if set(table.sets) <= strict.keys()]
+    if not measured:
+        return [], []
+    fewer = measured[0].missing(strict)
+    note = f"Ours are of fewer problems, so that no difference is given: {fewer}."
+    return tables, [*comparison_notes(ours, found), *([note] if fewer else [])]
+
+
+def comparison_lines(s: Settings) -> list[str]:
+    """Which published rows a run with these settings can be compared with, before it is run."""
+    ours = conditions_of(s)
+    return comparison_notes(ours, compare(ours))
+
+
+def comparison_notes(ours: Conditions, found: Sequence[Compared]) -> list[str]:
+    """Which published rows the result can be compared with and why not with the others."""
+    if not tables_for(ours.data):
+        return []
+    if not found:
+        preset = ours.adapter and (ours.adapter.preset or ours.adapter.kind)
+        which = f"with {preset}" if preset else "without an adapter"
+        titles = "; ".join(table.title for table in tables_for(ours.data))
+        models = dict.fromkeys(name for table in tables_for(ours.data) for name in table.rows)
+        return [
+            f"The published rows on {ours.data} ({titles}) are of {', '.join(models)}; there is "
+            f"no row for {Path(ours.model).name} {which}."
+        ]
+    notes = []
+    for compared in found:
+        if not compared.differs:
+            notes.append(f"Comparable: {compared.name}.")
+            notes += [f"Note: {text}." for text in compared.row.training.notes]
+            if leaks := compared.row.table.leaks:
+                notes.append(f"The training data holds problems of {', '.join(leaks)}.")
+    others = [c for c in found if c.differs and c.same]
+    notes += [f"Not comparable: {c.name}: {c.text}." for c in others[:MOST]]
+    if words := dict.fromkeys(c.row.word for c in found if not c.same):
+        model, what = Path(ours.model).name, ours.adapter.kind if ours.adapter else "no adapter"
+        notes.append(f"{model} has published rows of {', '.join(words)}; here {what}.")
+    return notes
