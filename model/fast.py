@@ -37,7 +37,7 @@ class BlockAttention(Function):
             end = min(start + BLOCK, T)
             seen = S - T + end  # keys up to the last query of the block
             p = probabilities(q, keys[:, :seen], mask, start, end, float32)
-            block = torch.bmm(p, values[:, :seen])
+            block = torch.bmm(p.to(v.dtype), values[:, :seen])
             out[:, start:end] = block.view(B, K, H // K, end - start, D).permute(0, 3, 1, 2, 4)
             if training and S <= KEPT:
                 kept.append(p)
@@ -64,11 +64,11 @@ class BlockAttention(Function):
             else:
                 p = probabilities(q, keys[:, :seen], mask, start, end, ctx.float32)
             g = rows(gradient, K, start, end)
-            ds = torch.bmm(g, values[:, :seen].transpose(1, 2))
+            ds = torch.bmm(g, values[:, :seen].transpose(1, 2)).to(p.dtype)
             torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)
-            dv[:, :seen] += torch.bmm(p.transpose(1, 2), g)
-            dk[:, :seen] += torch.bmm(ds.transpose(1, 2), rows(q, K, start, end))
-            block = torch.bmm(ds, keys[:, :seen]).mul_(scale)
+            dv[:, :seen] += torch.bmm(p.to(v.dtype).transpose(1, 2), g)
+            dk[:, :seen] += torch.bmm(ds.transpose(1, 2), rows(q, K, start, end).to(p.dtype))
+            block = torch.bmm(ds, keys[:, :seen].to(p.dtype)).mul_(scale)
             dq[:, start:end] = block.view(B, K, H // K, end - start, D).permute(0, 3, 1, 2, 4)
         dq = dq.view(B, T, H, D).transpose(1, 2)
         dk, dv = dk.mul_(scale).to(k.dtype).view_as(k), dv.to(v.dtype).view_as(v)
@@ -86,7 +86,8 @@ def probabilities(
 ) -> Tensor:
     """softmax(q k^T / sqrt(D)) of the queries from start to end -> [B*K, H/K * (end - start), S'].
 
-    q [B, H, T, D], keys [B*K, S', D]: those up to the last of these queries.
+    q [B, H, T, D], keys [B*K, S', D]: those up to the last of these queries. float32: as
+    `attention`; the result is float32 then.
     """
     B, H, _, D = q.shape
     seen, count, K = keys.shape[1], end - start, len(keys) // B
@@ -102,7 +103,7 @@ def probabilities(
         bias = mask[:, :, start:end, :seen].unflatten(1, (K, -1))
     scores = x.new_empty(B, K, H // K, count, seen).copy_(bias).view(B * K, -1, seen)
     scores.baddbmm_(x, keys.transpose(1, 2), alpha=1 / math.sqrt(D))
-    return scores.softmax(dim=-1).to(q.dtype)
+    return scores.softmax(dim=-1)
 
 
 def block_attention(

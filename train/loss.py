@@ -93,22 +93,29 @@ class LossAndGradient(Function):
     @staticmethod
     def forward(ctx, model: LanguageModel, hidden: Tensor, weights, targets, *trained: Tensor):
         needed = [t for t in (hidden, *trained) if t.requires_grad]
-        loss, gradients = loss_and_gradient(model, hidden, weights, targets, needed)
+        ctx.scale = 64.0 if hidden.dtype == torch.float16 else 1.0  # else small gradients are lost
+        loss, gradients = loss_and_gradient(model, hidden, weights, targets, needed, ctx.scale)
         found = dict(zip(map(id, needed), gradients, strict=True))
         ctx.save_for_backward(*(found.get(id(t)) for t in (hidden, *trained)))
         return loss
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradient / ctx.scale
         made = (None if t is None else t * gradient.to(t.device) for t in ctx.saved_tensors)
         hidden, *trained = made
         return None, hidden, None, None, *trained
 
 
 def loss_and_gradient(
-    model: LanguageModel, hidden: Tensor, weights: Tensor, targets: Tensor, needed: list[Tensor]
+    model: LanguageModel,
+    hidden: Tensor,
+    weights: Tensor,
+    targets: Tensor,
+    needed: list[Tensor],
+    scale: float = 1.0,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """`plain_loss` and its gradients with respect to `needed`: `hidden`, parameters of the head."""
+    """`plain_loss` and scale x its gradients with respect to `needed`: `hidden`, parameters."""
     device = model.lm_head.weight.device
     weights, targets = weights.to(device), targets.to(device)
     losses = torch.empty_like(weights)  # [L]
@@ -121,7 +128,7 @@ def loss_and_gradient(
         with torch.set_grad_enabled(bool(needed)), torch.autograd.graph.saved_tensors_hooks(*KEEP):
             h = hidden[chunk].detach().requires_grad_(whole is not None)
             logits = model.head(h)
-        losses[chunk] = cross_entropy(logits.detach(), targets[chunk], weights[chunk])
+        losses[chunk] = cross_entropy(logits.detach(), targets[chunk], scale * weights[chunk])
         if not needed:
             continue
         inputs = [h if t is hidden else t for t in needed]
