@@ -22,6 +22,7 @@ DEFAULTS = {
     "dtype": "bfloat16",
     "device": "cpu",
     "quantize": "",
+    "compile": False,  # our blocks through torch.compile
     # a training step
     "adapter": "lora",  # lora: r 16 on q and v; parallel: 256 beside attention and MLP; "": none
     "adapters": 1,  # so many of them, stacked

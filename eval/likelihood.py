@@ -10,6 +10,7 @@ from files.errors import UserError, short_of_memory
 from model.language import LanguageModel
 from model.packed import pack
 from model.parts import CHUNK
+from model.tokens import check_ids
 
 
 def log_likelihoods(
@@ -37,6 +38,7 @@ def log_likelihoods(
         raise UserError(
             "adapters by row (Rows) have no likelihoods: pairs are put into batches by their length"
         )
+    check_ids((ids for pair in pairs for ids in pair), model.input_embedding.in_features)
     # The longest first: it needs most memory.
     by_length = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)

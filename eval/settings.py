@@ -17,6 +17,7 @@ class Eval:
     before: bool = False  # also measure the base model, before training
     items: FromZero = 0  # the first problems of each test set; 0: all
     batch_size: UpToMillion = 16  # prompts that are answered at once
+    graphs: bool = True  # on a GPU: the pass over one token as a CUDA graph (model/graphs.py)
     compile: bool = False  # blocks through torch.compile: the same answers to rounding
     max_new_tokens: UpToMillion = 256  # of an answer
     # likelihood: of a multiple-choice problem's options the one with the highest likelihood

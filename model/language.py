@@ -50,6 +50,7 @@ class LanguageModel(nn.Module):
     # Of the run.
     checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
     decode_memory: str  # "auto", "packed" or "plain": packed copies of weights (model/packed.py)
+    graphs: bool  # on a GPU the decoding step is a CUDA graph (model/graphs.py)
     call: Callable[[nn.Module, Tensor, Step], Tensor]  # computes a block's output
     adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
 
@@ -62,7 +63,7 @@ class LanguageModel(nn.Module):
         self.folder, self.fingerprint = None, ""
         self.dtype, self.quantize, self.stages = torch.float32, "", ()
         self.checkpointing, self.adapters_on, self.call = 0, ([], None), call_block
-        self.decode_memory = "auto"
+        self.decode_memory, self.graphs = "auto", True
         self.depends_on_length = False
         self.warned_of_length = False
 

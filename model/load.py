@@ -28,6 +28,8 @@ from model.weights import tensors
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+EXTRA = 2**25  # elements of a tensor that is not used, such as the attention masks of old files
+
 
 def load_model(
     name: str,
@@ -65,13 +67,14 @@ def load_model(
             "a sharded model is not quantised and has one device a process: leave out quantize and "
             "devices, and give a model that is not quantised"
         )
+    most = EXTRA + max(parameter.numel() for parameter in model.parameters())
     if quantize:
         quantize_skeleton(model, quantize)
     if len(places) > 1:
         split(model, places, layers_per_device)
     if mesh is not None:
         shard(model, mesh)
-    pairs, where = tensors(folder), str(folder)
+    pairs, where = tensors(folder, most), str(folder)
     new = load_weights(model, family.rename, pairs, dtype, places[0], where, bool(stored))
     model.dtype = next(model.parameters()).dtype
     for linear in quantized(model).values():

@@ -1,11 +1,11 @@
 """Tensors from the files of a checkpoint, one at a time: the model is never in memory twice."""
 
 import ctypes
+import math
 import mmap
 import pickle
 import sys
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from files.errors import UserError
+from files.pickles import check_pickle, is_zip
 from files.reading import LONGEST_JSON, weight_files
 
 DTYPES = {  # that are read and written
@@ -21,14 +22,27 @@ DTYPES = {  # that are read and written
 }
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every weight file of a checkpoint, each read when it is asked for."""
+def tensors(folder: Path, most: float = math.inf) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every weight file of a checkpoint, each read when it is asked for.
+
+    most: elements that a tensor may have; one of more is an error before there is memory for it.
+    """
     for path in weight_files(folder):
-        yield from safetensors(path) if path.suffix == ".safetensors" else torch_tensors(path)
+        read = safetensors if path.suffix == ".safetensors" else torch_tensors
+        yield from read(path, most)
 
 
-def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of one safetensors file, in the order of its bytes.
+def check_elements(path: Path, name: str, shape: Sequence[int], most: float) -> None:
+    """Raise UserError for a tensor of more than `most` elements."""
+    if math.prod(shape) > most:
+        raise UserError(
+            f"{path}: tensor {name!r:.200} is {list(shape)}, which is larger than all that the "
+            f"model has a place for ({most:,} elements)"
+        )
+
+
+def safetensors(path: Path, most: float = math.inf) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of one safetensors file, in the order of its bytes; most: see `tensors`.
 
     The library maps the file. Each tensor is copied part by part and the mapped pages are dropped,
     or they would count as a second model. Raises UserError for a malformed file.
@@ -41,6 +55,7 @@ def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, "pt") as file:
             for name in file.offset_keys():
                 try:
+                    check_elements(path, name, file.get_slice(name).get_shape(), most)
                     tensor = file.get_tensor(name)
                 except (RuntimeError, TypeError, OverflowError) as error:  # no memory is taken here
                     raise UserError(f"{path}: tensor {name!r:.200}: {error}") from None
@@ -57,23 +72,18 @@ def safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"{path} cannot be read: {error!s:.200}") from None
 
 
-def torch_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def torch_tensors(path: Path, most: float = math.inf) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a file written by torch.save, read by torch's weights_only unpickler.
 
-    The file is mapped where its format allows. Raises UserError unless it holds plain tensors by
-    name and nothing else.
+    The file is mapped where its format allows. most: see `tensors`. Raises UserError unless it
+    holds plain tensors by name and nothing else.
     """
+    check_pickle(path)
+    mapped = is_zip(path)
     try:
-        mapped = zipfile.is_zipfile(path)
-        if mapped and any(
-            entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(path).infolist()
-        ):
-            raise UserError(f"{path} is compressed, torch's own files are not")
         table = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except UserError:
-        raise
     except pickle.UnpicklingError as error:
-        line = str(error).strip().splitlines()[-1]
+        line = str(error).strip().partition("\n")[0]
         raise UserError(f"{path} is refused, it holds more than tensors: {line:.200}") from None
     except Exception as error:  # whatever a broken pickle makes torch raise
         message = str(error).strip().partition("\n")[0]
@@ -95,6 +105,7 @@ def torch_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             raise UserError(
                 f"{path}: tensor {name!r:.100} repeats its elements {list(tensor.shape)}"
             )
+        check_elements(path, name, tensor.shape, most)
         copy = tensor.detach().clone(memory_format=torch.contiguous_format)
         if mapped:
             drop_mapped_pages(tensor)

@@ -369,7 +369,7 @@ EXECUTED = "/tmp/llm-adapters-a-pickle-was-executed"
         (lambda: [torch.ones(2)], "not tensors by name"),
         (lambda: {"model.norm.weight": [1.0]}, "is not a plain tensor"),
         (lambda: {7: torch.ones(2)}, "is not a plain tensor"),
-        (lambda: {"model.norm.weight": torch.ones(2).to_sparse()}, "is not a plain tensor"),
+        (lambda: {"model.norm.weight": torch.ones(2).to_sparse()}, "holds more than tensors"),
         (lambda: {"model.norm.weight": torch.ones(1).expand(10**12)}, "repeats its elements"),
         (lambda: {}, "tensors are missing"),
     ],

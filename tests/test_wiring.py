@@ -32,7 +32,7 @@ def test_the_whole_state_is_restored(folder, tmp_path):
     saved.validated(0.5)
     saved.save(tmp_path, {})
     fresh = state(LossScale())
-    fresh.load(tmp_path, {})
+    fresh.load(tmp_path, {}, total=9)
     assert vars(fresh.scale) == {"scale": 4.0, "calm": 3, "dynamic": True, "patience": 7}
     assert (fresh.step, fresh.skipped, fresh.skipped_in_a_row) == (9, 5, 2)
     assert fresh.validation == {"best_step": 9, "best_loss": 0.5}

@@ -7,6 +7,7 @@ older one is removed only when the newer is on the disk.
 import math
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from tqdm import tqdm
 
 from adapters.attach import named_buffers
 from files.errors import UserError
+from files.pickles import check_pickle, is_zip
 from files.writing import write_atomically
 from model.language import LanguageModel
 from train.optim import AdamW, LossScale
+from train.stored_state import check_state
 
 
 @dataclass
@@ -93,12 +96,16 @@ class State:
             }
             save_checkpoint(folder, self.step, state | weights, keep)
 
-    def load(self, folder: Path, fingerprints: dict[str, str]) -> None:
-        """Continue from the newest readable checkpoint in `folder`.
+    def load(self, folder: Path, fingerprints: dict[str, str], total: int) -> None:
+        """Continue from the newest checkpoint in `folder` that fits a run of `total` steps.
 
         Raises UserError when there is none, or it was made with other fingerprints.
         """
-        saved = load_checkpoint(folder, fingerprints)
+
+        def check(saved: dict) -> None:
+            check_state(saved, self.parameters, named_buffers(self.model), self.optimizer, total)
+
+        saved = load_checkpoint(folder, fingerprints, check)
         for name in ("step", "skipped", "skipped_in_a_row", "best"):
             setattr(self, name, saved[name])
         self.restore_weights(saved)
@@ -132,21 +139,26 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int = 1) -> None
             other.unlink()
 
 
-def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
-    """The newest state in `folder` that can be read; prints which if it is not the newest.
+def load_checkpoint(
+    folder: Path, fingerprints: dict[str, str], check: Callable[[dict], None] = lambda state: None
+) -> dict:
+    """The newest state in `folder` that can be read and passes `check`, which raises UserError.
 
-    Raises UserError when there is none, none can be read, or it was made with another base,
-    adapter, data or seed.
+    Prints which it is. Raises UserError when there is none, none can be read, or it was made with
+    another base, adapter, data or seed.
     """
     paths = checkpoints(folder)
     if not paths:
         raise UserError(
             f"{folder} holds no checkpoint-STEP.pt: there is no checkpoint to resume from"
         )
-    while paths:
+    while True:
         path = paths.pop()
         try:
             state = read_checkpoint(path)
+            changed = changed_facts(state["fingerprints"], fingerprints)
+            if not changed:
+                checked(path, check, state)
             break
         except UserError as error:
             if not paths:
@@ -155,9 +167,6 @@ def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
                     "or remove it and begin again with --resume"
                 ) from None
             tqdm.write(f"{error}; the one before it is tried, {paths[-1].name}")
-    saved = state["fingerprints"]
-    keys = sorted(saved.keys() | fingerprints.keys())
-    changed = [key for key in keys if saved.get(key) != fingerprints.get(key)]
     if changed:
         raise UserError(
             f"{path} was made with another {', '.join(changed)}; "
@@ -167,8 +176,25 @@ def load_checkpoint(folder: Path, fingerprints: dict[str, str]) -> dict:
     return state
 
 
+def changed_facts(saved: dict[str, str], fingerprints: dict[str, str]) -> list[str]:
+    """The names of the fingerprints that differ, or that only one of both has."""
+    keys = sorted(saved.keys() | fingerprints.keys())
+    return [key for key in keys if saved.get(key) != fingerprints.get(key)]
+
+
+def checked(path: Path, check: Callable[[dict], None], state: dict) -> None:
+    """check(state), whose UserErrors name the file."""
+    try:
+        check(state)
+    except UserError as error:
+        raise UserError(f"{path} does not fit this run: {error}") from None
+
+
 def read_checkpoint(path: Path) -> dict:
     """The state in one file. Raises UserError when it cannot be read."""
+    if not is_zip(path):
+        raise UserError(f"{path} cannot be read as a checkpoint: it is no zip, which torch writes")
+    check_pickle(path)
     try:
         with zipfile.ZipFile(path) as file:  # torch writes checksums and does not verify them
             if damaged := file.testzip():
@@ -179,6 +205,7 @@ def read_checkpoint(path: Path) -> dict:
         raise UserError(
             f"{path} cannot be read as a checkpoint: {type(error).__name__}: {reason:.200}"
         ) from None
-    if not isinstance(state, dict) or not isinstance(state.get("fingerprints"), dict):
+    facts = state.get("fingerprints") if isinstance(state, dict) else None
+    if not isinstance(facts, dict) or not all(isinstance(key, str) for key in facts):
         raise UserError(f"{path} is not a checkpoint of this program")
     return state

@@ -21,14 +21,13 @@ from adapters.formats import paper, paper_write, peft_read, peft_write
 from adapters.formats.base_model import check_base
 from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
+from adapters.formats.stored import OLD_WEIGHTS, WEIGHTS, check_size, elements, read_tensors
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown
 from files.reading import read_json, resolve_inside
 from files.writing import make_folder, write_atomically, write_text
 from model.language import LanguageModel
-from model.weights import safetensors, torch_tensors
 
-WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 CONFIG = "adapter_config.json"
 OURS = "llm_adapters"  # our own section of adapter_config.json
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?!\d)")  # a folder of transformers' Trainer
@@ -129,18 +128,6 @@ def write_adapter(
         raise UserError(f"{folder} does not hold what was written; the disk may be full or failing")
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an adapter folder, on the CPU. Raises UserError."""
-    for name, read in ((WEIGHTS, safetensors), (OLD_WEIGHTS, torch_tensors)):
-        path = resolve_inside(folder, name)
-        if path.is_file():
-            tensors = list(read(path))
-            if len(dict(tensors)) != len(tensors):
-                raise UserError(f"{path} holds a tensor twice")
-            return dict(tensors)
-    raise UserError(f"{folder / WEIGHTS} is missing: {folder} is no adapter folder")
-
-
 def load_adapter(model: LanguageModel, folder: str | Path, name: str = "default") -> dict:
     """Attach the adapter in `folder` as `name`, switched on; returns the `run` section it has.
 
@@ -150,6 +137,7 @@ def load_adapter(model: LanguageModel, folder: str | Path, name: str = "default"
     the model unchanged.
     """
     config, tensors, run = read_adapter(model, Path(folder))
+    check_size(model, config, tensors)
     with unchanged_on_error(model):
         attach(model, config, name)
         fill(model, tensors, name)
@@ -162,7 +150,7 @@ def read_adapter(model: LanguageModel, folder: Path) -> tuple[AdapterConfig, Ten
     A model without weights (experiments/layout.py) has no fingerprint to compare. Raises UserError.
     """
     folder = locate(folder)
-    tensors = read_tensors(folder)
+    tensors = read_tensors(folder, elements(model))
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
     raw = read_json(resolve_inside(folder, CONFIG))
     if OURS in raw:

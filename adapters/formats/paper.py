@@ -23,9 +23,10 @@ from adapters.base import PREFIX
 from adapters.config import AdapterConfig, resolve
 from adapters.formats.peft_defaults import default_targets
 from adapters.formats.peft_fields import FIELDS, NO_EFFECT, NOT_COMPUTED, File, checked
-from adapters.formats.peft_places import Absent, pass_over, placement, whole_match
+from adapters.formats.peft_places import Absent, pass_over, placement
 from adapters.places import all_sites
 from files.errors import UserError, unknown
+from files.patterns import match
 from files.typed import Range, typed_values
 from model.language import LanguageModel
 from model.sites import Linear
@@ -182,7 +183,7 @@ def targeted(model: LanguageModel, targets, where: str) -> tuple[list[str], list
     """
     linears = [path for path, site in all_sites(model) if isinstance(site, Linear)]
     if isinstance(targets, str):
-        paths = [path for path in linears if whole_match(targets, path)]
+        paths = [path for path in linears if match(targets, path) is not None]
         absent = [] if paths else [targets]
     elif isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets):
         paths = [path for path in linears if path.endswith(tuple(targets))]

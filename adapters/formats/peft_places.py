@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from adapters.places import all_sites, site_of
 from files.errors import UserError, unknown
+from files.patterns import match
 from model.language import LanguageModel
 from model.sites import Site
 
 MODULES = ("Linear", "embedding", "norm")  # sites that are modules of their own elsewhere, too
-BAD_PATTERN = (re.error, OverflowError, RecursionError)
 
 
 def peft_modules(model: LanguageModel) -> dict[str, Site]:
@@ -31,14 +31,7 @@ def fits(targets: str | list[str], path: str) -> bool:
     """
     if isinstance(targets, list):
         return path in targets or any(path.endswith(f".{target}") for target in targets)
-    return whole_match(targets, path)
-
-
-def whole_match(pattern: str, path: str) -> bool:
-    try:
-        return re.fullmatch(pattern, path) is not None
-    except BAD_PATTERN as error:
-        raise UserError(f"{pattern!r:.100} is not a regular expression ({error})") from None
+    return match(targets, path) is not None
 
 
 def targeted(
@@ -66,15 +59,16 @@ def as_list(value) -> list:
 
 def layer_in(path: str, pattern: str | list[str] | None) -> int | None:
     """The number after the first of these names (after any name, without them) in a path."""
-    for name in as_list(pattern or None) or [r"[^.]*"]:
+    before, after = r"(?:^|.*?\.)", r"\.(?P<layer>\d+)\..*"
+    for name in as_list(pattern or None):
         try:
-            match = re.match(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", path)
-        except BAD_PATTERN as error:
-            raise UserError(
-                f"layers_pattern = {name!r:.100} is not a regular expression ({error})"
-            ) from None
-        if match:
-            return int(match["layer"])
+            found = match(name, path, before, after)
+        except UserError as error:
+            raise UserError(f"layers_pattern = {error}") from None
+        if found:
+            return int(found["layer"])
+    if not pattern and (found := match("", path, f"{before}[^.]*", after)):
+        return int(found["layer"])
     return None
 
 
@@ -146,7 +140,9 @@ def pass_over(
 def fitting(patterns: dict, path: str) -> list:
     """The values of rank_pattern or alpha_pattern that fit a path's end; the first counts."""
     return [
-        value for pattern, value in patterns.items() if whole_match(rf"(.*\.)?({pattern})", path)
+        value
+        for pattern, value in patterns.items()
+        if match(pattern, path, r"(.*\.)?(", ")") is not None
     ]
 
 

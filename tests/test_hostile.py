@@ -1,0 +1,248 @@
+"""Files that were made to hang, to fill the memory, or to give another number in silence."""
+
+import json
+import pickle
+import struct
+import zipfile
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters import attach, load_adapter, save_adapter
+from files import patterns
+from files.errors import UserError
+from files.pickles import check_pickle
+from model import load_model
+from model.weights import safetensors
+from train.checkpoint import State, checkpoints, load_checkpoint
+from train.optim import LossScale, adamw
+from train.settings import Train
+
+NAME = "model.layers.0.self_attn.q_proj"
+
+
+# ---------------------------------------------------------------- patterns
+@pytest.mark.parametrize("pattern", ["(a|a)*b", "((.*)*)*#", r"(\w+\.?)+!", "(.|.)*(.|.)*x{2}"])
+def test_a_pattern_that_backtracks_for_ever(monkeypatch, pattern):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    text = "a" * 60 if pattern.startswith("(a") else f"{NAME}.{NAME}"
+    with pytest.raises(UserError, match=r"the pattern .* takes longer than 0.2 s"):
+        patterns.match(pattern, text)
+
+
+def test_patterns_that_take_long_together(monkeypatch):
+    monkeypatch.setattr(patterns, "spent", 6.0)
+    with pytest.raises(UserError, match="take longer than 6 s"):
+        patterns.match_in_child(["(a|a)*b", "", "", "a" * 10])
+
+
+def test_patterns_fit_as_in_python():
+    assert patterns.match("q_proj", f"{NAME}", r"(?:.*\.)?(?:", ")") == {}
+    assert patterns.match(r".*\.(q|v)_proj", NAME) == {}
+    assert patterns.match(r".*\.(?P<n>\d+)\..*", NAME) == {"n": "0"}
+    assert patterns.match(r".*k_proj", NAME) is None
+    with pytest.raises(UserError, match=r"'\(' is not a regular expression \(missing \)"):
+        patterns.match("(", NAME)
+
+
+def test_an_adapters_pattern_is_bounded(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    model = load_model("pocket-llama")
+    with pytest.raises(UserError, match="takes longer than"):
+        attach(model, "lora", overrides={"(([a-z_.0-9])+)+#": {"r": 4}})
+
+
+# ---------------------------------------------------------------- pickles
+def bomb(depth: int = 60) -> bytes:
+    """A dictionary whose key is a tuple that unfolds to 2^depth elements."""
+    return b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * depth + b"K\x01s."
+
+
+def zipped(path: Path, content: bytes, **data: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", content)
+        file.writestr("archive/version", "3\n")
+        for key, value in data.items():
+            file.writestr(f"archive/data/{key}", value)
+    return path
+
+
+def storage(count: int, kind: str = "FloatStorage") -> bytes:
+    """A pickle of a tensor of so many elements in storage 0."""
+
+    class Storage:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", getattr(torch, kind), "0", "cpu", count) if value is here else None
+
+    from io import BytesIO
+
+    here, out = Storage(), BytesIO()
+    Pickler(out, protocol=2).dump({"a": here})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (bomb(), "a key that is neither a text nor a number"),
+        (b"\x80\x02" + b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "builtins bytearray"),
+        (b"\x80\x02ctorch\nTensor\n\x8a\x05\x00\x00\x00\x00\x10\x85R.", "torch Tensor"),
+        (
+            b"\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",
+            "a call of",
+        ),
+        (b"\x80\x02ccollections\nCounter\n(\x85R.", "collections Counter"),
+        (b"\x80\x02ccollections\nOrderedDict\n]q\x00(K\x01K\x02\x86e\x85R.", "of values"),
+        (b"\x80\x02\x8f(K\x01\x90.", "the opcode EMPTY_SET"),
+        (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.", "posix|os system"),
+        (storage(10**12), "storage 0 of 1,000,000,000,000 elements, which are not in the file"),
+        (storage(3), "storage 0 of 3 elements"),
+        (storage(2, "QInt8Storage"), "torch QInt8Storage"),
+    ],
+)
+def test_a_pickle_is_looked_at_before_torch_gets_it(tmp_path, content, said):
+    for path in (zipped(tmp_path / "a.bin", content, **{"0": bytes(8)}), tmp_path / "old.bin"):
+        if not path.exists():
+            path.write_bytes(content)
+        if path.name == "a.bin" or b"storage" not in content[:40]:
+            with pytest.raises(UserError, match=f"{path} is refused, it holds more than.*({said})"):
+                check_pickle(path)
+
+
+def test_a_pickle_with_a_zip_behind_it_is_read_as_torch_reads_it(tmp_path):
+    path = zipped(tmp_path / "a.bin", pickle.dumps({}, 2))
+    path.write_bytes(bomb() + path.read_bytes())
+    with pytest.raises(UserError, match="neither a text nor a number"):
+        check_pickle(path)
+
+
+def test_two_pickles_in_one_zip(tmp_path):
+    path = zipped(tmp_path / "a.bin", pickle.dumps({}, 2))
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("other/data.pkl", bomb())
+    with pytest.raises(UserError, match="its zip holds other files than torch writes"):
+        check_pickle(path)
+
+
+# ---------------------------------------------------------------- shapes before memory
+def sparse(path: Path, elements: int) -> Path:
+    """A safetensors file with a hole of so many float32 elements."""
+    table = {"a": {"dtype": "F32", "shape": [elements], "data_offsets": [0, 4 * elements]}}
+    header = json.dumps(table).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 4 * elements)
+    return path
+
+
+def test_a_tensor_is_measured_before_there_is_memory_for_it(tmp_path, monkeypatch):
+    path = sparse(tmp_path / "adapter_model.safetensors", 10**9)
+    model = load_model("pocket-llama")
+    monkeypatch.setattr(torch, "empty_like", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match=r"tensor 'a' is \[1000000000\], which is larger than all"):
+        list(safetensors(path, 10**8))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(UserError, match="larger than all"):
+        load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"r": 400_000}, {"r": 2**31}])
+def test_an_adapter_asks_for_no_more_than_its_file_holds(tmp_path, change):
+    model = load_model("pocket-llama")
+    attach(model, "lora", r=2)
+    save_adapter(model, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    table = json.loads(path.read_text())
+    table["llm_adapters"]["adapter"] |= change
+    path.write_text(json.dumps(table))
+    model = load_model("pocket-llama")
+    with pytest.raises(UserError, match="and its configuration asks for an adapter of"):
+        load_adapter(model, tmp_path / "lora")
+
+
+# ---------------------------------------------------------------- checkpoints
+@pytest.fixture(scope="module")
+def run_state(tmp_path_factory):
+    """(a state at step 2 of 3, the folder of its checkpoint, its content)."""
+    torch.manual_seed(0)
+    model = load_model("pocket-llama")
+    attach(model, "lora", r=2, sites=["q"], layers="first 1")
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    state = State(model, parameters, adamw(parameters, Train(), {}), LossScale())
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    state.step = 2
+    state.validated(1.0)
+    folder = tmp_path_factory.mktemp("run")
+    state.save(folder, {"data": "a"})
+    return state, folder, load_checkpoint(folder, {"data": "a"})
+
+
+def first(saved: dict) -> str:
+    return next(iter(saved["parameters"]))
+
+
+CHANGES = {
+    "no step": lambda s: s.pop("step"),
+    "step of another type": lambda s: s.update(step="2"),
+    "step of a list": lambda s: s.update(step=[2]),
+    "step below 0": lambda s: s.update(step=-1),
+    "step beyond the run": lambda s: s.update(step=4),
+    "skipped": lambda s: s.update(skipped=None),
+    "no parameters": lambda s: s.pop("parameters"),
+    "a list of parameters": lambda s: s.update(parameters=[1]),
+    "a parameter missing": lambda s: s["parameters"].pop(first(s)),
+    "a parameter too many": lambda s: s["parameters"].update(x=torch.ones(1)),
+    "a parameter of shape [1]": lambda s: s["parameters"].update({first(s): torch.ones(1)}),
+    "a text for a parameter": lambda s: s["parameters"].update({first(s): "x"}),
+    "NaN": lambda s: s["parameters"][first(s)].mul_(float("nan")),
+    "no buffers": lambda s: s.pop("buffers"),
+    "no scale": lambda s: s.pop("scale"),
+    "scale 0": lambda s: s["scale"].update(scale=0.0),
+    "scale NaN": lambda s: s["scale"].update(scale=float("nan")),
+    "scale with more": lambda s: s["scale"].update(more=1),
+    "no optimizer": lambda s: s.pop("optimizer"),
+    "an empty optimizer": lambda s: s.update(optimizer={}),
+    "no groups": lambda s: s["optimizer"].update(param_groups=[]),
+    "maximize": lambda s: s["optimizer"]["param_groups"][0].update(maximize=True),
+    "a group without betas": lambda s: s["optimizer"]["param_groups"][0].pop("betas"),
+    "a moment of shape [1]": lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(1)),
+    "a negative moment": lambda s: s["optimizer"]["state"][0]["exp_avg_sq"].fill_(-1.0),
+    "no moment": lambda s: s["optimizer"]["state"][0].pop("exp_avg"),
+    "a step of the optimizer": lambda s: s["optimizer"]["state"][0].update(step="x"),
+    "a parameter of the optimizer": lambda s: s["optimizer"]["state"].update({99: {}}),
+    "best without weights": lambda s: s.update(best={"step": 1, "loss": 0.0}),
+    "best of another type": lambda s: s.update(best=3),
+    "best loss": lambda s: s["best"].update(loss=float("nan")),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_checkpoint_that_does_not_fit_is_not_loaded(run_state, tmp_path, name):
+    state, _, saved = run_state
+    changed = deepcopy(saved)
+    CHANGES[name](changed)
+    torch.save(changed, tmp_path / "checkpoint-000002.pt")
+    before = {key: p.detach().clone() for key, p in state.parameters.items()}
+    with pytest.raises(UserError, match=r"does not fit this run: .*; there is no other") as error:
+        state.load(tmp_path, {"data": "a"}, 3)
+    assert len(str(error.value).splitlines()) == 1
+    assert all(torch.equal(p, before[key]) for key, p in state.parameters.items())
+
+
+def test_the_older_checkpoint_is_taken_where_the_newer_does_not_fit(run_state, tmp_path, capsys):
+    state, _, saved = run_state
+    torch.save(saved | {"step": 1}, tmp_path / "checkpoint-000001.pt")
+    torch.save(saved | {"step": "2"}, tmp_path / "checkpoint-000002.pt")
+    state.load(tmp_path, {"data": "a"}, 3)
+    assert state.step == 1
+    assert "checkpoint-000002.pt does not fit this run" in capsys.readouterr().out
+    with pytest.raises(UserError, match="made with another data"):
+        state.load(tmp_path, {"data": 3}, 3)
+    assert len(checkpoints(tmp_path)) == 2
