@@ -18,7 +18,7 @@ from adapters import attach, named_parameters
 from benchmarks.machine import reset_peak, synchronize
 from benchmarks.process import ROOT
 from benchmarks.random_weights import random_model, random_row
-from eval.generate import generate
+from eval.generate import generate, left_pad
 from files.typed import from_table
 from model.devices import split
 from model.language import LanguageModel
@@ -97,6 +97,28 @@ def once(name: str, layers: int, dtype: str, tokens: int, device: str):
     gradients = [p.grad.flatten().float().cpu() for p in named_parameters(model).values()]
     new = generate(model.eval(), ids[:2, : min(tokens, 40)].to(device), max_new_tokens=8)
     return float(loss), torch.cat(gradients), new
+
+
+def graphs(o: dict) -> Run:
+    """Greedy tokens in float32 with CUDA graphs and without, of prompts of different lengths."""
+
+    def run() -> dict:
+        wrong = []
+        for name, layers in o["models"]:
+            model = random_model(name, torch.float32, device=o["device"], layers=layers)
+            generator = torch.Generator().manual_seed(0)
+            rows = [
+                torch.randint(5, 500, (o["tokens"] // n,), generator=generator).tolist()
+                for n in (1, 2, 3)
+            ]
+            found = []
+            for model.graphs in (True, False):
+                ids, mask = left_pad(rows, 0, o["device"])
+                found.append(generate(model, ids, mask, o["new"]))
+            wrong += [f"{name}: other tokens"] if found[0] != found[1] else []
+        return {"result": f"{len(o['models'])} models compared", "wrong": wrong}
+
+    return run
 
 
 def trained(o: dict) -> Run:

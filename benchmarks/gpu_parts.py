@@ -38,6 +38,12 @@ def compiled(part: Part) -> Part:
     return replace(part, name=name, options=o, limit=100, against=part.name, card=True)
 
 
+def without_graphs(part: Part) -> Part:
+    o = part.options | {"graphs": False}
+    name = f"{part.name} without graphs"
+    return replace(part, name=name, options=o, against=part.name, card=True)
+
+
 def step(model: str, adapter: str, stored: str = "bfloat16", block: bool = False) -> Part:
     o = options(model=model, adapter=adapter, checkpointing=block, **STEP)
     o |= {"quantize": "" if stored == "bfloat16" else stored}
@@ -81,10 +87,12 @@ def parts() -> list[Part]:
         "tokens": 300,
     }
     compared["models"].append(("qwen3-0.6b", 2))  # heads of 128
+    drawn = {"models": compared["models"], "tokens": 100, "new": 24}
     found = [
         Part("rates", "benchmarks.machine:rates", size, card=True),
         Part("CUDA tests", "benchmarks.gpu_checks:suite", tests, limit=120, card=True),
         Part("CUDA = CPU", "benchmarks.gpu_checks:parity", compared, limit=90, card=True),
+        Part("graphs = plain", "benchmarks.gpu_checks:graphs", drawn, card=True),
     ]
     for adapter in ("lora", "parallel"):
         found += both(step("llama-7b", adapter))
@@ -92,6 +100,7 @@ def parts() -> list[Part]:
         found += both(step("llama-7b", adapter, block=True))
     found += [*both(decode(1)), decode(8), decode(64)]
     found += [step("llama-7b", "lora", stored, block=True) for stored in ("int8", "nf4")]
+    found.append(without_graphs(decode(1)))
     found += [decode(1, "lora"), decode(1, stored="int8"), decode(1, stored="nf4")]
     found += [compiled(step("llama-7b", "lora")), compiled(decode(1)), compiled(decode(64))]
     found += [
@@ -133,7 +142,7 @@ def tiny(part: Part, device: str) -> Part:
         o["model"] = f"pocket-{POCKET[o['model']]}"
     if "models" in o:
         o["models"] = o["models"][:2]
-        o["dtypes"] = ["float32", "bfloat16"]
+        o |= {"dtypes": ["float32", "bfloat16"]}
     if "size" in o:
         o |= {"size": 64, "copy": 2**16}
     if "keyword" in o:

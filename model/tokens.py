@@ -65,8 +65,9 @@ class Tokens:
     def query_positions(self, limit: int | None = None) -> Tensor:
         """The positions of the T queries [B, T]. Raises UserError for one of `limit` or more."""
         T = self.ids.shape[1]
-        if self.starts is not None:  # who gave them has seen to the limit
-            return self.starts[:, None] + torch.arange(T, device=self.ids.device)
+        if self.starts is not None:  # who gave them has seen to the limit of all but pads
+            positions = self.starts[:, None] + torch.arange(T, device=self.ids.device)
+            return positions if limit is None or T == 1 else positions.clamp(max=limit - 1)
         if self.given is None:
             positions = self.positions()[:, -T:]
         else:

@@ -96,7 +96,7 @@ def weights_are_packed(here):
         ("packed", 0, packs), ("plain", gigabyte, False), ("auto", 0, False),
         ("auto", gigabyte, packs),
     ):  # fmt: skip
-        here.monkeypatch.setattr("model.packed.free_memory", lambda free=free: free)
+        here.monkeypatch.setattr("model.packed.free_memory", lambda device, free=free: free)
         with watched(here.monkeypatch) as seen:
             words = ("--set", f"eval.decode_memory={how}", "--set", "eval.max_new_tokens=2")
             command(

@@ -157,7 +157,7 @@ def test_a_row_that_differs_fails_the_command(tmp_path, monkeypatch):
 KINDS = (
     "rates, CUDA =, llama-7b lora bf16, decode batch 8, opt-6.7b parallel nf4, float16, cuda and"
 )
-KINDS += ", offload, twice"
+KINDS += ", offload, twice, graphs"
 
 
 def rows_of(folder) -> list[dict]:
@@ -203,7 +203,7 @@ def test_the_parts_are_all_that_is_asked_of_a_card():
             assert {f"{family} {adapter} bf16", f"{family} {adapter} bf16 (peer)"} <= set(names)
             block = " block" * (family == "llama-7b")
             assert {f"{family} {adapter} {w}{block}" for w in ("int8", "nf4")} <= set(names)
-    assert names[:3] == ["rates", "CUDA tests", "CUDA = CPU"]
+    assert names[:4] == ["rates", "CUDA tests", "CUDA = CPU", "graphs = plain"]
     for part in gpu_parts.parts():
         assert not part.against or names.index(part.against) < names.index(part.name)
 

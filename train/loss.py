@@ -56,7 +56,7 @@ def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> T
 
 
 def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
-    """`summed_loss` from the last hidden states, rows [B, T, E] or packed tokens [1, N, E].
+    """`summed_loss` from the last hidden states, rows [B, T, E] or packed tokens [1, L, E].
 
     Logits exist for CHUNK labelled tokens at a time, and only until their gradient is made, which
     is in the forward pass. Raises UserError for `Rows` at the embedding or the head.
@@ -68,7 +68,8 @@ def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
             "the loss picks tokens out of their rows"
         )
     places, targets, weights = (tensor.to(hidden.device) for tensor in labels[:3])
-    hidden = pick(hidden, places)  # [L, E]
+    # [L, E]; packed tokens without a label did not leave the last block
+    hidden = hidden[0] if labels.packing else pick(hidden, places)
     trained = [p for part in (model.lm_head, model.input_embedding) for p in part.parameters()]
     trained = list({id(p): p for p in trained if p.requires_grad}.values())
     if torch.is_grad_enabled():
