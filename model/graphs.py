@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.cache import Slots
+from model.fsdp import is_part
 from model.language import LanguageModel
 
 KEYS = 256  # steps of the number of keys: fewer captures, more keys read in vain
@@ -103,8 +104,9 @@ class Graphs:
 
 
 def graphs_for(model: LanguageModel, cache: Slots, by_row: bool) -> Graphs | None:
-    """Graphs of the decoding step, where there can be some: on one GPU, if rotary angles do not
-    depend on the length of a row, and no adapters on the row (by_row)."""
+    """Graphs of the decoding step, where there can be some: on one GPU that has all weights, if
+    rotary angles do not depend on the length of a row, and no adapters on the row (by_row)."""
     fixed = not (model.stages or by_row or model.depends_on_length)
     usable = fixed and model.graphs and model.device.type in CAPTURES
+    usable = usable and not any(map(is_part, model.parameters()))
     return Graphs(model, cache) if usable else None

@@ -179,6 +179,8 @@ class LanguageModel(nn.Module):
         if self.stages:
             device = self.device_at(block.layer)
             x, step = moved(x, device), step.to(device)
+        if block.layer == self.shape.layers - 1:
+            step = step.last()
         every = self.checkpointing
         if every and block.layer % every == 0 and torch.is_grad_enabled():
             return checkpoint(self.call, block, x, step, use_reentrant=False)
@@ -191,17 +193,21 @@ class LanguageModel(nn.Module):
     def real_tokens(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
         """x [B, T, E] at the end of a pass without the virtual tokens; the cache is T longer.
 
-        Packed tokens [1, N, E] stay as they are.
+        Packed tokens [1, L, E] stay as they are.
         """
         if cache is not None:
             cache.advance(x.shape[1])
         return x if tokens.packing else x[:, tokens.prompt :]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., E] -> float32 logits [..., V], on the head's device."""
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., E] -> logits [..., V] in the model's dtype, on the head's device."""
         for adapter in reversed(self.input_embedding.active):
             hidden = adapter.unembed(hidden)
-        return self.lm_head(hidden.to(self.lm_head.weight.device)).float()
+        return self.lm_head(hidden.to(self.lm_head.weight.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., E] -> float32 logits [..., V], on the head's device."""
+        return self.head(hidden).float()
 
     def hidden(
         self,
@@ -223,7 +229,7 @@ class LanguageModel(nn.Module):
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
         mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
         positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
-        packing: blocks compute these N of the B * T tokens only; [1, N, ...] is returned
+        packing: blocks compute some of the tokens only; [1, L, ...] of them are returned
         Raises UserError for a position that the model does not have.
         """
         raise NotImplementedError

@@ -7,7 +7,7 @@ K key/value heads (K <= H), D head size, V vocabulary.
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from files.errors import UserError, unknown
 from model.cache import Cache
+from model.fast import block_attention
 from model.packing import Packing
 
 ACTIVATIONS = {  # by the names of config.json
@@ -83,13 +84,16 @@ def attention(
     """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
 
     mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores.
-    float32: q and k are multiplied in float32, as the fused kernels do (float16 may overflow).
+    Each query looks at one key at least, and at none after itself. float32: q and k are multiplied
+    in float32, as the fused kernels do (float16 may overflow).
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
+    if T > 1 and device == "cpu" and q.dtype != torch.float16:
+        return block_attention(q, k, v, mask, float32)
     if T == 1 and (device != "cpu" or q.dtype != torch.float16):
         out = attention_of_one(q, k, v, mask)
-    elif device == "cpu" and q.dtype != torch.float32:
+    elif device == "cpu":
         out = attention_plain(q, k, v, mask, float32)
     else:
         fused = kernels(q).attention
@@ -182,18 +186,30 @@ class Step:
     copies: dict[torch.device, "Step"] = field(default_factory=dict)  # made by `to`
 
     def rows(self, x: Tensor) -> Tensor:
-        """What attention gets, [B, T, C], of a block's tokens x."""
-        return x if self.packing is None else self.packing.unpack(x)
+        """Keys and values of a block's tokens x, for attention: rows [B, T, C]."""
+        return x if self.packing is None else self.packing.unpack(x, self.packing.index)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The same of queries, which are those of `kept` tokens."""
+        return x if self.packing is None else self.packing.unpack(x, self.packing.leaving)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Of a block's tokens x those that leave it: in a packed last block not all."""
+        return x if self.packing is None else self.packing.keep(x)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The reverse: what a block goes on with."""
+        """Rows x [B, T, C] -> the tokens that leave the block."""
         return x if self.packing is None else self.packing.pack(x)
+
+    def last(self) -> "Step":
+        """What the last block needs to know."""
+        return self if self.packing is None else replace(self, packing=self.packing.last())
 
     def to(self, device: torch.device) -> "Step":
         """A copy on another device, made once; the cache's layers are there already."""
         if device not in self.copies:
             tensors = (self.mask, self.cos, self.sin, self.window_mask)
             mask, *rest = (None if t is None else moved(t, device) for t in tensors)
-            packing = self.packing and self.packing.to(device)
+            packing = self.packing and self.packing.map(lambda index: moved(index, device))
             self.copies[device] = Step(mask, self.cache, *rest, packing)
         return self.copies[device]

@@ -157,7 +157,7 @@ def test_a_row_that_differs_fails_the_command(tmp_path, monkeypatch):
 KINDS = (
     "rates, CUDA =, llama-7b lora bf16, decode batch 8, opt-6.7b parallel nf4, float16, cuda and"
 )
-KINDS += ", offload, twice"
+KINDS += ", offload, twice, graphs"
 
 
 def rows_of(folder) -> list[dict]:

@@ -17,10 +17,14 @@ from torch.utils._pytree import tree_leaves
 from adapters import Rows, attach, use
 from eval.engine import Engine, Request
 from eval.sampling import Sampling
+from experiments.layout import with_adapter
 from model import graphs, load_model
 from model.devices import split
+from train.plan.footprint import kernels_of
+from train.settings import settings
 
 WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
+WAITS += ("lift_fresh",)  # torch.tensor(list): a copy from the CPU
 
 
 class Recorder(TorchDispatchMode):
@@ -160,6 +164,62 @@ def test_a_text_beyond_the_trained_length_is_warned_of(tmp_path, captures):
     with pytest.warns(UserWarning, match="a text of 13 tokens is longer than the 12"):
         answers(model)
     assert captures
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute something: no views, no allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.on_cpu = 0, []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        aliases = [one.alias_info for one in op._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        is_view |= any(word in op._schema.name for word in ("empty", "_unsafe_view"))
+        self.count += not is_view
+        out = op(*args, **(kwargs or {}))
+        on_cpu = [x for x in tree_leaves(out) if getattr(x, "is_meta", True) is False]
+        self.on_cpu += [op._schema.name] * len(on_cpu)
+        return out
+
+
+def one_token(model) -> Launches:
+    """The pass that is captured, of a model without memory."""
+    model.eval()
+    cache = model.new_slots(2, 600)
+    cache.lengths = [300, 500]
+    ids = torch.zeros(2, 1, dtype=torch.long, device="meta")
+    for _ in range(2):  # the first keeps what others need
+        with torch.no_grad(), kernels_of("cuda"), Launches() as launches:
+            cache.begin(2, 512)
+            model.logits(model.hidden(ids, cache=cache)[:, -1])
+    return launches
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prefix", "parallel", "dora"])
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "bloom-560m", "opt-350m", "gptj-6b"])
+def test_a_pass_over_one_token_makes_nothing_on_the_cpu(name, adapter):
+    """A copy from there to the card cannot be captured."""
+    table = {"model": name, "dtype": "bfloat16", "adapter": {"preset": adapter}}
+    assert one_token(with_adapter(settings(options=table), "cuda")).on_cpu == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "quantize", "most"),
+    [(None, "", 1700), ("lora", "", 2100), (None, "int8", 2600), (None, "nf4", 4400)],
+)
+def test_launches_of_a_token(adapter, quantize, most):
+    """Of LLaMA-7B's shape, on torch's meta device, which writes out what CUDA's norm fuses."""
+    table = {"model": "llama-7b", "dtype": "bfloat16", "quantize": quantize}
+    model = with_adapter(
+        settings(options=table | {"adapter": {"preset": adapter or "lora"}}), "cuda"
+    )
+    if adapter is None:
+        use(model, [])
+    launches = one_token(model)
+    print(f"{adapter or 'no adapter'} {quantize or 'bfloat16'}: {launches.count:,} a token")
+    assert 1000 < launches.count <= most
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
