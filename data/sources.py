@@ -79,7 +79,10 @@ def is_here(name: str, data_dir: str = "") -> bool:
             ((Path(data_dir) if data_dir else cache_folder()) / file.path).is_file()
             for file in files_of(name)
         )
-    return Path(name).is_file()
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
 
 
 def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> list[dict]:
