@@ -18,7 +18,7 @@ from adapters import attach, named_parameters
 from benchmarks.machine import reset_peak, synchronize
 from benchmarks.process import ROOT
 from benchmarks.random_weights import random_model, random_row
-from eval.generate import generate
+from eval.generate import generate, left_pad
 from files.typed import from_table
 from model.devices import split
 from model.language import LanguageModel
@@ -99,24 +99,43 @@ def once(name: str, layers: int, dtype: str, tokens: int, device: str):
     return float(loss), torch.cat(gradients), new
 
 
+def graphs(o: dict) -> Run:
+    """Greedy tokens in float32 with CUDA graphs and without, of prompts of different lengths."""
+
+    def run() -> dict:
+        wrong = []
+        for name, layers in o["models"]:
+            model = random_model(name, torch.float32, device=o["device"], layers=layers)
+            generator = torch.Generator().manual_seed(0)
+            rows = [
+                torch.randint(5, 500, (o["tokens"] // n,), generator=generator).tolist()
+                for n in (1, 2, 3)
+            ]
+            found = []
+            for model.graphs in (True, False):
+                ids, mask = left_pad(rows, 0, o["device"])
+                found.append(generate(model, ids, mask, o["new"]))
+            wrong += [f"{name}: other tokens"] if found[0] != found[1] else []
+        return {"result": f"{len(o['models'])} models compared", "wrong": wrong}
+
+    return run
+
+
 def trained(o: dict) -> Run:
     """Steps of the training loop: seconds of one, losses, and a hash of the trained adapter.
 
-    options: model, layers, dtype, quantize, adapter, rows, tokens, steps, device, `train`, a table
-    of settings, and `devices` to split the layers over.
+    options: model, layers, dtype, adapter, rows, tokens, steps, device; `train`, a table of
+    settings; `devices` to split the layers over; `weights`, the device that draws them.
     """
 
     def run() -> dict:
-        model = random_model(
-            o["model"],
-            getattr(torch, o["dtype"]),
-            o.get("quantize", ""),
-            "cpu" if "devices" in o else o["device"],
-            o["layers"],
-        )
+        dtype, made_on = getattr(torch, o["dtype"]), o.get("weights", o["device"])
+        model = random_model(o["model"], dtype, device=made_on, layers=o["layers"])
         if "devices" in o:
             half = len(model.blocks) // 2
             split(model, list(map(torch.device, o["devices"])), [half, len(model.blocks) - half])
+        else:
+            model.to(o["device"])
         torch.manual_seed(0)
         attach(model, o["adapter"])
         reset_peak(o["device"])
@@ -167,7 +186,7 @@ def scaled(o: dict) -> Run:
         a, b = half(), other()
         taken = [loss for loss in a["losses"] if loss is not None]
         wrong = []
-        if not taken or a["skipped"] > o["steps"] // 2:
+        if not taken or a["skipped"] > 16:  # from 2^16 down to 1
             wrong = [f"{a['skipped']} of {o['steps']} steps were skipped"]
         elif abs(taken[0] - b["losses"][0]) > 0.02 * b["losses"][0]:
             wrong = [f"first loss {taken[0]:.4f}, in bfloat16 {b['losses'][0]:.4f}"]

@@ -23,22 +23,43 @@ class Part:
     warm: int = 0
     repeats: int = 1
     limit: float = 60  # seconds; a part is not begun when fewer than a third of them are left
-    against: str = ""  # for a part of the peer: the name of ours
+    against: str = ""  # the part whose seconds it is compared with
     card: bool = False  # on the CPU it shows no more than that the code runs
+
+    @property
+    def is_peer(self) -> bool:
+        return self.work.startswith("benchmarks.peer:")
+
+
+def compiled(part: Part) -> Part:
+    """The same with compiled blocks."""
+    o = part.options | {"compile": True}
+    name = f"{part.name} compiled"
+    return replace(part, name=name, options=o, limit=100, against=part.name, card=True)
+
+
+def without_graphs(part: Part) -> Part:
+    o = part.options | {"graphs": False}
+    name = f"{part.name} without graphs"
+    return replace(part, name=name, options=o, against=part.name, card=True)
 
 
 def step(model: str, adapter: str, stored: str = "bfloat16", block: bool = False) -> Part:
     o = options(model=model, adapter=adapter, checkpointing=block, **STEP)
     o |= {"quantize": "" if stored == "bfloat16" else stored}
-    name = f"{model} {adapter} {WORDS[stored]}{' block' * block}"
-    return Part(name, "benchmarks.ours:step", o, "step", warm=2, repeats=5)
+    names = [f"{model} {adapter} {word}{' block' * block}" for word in (WORDS[stored], "bf16")]
+    against = names[1] if o["quantize"] else ""
+    part = Part(names[0], "benchmarks.ours:step", o, "step", warm=2, repeats=5)
+    return replace(part, against=against)
 
 
 def decode(batch: int, adapter: str = "", stored: str = "bfloat16") -> Part:
     o = options(model="llama-7b", batch=batch, **DECODE | {"adapter": adapter})
     o |= {"quantize": "" if stored == "bfloat16" else stored}
     name = f"decode batch {batch} {WORDS[stored]}{f' with {adapter}' * bool(adapter)}"
-    return Part(name, "benchmarks.ours:decode", o, "decode", warm=1, repeats=3)
+    plain = f"decode batch {batch} bf16"
+    part = Part(name, "benchmarks.ours:decode", o, "decode", warm=1, repeats=3)
+    return replace(part, against=plain if name != plain else "")
 
 
 def of_peer(part: Part) -> Part:
@@ -66,10 +87,12 @@ def parts() -> list[Part]:
         "tokens": 300,
     }
     compared["models"].append(("qwen3-0.6b", 2))  # heads of 128
+    drawn = {"models": compared["models"], "tokens": 100, "new": 24}
     found = [
         Part("rates", "benchmarks.machine:rates", size, card=True),
         Part("CUDA tests", "benchmarks.gpu_checks:suite", tests, limit=120, card=True),
         Part("CUDA = CPU", "benchmarks.gpu_checks:parity", compared, limit=90, card=True),
+        Part("graphs = plain", "benchmarks.gpu_checks:graphs", drawn, card=True),
     ]
     for adapter in ("lora", "parallel"):
         found += both(step("llama-7b", adapter))
@@ -77,10 +100,19 @@ def parts() -> list[Part]:
         found += both(step("llama-7b", adapter, block=True))
     found += [*both(decode(1)), decode(8), decode(64)]
     found += [step("llama-7b", "lora", stored, block=True) for stored in ("int8", "nf4")]
+    found.append(without_graphs(decode(1)))
     found += [decode(1, "lora"), decode(1, stored="int8"), decode(1, stored="nf4")]
+    found += [compiled(step("llama-7b", "lora")), compiled(decode(1)), compiled(decode(64))]
     found += [
-        loop("float16 loss scaling", "scaled", steps=20),
-        loop("layers on cuda and cpu", "alike", rows=2, tokens=128, devices=["cuda", "cpu"]),
+        loop("float16 loss scaling", "scaled", steps=30),
+        loop(
+            "layers on cuda and cpu",
+            "alike",
+            rows=2,
+            tokens=128,
+            devices=["cuda", "cpu"],
+            weights="cpu",
+        ),
         loop("offload", "alike", train={"offload": True}),
         loop("plain run twice", "repeated"),
         loop("deterministic run twice", "repeated", train={"deterministic": True}),
@@ -89,10 +121,10 @@ def parts() -> list[Part]:
     for family in FAMILIES[1:]:
         for adapter in ("lora", "parallel"):
             found += both(step(family, adapter))
-        found += [step(family, "lora", stored, block=True) for stored in ("int8", "nf4")]
+        found += [step(family, "lora", stored) for stored in ("int8", "nf4")]
     found += [of_peer(decode(8)), of_peer(decode(64))]
     for family in FAMILIES[1:]:
-        found += [step(family, "parallel", stored, block=True) for stored in ("int8", "nf4")]
+        found += [step(family, "parallel", stored) for stored in ("int8", "nf4")]
     return found
 
 
@@ -110,13 +142,13 @@ def tiny(part: Part, device: str) -> Part:
         o["model"] = f"pocket-{POCKET[o['model']]}"
     if "models" in o:
         o["models"] = o["models"][:2]
-        o["dtypes"] = ["float32", "bfloat16"]
+        o |= {"dtypes": ["float32", "bfloat16"]}
     if "size" in o:
         o |= {"size": 64, "copy": 2**16}
     if "keyword" in o:
         o["words"] = ["-n", "0", "--collect-only", "tests/test_memory.py"]
     if "devices" in o:
         o["devices"] = [device, "cpu"]
-    if device == "cpu" and "offload" in o.get("train", {}):
-        o["train"] = {"offload": True}
+    if device == "cpu" and o.get("compile"):
+        o["compile"] = False  # inductor needs a minute there
     return replace(part, options=o, warm=0, repeats=1)

@@ -1,6 +1,7 @@
 """The work of benchmarks/work.py by this project."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,7 @@ from benchmarks.work import (
 )
 from data.batches import Example
 from eval.generate import generate
+from model.compiled import check_compiler, compiled
 from model.language import LanguageModel
 from model.load import load_model
 from train.loop import train
@@ -31,7 +33,8 @@ Run = Callable[[], dict]
 def base(o: dict) -> LanguageModel:
     dtype = getattr(torch, o["dtype"])
     if o["random"]:
-        return random_model(o["model"], dtype, o["quantize"], o["device"], o["layers"])
+        device = torch.device(o["device"])
+        return random_model(o["model"], dtype, o["quantize"], device, o["layers"])
     return load_model(o["model"], dtype, o["device"], o["quantize"] or None)
 
 
@@ -66,7 +69,7 @@ def step(o: dict) -> Run:
         rows = slice(first, first + o["micro"])
         return summed_loss(model, ids[rows], weights[rows]) / count
 
-    return training_step(list(named.values()), loss_of, o)
+    return kept(training_step(list(named.values()), loss_of, o), compiling(model, o))
 
 
 def epoch(o: dict) -> Run:
@@ -99,10 +102,30 @@ def epoch(o: dict) -> Run:
 def decode(o: dict) -> Run:
     """Greedy or beam decoding of a batch of prompts of one length."""
     model = adapted(o)[0].eval() if o["adapter"] else base(o)
+    model.graphs = o["graphs"]
     ids = prompts(o, model.config.vocab_size).to(o["device"])
     run = answering(lambda new: generate(model, ids, max_new_tokens=new, beams=o["beams"]), o)
     read = bytes_read(model, o)
-    return lambda: run() | {"read": read}
+    return kept(lambda: run() | {"read": read}, compiling(model, o, answers=True))
+
+
+def compiling(model: LanguageModel, o: dict, answers: bool = False) -> ExitStack:
+    """The blocks are compiled until this is closed, if the options say so. Raises UserError."""
+    stack = ExitStack()
+    if o["compile"]:
+        check_compiler(torch.device(o["device"]), "compile")
+        stack.enter_context(compiled(model, answers))
+    return stack
+
+
+def kept(run: Run, context: ExitStack) -> Run:
+    """The same work, which keeps its context alive."""
+
+    def work() -> dict:
+        assert context is not None
+        return run()
+
+    return work
 
 
 def bytes_read(model: LanguageModel, o: dict) -> int:

@@ -37,7 +37,7 @@ ROWS = (
     Row("parallel step bf16 4 x 256 checkpointing", "step", {"adapter": "parallel", **BLOCK}),
     Row("LoRA step bf16 1 x 1024", "step", LONG),
     Row("LoRA step fp32 4 x 256", "step", {"dtype": "float32"}),
-    Row("epoch of real lengths bf16", "epoch", {"rows": 64}),
+    Row("epoch of real lengths bf16", "epoch", {"rows": 32}),
     Row("greedy bf16 batch 1", "decode", GREEDY),
     Row("greedy bf16 batch 8", "decode", {"batch": 8, **GREEDY}),
     Row("greedy bf16 batch 32", "decode", {"batch": 32, **GREEDY}),

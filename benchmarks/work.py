@@ -22,6 +22,8 @@ DEFAULTS = {
     "dtype": "bfloat16",
     "device": "cpu",
     "quantize": "",
+    "compile": False,  # our blocks through torch.compile
+    "graphs": True,  # our decoding step as a CUDA graph, on a GPU
     # a training step
     "adapter": "lora",  # lora: r 16 on q and v; parallel: 256 beside attention and MLP; "": none
     "adapters": 1,  # so many of them, stacked

@@ -6,7 +6,7 @@ Only the seed decides their order.
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -193,10 +193,10 @@ class Labels(NamedTuple):
     """The tokens of a micro-batch that predict a label, L of them; made where the rows are lists,
     so that no GPU has to be asked for a mask's content."""
 
-    places: Tensor  # int64 [L], among the flattened last hidden states: B * T, or N packed tokens
+    places: Tensor  # int64 [L], among the B * T tokens, or the N packed ones
     targets: Tensor  # int64 [L], the ids to predict
     weights: Tensor  # float32 [L]
-    packing: Packing | None  # None: there is no pad, or packing is off
+    packing: Packing | None  # None: all tokens have a label, or packing is off
 
 
 class Batch(NamedTuple):
@@ -228,9 +228,9 @@ def collate(
     weights = torch.tensor([example.weights + [0.0] * (T - len(example)) for example in examples])
     row, place = weights[:, 1:].nonzero(as_tuple=True)  # token `place` predicts the next one
     targets, label_weights = ids[row, place + 1], weights[row, place + 1]
-    packed = Packing.of(lengths, virtual) if packing and lengths.min() < T else None
+    packs = packing and (lengths.min() < T or len(place) < len(ids) * (T - 1))
     # packed, the tokens of a row follow those of the rows before it
-    starts = (lengths + virtual).cumsum(0) - lengths if packed else torch.arange(len(ids)) * T
+    starts = (lengths + virtual).cumsum(0) - lengths if packs else torch.arange(len(ids)) * T
     places = starts[row] + place
 
     def there(tensor: Tensor) -> Tensor:
@@ -238,7 +238,6 @@ def collate(
             return tensor.to(device)
         return tensor.pin_memory().to(device, non_blocking=True)
 
-    if packed:
-        packed = replace(packed, index=there(packed.index))
+    packed = Packing.of(lengths, places, virtual).map(there) if packs else None
     labels = Labels(there(places), there(targets), there(label_weights), packed)
     return Batch(there(ids), there(weights), there(lengths), labels)

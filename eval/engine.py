@@ -22,8 +22,10 @@ from eval.prefill import Beginning, read, rows_of_pass
 from eval.room import positions_of, room_for, too_long
 from eval.sampling import Sampling, check, choose
 from files.errors import UserError
+from model.graphs import graphs_for
 from model.language import LanguageModel
 from model.packed import pack
+from model.tokens import check_ids
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Engine:
         self.cache = model.new_slots(slots, length)
         self.positions = positions_of(model)
         self.mixtures = rows_in_use(model)
+        self.graphs = graphs_for(model, self.cache, by_row=bool(self.mixtures))
         self.waiting: deque[Row] = deque()
         self.owners: list[Row | None] = [None] * slots
         self.known: list[tuple[int | None, list[int]]] = [
@@ -102,6 +105,7 @@ class Engine:
             raise UserError(
                 f"{request.beams} beams need as many slots; there are {len(self.owners)}"
             )
+        check_ids([request.ids], self.model.input_embedding.in_features)
         for rows in self.mixtures:
             rows.check_entry(request.entry)
         if new < 1 or tokens + new > self.length:
@@ -145,11 +149,14 @@ class Engine:
         live = [row for row in self.owners if row]
         if not live:
             return []
-        self.cache.begin(len(live))
-        with seated(self.mixtures, [row.request.entry for row in live]):
-            hidden = self.model.hidden(self.last[: len(live), None], cache=self.cache)
-            self.cache.moved_on(len(live))
-            logits = self.model.logits(hidden[:, -1])
+        ids = self.last[: len(live)]
+        logits = self.graphs.step(ids) if self.graphs else None
+        if logits is None:
+            self.cache.begin(len(live))
+            with seated(self.mixtures, [row.request.entry for row in live]):
+                hidden = self.model.hidden(ids[:, None], cache=self.cache)
+                logits = self.model.logits(hidden[:, -1])
+        self.cache.moved_on(len(live))
         return self.take(set_of(live), logits, [row.slots for row in set_of(live)])
 
     def admitted(self) -> list[Row]:

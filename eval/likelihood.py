@@ -1,15 +1,17 @@
 """Log-likelihoods of given continuations, for multiple-choice tasks and perplexity."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from adapters.compose import rows_in_use
+from adapters.compose import Rows, rows_in_use, seated
+from eval.prefill import Beginning, Read, read
 from files.errors import UserError, short_of_memory
 from model.language import LanguageModel
 from model.packed import pack
 from model.parts import CHUNK
+from model.tokens import check_ids
 
 
 def log_likelihoods(
@@ -24,8 +26,9 @@ def log_likelihoods(
     whether greedy decoding would generate the continuation).
 
     Probabilities are over all rows of the head; greedy decoding chooses among ids below vocab_size
-    (None: all), as `generate` does. Batches are of similar length. Raises UserError for an empty
-    context or continuation, adapters by row, and when out of memory.
+    (None: all), as `generate` does. A context of several pairs is read once for all of them. With
+    adapters by row (Rows) entry i is for pair i. Raises UserError for an empty context or
+    continuation, and when out of memory.
     """
     for number, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
@@ -33,59 +36,128 @@ def log_likelihoods(
             raise UserError(f"pair {number + 1} has an empty {empty}; both need at least one token")
     if type(batch_size) is not int or batch_size < 1:
         raise UserError(f"batch_size should be 1 or more, not {batch_size!r:.50}")
-    if rows_in_use(model):
-        raise UserError(
-            "adapters by row (Rows) have no likelihoods: pairs are put into batches by their length"
-        )
-    # The longest first: it needs most memory.
-    by_length = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    mixtures = rows_in_use(model)
+    for rows in mixtures:
+        rows.check(len(pairs))
+    check_ids((ids for pair in pairs for ids in pair), model.input_embedding.in_features)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+    beginning = None
     model.eval()
     pack(model)
-    for start in range(0, len(pairs), batch_size):
-        batch = by_length[start : start + batch_size]
+    for batch in batches(pairs, batch_size, bool(mixtures), not model.depends_on_length):
         with short_of_memory(
             f"on {model.device} with {batch_size} texts at once: lower batch_size"
         ):
-            figures = of_batch(model, [pairs[i] for i in batch], pad_id, vocab_size)
-        for i, figure in zip(batch, figures, strict=True):
-            results[i] = figure
+            pass_ = Pass(model, pairs, batch, mixtures, pad_id)
+            beginning = pass_.read(beginning)
+            for i, figure in zip(pass_.numbers, pass_.figures(vocab_size), strict=True):
+                results[i] = figure
     return results
 
 
-@torch.inference_mode()
-def of_batch(
-    model: LanguageModel,
-    pairs: list[tuple[list[int], list[int]]],
-    pad_id: int,
-    vocab_size: int | None,
-) -> list[tuple[float, bool]]:
-    """`log_likelihoods` of one batch: one pass, logits only where a continuation is predicted."""
-    device = next(model.parameters()).device
-    rows = [context + own[:-1] for context, own in pairs]  # the last token is only predicted
-    T = max(map(len, rows))
-    ids = torch.tensor([row + [pad_id] * (T - len(row)) for row in rows], device=device)
-    # Padding on the right would not need a mask but for rotary angles that depend on the length.
-    mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows], device=device)
-    hidden = model.hidden(ids, None if mask.all() else mask)
-    hidden = torch.cat(
-        [hidden[r, len(context) - 1 : len(rows[r])] for r, (context, _) in enumerate(pairs)]
-    )  # [N, C]
-    targets = torch.tensor(
-        [token for _, continuation in pairs for token in continuation], device=device
-    )
+def batches(
+    pairs: Sequence[tuple[list[int], list[int]]], size: int, by_row: bool, shares: bool
+) -> Iterator[list[list[int]]]:
+    """The numbers of up to `size` pairs, those of one context together, the longest first.
+
+    by_row: pairs have adapters of their own. shares: contexts may be read once.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for i, (context, _) in enumerate(pairs):
+        groups.setdefault((*context, -i if by_row or not shares else 0), []).append(i)
     pieces = [
-        score(model.logits(some), chosen, vocab_size)
-        for some, chosen in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        numbers[start : start + size]
+        for numbers in groups.values()
+        for start in range(0, len(numbers), size)
     ]
-    lengths = [len(continuation) for _, continuation in pairs]
-    log_probs, greedy = (
-        torch.cat(parts).cpu().split(lengths) for parts in zip(*pieces, strict=True)
-    )
-    return [
-        (float(logs.double().sum()), bool(first.all()))
-        for logs, first in zip(log_probs, greedy, strict=True)
-    ]
+    pieces.sort(key=lambda piece: -max(len(pairs[i][0]) + len(pairs[i][1]) for i in piece))
+    batch: list[list[int]] = []
+    for piece in pieces:
+        if batch and sum(map(len, batch)) + len(piece) > size:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+class Pass:
+    """The likelihoods of some pairs: contexts first, then what follows those of several pairs.
+
+    groups: the numbers of pairs with one context. A context of a single pair is read together with
+    its continuation.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        groups: list[list[int]],
+        mixtures: list[Rows],
+        pad_id: int,
+    ):
+        self.model, self.mixtures, self.pad_id = model, mixtures, pad_id
+        self.groups, self.numbers = groups, [i for group in groups for i in group]
+        self.contexts = [pairs[group[0]][0] for group in groups]
+        self.owns = {i: pairs[i][1] for i in self.numbers}
+        self.hidden: dict[int, Tensor] = {}  # [length of its continuation, E] for each pair
+
+    @torch.inference_mode()
+    def read(self, beginning: Beginning | None) -> Beginning | None:
+        """Fill `hidden`. Returns the beginning of the contexts, for the next pass."""
+        # The last token of a continuation is only predicted.
+        rows = [
+            context + (self.owns[group[0]][:-1] if len(group) == 1 else [])
+            for context, group in zip(self.contexts, self.groups, strict=True)
+        ]
+        entries = [group[0] if self.mixtures else None for group in self.groups]
+        most = min(map(len, self.contexts)) - 1
+        found = read(self.model, rows, self.mixtures, entries, beginning, most)
+        longer = []  # (pair, group) of what is still to be read
+        for g, (group, context) in enumerate(zip(self.groups, self.contexts, strict=True)):
+            last = len(context) - 1 - found.first
+            for i in group:
+                length = len(self.owns[i]) if len(group) == 1 else 1
+                self.hidden[i] = found.hidden[g, last : last + length]
+                if length < len(self.owns[i]):
+                    longer.append((i, g))
+        if longer:
+            self.read_on(longer, found)
+        return found.beginning
+
+    def read_on(self, longer: list[tuple[int, int]], found: Read) -> None:
+        """Read continuations after the keys of their contexts."""
+        rest = [self.owns[i][:-1] for i, _ in longer]
+        T = max(map(len, rest))
+        slots = self.model.new_slots(len(rest), max(map(len, self.contexts)) + T)
+        for row, (_, g) in enumerate(longer):
+            slots.copy_row(row, found.cache, g, found.lengths[g])
+        slots.begin(len(rest))
+        padded = [row + [self.pad_id] * (T - len(row)) for row in rest]
+        hidden = self.model.hidden(torch.tensor(padded, device=self.model.device), cache=slots)
+        for row, (i, _) in enumerate(longer):
+            self.hidden[i] = torch.cat((self.hidden[i], hidden[row, : len(rest[row])]))
+
+    @torch.inference_mode()
+    def figures(self, vocab_size: int | None) -> list[tuple[float, bool]]:
+        """The results for the pairs in order; logits are made in pieces."""
+        hidden = torch.cat([self.hidden[i] for i in self.numbers])  # [N, E]
+        lengths = [len(self.owns[i]) for i in self.numbers]
+        targets = torch.tensor([token for i in self.numbers for token in self.owns[i]])
+        entries = [i for i in self.numbers for _ in self.owns[i]]
+        pieces = []
+        for start in range(0, len(hidden), CHUNK):
+            some = slice(start, start + CHUNK)
+            with seated(self.mixtures, entries[some]):
+                logits = self.model.logits(hidden[some])
+            pieces.append(score(logits, targets[some], vocab_size))
+        log_probs, greedy = (
+            torch.cat(parts).cpu().split(lengths) for parts in zip(*pieces, strict=True)
+        )
+        return [
+            (float(logs.double().sum()), bool(first.all()))
+            for logs, first in zip(log_probs, greedy, strict=True)
+        ]
 
 
 def score(logits: Tensor, targets: Tensor, vocab_size: int | None) -> tuple[Tensor, Tensor]:

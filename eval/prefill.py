@@ -62,15 +62,18 @@ def read(
     mixtures: list[Rows],
     entries: Sequence[int],
     beginning: Beginning | None = None,
+    most: int | None = None,
 ) -> Read:
     """Read rows of token ids, which may share a beginning that was read before.
 
     Tokens in common are read once, unless rows have adapters of their own or rotary angles depend
-    on the length of a row. entries: those of `mixtures` for each row.
+    on the length of a row. entries: those of `mixtures` for each row. most: tokens that may be read
+    in advance, without their hidden states (None: all but the last of each row).
     """
     known = None
     if len(set(entries)) == 1 and not model.depends_on_length:
-        known = begin(model, rows, mixtures, entries, beginning)
+        most = min(map(len, rows)) - 1 if most is None else most
+        known = begin(model, rows, mixtures, entries, beginning, most)
     first = len(known.ids) if known else 0
     rest = [row[first:] for row in rows]
     T = max(map(len, rest))
@@ -96,9 +99,10 @@ def begin(
     mixtures: list[Rows],
     entries: Sequence[int],
     beginning: Beginning | None,
+    most: int,
 ) -> Beginning | None:
     """The beginning that these rows have in common, read already or now; None: too short."""
-    shared = min(common_start(rows), min(map(len, rows)) - 1)  # each row reads a token of its own
+    shared = min(common_start(rows), most)
     there = min(shared_start(beginning.ids, rows[0]), shared) if beginning else 0
     there = there if there >= LEAST else 0
     if (len(rows) - 1) * (shared - there) >= WORTH:

@@ -17,11 +17,12 @@ class Eval:
     before: bool = False  # also measure the base model, before training
     items: FromZero = 0  # the first problems of each test set; 0: all
     batch_size: UpToMillion = 16  # prompts that are answered at once
+    graphs: bool = True  # on a GPU: the pass over one token as a CUDA graph (model/graphs.py)
     compile: bool = False  # blocks through torch.compile: the same answers to rounding
     max_new_tokens: UpToMillion = 256  # of an answer
     # likelihood: of a multiple-choice problem's options the one with the highest likelihood
     scoring: Literal["generate", "likelihood"] = "generate"
-    # of a CPU: a second copy of the weights, which answers sooner (model/packed.py)
+    # a second copy of the weights, which answers sooner (model/packed.py)
     decode_memory: Literal["auto", "packed", "plain"] = "auto"
     beams: Annotated[int, Range(1, 1000)] = 1  # 1: greedy; the paper uses 4
     temperature: Annotated[float, Range(0)] = 0.0  # above 0: sample answers

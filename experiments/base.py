@@ -158,7 +158,7 @@ def load_base(s: Settings, processes: Processes = SINGLE) -> LanguageModel:
         # float16 is slow on a CPU, and needs loss scaling
         model = model.to(torch.float32)
         model.dtype = torch.float32
-    model.decode_memory = s.eval.decode_memory
+    model.decode_memory, model.graphs = s.eval.decode_memory, s.eval.graphs
     return model
 
 

@@ -75,10 +75,9 @@ class Planned:
         """Bytes of each device of the packed copies that answers may use (model/packed.py)."""
         places = [0] * len(self.stage)
         for path, module in self.model.named_modules():
-            if isinstance(module, Linear) and is_worth_packing(module):
-                in_part = s.shard and path.startswith(self.model.blocks_at)
-                at = self.model.place_of(f"{path}.weight") + 1
-                places[at] += 0 if in_part or target.kind != "cpu" else packed_bytes([module])
+            in_part = s.shard and path.startswith(self.model.blocks_at)
+            if isinstance(module, Linear) and is_worth_packing(module, target.kind) and not in_part:
+                places[self.model.place_of(f"{path}.weight") + 1] += packed_bytes([module])
         return self.by_device(places)
 
     def by_device(self, sizes: list[int]) -> list[int]:

@@ -4,6 +4,7 @@ Positions are not embedded: each head's scores are lowered by the distance (ALiB
 q, k and v. Attribute names are the tensor names of the published checkpoints.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -74,7 +75,8 @@ class Config:
             raise UserError(f"config.json: {wrong}")
 
 
-def alibi_slopes(heads: int) -> Tensor:
+@functools.cache  # a copy to a GPU makes a pass wait
+def alibi_slopes(heads: int, device: torch.device) -> Tensor:
     """Penalty per token of distance for each head [H] (Press et al. 2022): 2^(-8i/H).
 
     If H is not a power of two: those of the power below, then every second of the power above.
@@ -83,7 +85,7 @@ def alibi_slopes(heads: int) -> Tensor:
     first, second = (2 ** -(2 ** -(math.log2(n) - 3)) for n in (power, 2 * power))
     slopes = torch.tensor(first) ** torch.arange(1, power + 1)
     between = torch.tensor(second) ** torch.arange(1, 2 * (heads - power) + 1, 2)
-    return torch.cat((slopes, between))
+    return torch.cat((slopes, between)).to(device)
 
 
 def alibi(config: Config, keys: Tensor, queries: Tensor, looks: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ def alibi(config: Config, keys: Tensor, queries: Tensor, looks: Tensor) -> Tenso
     Positions of keys [B, S] and queries [B, T]; looks bool [B, 1, T, S]. Distance is counted from
     the query, which does not change the softmax: small distances stay exact in bfloat16.
     """
-    slopes = alibi_slopes(config.n_head).to(keys.device)
+    slopes = alibi_slopes(config.n_head, keys.device)
     distance = keys[:, None, None, :] - queries[:, None, :, None]
     return (slopes[:, None, None] * distance).masked_fill(~looks, -math.inf)
 
@@ -149,7 +151,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.input_layernorm(x)
-        x = (h if self.residual_is_normed else x) + self.attn_site(self.self_attention(h, step), h)
+        attended, x, h = self.self_attention(h, step), step.kept(x), step.kept(h)
+        x = (h if self.residual_is_normed else x) + self.attn_site(attended, h)
         h = self.post_attention_layernorm(x)
         return (h if self.residual_is_normed else x) + self.mlp_site(self.mlp(h), h)
 

@@ -96,11 +96,20 @@ class Slots(Cache):
             self.lengths[row] = end
             self.counts[row] = end
 
-    def begin(self, rows: int) -> None:
-        """The next pass is over the first `rows` slots, whose lengths may differ."""
+    @property
+    def length(self) -> int:
+        """Tokens that a slot has room for."""
+        return self.keys[0].shape[2] - max(self.front)
+
+    def begin(self, rows: int, keys: int | None = None) -> None:
+        """The next pass is over the first `rows` slots, whose lengths may differ.
+
+        keys: the number of keys that a pass of one token looks at, if not those of the longest row
+        (model/graphs.py).
+        """
         lengths = self.lengths[:rows]
-        self.filled = max(lengths)
-        self.starts = self.counts[:rows] if min(lengths) < self.filled else None
+        self.filled = max(lengths) if keys is None else keys - 1
+        self.starts = None if keys is None and min(lengths) == self.filled else self.counts[:rows]
         self.places = {}
 
     def place(self, layer: int, k: Tensor) -> tuple[Tensor, Tensor]:

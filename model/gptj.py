@@ -106,11 +106,10 @@ class Attention(nn.Module):
         return torch.cat((turned, x[..., self.rotary_dim :]), dim=-1)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        q = (
-            step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        )  # [B, H, T, D]
-        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        q = step.queries(self.q_proj(step.kept(x))).unflatten(-1, (-1, self.head_size))
+        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size))
+        v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D]
         q, k = self.rotate(q, step), self.rotate(k, step)
         k, v, mask = self.kv_site(k, v, step.mask, step.cache, self.layer)
         # float32: its scores overflow float16
@@ -145,7 +144,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.ln_1(x)
-        return x + self.attn_site(self.attn(h, step), h) + self.mlp_site(self.mlp(h), h)
+        attended, x, h = self.attn(h, step), step.kept(x), step.kept(h)
+        return x + self.attn_site(attended, h) + self.mlp_site(self.mlp(h), h)
 
 
 class Decoder(nn.Module):

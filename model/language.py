@@ -50,6 +50,7 @@ class LanguageModel(nn.Module):
     # Of the run.
     checkpointing: int  # n > 0: recompute every nth block in the backward pass; 0: none
     decode_memory: str  # "auto", "packed" or "plain": packed copies of weights (model/packed.py)
+    graphs: bool  # on a GPU the decoding step is a CUDA graph (model/graphs.py)
     call: Callable[[nn.Module, Tensor, Step], Tensor]  # computes a block's output
     adapters_on: tuple[list, list[str] | None]  # active entries in order, trained names (None: all)
 
@@ -62,7 +63,7 @@ class LanguageModel(nn.Module):
         self.folder, self.fingerprint = None, ""
         self.dtype, self.quantize, self.stages = torch.float32, "", ()
         self.checkpointing, self.adapters_on, self.call = 0, ([], None), call_block
-        self.decode_memory = "auto"
+        self.decode_memory, self.graphs = "auto", True
         self.depends_on_length = False
         self.warned_of_length = False
 
@@ -178,6 +179,8 @@ class LanguageModel(nn.Module):
         if self.stages:
             device = self.device_at(block.layer)
             x, step = moved(x, device), step.to(device)
+        if block.layer == self.shape.layers - 1:
+            step = step.last()
         every = self.checkpointing
         if every and block.layer % every == 0 and torch.is_grad_enabled():
             return checkpoint(self.call, block, x, step, use_reentrant=False)
@@ -190,7 +193,7 @@ class LanguageModel(nn.Module):
     def real_tokens(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
         """x [B, T, E] at the end of a pass without the virtual tokens; the cache is T longer.
 
-        Packed tokens [1, N, E] stay as they are.
+        Packed tokens [1, L, E] stay as they are.
         """
         if cache is not None:
             cache.advance(x.shape[1])
@@ -222,7 +225,7 @@ class LanguageModel(nn.Module):
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
         mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
         positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
-        packing: blocks compute these N of the B * T tokens only; [1, N, ...] is returned
+        packing: blocks compute some of the tokens only; [1, L, ...] of them are returned
         Raises UserError for a position that the model does not have.
         """
         raise NotImplementedError

@@ -71,8 +71,9 @@ class Attention(nn.Module):
         self.kv_site = KeysValues(config.kv_heads, D)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        q = step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size))  # [B, T, H, D]
-        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size))  # [B, T, K, D]
+        # [B, T, H or K, D] each
+        q = step.queries(self.q_proj(step.kept(x))).unflatten(-1, (-1, self.head_size))
+        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size))
         v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size))
         if self.has_norms:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -113,7 +114,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.input_layernorm(x)
-        x = x + self.attn_site(self.self_attn(h, step), h)  # an empty site returns its first input
+        attended, x, h = self.self_attn(h, step), step.kept(x), step.kept(h)
+        x = x + self.attn_site(attended, h)  # an empty site returns its first input
         h = self.post_attention_layernorm(x)
         return x + self.mlp_site(self.mlp(h), h)
 

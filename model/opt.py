@@ -104,11 +104,10 @@ class Attention(nn.Module):
         self.kv_site = KeysValues(config.num_attention_heads, config.shape.head_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        q = (
-            step.rows(self.q_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        )  # [B, H, T, D]
-        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        q = step.queries(self.q_proj(step.kept(x))).unflatten(-1, (-1, self.head_size))
+        k = step.rows(self.k_proj(x)).unflatten(-1, (-1, self.head_size))
+        v = step.rows(self.v_proj(x)).unflatten(-1, (-1, self.head_size))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D]
         k, v, mask = self.kv_site(k, v, step.mask, step.cache, self.layer)
         return self.out_proj(step.tokens(attention(q, k, v, mask)))
 
@@ -132,7 +131,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.self_attn_layer_norm(x) if self.norm_first else x
-        x = x + self.attn_site(self.self_attn(h, step), h)
+        attended, x, h = self.self_attn(h, step), step.kept(x), step.kept(h)
+        x = x + self.attn_site(attended, h)
         if not self.norm_first:
             x = self.self_attn_layer_norm(x)
         h = self.final_layer_norm(x) if self.norm_first else x

@@ -1,10 +1,10 @@
-"""Weights laid out once for products without a gradient on a CPU, beside the plain ones.
+"""Copies of weights that answers are made with, beside the stored ones: laid out or dequantised.
 
-torch multiplies by a plain weight [out, in] after laying it out anew, in every product. oneDNN can
-keep that layout: one row of bfloat16 then takes about half the time, many rows of float32 as well.
-The values are the same, and the copy has their size. It is used while answers are made; a weight
-that changed since is found by its storage and version, and multiplied plainly until `pack` is
-called again.
+On a CPU torch multiplies by a plain weight [out, in] after laying it out anew, in every product.
+oneDNN can keep that layout: one row of bfloat16 then takes about half the time, many rows of
+float32 as well. Quantised weights, which every product would make anew, get a copy on any device.
+It has the values of what it was made of, in the dtype of the computation. A weight that changed
+since is found by its storage and version, and multiplied plainly until `pack` is called again.
 """
 
 import functools
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.language import LanguageModel
+from model.quantize.linear import QuantizedLinear
 from model.sites import Linear
 
 ROWS = 16  # that the layout is made for; it serves any number
@@ -30,8 +31,9 @@ class Packed:
 
     def __init__(self, linear: Linear):
         matrix = linear.matrix().detach()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(matrix, ROWS)
-        self.dtype, self.fewest = matrix.dtype, fewest(linear)
+        self.dtype, self.device, self.fewest = matrix.dtype, matrix.device, fewest(linear)
+        self.laid_out = lays_out(linear)
+        self.weight = lay_out(matrix) if self.laid_out else matrix
         sources = tuple(linear.sources())
         self.key = [(source, source.data_ptr(), source._version) for source in sources]
         self.storages = [
@@ -52,15 +54,20 @@ class Packed:
         """Whether a product with x may be computed by the copy, and faster."""
         return (
             x.dtype == self.dtype
-            and x.device.type == "cpu"
+            and x.device == self.device
             and not torch.is_grad_enabled()
             and x.numel() >= self.fewest * x.shape[-1]
-            and not torch.compiler.is_compiling()
+            and not (self.laid_out and torch.compiler.is_compiling())
         )
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> x W^T + bias [..., out]."""
-        return multiply(x, self.weight, bias)
+        return (multiply if self.laid_out else F.linear)(x, self.weight, bias)
+
+
+def lay_out(weight: Tensor) -> Tensor:
+    """A weight [out, in] in oneDNN's layout, for any number of rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -69,47 +76,56 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack(model: LanguageModel) -> bool:
-    """Give the Linears on a CPU their packed copies, or take them away, as `model.decode_memory`
-    says; what is current stays. Returns whether any has one.
+    """Give the Linears their copies, or take them away, as `model.decode_memory` says; what is
+    current stays. Returns whether any has one.
 
-    auto: if they take at most half of the memory that is free; packed: in any case; plain: none.
+    auto: on each device, if they take at most half of the memory that is free there; packed: in any
+    case; plain: none.
     """
     linears = [module for module in model.modules() if isinstance(module, Linear)]
-    wanted = [linear for linear in linears if packs(linear)]
-    stale = [x for x in wanted if x.packed is None or not x.packed.is_current(x)]
-    if stale and model.decode_memory == "auto":
-        for linear in stale:
-            linear.packed = None
-        if packed_bytes(stale) > SHARE * free_memory():
-            wanted = []
-    if model.decode_memory == "plain":
-        wanted = []
-    keep = set(map(id, wanted))
+    missing: dict[torch.device, list[Linear]] = {}
     for linear in linears:
-        if id(linear) not in keep:
+        if model.decode_memory == "plain" or not packs(linear):
             linear.packed = None
-    for linear in stale if wanted else ():
-        linear.packed = Packed(linear)
-    return bool(wanted)
+        elif linear.packed is None or not linear.packed.is_current(linear):
+            linear.packed = None
+            missing.setdefault(linear.sources()[0].device, []).append(linear)
+    for device, some in missing.items():
+        has_room = packed_bytes(some) <= SHARE * free_memory(device)
+        if has_room or model.decode_memory == "packed":
+            for linear in some:
+                linear.packed = Packed(linear)
+    return any(linear.packed is not None for linear in linears)
+
+
+def lays_out(linear: Linear, device: str | None = None) -> bool:
+    """Whether the copy of this Linear's weight is one in oneDNN's layout.
+
+    device: that it is meant for; None: where it is.
+    """
+    on_cpu = (device or linear.sources()[0].device.type) == "cpu"
+    return on_cpu and is_usable(linear.packed_dtype) and fewest(linear) <= FEWEST
 
 
 def fewest(linear: Linear) -> int:
     """Rows of x from which the packed copy of this Linear's weight is faster."""
-    if linear.packed_dtype != torch.float32:
+    if linear.packed_dtype != torch.float32 or isinstance(linear, QuantizedLinear):
         return 1
     return -(-FLOAT32_FROM // (linear.in_features * linear.out_features))
 
 
-def is_worth_packing(linear: Linear) -> bool:
-    return is_usable(linear.packed_dtype) and fewest(linear) <= FEWEST
+def is_worth_packing(linear: Linear, device: str | None = None) -> bool:
+    """Whether a copy saves time; device as in `lays_out`."""
+    is_quantized = isinstance(linear, QuantizedLinear) and linear.packed_dtype.is_floating_point
+    return is_quantized or lays_out(linear, device)
 
 
 def packs(linear: Linear) -> bool:
-    """Whether a packed copy of this Linear's weight can be made, and is of use."""
+    """Whether a copy of this Linear's weight can be made, and is of use."""
     return is_worth_packing(linear) and all(
-        source.device.type == "cpu"
-        and type(source) in (Tensor, torch.nn.Parameter)  # no part of a sharded one
+        type(source) in (Tensor, torch.nn.Parameter)  # no part of a sharded one
         and not source.is_inference()  # which has no version
+        and not source.is_meta
         for source in linear.sources()
     )
 
@@ -129,7 +145,7 @@ def is_usable(dtype: torch.dtype) -> bool:
         torch.randn(size, generator=generator).to(dtype) for size in ((20, 70), (50, 70), (50,))
     )
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        packed = lay_out(weight)
         pairs = [
             (multiply(rows, packed, added), F.linear(rows.float(), weight.float(), wide))
             for rows in (x, x[:1])
@@ -146,9 +162,11 @@ def is_usable(dtype: torch.dtype) -> bool:
     )
 
 
-def free_memory() -> int:
-    """Bytes of memory that are free, within the control group's limit; 0 if the system does not
-    say (it is not Linux)."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; of a CPU's within the control group's limit, and 0 if the
+    system does not say (it is not Linux)."""
+    if device.type != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         table = dict(line.split(":") for line in lines)

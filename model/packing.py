@@ -9,6 +9,7 @@ Linears, MLPs and adapters see packed tokens. `spread` makes rows of packed toke
 reverse; each is the backward pass of the other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,28 +56,46 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Packing:
-    """Which tokens of rows [B, T] are packed."""
+    """Which tokens of rows [B, T] are packed, and which of these leave the last block.
+
+    The last block's queries and MLP are needed only where a token predicts a label; its keys and
+    values for all.
+    """
 
     index: Tensor  # int64 [N]: their places among the B * T, ascending
     rows: int  # B
     length: int  # T, virtual tokens of prompt tuning included
+    kept: Tensor  # int64 [L]: places among the N of those that leave the last block
+    is_last: bool = False  # for the last block
 
     @classmethod
-    def of(cls, lengths: Tensor, virtual: int = 0) -> "Packing":
+    def of(cls, lengths: Tensor, kept: Tensor, virtual: int = 0) -> "Packing":
         """The real tokens of right-padded rows and `virtual` ones before each; lengths [B]."""
         length = int(lengths.max()) + virtual
         real = torch.arange(length) < lengths[:, None] + virtual
-        return cls(real.flatten().nonzero()[:, 0], len(lengths), length)
+        return cls(real.flatten().nonzero()[:, 0], len(lengths), length, kept)
+
+    @property
+    def leaving(self) -> Tensor:
+        """Places among the B * T of the tokens that leave a block."""
+        return self.index[self.kept] if self.is_last else self.index
+
+    def last(self) -> "Packing":
+        return replace(self, is_last=True)
+
+    def keep(self, x: Tensor) -> Tensor:
+        """x [1, N, C] -> the tokens that leave the block [1, N or L, C]."""
+        return pick(x, self.kept)[None] if self.is_last else x
 
     def pack(self, x: Tensor) -> Tensor:
-        """Rows [B, T, C] -> packed tokens [1, N, C]."""
-        return pick(x, self.index)[None]
+        """Rows [B, T, C] -> the tokens that leave the block [1, N or L, C]."""
+        return pick(x, self.leaving)[None]
 
-    def unpack(self, x: Tensor) -> Tensor:
-        """Packed tokens [1, N, C] -> rows [B, T, C], zeros at the pads."""
+    def unpack(self, x: Tensor, index: Tensor) -> Tensor:
+        """Packed tokens at `index` [1, ..., C] -> rows [B, T, C], zeros elsewhere."""
         size = self.rows, self.length
-        return Spread.apply(x[0], self.index, self.rows * self.length).unflatten(0, size)
+        return Spread.apply(x[0], index, self.rows * self.length).unflatten(0, size)
 
-    def to(self, device: torch.device) -> "Packing":
-        index = self.index.to(device, non_blocking=device.type == "cuda")
-        return replace(self, index=index)
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Packing":
+        """The same with changed tensors, such as copies on another device."""
+        return replace(self, index=change(self.index), kept=change(self.kept))

@@ -7,7 +7,7 @@ K key/value heads (K <= H), D head size, V vocabulary.
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,9 @@ def attention(
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
-    if T == 1 or (device == "cpu" and q.dtype != torch.float32):
+    if T == 1 and (device != "cpu" or q.dtype != torch.float16):
+        out = attention_of_one(q, k, v, mask)
+    elif device == "cpu" and q.dtype != torch.float32:
         out = attention_plain(q, k, v, mask, float32)
     else:
         fused = kernels(q).attention
@@ -95,12 +97,23 @@ def attention(
     return out.transpose(1, 2).reshape(B, T, H * D)
 
 
+def attention_of_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` of one query -> [B, H, 1, D], multiplied in float32: the query heads of one
+    key/value head are the queries of the fused kernel, which reads k and v once."""
+    B, H, _, D = q.shape
+    rows = q.reshape(B, k.shape[1], -1, D)  # [B, K, H / K, D]
+    if mask is not None and mask.shape[1] > 1:  # of each head
+        mask = mask.reshape(B, k.shape[1], -1, mask.shape[-1])
+    fused = kernels(q).attention
+    return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, 1, D)
+
+
 def attention_plain(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False
 ) -> Tensor:
     """`attention` in plain tensor operations -> [B, H, T, D]; arguments as there.
 
-    The reference for the fused kernels, and faster than them for one query and for bf16 on a CPU.
+    The reference for the fused kernels, and faster than them for bf16 on a CPU.
     The query heads of one key/value head are rows of one product.
     """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
@@ -169,18 +182,30 @@ class Step:
     copies: dict[torch.device, "Step"] = field(default_factory=dict)  # made by `to`
 
     def rows(self, x: Tensor) -> Tensor:
-        """What attention gets, [B, T, C], of a block's tokens x."""
-        return x if self.packing is None else self.packing.unpack(x)
+        """Keys and values of a block's tokens x, for attention: rows [B, T, C]."""
+        return x if self.packing is None else self.packing.unpack(x, self.packing.index)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The same of queries, which are those of `kept` tokens."""
+        return x if self.packing is None else self.packing.unpack(x, self.packing.leaving)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Of a block's tokens x those that leave it: in a packed last block not all."""
+        return x if self.packing is None else self.packing.keep(x)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The reverse: what a block goes on with."""
+        """Rows x [B, T, C] -> the tokens that leave the block."""
         return x if self.packing is None else self.packing.pack(x)
+
+    def last(self) -> "Step":
+        """What the last block needs to know."""
+        return self if self.packing is None else replace(self, packing=self.packing.last())
 
     def to(self, device: torch.device) -> "Step":
         """A copy on another device, made once; the cache's layers are there already."""
         if device not in self.copies:
             tensors = (self.mask, self.cos, self.sin, self.window_mask)
             mask, *rest = (None if t is None else moved(t, device) for t in tensors)
-            packing = self.packing and self.packing.to(device)
+            packing = self.packing and self.packing.map(lambda index: moved(index, device))
             self.copies[device] = Step(mask, self.cache, *rest, packing)
         return self.copies[device]

@@ -3,6 +3,7 @@
 Letters used for shapes: B batch, T query length.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,17 @@ from torch import Tensor
 
 from files.errors import UserError
 from model.packing import Packing
+
+
+def check_ids(rows: Iterable[Sequence[int]], size: int) -> None:
+    """Raise UserError for an id without a row in an embedding of `size` rows.
+
+    A GPU would end the whole process at its next operation, with an assertion of the device.
+    """
+    for row in rows:
+        if row and not 0 <= min(row) <= max(row) < size:
+            wrong = min(row) if min(row) < 0 else max(row)
+            raise UserError(f"token id {wrong}: the model's embedding has the ids 0 to {size - 1}")
 
 
 @dataclass
@@ -53,8 +65,9 @@ class Tokens:
     def query_positions(self, limit: int | None = None) -> Tensor:
         """The positions of the T queries [B, T]. Raises UserError for one of `limit` or more."""
         T = self.ids.shape[1]
-        if self.starts is not None:  # who gave them has seen to the limit
-            return self.starts[:, None] + torch.arange(T, device=self.ids.device)
+        if self.starts is not None:  # who gave them has seen to the limit of all but pads
+            positions = self.starts[:, None] + torch.arange(T, device=self.ids.device)
+            return positions if limit is None or T == 1 else positions.clamp(max=limit - 1)
         if self.given is None:
             positions = self.positions()[:, -T:]
         else:

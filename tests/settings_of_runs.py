@@ -21,7 +21,7 @@ from eval.generate import Sampling, generate
 from eval.likelihood import log_likelihoods
 from eval.predict import own_seed
 from experiments import base
-from model import load_model, load_tokenizer
+from model import graphs, load_model, load_tokenizer
 from model.packed import is_usable
 
 
@@ -96,7 +96,7 @@ def weights_are_packed(here):
         ("packed", 0, packs), ("plain", gigabyte, False), ("auto", 0, False),
         ("auto", gigabyte, packs),
     ):  # fmt: skip
-        here.monkeypatch.setattr("model.packed.free_memory", lambda free=free: free)
+        here.monkeypatch.setattr("model.packed.free_memory", lambda device, free=free: free)
         with watched(here.monkeypatch) as seen:
             words = ("--set", f"eval.decode_memory={how}", "--set", "eval.max_new_tokens=2")
             command(
@@ -123,6 +123,23 @@ def problems_at_once(here):
     found = lines_of(here.path / "e" / "predictions.jsonl")
     assert [one["index"] for one in found] == [0, 1, 2, 3, 4]
     assert [rows for _, (rows, _) in seen] == [2, 2, 1]
+
+
+@row("eval.graphs")
+def the_decoding_step_is_captured(here):
+    """What is captured is tests/test_graphs.py's."""
+    made = []
+
+    def capture(step):
+        result = step()
+        made.append(result.shape)
+        return lambda: result.copy_(step()), result
+
+    here.monkeypatch.setitem(graphs.CAPTURES, "cpu", lambda: capture)  # as of a GPU
+    plain = here.evaluate("--set", "eval.graphs=false", out="plain")
+    assert not made
+    assert here.evaluate() == plain
+    assert made
 
 
 @row("eval.compile")

@@ -153,7 +153,7 @@ def blocks_are_computed_again(here):
     here.monkeypatch.setattr(
         model.language,
         "checkpoint",
-        lambda block, *a, **k: calls.append(block) or checkpoint(block, *a, **k),
+        lambda call, block, *a, **k: calls.append(block) or checkpoint(call, block, *a, **k),
     )
     plain = model_with(here.tiny)
     run(plain, here.path, replace(S, max_steps=1, micro_batch_size=6))

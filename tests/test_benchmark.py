@@ -157,7 +157,7 @@ def test_a_row_that_differs_fails_the_command(tmp_path, monkeypatch):
 KINDS = (
     "rates, CUDA =, llama-7b lora bf16, decode batch 8, opt-6.7b parallel nf4, float16, cuda and"
 )
-KINDS += ", offload, twice"
+KINDS += ", offload, twice, graphs"
 
 
 def rows_of(folder) -> list[dict]:
@@ -201,9 +201,9 @@ def test_the_parts_are_all_that_is_asked_of_a_card():
     for family in gpu_parts.FAMILIES:
         for adapter in ("lora", "parallel"):
             assert {f"{family} {adapter} bf16", f"{family} {adapter} bf16 (peer)"} <= set(names)
-            assert f"{family} {adapter} int8 block" in names
-            assert f"{family} {adapter} nf4 block" in names
-    assert names[:3] == ["rates", "CUDA tests", "CUDA = CPU"]
+            block = " block" * (family == "llama-7b")
+            assert {f"{family} {adapter} {w}{block}" for w in ("int8", "nf4")} <= set(names)
+    assert names[:4] == ["rates", "CUDA tests", "CUDA = CPU", "graphs = plain"]
     for part in gpu_parts.parts():
         assert not part.against or names.index(part.against) < names.index(part.name)
 

@@ -68,14 +68,16 @@ def test_a_step_of_compiled_blocks(tmp_path, monkeypatch, family, method, backen
 @pytest.mark.parametrize(("family", "method"), IN_FAMILIES)
 def test_answers_of_compiled_blocks(tmp_path, monkeypatch, family, method, backend):
     monkeypatch.setattr(compiled, "BACKEND", backend)
-    model = load_model(str(write_checkpoint(tmp_path / "tiny", family)))
+    layers = {"n_layer" if family in ("bloom", "gptj") else "num_hidden_layers": 6}
+    model = load_model(str(write_checkpoint(tmp_path / "tiny", family, **layers)))
     attach_small(model, method)
     randomise(model)
     ids, mask = batch("left")
     plain = generate(model, ids, mask, max_new_tokens=6)
     with compiled.compiled(model, answers=True):
         assert generate(model, ids, mask, max_new_tokens=6) == plain
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    # a block is in three parts; nothing is compiled for each of the six
+    assert 3 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] < 3 * 6
     assert "forward" not in vars(model.blocks[0].get_submodule(model.sites["kv"]))
 
 

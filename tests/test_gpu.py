@@ -12,6 +12,7 @@ from conftest import DEVICES, write_checkpoint
 
 from adapters import attach, named_parameters, parameters
 from data.batches import Example
+from eval.likelihood import log_likelihoods
 from files.errors import UserError, is_out_of_memory, short_of_memory
 from model import load_model
 from model.devices import start_cards
@@ -46,6 +47,20 @@ def test_every_way_in_which_torch_says_that_memory_ran_out(error):
 def test_other_errors_of_a_card_are_not_taken_for_a_lack_of_memory():
     for text in ("CUDA error: device-side assert triggered", "CUBLAS_STATUS_EXECUTION_FAILED"):
         assert not is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize("wrong", [61, -1])
+def test_an_id_that_the_embedding_lacks_is_one_line(tiny, tmp_path, wrong):
+    """On a card it would be an assertion of the device, after which CUDA is of no more use."""
+    attach(tiny, "lora")
+    said = rf"^token id {wrong}: the model's embedding has the ids 0 to 60$"
+    row = Example([3, wrong, 5], [0.0, 1.0, 1.0])
+    s = Train(max_steps=1, validation_rows=1)
+    for rows in ({"examples": [row]}, {"examples": long_rows(1), "held_out": [row]}):
+        with pytest.raises(UserError, match=said):
+            train(tiny, named_parameters(tiny), **rows, s=s, folder=tmp_path)
+    with pytest.raises(UserError, match=said):
+        log_likelihoods(tiny, [([3, 4], [5]), ([3, 4], [wrong])])
 
 
 # ---------------------------------------------------------------- before a card is used

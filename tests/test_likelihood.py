@@ -93,6 +93,49 @@ def test_logits_are_made_where_they_are_needed_and_in_pieces(folder, device, mon
     assert rows == [4, 4, 4, 3]  # 15 tokens of continuations
 
 
+@pytest.mark.parametrize("changes", [{}, CONFIGS["llama"]["rope dynamic"]], ids=["", "dynamic"])
+@pytest.mark.parametrize("preset", ["", "prefix", "prompt"])
+@pytest.mark.parametrize("family", TINY)
+def test_a_context_of_several_options_is_read_once(tmp_path, family, changes, preset, monkeypatch):
+    if changes and family != "llama":
+        pytest.skip("only LLaMA has such angles")
+    model = load_model(str(write_checkpoint(tmp_path, family, **changes)))
+    torch.manual_seed(0)
+    if preset:
+        attach(model, preset, length=4)
+    long = list(range(3, 43))
+    # As long as the positions are: what pads after them would read is not there.
+    full = [5] * (64 - 5 - model.prompt_length - model.prefix_length)
+    pairs = [(long[:n], own) for n in (40, 37) for own in ([7], [8, 9], [10, 11, 12, 13], [8, 9])]
+    pairs += [(full, [6] * n) for n in (2, 5)] + [([5], [6, 7, 8])]
+    expected = [directly(model, *pair) for pair in pairs]
+    if changes:  # `directly` reads a token more, on which the angles depend
+        expected = [log_likelihoods(model, [pair])[0] for pair in pairs]
+    read, hidden = [], model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda ids, *a, **k: read.append(ids.numel()) or hidden(ids, *a, **k)
+    )
+    assert_same(log_likelihoods(model, pairs, batch_size=4), expected)
+    whole = sum(len(context) + len(own) - 1 for context, own in pairs)
+    assert (sum(read) < 0.5 * whole) == (not changes)
+    assert_same(log_likelihoods(model, pairs[::-1], batch_size=3), expected[::-1])
+
+
+def test_adapters_by_row(tiny):
+    attach(tiny, "lora", name="one")
+    attach(tiny, "invertible", name="two")
+    for parameter in parameters(tiny):
+        parameter.data.normal_(0, 0.3)
+    names, expected = ["one", None, "two", "one", "two"], []
+    for pair, name in zip(PAIRS, names, strict=True):
+        use(tiny, [name] if name else [])
+        expected.append(directly(tiny, *pair))
+    use(tiny, [Rows(*names)])
+    assert_same(log_likelihoods(tiny, PAIRS, batch_size=3), expected)
+    with pytest.raises(UserError, match="for a batch of 5 rows, this one has 2"):
+        log_likelihoods(tiny, PAIRS[:2])
+
+
 def test_greedy_is_among_the_tokens_there_are(tiny):
     """Rows of the head that no token names are never chosen, but do have a share of the
     probability.
@@ -116,14 +159,10 @@ def test_what_has_no_likelihood_says_so(tiny, monkeypatch):
     with pytest.raises(UserError, match="batch_size should be 1 or more"):
         log_likelihoods(tiny, PAIRS, batch_size=0)
 
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
         patch.setattr(tiny, "hidden", full)
         with pytest.raises(UserError, match="out of memory on cpu with 3 texts at once"):
             log_likelihoods(tiny, PAIRS, batch_size=3)
-    attach(tiny, "lora", name="one")
-    use(tiny, [Rows("one", None)])
-    with pytest.raises(UserError, match="by row"):
-        log_likelihoods(tiny, PAIRS[:2])

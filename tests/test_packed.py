@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import write_checkpoint
+from conftest import DEVICES, write_checkpoint
 from methods import attach_small, randomise
 
 import model.packed as packed
@@ -163,6 +163,28 @@ def test_a_quantised_weight_that_changed_is_packed_anew(tmp_path):
         torch.testing.assert_close(linear(x), -before)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_quantised_weights_have_a_copy_without_oneDNN_too(
+    tmp_path, monkeypatch, device, quantize, dtype
+):
+    """On a card, and where a CPU lacks the functions: made once from what is stored, same bits."""
+    monkeypatch.setattr(packed, "is_usable", lambda dtype: False)
+    folder = str(write_checkpoint(tmp_path))
+    model = load_model(folder, dtype, device=device, quantize=quantize)
+    assert pack(model)
+    copied = [linear for linear in linears(model) if linear.packed]
+    assert len(copied) == len(linears(model)) - 1  # without the head
+    with torch.inference_mode():
+        for linear in copied:
+            x = torch.randn(9, linear.in_features, device=device).to(dtype)
+            wanted = linear.product(x)
+            with monkeypatch.context() as here:
+                here.setattr(linear, "product", None)
+                assert torch.equal(linear(x), wanted)
+
+
 @needs_packed
 def test_training_copies_and_files_have_none(tmp_path, used):
     model = load_model(str(write_checkpoint(tmp_path)))
@@ -195,7 +217,7 @@ def test_auto_takes_half_of_the_free_memory(tmp_path, monkeypatch):
     need = packed.packed_bytes(linears(model))
     assert need == sum(linear.weight.nbytes for linear in linears(model))
     for free, expected in ((2 * need, True), (2 * need - 1, False)):
-        monkeypatch.setattr(packed, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(packed, "free_memory", lambda device, free=free: free)
         for linear in linears(model):
             linear.packed = None
         assert pack(model) is expected

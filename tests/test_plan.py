@@ -154,7 +154,8 @@ def test_activations_grow_with_the_rows_and_checkpointing_makes_them_less():
 def test_fewer_labels_make_fewer_logits():
     whole, half = (step_of(model_of("llama"), share=share) for share in (1.0, 0.5))
     assert whole.phase.kept[-1] > 1.8 * half.phase.kept[-1] > 0
-    assert whole.phase.kept[1:-1] == half.phase.kept[1:-1]
+    assert whole.phase.kept[1:-2] == half.phase.kept[1:-2]
+    assert whole.phase.kept[-2] > half.phase.kept[-2]  # the last block computes labels only
 
 
 def test_what_is_offloaded_is_not_on_the_device():
@@ -285,7 +286,7 @@ def test_the_table_and_what_to_change(capsys):
 @pytest.mark.parametrize("words", [(), ("--quantize", "int8"), ("--processes", "2")])
 def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path, words):
     save_quantized(load_model("pocket-llama", quantize="int8"), tmp_path / "int8")
-    little, more = ("1337MB", "1370MB") if "--processes" in words else ("559MB", "592MB")
+    little, more = ("1337MB", "1350MB") if "--processes" in words else ("559MB", "575MB")
     words = ("--model", tmp_path / "int8", "--adapter", "lora", *words)
     found = facts_of(capsys, *words, "--memory", little, status=1)
     assert found["quantize"] == "int8"

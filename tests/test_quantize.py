@@ -21,7 +21,7 @@ from experiments.announce import count_base
 from model import load_model, load_tokenizer
 from model.config import family_and_config, skeleton
 from model.quantize import STORED_AS, int8, quantize_skeleton, quantized, quantized_weights
-from model.quantize.nf4 import LEVELS, compiled, nf4_blocks
+from model.quantize.nf4 import LEVELS, nf4_blocks
 from model.registry import pocket_names
 from model.sites import Linear
 
@@ -252,18 +252,32 @@ def test_outliers_keep_their_precision_and_change_no_other_row():
     assert ((linear.multiply(x) - F.linear(x, linear.dequantized(torch.float32)))[2]).std() > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_compiled_form_is_the_plain_one(device):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_four_levels_at_once_are_those_one_by_one(device, dtype):
     linear = stored("nf4", noise(96, 128), device)
+    levels = torch.tensor(LEVELS, device=device).to(dtype)
+    codes = torch.stack((linear.codes >> 4, linear.codes & 15), dim=1).int()
+    expected = levels[codes].view(-1, 64) * linear.scale().to(dtype)[:, None]
+    assert torch.equal(nf4_blocks(linear.codes, linear.scale(), dtype), expected)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_a_card_stores_and_makes_the_bits_of_a_cpu(how, device):
+    here, there = (stored(how, noise(300, 300), place) for place in ("cpu", device))
+    for leaf in here.layout():
+        assert torch.equal(getattr(there, leaf).cpu(), getattr(here, leaf)), leaf
     for dtype in (torch.float32, torch.bfloat16):
-        plain = nf4_blocks(linear.codes, linear.scale(), dtype)
-        torch.testing.assert_close(
-            compiled()(linear.codes, linear.scale(), dtype),
-            plain,
-            rtol=0.01 if dtype == torch.bfloat16 else 1e-6,
-            atol=0,
-        )
+        assert torch.equal(there.dequantized(dtype).cpu(), here.dequantized(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 33), (2, 40, 33)])
+def test_sums_are_scaled_in_float32(dtype, shape):
+    y, scale = (100 * noise(*shape)).to(dtype), noise(33).abs() / 7
+    expected = (y.float() * (scale / int8.unit_of(dtype))).to(dtype)
+    assert torch.equal(int8.scaled(y, scale), expected)
 
 
 def test_moving_a_model_to_another_dtype_leaves_what_is_stored():

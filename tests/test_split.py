@@ -111,13 +111,14 @@ def test_counts_that_do_not_fit_are_refused(tiny):
 def test_a_split_model_gives_the_same_logits_and_answers(any_folder, places, counts):
     whole, halves = load_model(str(any_folder)), load_model(str(any_folder))
     split(halves, places, counts)
+    tolerance = 1e-5 if set(places) == {CPU} else 1e-4  # a GPU adds in another order
     for side in ("plain", "left", "holes"):
         ids, mask = batch(side)
         torch.testing.assert_close(
             halves(ids.to(halves.device), mask.to(halves.device)).cpu(),
             whole(ids, mask),
-            rtol=1e-5,
-            atol=1e-5,
+            rtol=tolerance,
+            atol=tolerance,
         )
     ids, mask = batch("left")
     for beams in (1, 3):

@@ -18,6 +18,7 @@ from files.errors import UserError, short_of_memory
 from files.progress import progress_bar
 from model.compiled import compiled
 from model.language import LanguageModel
+from model.tokens import check_ids
 from train.checkpoint import State
 from train.deterministic import deterministic
 from train.loss import mean_loss
@@ -67,11 +68,12 @@ def train(
     micro-batches; rank 0 logs and saves.
 
     A resumed run takes, to the bit, the steps of an uninterrupted one; on a GPU, if
-    `s.deterministic`. SIGINT and SIGTERM finish
-    the step, save and return. Raises UserError when the gradient stays non-finite, memory runs
-    out, or the checkpoint to resume from was made with other `fingerprints`.
+    `s.deterministic`. SIGINT and SIGTERM finish the step, save and return. Raises UserError when
+    the gradient stays non-finite, memory runs out, an id has no row in the embedding, or the
+    checkpoint to resume from was made with other `fingerprints`.
     """
     fingerprints = fingerprints or {}
+    check_ids((row.ids for row in (*examples, *held_out)), model.input_embedding.in_features)
     total = s.max_steps or math.ceil(len(examples) / s.batch_size) * s.epochs
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)

@@ -54,7 +54,7 @@ def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> T
 
 
 def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
-    """`summed_loss` from the last hidden states, rows [B, T, E] or packed tokens [1, N, E].
+    """`summed_loss` from the last hidden states, rows [B, T, E] or packed tokens [1, L, E].
 
     Logits are computed in chunks of labelled tokens; if there are several chunks, each is computed
     again in the backward pass. Raises UserError for `Rows` at the embedding or the head.
@@ -66,7 +66,8 @@ def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
             "the loss picks tokens out of their rows"
         )
     places, targets, weights = (tensor.to(hidden.device) for tensor in labels[:3])
-    hidden = pick(hidden, places)  # [L, E]
+    # [L, E]; packed tokens without a label did not leave the last block
+    hidden = hidden[0] if labels.packing else pick(hidden, places)
     if len(targets) <= CHUNK:
         return chunk_loss(model, hidden, weights, targets)
     chunks = zip(hidden.split(CHUNK), weights.split(CHUNK), targets.split(CHUNK), strict=True)

@@ -7,8 +7,9 @@ al. 2019, PipeDream; 2021, figure 4):
     cuda:1      F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3
 
 Each device has its own order of work. Stage s of S keeps the activations of at most S - s
-micro-batches. With m micro-batches and S equal stages a device works m / (m + S - 1) of the time.
-One thread issues all the work: CUDA devices queue it and run at the same time.
+micro-batches. With m micro-batches and S equal stages a device works at most m / (m + S - 1) of the
+time. One thread issues all the work: CUDA devices queue it and run at the same time, as long as no
+operation waits for its values. Never run on two cards.
 """
 
 import time

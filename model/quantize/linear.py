@@ -76,7 +76,7 @@ class QuantizedLinear(Linear, ABC):
         """Raise UserError, whose message lacks the place, for buffers that do not fit together."""
 
     def product(self, x: Tensor) -> Tensor:
-        y = Product.apply(x, self)
+        y = Product.apply(x, self) if torch.is_grad_enabled() else self.multiply(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def product_packed(self, x: Tensor) -> Tensor:

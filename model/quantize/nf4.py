@@ -10,9 +10,7 @@ The paper has 8-bit floats around a mean: one block with a large weight makes al
 """
 
 import functools
-import importlib.util
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +56,10 @@ class NF4(QuantizedLinear):
         top = groups.amax(dim=1).clamp(min=TINY)
         least = groups.masked_fill(groups == 0, torch.inf).amin(dim=1).minimum(top)
         self.least.copy_(least)
-        self.step.copy_((top / least).log() / 255)
-        steps = (groups / least[:, None]).clamp(min=1).log() / self.step[:, None].clamp(min=TINY)
+        # logarithms and powers in float64, rounded: the same on every device
+        self.step.copy_((top / least).double().log() / 255)
+        ratio = (groups / least[:, None]).clamp(min=1).double()
+        steps = ratio.log() / self.step[:, None].clamp(min=TINY)
         self.absmax.copy_(steps.round().clamp(0, 255).flatten()[: len(largest)])
         scale = self.scale().clamp(min=TINY)  # as it is rounded, so that the codes fit it
         levels = torch.tensor(LEVELS, device=weight.device)
@@ -74,17 +74,17 @@ class NF4(QuantizedLinear):
 
     def scale(self) -> Tensor:
         """float32 [blocks]: the largest weight of each block, as it is stored."""
-        groups, blocks = (self.least, self.step), len(self.absmax)
-        least, step = (group.repeat_interleave(GROUP)[:blocks] for group in groups)
-        return least * (step * self.absmax).exp()
+        blocks = len(self.absmax)
+        counts = F.pad(self.absmax, (0, -blocks % GROUP)).view(-1, GROUP)
+        powers = (self.step.double()[:, None] * counts).exp().float()
+        return (self.least[:, None] * powers).flatten()[:blocks]
 
     def check(self) -> None:
         if not self.scale().isfinite().all():
             raise UserError("holds scales that are not finite")
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        blocks = compiled() if compiles(self.codes) else nf4_blocks
-        flat = blocks(self.codes, self.scale(), dtype).flatten()
+        flat = nf4_blocks(self.codes, self.scale(), dtype).flatten()
         out, inner = self.out_features, self.in_features
         return flat[: out * inner].view(out, inner)
 
@@ -92,28 +92,19 @@ class NF4(QuantizedLinear):
 def nf4_blocks(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [blocks * 32], two a byte, and scale [blocks] -> weights [blocks, 64] in dtype.
 
-    Levels and scales are rounded to dtype first. The two levels of a byte are looked up as one word
-    of twice their size: seven times faster on a CPU.
+    Levels and scales are rounded to dtype first. The four levels of two bytes are looked up as one
+    word: ten times faster on a CPU than one by one, and three kernels on a GPU.
     """
-    levels = torch.tensor(LEVELS, device=codes.device, dtype=dtype)
-    pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=1)  # [256, 2]
-    words = pairs.view(torch.int64 if dtype == torch.float32 else torch.int32).flatten()  # [256]
-    return words.index_select(0, codes.int()).view(dtype).view(-1, BLOCK) * scale.to(dtype)[:, None]
-
-
-def nf4_blocks_in_one(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`nf4_blocks` in operations that torch.compile makes one kernel of."""
-    levels = torch.tensor(LEVELS, device=codes.device, dtype=dtype)
-    pairs = torch.stack((codes >> 4, codes & 15), dim=1).int()
-    return levels[pairs].view(-1, BLOCK) * scale.to(dtype)[:, None]
-
-
-def compiles(codes: Tensor) -> bool:
-    """Whether `compiled` is used: on GPUs, if triton is installed."""
-    return codes.is_cuda and importlib.util.find_spec("triton") is not None
+    words = four_levels(dtype, codes.device).index_select(0, codes.view(torch.uint16).int())
+    return words.view(dtype).view(-1, BLOCK).mul_(scale.to(dtype)[:, None])
 
 
 @functools.cache
-def compiled() -> Callable:
-    """`nf4_blocks` for GPUs, compiled once for all shapes."""
-    return torch.compile(nf4_blocks_in_one, dynamic=True)
+def four_levels(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[65536] words of four levels in dtype, for two bytes read as one number, the first below."""
+    with torch.inference_mode(False):
+        levels = torch.tensor(LEVELS, dtype=dtype)
+        pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=1)  # [256, 2]
+        words = torch.cat((pairs.repeat(256, 1), pairs.repeat_interleave(256, dim=0)), dim=1)
+        word = torch.complex128 if dtype == torch.float32 else torch.int64
+        return words.view(word).flatten().to(device)

@@ -204,7 +204,7 @@ def labels_of_share(model: LanguageModel, ids: Tensor, share: float, packing: bo
     places = torch.arange(round(share * rows * (length - 1)), device=ids.device)
     whole = length + model.prompt_length
     tokens = torch.arange(rows * whole, device=ids.device)
-    packed = Packing(tokens, rows, whole) if packing else None
+    packed = Packing(tokens, rows, whole, places) if packing else None
     return Labels(places, torch.zeros_like(places), places.new_ones(len(places)).float(), packed)
 
 
