@@ -13,6 +13,7 @@ embedding; `in` and `out` are the site's in_features and out_features.
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -127,10 +128,45 @@ class Adapter(nn.Module):
             'how="weights" adds the adapters themselves'
         )
 
-    @staticmethod
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + b in the dtype and on the device of x."""
-        return F.linear(x, weight.to(x), None if bias is None else bias.to(x))
+        weight = self.cast(weight, x) if isinstance(weight, nn.Parameter) else weight.to(x)
+        return F.linear(x, weight, None if bias is None else bias.to(x))
+
+    def cast(self, tensor: Tensor, x: Tensor, holder: nn.Module | None = None) -> Tensor:
+        """A parameter or buffer in the dtype and on the device of x.
+
+        Where no gradient is wanted (answers) `holder`, or the adapter, keeps it until the values
+        change, their storage and version tell, or the model is trained or moved.
+        """
+        if (tensor.dtype, tensor.device) == (x.dtype, x.device):
+            return tensor
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or tensor.is_inference():
+            return tensor.to(x)  # an inference tensor has no version
+        casts = vars(holder or self).setdefault("casts", Casts())
+        key = (id(tensor), x.dtype, x.device)
+        state = (tensor.data_ptr(), tensor._version)
+        if key not in casts or casts[key][0] is not tensor or casts[key][1] != state:
+            # its storage is kept so that no other gets the address
+            casts[key] = (tensor, state, tensor.untyped_storage(), tensor.to(x))
+        return casts[key][-1]
+
+    def train(self, mode: bool = True) -> "Adapter":
+        for module in self.modules():
+            vars(module).pop("casts", None)
+        return super().train(mode)
+
+    def _apply(self, function, recurse: bool = True) -> "Adapter":
+        for module in self.modules():
+            vars(module).pop("casts", None)
+        return super()._apply(function, recurse)
+
+
+class Casts(dict):
+    """What `Adapter.cast` keeps; a copy or a pickle of an adapter has none of it."""
+
+    def __reduce__(self):
+        return Casts, ()
 
 
 class Scheduled(Adapter):

@@ -132,11 +132,14 @@ def pretrain(
     return 0
 
 
+TOKENIZER_LINES = 30_000  # of text, by which the tokenizer is trained
+
+
 def train_tokenizer(size: int, seed: int) -> BPE:
     """Byte-level BPE of `size` entries, trained on the pretraining text. The numbers 0 to 130 are
     single tokens with their leading space."""
     digits = [str(n) for n in range(wordproblems.LARGEST + 1)]
-    texts = ["".join(text for text, _ in line) for line in lines(30000, seed)]
+    texts = ["".join(text for text, _ in line) for line in lines(TOKENIZER_LINES, seed)]
     texts = [text.replace(PREAMBLE, " ").replace(RESPONSE, " ") for text in texts]
     added = [EOS, PAD, PREAMBLE, RESPONSE]
     tokenizer = BPE(models.BPE())

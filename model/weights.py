@@ -6,6 +6,7 @@ import mmap
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -117,6 +118,11 @@ def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.flatten().split(2**20)
 
 
+@cache
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def drop_mapped_pages(tensor: Tensor) -> None:
     """Free the mapped pages of a tensor's storage, which was copied (Linux only; elsewhere nothing
     happens). They are read again from the file when they are needed again."""
@@ -126,6 +132,4 @@ def drop_mapped_pages(tensor: Tensor) -> None:
         start = -(-begin // page) * page
         length = begin + tensor.untyped_storage().nbytes() - start
         if length > 0:
-            ctypes.CDLL(None).madvise(
-                ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED
-            )
+            libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

@@ -11,17 +11,24 @@ os.environ["LLM_ADAPTERS_CACHE"] = (
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait
 
+import processes
 import pytest
 import torch
 from families import TINY, config_of
 from methods import VARIANTS
 from safetensors.torch import save_file
 
+from data import sources
+from experiments import pretrain
 from model import load_model
 from model.config import family_and_config
 
 ROWS = ("options_of_runs", "options_of_tools", "settings_of_runs", "settings_of_training")
 pytest.register_assert_rewrite(*ROWS)  # rows of tables, which test_every_*.py import
+
+ALL_WORD_PROBLEMS = sources.TRAIN_ROWS
+sources.TRAIN_ROWS = 500  # all of them take every run of a pocket model two seconds
+pretrain.TOKENIZER_LINES = 3_000  # as well
 
 DEVICES = [
     "cpu",
@@ -91,6 +98,10 @@ def pytest_collection_modifyitems(config, items) -> None:
 def pytest_runtest_setup(item) -> None:
     """What a test draws does not depend on the tests that ran before it."""
     torch.manual_seed(0)
+
+
+def pytest_sessionfinish() -> None:
+    processes.stop_server()
 
 
 @pytest.fixture

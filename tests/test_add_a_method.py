@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import write_sums
 from test_readme import ROOMS, ROOT, tracked
 
 
@@ -49,12 +50,17 @@ def copy(tmp_path_factory):
     return folder
 
 
-def command(copy, *words) -> str:
+def commands(copy, *lines: str) -> list[str]:
+    """What each command prints; all in one process, which imports torch and the copy once."""
+    code = "import json, sys\nfrom cli.main import main\n" + "".join(
+        f"status = main({line.split()!r})\nassert status == 0, status\nprint('END')\n"
+        for line in lines
+    )
     done = subprocess.run(
-        [sys.executable, "run.py", *words], cwd=copy, capture_output=True, text=True, timeout=900
+        [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.split("END\n")
 
 
 @pytest.mark.parametrize(
@@ -64,25 +70,21 @@ def command(copy, *words) -> str:
         *(pytest.param(family, marks=pytest.mark.slow) for family in ("bloom", "opt", "gptj")),
     ],
 )
-def test_it_trains_is_saved_and_is_loaded(copy, family):
-    short = (
-        *("--max-steps 40 --items 2 --set eval.before=false --set eval.max_new_tokens=4").split(),
-    )
-    command(
-        copy, "--model", f"pocket-{family}", "--adapter", "ssf", *short, "--out", f"runs/{family}"
+def test_it_trains_is_saved_and_is_loaded_and_the_other_commands_know_it(copy, family):
+    write_sums(copy / "sums.json")
+    _, evaluated, planned, shown, _ = commands(
+        copy,
+        f"--model pocket-{family} --adapter ssf --data sums.json --max-steps 40 --items 2 "
+        f"--set eval.before=false --set eval.max_new_tokens=4 --out runs/{family}",
+        f"evaluate runs/{family} --items 2",
+        "plan --model llama-7b --adapter ssf --json --length 16",
+        "show --model bloom-7b1 --adapter ssf --set adapter.shift=false",
     )
     losses = [
         json.loads(line)["loss"]
         for line in (copy / "runs" / family / "log.jsonl").read_text().splitlines()
     ]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    assert "with adapter" in command(copy, "evaluate", f"runs/{family}", "--items", "2")
-
-
-def test_the_other_commands_know_it(copy):
-    assert json.loads(command(copy, "plan", "--model", "llama-7b", "--adapter", "ssf", "--json"))[
-        "trainable_parameters"
-    ] == 32 * 2 * (3 * 4096 + 11008)
-    assert "{qkv}" in command(
-        copy, "show", "--model", "bloom-7b1", "--adapter", "ssf", "--set", "adapter.shift=false"
-    )
+    assert "with adapter" in evaluated
+    assert json.loads(planned)["trainable_parameters"] == 32 * 2 * (3 * 4096 + 11008)
+    assert "{qkv}" in shown

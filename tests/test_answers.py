@@ -384,13 +384,12 @@ def test_any_text_is_read_without_an_error(text):
     ],
 )
 def test_a_long_text_of_any_kind_is_read_at_once(unit):
-    text = (unit * 100_000)[:100_000] + "x"
+    text = (unit * 20_000)[:20_000] + "x"
     for kind in KINDS:
         start = time.process_time()
         read_answer(text, kind)
-        assert time.process_time() - start < 10, (
-            kind
-        )  # it takes a tenth of a second; a quadratic one takes minutes
+        # it takes a fiftieth of a second; a quadratic one takes many
+        assert time.process_time() - start < 1, kind
 
 
 def test_verdicts():

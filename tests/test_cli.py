@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import write_checkpoint
 from test_interrupted import finish
@@ -51,7 +52,7 @@ def run(*arguments, cwd=None):
 def finished(tmp_path_factory) -> Path:
     """One complete short run in a folder of its own."""
     cwd = tmp_path_factory.mktemp("work")
-    done = in_process(*QUICK, "--seed", "3", cwd=cwd)
+    done = processes.finish(ROOT / "run.py", *QUICK, "--seed", "3", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "report:" in done.stdout
     return cwd / "runs" / "pocket-llama-parallel-wordproblems"
@@ -141,12 +142,7 @@ def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
     """
     out = tmp_path / "out"
     whole = run(
-        "--config",
-        finished / "run.toml",
-        "--out",
-        tmp_path / "whole",
-        "--set",
-        "train.max_steps=12",
+        "--config", finished / "run.toml", "--out", tmp_path / "whole", "--set", "train.max_steps=6"
     )
     assert whole.returncode == 0, whole.stderr
     status, output, error = finish(
@@ -155,7 +151,7 @@ def test_interrupted_with_ctrl_c_and_resumed(finished, tmp_path):
         "--out",
         out,
         "--set",
-        "train.max_steps=12",
+        "train.max_steps=6",
         at=[("step", 2, 0, signal.SIGINT)],
     )
     assert status == 130, error
@@ -343,7 +339,7 @@ def test_a_mistake_in_a_process_of_its_own():
 
 
 def test_debug_shows_the_traceback():
-    done = in_process("--adapter", "nothing", "--debug")
+    done = processes.finish(ROOT / "run.py", "--adapter", "nothing", "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "UserError: unknown adapter 'nothing'" in done.stderr

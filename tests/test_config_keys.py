@@ -2,10 +2,9 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import write_checkpoint
@@ -258,7 +257,7 @@ def test_what_is_passed_over_is_noted_for_debug_alone(folder, caplog):
 
 def test_the_command_line_shows_the_note_with_debug(folder):
     edited(folder, unsloth_fixed=True)
-    command = [sys.executable, str(RUN), "show", "--model", str(folder), "--debug"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = processes.finish(RUN, "show", "--model", folder, "--debug")
+    assert done.returncode == 0
     assert "passed over, as they change nothing here: " in done.stderr
     assert "unsloth_fixed" in done.stderr

@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from conftest import ALL_WORD_PROBLEMS
 
-from data import wordproblems
+from data import sources, wordproblems
 from data.prompts import PREAMBLE, RESPONSE
 from data.sources import load_data
 from data.split import MATH_SETS, paper_split
@@ -22,8 +23,16 @@ SHIPPED = recipe("pocket")  # what the shipped model was made with
 ALL = [*MANNERS, f"{HELD_OUT}-unseen"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def whole():
+    """The word problems are as many here as a user gets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "TRAIN_ROWS", ALL_WORD_PROBLEMS)
+        yield
+
+
 @pytest.fixture(scope="module")
-def words():
+def words(whole):
     return load_data("wordproblems")
 
 
@@ -49,6 +58,7 @@ def test_no_test_problem_is_in_any_training_data(words):
     """Neither in what adapters learn from nor in what the pocket model was made of."""
     tests = {row["instruction"] for rows in words.tests.values() for row in rows}
     assert len(tests) == sum(map(len, words.tests.values()))
+    assert len(words.train) == 16_000
     assert not tests & {
         row["instruction"] for seed in (0, 1) for row in load_data("wordproblems", seed=seed).train
     }

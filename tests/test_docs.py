@@ -134,8 +134,11 @@ def execute(command: Command, shown: bool) -> str:
     return out.getvalue() + "".join(f"{line}\n" for line in messages)
 
 
-def results(page: str) -> Iterator[tuple[Block, str]]:
-    """Run the blocks of a page in the current folder: each block with what it printed."""
+def results(page: str, plans: bool = True) -> Iterator[tuple[Block, str]]:
+    """Run the blocks of a page in the current folder: each block with what it printed.
+
+    plans=False: without the blocks that plan, which takes seconds where the model is large.
+    """
     names: dict = {"__name__": "page"}
     for block in blocks_of(page):
         if block.file:
@@ -148,6 +151,8 @@ def results(page: str) -> Iterator[tuple[Block, str]]:
             yield block, out.getvalue()
         else:
             runs = [command for command in commands_of(block.text) if not command.needs]
+            if not plans and any(command.arguments[:1] == ["plan"] for command in runs):
+                continue
             yield block, "".join(execute(command, block.shown is not None) for command in runs)
 
 
@@ -186,11 +191,20 @@ def prepared(tmp_path_factory) -> Path:
     return prepare(tmp_path_factory.mktemp("docs"))
 
 
-@pytest.mark.parametrize("page", [name for name, text in BY_NAME.items() if any(blocks_of(text))])
-def test_a_page_runs_and_prints_what_it_shows(page, prepared, tmp_path, monkeypatch):
+PLANS = "memory-and-machines"  # the page that plans large models
+
+
+@pytest.mark.parametrize(
+    ("page", "plans"),
+    [
+        *((name, name != PLANS) for name, text in BY_NAME.items() if any(blocks_of(text))),
+        pytest.param(PLANS, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_page_runs_and_prints_what_it_shows(page, plans, prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for block, printed in results(BY_NAME[page]):
+    for block, printed in results(BY_NAME[page], plans):
         if block.shown is not None:
             assert pattern_of(block.shown).fullmatch(tidy(printed)), (
                 f"{block.text}\nprints\n{printed}\nnot\n{block.shown}"

@@ -5,14 +5,13 @@ machine.
 import hashlib
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import processes
 import pytest
 
 from data.fetch import CACHE, MIRROR, SUMS, File, cache_folder, fetch, known_sums
@@ -240,13 +239,8 @@ def test_broken_off_then_completed(server):
     assert kept() == {"dataset/set/test.json": BODY}
 
 
-def process(code: str) -> subprocess.Popen:
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom data.fetch import File, fetch\n{code}"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def process(code: str) -> processes.Started:
+    return processes.start("-c", f"from data.fetch import File, fetch\n{code}")
 
 
 def test_killed_in_the_middle_then_completed(server):
@@ -256,7 +250,7 @@ def test_killed_in_the_middle_then_completed(server):
     assert server.sent.wait(300)
     path = cache_folder() / "dataset/set/test.json.part"
     while not (path.is_file() and path.stat().st_size):
-        assert running.poll() is None, running.communicate()
+        assert running.returncode is None, running.communicate()
         time.sleep(0.02)
     running.kill()
     running.communicate()

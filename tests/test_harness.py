@@ -226,6 +226,7 @@ def test_tasks_give_what_is_computed_directly(pocket, tmp_path, monkeypatch):
         run_tasks(model, tokenizer, ["sums_choice"], include_path=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_the_tasks_that_come_with_the_harness_are_known(pocket):
     with pytest.raises(UserError, match="did you mean 'arc_easy'"):
         run_tasks(*pocket, ["arc_eazy"])

@@ -3,11 +3,9 @@ fail.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 from fake_hub import Hub, serving
 
@@ -48,14 +46,8 @@ class Asked:
                 "except UserError as error:",
                 "    print(error)",
             ]
-        variables = os.environ | self.variables | environment
-        done = subprocess.run(
-            [sys.executable, "-c", "\n".join(lines)],
-            capture_output=True,
-            text=True,
-            timeout=900,
-            env=variables,
-        )
+        variables = self.variables | environment
+        done = processes.finish("-c", "\n".join(lines), environment=variables)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == len(codes), done.stdout
         return done.stdout.splitlines()

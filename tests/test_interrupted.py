@@ -5,10 +5,8 @@ says, and that it ends with the bits of an undisturbed run.
 import contextlib
 import errno
 import json
-import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +14,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import processes
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -49,22 +48,9 @@ def finish(*arguments, at: tuple = (), limit: int | None = None) -> tuple[int, s
     (tests/at_moments.py: what comes to a process from outside comes too late on a busy machine);
     no file that it writes may grow beyond `limit` bytes, which is what a full disk is like.
     """
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    script = (
-        [str(ROOT / "tests" / "at_moments.py"), json.dumps(at)] if at else [str(ROOT / "run.py")]
-    )
-    done = subprocess.run(
-        [sys.executable, *script, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=os.environ | {"PYTHONPATH": ""},
-        preexec_fn=limited if limit is not None else None,
-    )
+    moments = [ROOT / "tests" / "at_moments.py", json.dumps(at)]
+    script = moments if at else [ROOT / "run.py"]
+    done = processes.finish(*script, *arguments, limit=limit)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -391,12 +377,7 @@ def test_memory_that_really_runs_out_is_one_line(tmp_path):
         ).split(),
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED.format(root=str(ROOT), words=words)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = processes.finish("-c", LIMITED.format(root=str(ROOT), words=words))
     said = [line for line in done.stderr.splitlines() if line.startswith("run.py:")]
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

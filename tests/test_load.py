@@ -5,11 +5,11 @@ outside the folder.
 import json
 import os
 import struct
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import write_checkpoint
@@ -101,7 +101,8 @@ def test_loading_holds_one_copy_of_the_model(tmp_path):
         tmp_path, vocab_size=100_000, hidden_size=256, num_hidden_layers=1, tie_word_embeddings=True
     )  # 103 MB
     code = MEASURE.format(root=str(Path(__file__).parent.parent), folder=str(folder))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.finish("-c", code)
+    assert done.returncode == 0, done.stderr
     assert 0.8 < float(done.stdout) < 1.3
 
 

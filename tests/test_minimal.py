@@ -109,7 +109,10 @@ def test_the_prompt_and_the_end_token_are_those_of_the_project(tokenizer):
     assert tokenizer.encode(minimal.PROMPT).ids == project.encode(minimal.PROMPT)
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize(
+    "method",
+    ["parallel", *(pytest.param(one, marks=pytest.mark.slow) for one in ("series", "lora"))],
+)
 def test_it_trains(capsys, method):
     minimal.main(method, steps=30, count=8)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -243,3 +243,51 @@ def test_without_the_functions_everything_is_plain(tmp_path, monkeypatch):
         assert generate(model, IDS, max_new_tokens=3)
     monkeypatch.undo()
     is_usable.cache_clear()
+
+
+# ---------------------------------------------------------------- casts of adapters
+@pytest.mark.parametrize("name", ["lora", "parallel", "vera", "pissa", "dora"])
+def test_adapters_keep_their_casts_while_answers_are_made(tmp_path, name):
+    model = load_model(str(write_checkpoint(tmp_path)), torch.bfloat16)
+    model.decode_memory = "plain"
+    attach_small(model, name)
+    randomise(model)
+
+    def kept() -> list[torch.Tensor]:
+        return [
+            entry[-1]
+            for module in model.modules()
+            for entry in vars(module).get("casts", {}).values()
+        ]
+
+    def answers(mode) -> torch.Tensor:
+        with mode():
+            return model(IDS).clone()
+
+    expected = model(IDS).detach()  # with gradients nothing is kept
+    assert not kept()
+    first = answers(torch.inference_mode)
+    casts = kept()
+    assert casts
+    assert all(cast.dtype == torch.bfloat16 for cast in casts)
+    assert torch.equal(first, expected)
+    assert torch.equal(answers(torch.no_grad), expected)
+    assert all(new is old for new, old in zip(kept(), casts, strict=True))
+
+    parameters = [p for n, p in model.named_parameters() if ".adapters." in n]
+    optimizer = torch.optim.SGD(parameters, lr=0.5)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    changed = model(IDS).detach()
+    assert torch.equal(answers(torch.inference_mode), changed)
+    assert not torch.equal(changed, expected)
+    for parameter in parameters:
+        parameter.data = parameter.data * 0.5
+    assert torch.equal(answers(torch.inference_mode), model(IDS))
+
+    other = copy.deepcopy(model)
+    assert torch.equal(other(IDS), model(IDS))
+    assert not any(vars(module).get("casts") for module in other.modules())
+    model.train()
+    assert not kept()

@@ -19,6 +19,7 @@ import torch
 from conftest import write_checkpoint, write_sums
 from families import batch
 from in_processes import CASES, SHARDED, trained
+from processes import Started, start
 
 import run as command_line
 from eval.generate import generate
@@ -48,43 +49,29 @@ def free_port() -> int:
 
 
 def launch(
-    world: int,
-    *command,
-    cwd: Path | None = None,
-    path: Path = ROOT,
-    more: dict[str, str] | None = None,
-) -> list[subprocess.Popen]:
+    world: int, *command, cwd: Path | None = None, more: dict[str, str] | None = None
+) -> list[Started]:
     """As torchrun does, without its own three seconds."""
-    common = os.environ | {
-        "WORLD_SIZE": str(world),
+    common = {
+        "WORLD_SIZE": world,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(path),
+        "MASTER_PORT": free_port(),
         **(more or {}),
     }
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=cwd or ROOT,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(*command, cwd=cwd, environment=common | {"RANK": rank, "LOCAL_RANK": rank})
         for rank in range(world)
     ]
 
 
-def finish(processes: list[subprocess.Popen], timeout: int = 900) -> list[tuple[int, str, str]]:
+def finish(started: list[Started], timeout: int = 900) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of each."""
     try:
-        texts = [one.communicate(timeout=timeout) for one in processes]
+        texts = [one.communicate(timeout=timeout) for one in started]
     finally:
-        for one in processes:
+        for one in started:
             one.kill()
-    return [(one.returncode, *text) for one, text in zip(processes, texts, strict=True)]
+    return [(one.returncode, *text) for one, text in zip(started, texts, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -323,18 +310,21 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def test_a_mistake_is_one_line_of_one_process(tmp_path):
-    """And none of the processes takes Python apart at its end: with gloo's threads still there,
-    that aborts one of them now and then.
-    """
-    (tmp_path / "sitecustomize.py").write_text(
-        "import atexit, os\natexit.register(lambda: os._exit(99))\n"
-    )  # Python imports it when it starts
-    first, second = finish(
-        launch(2, ROOT / "run.py", "--adapter", "lorra", cwd=tmp_path, path=tmp_path)
-    )
+    first, second = finish(launch(2, ROOT / "run.py", "--adapter", "lorra", cwd=tmp_path))
     assert (first[0], second[0]) == (1, 1)
     assert first[2] == "run.py: unknown adapter 'lorra'; did you mean 'lora'?\n"
     assert second[1:] == ("", "")
+
+
+def test_one_of_several_processes_ends_without_pythons_cleanup(tmp_path):
+    """With gloo's threads still there, that aborts one of them now and then."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\natexit.register(lambda: os._exit(99))\n"
+    )  # Python imports it when it starts
+    for world, status in (("1", 99), ("2", 2)):
+        variables = os.environ | {"PYTHONPATH": str(tmp_path), "WORLD_SIZE": world}
+        command = [sys.executable, str(ROOT / "run.py"), "--nonsense"]
+        assert subprocess.run(command, env=variables, capture_output=True).returncode == status
 
 
 def test_rank_0_reports_an_error_that_it_meets_later_than_the_others():

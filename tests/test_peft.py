@@ -275,18 +275,9 @@ SOFT = ("prefix", "prefix projection", "prompt", "p-tuning", "p-tuning lstm")
 
 
 IN_EVERY_FAMILY = (
-    *("lora", "dora", "patterns", "layers", "all-linear", "head", "embedding and norm saved"),
-    *(
-        "whole MLPs saved",
-        "bias all",
-        "embedding",
-        "tokens",
-        "everything",
-        "adalora",
-        "vera",
-        "ia3",
-    ),
-    *("ln tuning", "prefix", "prompt", "p-tuning", "ln-tuning", "pissa", "lora and the head"),
+    *("lora", "dora", "patterns", "all-linear", "head", "embedding and norm saved"),
+    *("whole MLPs saved", "bias all", "embedding", "tokens", "everything", "ia3"),
+    *("ln tuning", "prefix", "ln-tuning"),
     *("lora on the embedding", "lora with overrides"),
 )
 

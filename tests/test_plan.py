@@ -17,6 +17,7 @@ from model import load_model
 from model.config import family_and_config, skeleton
 from model.load import put
 from model.quantize import save_quantized
+from model.registry import REGISTRY
 from run import main as run_main
 from tests.families import TINY, config_of
 from train.plan.advice import parse_memory, parse_rate, usable
@@ -24,6 +25,13 @@ from train.plan.dry_run import answer, training_step
 from train.settings import Eval, Train
 
 ROWS, LENGTH = 3, 16
+LAYERS = 4
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch) -> None:
+    """A plan takes as long as the model has layers: SmolLM2 has 4 here, in place of 30."""
+    monkeypatch.setitem(REGISTRY["smollm2-135m"].config, "num_hidden_layers", LAYERS)
 
 
 def model_of(
@@ -175,8 +183,8 @@ def test_what_is_offloaded_is_not_on_the_device():
 
 
 def test_the_kernels_of_a_card_are_counted_as_such():
-    """In 16 bits a CPU's attention is written out and keeps its probabilities, T x T for each
-    head; a card's keeps none.
+    """On a CPU attention to few keys keeps its probabilities, T x T for each of 4 heads; a card's
+    keeps its output of 64 numbers a token instead.
     """
     kept = {
         device: sum(
@@ -186,7 +194,7 @@ def test_the_kernels_of_a_card_are_counted_as_such():
         )
         for device in ("cpu", "cuda")
     }
-    assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 4 * 48 * 48 * 2
+    assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 48 * (4 * 48 - 64) * 2
 
 
 def test_devices_share_the_bytes_and_the_first_keeps_more_micro_batches():
@@ -223,7 +231,7 @@ def test_a_plan_counts_the_pinned_memory_of_offloaded_activations(capsys):
     offload = ("--set", "train.offload=true", "--set", "train.micro_batch_size=3")
     block = ("--set", "train.checkpointing=block", "--labelled", "0.01")
     # of each block its input, 3 x 64 x 576 in 16 bits: 221 kB, pinned in pieces of 256 KiB
-    assert 30 * 2**18 <= facts_of(capsys, *words, *offload, *block)["host_bytes"] < 45 * 2**18
+    assert LAYERS * 2**18 <= facts_of(capsys, *words, *offload, *block)["host_bytes"] < 15 * 2**18
     assert command("plan", *words, *offload) == 0
     assert "of the CPU's memory, pinned, for offloaded activations" in capsys.readouterr().out
 
@@ -264,7 +272,7 @@ def test_weights_in_fewer_bits(how, capsys):
         < facts["devices"][0]["weights_bytes"] - 2 * 49152 * 576
         < {"int8": 1.01, "nf4": 0.53}[how] * blocks
     )
-    assert facts["parameters"] == 134_515_008
+    assert facts["parameters"] == 42_472_512
 
 
 def test_the_table_and_what_to_change(capsys):
@@ -274,19 +282,22 @@ def test_the_table_and_what_to_change(capsys):
     assert "fits                   yes" in text
     assert "300 steps" in text  # 3 epochs of 100
     assert "to fit" not in text
-    assert command(*small, "--memory", "1.5GB", "--json") == 1
+    assert command(*small, "--memory", "900MB", "--json") == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["fits"] is False
     assert facts["advice"] == "--set train.checkpointing=block"
     assert (
-        command(*small, "--memory", "1.5GB", "--set", "train.checkpointing=block") == 0
+        command(*small, "--memory", "900MB", "--set", "train.checkpointing=block") == 0
     )  # the advice is good
 
 
-@pytest.mark.parametrize("words", [(), ("--quantize", "int8"), ("--processes", "2")])
+@pytest.mark.parametrize(
+    "words",
+    [(), pytest.param(("--quantize", "int8"), marks=pytest.mark.slow), ("--processes", "2")],
+)
 def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path, words):
     save_quantized(load_model("pocket-llama", quantize="int8"), tmp_path / "int8")
-    little, more = ("1337MB", "1350MB") if "--processes" in words else ("559MB", "575MB")
+    little, more = ("1337MB", "1350MB") if "--processes" in words else ("557MB", "575MB")
     words = ("--model", tmp_path / "int8", "--adapter", "lora", *words)
     found = facts_of(capsys, *words, "--memory", little, status=1)
     assert found["quantize"] == "int8"
@@ -308,7 +319,7 @@ def test_where_nothing_helps_the_plan_says_so(capsys):
     assert "none of the changes tried is enough" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("memory", "even"), [("24GB,12GB", True), ("3GB,1.1GB", False)])
+@pytest.mark.parametrize(("memory", "even"), [("24GB,12GB", True), ("980MB,620MB", False)])
 def test_two_cards(capsys, memory, even):
     """As many blocks on each, or, where that does not fit, by memory."""
     assert (
@@ -322,7 +333,7 @@ def test_two_cards(capsys, memory, even):
         == 0
     )
     first, second = json.loads(capsys.readouterr().out)["devices"]
-    assert first["blocks"] + second["blocks"] == 30
+    assert first["blocks"] + second["blocks"] == LAYERS
     assert (first["blocks"] == second["blocks"]) == even
     assert first["blocks"] >= second["blocks"]
     assert (first["device"], second["device"]) == ("cuda:0", "cuda:1")
@@ -399,7 +410,7 @@ def test_an_adapter_to_load_is_there_and_not_trained(capsys, tmp_path):
     )
 
 
-def test_processes_that_hold_the_base_together(capsys):
+def test_processes_that_hold_the_base_together(capsys, monkeypatch):
     """Each has its part of the blocks' matrices, and up to three blocks whole; what else there
     is, all have.
     """
@@ -413,11 +424,11 @@ def test_processes_that_hold_the_base_together(capsys):
     )
     block = 2 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)  # bytes: q and o, k and v, the MLP
     apart, one = (facts["devices"][0] for facts in (both, together))
-    assert apart["weights_bytes"] - one["weights_bytes"] == 30 * block // 2
+    assert apart["weights_bytes"] - one["weights_bytes"] == LAYERS * block // 2
     assert one["gathered_bytes"] == 3 * block
     for key in ("training_bytes", "answering_bytes"):
         assert (
-            0 <= one[key] - apart[key] + 30 * block // 2 <= 3 * block
+            0 <= one[key] - apart[key] + LAYERS * block // 2 <= 3 * block
         )  # less where the peak is at the head, with no block whole
     assert (
         sum(
@@ -426,6 +437,7 @@ def test_processes_that_hold_the_base_together(capsys):
         )
         == one["training_bytes"]
     )
+    monkeypatch.setitem(REGISTRY["llama-7b"].config, "num_hidden_layers", 6)
     deep = facts_of(
         capsys,
         *(
@@ -465,7 +477,7 @@ def test_more_processes_are_what_makes_it_fit(capsys):
         *(
             "--model smollm2-135m --adapter lora --dtype float32 --set "
             "train.checkpointing=block --set train.micro_batch_size=1 --set "
-            "eval.batch_size=1 --length 64 --memory 1696MB --shard --set "
+            "eval.batch_size=1 --length 64 --memory 1540MB --shard --set "
             "eval.max_new_tokens=32"
         ).split(),
     )
@@ -532,7 +544,7 @@ def test_sizes_and_rates_are_read_strictly():
         (("--flops", "fast"), "150T"),
         (("--dtype", "int4"), "int4"),
         (("--quantize", "int4"), "int4"),
-        (("--memory", "24GB,24GB", "--set", "layers_per_device=[30,1]"), "30 layers"),
+        (("--memory", "24GB,24GB", "--set", "layers_per_device=[30,1]"), "4 layers"),
         (("--set", "load={ a = 'b' }"), "no adapter folder"),
         (("--load", "a"), "NAME=FOLDER"),
         (("--shard",), "--processes 8"),

@@ -4,11 +4,10 @@ merged; the commands, and a run on such a base.
 
 import copy
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import write_checkpoint
@@ -30,9 +29,11 @@ HOW = list(STORED_AS)
 
 # ---------------------------------------------------------------- loading, saving
 MEASURE = """
-import sys; sys.path.insert(0, {root!r})
+import ctypes
 from pathlib import Path
 from model import load_model
+M_MMAP_THRESHOLD = -3  # what is freed goes back: counted is what is alive, not what glibc keeps
+ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1_000_000)
 def peak():
     return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 load_model("pocket-llama", quantize={how!r})
@@ -54,13 +55,9 @@ def test_loading_holds_the_quantised_model_and_one_tensor(tmp_path):
         num_hidden_layers=2,
     )
     for how in ("int8", "nf4"):
-        code = MEASURE.format(root=str(Path(__file__).parent.parent), folder=str(folder), how=how)
-        at_once = os.environ | {
-            "MALLOC_MMAP_THRESHOLD_": "1000000"
-        }  # what is freed goes back: counted is what is alive, not what glibc keeps for later
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=at_once
-        )
+        code = MEASURE.format(folder=str(folder), how=how)
+        done = processes.finish("-c", code)
+        assert done.returncode == 0, done.stderr
         assert float(done.stdout) < 1.5 * 16.8  # the tensor, and float32 copies of the part in work
 
 

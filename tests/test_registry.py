@@ -2,12 +2,11 @@
 can fail.
 """
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import write_checkpoint
@@ -35,18 +34,8 @@ def hub(tmp_path):
                 "HF_HUB_OFFLINE": "0",
                 "HF_HUB_DISABLE_XET": "1",
             }
-            variables = os.environ | ours | environment
-            code = (
-                f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom "
-                f"model.registry import resolve\n{code}"
-            )
-            return subprocess.run(
-                [sys.executable, "-c", code],
-                capture_output=True,
-                text=True,
-                env=variables,
-                timeout=900,
-            )
+            code = f"from model.registry import resolve\n{code}"
+            return processes.finish("-c", code, environment=ours | environment)
 
         made.ask = ask
         yield made

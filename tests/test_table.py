@@ -5,17 +5,27 @@ import json
 import shutil
 from dataclasses import replace
 
+import processes
 import pytest
 from test_data import write_paper_folder
 
 import run as command_line
 from eval.score import Score
+from experiments import jobs
 from experiments.jobs import Job, run_jobs
 from experiments.published import published
 from experiments.table import Entry, lines_of, summary, write_table
 
 QUICK = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
 TABLE = published()["math-v1"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked_jobs():
+    """The runs of a grid start faster (tests/processes.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "subprocess", processes)
+        yield
 
 
 def main(*words) -> int:

@@ -125,9 +125,10 @@ def any_tokenizer(request):
     )
 
 
-@pytest.mark.parametrize("text", [text for text in TEXTS if "</s>" not in text])
-def test_round_trip(any_tokenizer, text):
-    assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
+def test_round_trip(any_tokenizer):
+    for text in TEXTS:
+        if "</s>" not in text:
+            assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
 
 
 def test_bytes_that_are_no_text_do_not_stop_decoding(any_tokenizer):

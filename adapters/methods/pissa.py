@@ -42,7 +42,9 @@ class PiSSA(LoRA):
 
     def update(self, x: Tensor) -> Tensor:
         trained = self.linear(self.linear(x, self.lora_A), self.lora_B, self.lora_B_bias)
-        at_start = self.linear(self.linear(x, self.lora_A_start), self.lora_B_start)
+        at_start = self.linear(
+            self.linear(x, self.cast(self.lora_A_start, x)), self.cast(self.lora_B_start, x)
+        )
         return self.scale * (trained - at_start)
 
     # ---- files, merging, sums

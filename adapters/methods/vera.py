@@ -62,9 +62,16 @@ class VeRA(LowRank):
 
     def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         x = dropout(x, self.options.dropout, self.training)
-        A, B = self.shared.A[:, : self.fan_in], self.shared.B[: self.fan_out]
+        A, B = self.projections(x)
         inner = self.vera_lambda_d.to(x.dtype) * self.linear(x, A)
         return y + self.vera_lambda_b.to(x.dtype) * self.linear(inner, B)
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B cut to this site, in the dtype of x; without gradients all sites share a cast."""
+        A, B = self.shared.A, self.shared.B
+        if not torch.is_grad_enabled():
+            A, B = self.cast(A, x, self.shared), self.cast(B, x, self.shared)
+        return A[:, : self.fan_in], B[: self.fan_out]
 
     # ---- files, merging, sums
 
