@@ -199,11 +199,15 @@ class LanguageModel(nn.Module):
             cache.advance(x.shape[1])
         return x if tokens.packing else x[:, tokens.prompt :]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., E] -> float32 logits [..., V], on the head's device."""
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., E] -> logits [..., V] in the model's dtype, on the head's device."""
         for adapter in reversed(self.input_embedding.active):
             hidden = adapter.unembed(hidden)
-        return self.lm_head(hidden.to(self.lm_head.weight.device)).float()
+        return self.lm_head(hidden.to(self.lm_head.weight.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., E] -> float32 logits [..., V], on the head's device."""
+        return self.head(hidden).float()
 
     def hidden(
         self,

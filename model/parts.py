@@ -15,6 +15,7 @@ from torch import Tensor
 
 from files.errors import UserError, unknown
 from model.cache import Cache
+from model.fast import block_attention
 from model.packing import Packing
 
 ACTIVATIONS = {  # by the names of config.json
@@ -83,13 +84,16 @@ def attention(
     """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
 
     mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores.
-    float32: q and k are multiplied in float32, as the fused kernels do (float16 may overflow).
+    Each query looks at one key at least, and at none after itself. float32: q and k are multiplied
+    in float32, as the fused kernels do (float16 may overflow).
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
+    if T > 1 and device == "cpu" and q.dtype != torch.float16:
+        return block_attention(q, k, v, mask, float32)
     if T == 1 and (device != "cpu" or q.dtype != torch.float16):
         out = attention_of_one(q, k, v, mask)
-    elif device == "cpu" and q.dtype != torch.float32:
+    elif device == "cpu":
         out = attention_plain(q, k, v, mask, float32)
     else:
         fused = kernels(q).attention

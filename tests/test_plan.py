@@ -183,8 +183,8 @@ def test_what_is_offloaded_is_not_on_the_device():
 
 
 def test_the_kernels_of_a_card_are_counted_as_such():
-    """In 16 bits a CPU's attention is written out and keeps its probabilities, T x T for each
-    head; a card's keeps none.
+    """On a CPU attention to few keys keeps its probabilities, T x T for each of 4 heads; a card's
+    keeps its output of 64 numbers a token instead.
     """
     kept = {
         device: sum(
@@ -194,7 +194,7 @@ def test_the_kernels_of_a_card_are_counted_as_such():
         )
         for device in ("cpu", "cuda")
     }
-    assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 4 * 48 * 48 * 2
+    assert kept["cpu"] - kept["cuda"] > 3 * ROWS * 48 * (4 * 48 - 64) * 2
 
 
 def test_devices_share_the_bytes_and_the_first_keeps_more_micro_batches():
@@ -297,7 +297,7 @@ def test_the_table_and_what_to_change(capsys):
 )
 def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path, words):
     save_quantized(load_model("pocket-llama", quantize="int8"), tmp_path / "int8")
-    little, more = ("1337MB", "1350MB") if "--processes" in words else ("559MB", "575MB")
+    little, more = ("1337MB", "1350MB") if "--processes" in words else ("557MB", "575MB")
     words = ("--model", tmp_path / "int8", "--adapter", "lora", *words)
     found = facts_of(capsys, *words, "--memory", little, status=1)
     assert found["quantize"] == "int8"

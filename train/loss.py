@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd import Function
 
 from adapters.compose import Rows
 from data.batches import Example, Labels, collate, micro_batches
@@ -14,6 +14,8 @@ from model.language import LanguageModel
 from model.packing import pick
 from model.parts import CHUNK
 from train.parallel import SINGLE, Processes
+
+KEEP = (lambda tensor: tensor, lambda tensor: tensor)  # saved tensors stay where they are
 
 
 def summed_loss(
@@ -56,8 +58,8 @@ def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> T
 def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
     """`summed_loss` from the last hidden states, rows [B, T, E] or packed tokens [1, L, E].
 
-    Logits are computed in chunks of labelled tokens; if there are several chunks, each is computed
-    again in the backward pass. Raises UserError for `Rows` at the embedding or the head.
+    Logits exist for CHUNK labelled tokens at a time, and only until their gradient is made, which
+    is in the forward pass. Raises UserError for `Rows` at the embedding or the head.
     """
     outer = (*model.input_embedding.active, *model.lm_head.active)
     if any(isinstance(entry, Rows) for entry in outer):
@@ -68,17 +70,100 @@ def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:
     places, targets, weights = (tensor.to(hidden.device) for tensor in labels[:3])
     # [L, E]; packed tokens without a label did not leave the last block
     hidden = hidden[0] if labels.packing else pick(hidden, places)
-    if len(targets) <= CHUNK:
-        return chunk_loss(model, hidden, weights, targets)
-    chunks = zip(hidden.split(CHUNK), weights.split(CHUNK), targets.split(CHUNK), strict=True)
-    losses = [checkpoint(chunk_loss, model, *chunk, use_reentrant=False) for chunk in chunks]
-    return torch.stack(losses).sum()
+    trained = [p for part in (model.lm_head, model.input_embedding) for p in part.parameters()]
+    trained = list({id(p): p for p in trained if p.requires_grad}.values())
+    if torch.is_grad_enabled():
+        return LossAndGradient.apply(model, hidden, weights, targets, *trained)
+    return loss_and_gradient(model, hidden, weights, targets, [])[0]
 
 
-def chunk_loss(model: LanguageModel, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+def plain_loss(model: LanguageModel, hidden: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+    """Sum of weight x cross-entropy of hidden [L, E]: what `LossAndGradient` computes."""
     logits = model.logits(hidden)
     losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
     return (weights.to(logits.device) * losses).sum()
+
+
+class LossAndGradient(Function):
+    """`plain_loss`, with the gradient made in the forward pass while the logits are there.
+
+    So the head's product is made once, and no logits are kept for the backward pass. `trained` are
+    parameters that the head may depend on: its own, its adapters', the embedding's.
+    """
+
+    @staticmethod
+    def forward(ctx, model: LanguageModel, hidden: Tensor, weights, targets, *trained: Tensor):
+        needed = [t for t in (hidden, *trained) if t.requires_grad]
+        ctx.scale = 64.0 if hidden.dtype == torch.float16 else 1.0  # else small gradients are lost
+        loss, gradients = loss_and_gradient(model, hidden, weights, targets, needed, ctx.scale)
+        found = dict(zip(map(id, needed), gradients, strict=True))
+        ctx.save_for_backward(*(found.get(id(t)) for t in (hidden, *trained)))
+        return loss
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradient / ctx.scale
+        made = (None if t is None else t * gradient.to(t.device) for t in ctx.saved_tensors)
+        hidden, *trained = made
+        return None, hidden, None, None, *trained
+
+
+def loss_and_gradient(
+    model: LanguageModel,
+    hidden: Tensor,
+    weights: Tensor,
+    targets: Tensor,
+    needed: list[Tensor],
+    scale: float = 1.0,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """`plain_loss` and scale x its gradients with respect to `needed`: `hidden`, parameters."""
+    device = model.lm_head.weight.device
+    weights, targets = weights.to(device), targets.to(device)
+    losses = torch.empty_like(weights)  # [L]
+    gradients: list[Tensor | None] = [None] * len(needed)
+    whole = next((i for i, t in enumerate(needed) if t is hidden), None)
+    if whole is not None:
+        gradients[whole] = torch.empty_like(hidden)
+    for start in range(0, len(hidden), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        with torch.set_grad_enabled(bool(needed)), torch.autograd.graph.saved_tensors_hooks(*KEEP):
+            h = hidden[chunk].detach().requires_grad_(whole is not None)
+            logits = model.head(h)
+        losses[chunk] = cross_entropy(logits.detach(), targets[chunk], scale * weights[chunk])
+        if not needed:
+            continue
+        inputs = [h if t is hidden else t for t in needed]
+        # by now `logits` holds the gradient of the loss with respect to itself
+        parts = torch.autograd.grad(logits, inputs, logits.detach(), allow_unused=True)
+        for i, part in enumerate(parts):
+            if i == whole:
+                gradients[i][chunk] = part
+            elif part is not None:
+                gradients[i] = part if gradients[i] is None else gradients[i].add_(part)
+    return (weights * losses).sum(), gradients
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """-log softmax(logits)[targets], float32 [L]; logits [L, V] become weights x its gradient.
+
+    softmax(logits) - 1 at the target, computed in float32: on a CPU a few rows at a time, which
+    then fit its cache.
+    """
+    L, V = logits.shape
+    step = max(1, 2**20 // V) if logits.device.type == "cpu" else max(1, L)
+    losses = torch.empty_like(weights)
+    for start in range(0, L, step):
+        rows = slice(start, start + step)
+        target, weight = targets[rows, None], weights[rows, None]
+        x = logits[rows].float()
+        top = x.amax(dim=-1, keepdim=True)
+        at_target = x.gather(1, target)
+        total = x.sub_(top).exp_().sum(dim=-1, keepdim=True)
+        losses[rows] = (total.log() + (top - at_target))[:, 0]
+        x.mul_(weight / total).scatter_add_(1, target, -weight)
+        if x.dtype != logits.dtype:
+            logits[rows] = x
+    return losses
 
 
 @torch.no_grad()
