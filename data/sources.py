@@ -3,6 +3,7 @@
 import random
 import tomllib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -79,7 +80,9 @@ def is_here(name: str, data_dir: str = "") -> bool:
             ((Path(data_dir) if data_dir else cache_folder()) / file.path).is_file()
             for file in files_of(name)
         )
-    return Path(name).is_file()
+    with suppress(OSError, ValueError):  # of a name too long, or with a zero byte
+        return Path(name).is_file()
+    return False
 
 
 def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> list[dict]:
