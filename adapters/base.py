@@ -152,7 +152,7 @@ class Adapter(nn.Module):
         return casts[key][-1]
 
     def train(self, mode: bool = True) -> "Adapter":
-        for module in self.modules():
+        for module in self.modules() if mode else ():  # model.eval() keeps them: graphs read them
             vars(module).pop("casts", None)
         return super().train(mode)
 

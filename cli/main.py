@@ -14,6 +14,7 @@ from typing import NoReturn
 from cli import __version__
 from cli.options import NAME, PROGRAM
 from files.errors import UserError, is_out_of_memory, unknown
+from files.terminal import one_line, protect_terminal
 
 COMMANDS = {  # name of the module in cli/ -> what the command does
     "train": "train an adapter and measure it (the default)",
@@ -55,7 +56,10 @@ def main(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # print ? where the terminal lacks a character
-    warnings.showwarning = lambda message, *_: print(f"{NAME}: {message}", file=sys.stderr)
+    protect_terminal()
+    warnings.showwarning = lambda message, *_: print(
+        f"{NAME}: {one_line(str(message))}", file=sys.stderr
+    )
     debug = "--debug" in arguments
     try:
         command, options = parse(arguments)
@@ -65,7 +69,7 @@ def main(arguments: list[str]) -> int:
         return importlib.import_module(f"cli.{command}").run(options)
     except UsageError as error:  # under torchrun every process sees it: rank 0 prints it
         if os.environ.get("RANK", "0") == "0":
-            print(f"{NAME}: {error}", file=sys.stderr)
+            print(f"{NAME}: {one_line(str(error))}", file=sys.stderr)
         wait_for_rank_0()
         return 2
     except BrokenPipeError:  # the reader of our output has ended
@@ -75,7 +79,7 @@ def main(arguments: list[str]) -> int:
         message = explain(error)
         if debug or message is None:
             raise
-        print(f"{NAME}: {message}", file=sys.stderr)
+        print(f"{NAME}: {one_line(message)}", file=sys.stderr)
         return 1
 
 

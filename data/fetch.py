@@ -22,6 +22,7 @@ CACHE = "LLM_ADAPTERS_CACHE"
 ELSEWHERE = f"{CACHE} names another folder to keep data in, or give --data-dir FOLDER, where it is"
 SUMS = "sha256.json"  # sums of unpinned files, as they were when they were first downloaded
 PIECE = 1 << 20  # bytes
+LARGEST = 500_000_000  # bytes; the largest data set has a fifth of it
 TIMEOUT = 30  # seconds
 AGENT = {"User-Agent": "llm-adapters"}
 
@@ -85,11 +86,14 @@ def download(file: File, folder: Path) -> None:
 
 
 def receive(file: File, part: Path) -> None:
-    """Append the missing bytes to `part`.
+    """Append the missing bytes to `part`; of a file without a known sha256, all of them anew, as
+    the server may have another version by now.
 
     Raises UserError for network errors, OSError where the disk cannot be written.
     """
     with open(part, "ab") as out:
+        if not file.sha256:
+            out.truncate(0)
         have = os.fstat(out.fileno()).st_size
         answer = ask(file, have)
         if answer is None:  # nothing is missing
@@ -117,6 +121,12 @@ def receive(file: File, part: Path) -> None:
                 while piece := network(file, lambda: answer.read(PIECE)):
                     out.write(piece)
                     bar.update(len(piece))
+                    if out.tell() > LARGEST:
+                        out.truncate(0)
+                        raise UserError(
+                            f"{address(file)} sends more than {LARGEST:,} bytes, and no data set "
+                            "here has as many: nothing was kept"
+                        )
             out.flush()
             os.fsync(out.fileno())
             if total is not None and out.tell() != total:
@@ -130,7 +140,7 @@ def ask(file: File, have: int):
     """The server's response to a request for the bytes from `have` on; None if there are none."""
 
     def request(headers: dict[str, str]):
-        return urlopen(Request(address(file), headers=AGENT | headers), timeout=TIMEOUT)
+        return urlopen(Request(url_of(file), headers=AGENT | headers), timeout=TIMEOUT)
 
     def response():
         try:
@@ -152,6 +162,7 @@ def network(file: File, step: Callable):
         status = error.code if isinstance(error, HTTPError) else 0
         reason = f"status {status}" if status else getattr(error, "reason", None) or error
         reason = " ".join(str(reason).split()) or type(error).__name__
+        reason = re.sub(r"[^/@\s]*@", "***@", reason)
         again = "" if 400 <= status < 500 else "try again (it goes on from where it stopped), "
         raise UserError(
             f"{address(file)} cannot be fetched ({reason}): {again}set {MIRROR} to a copy, "
@@ -173,9 +184,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def address(file: File) -> str:
+def url_of(file: File) -> str:
     mirror = os.environ.get(MIRROR)
     return f"{mirror.rstrip('/')}/{file.path}" if mirror else file.url
+
+
+def address(file: File) -> str:
+    """The URL of a file for messages, without a password."""
+    return re.sub(r"//[^/@]*@", "//***@", url_of(file))
 
 
 def sum_of(path: Path) -> str:

@@ -145,6 +145,19 @@ def jobs_of(
     return jobs
 
 
+def are_to(predictions: list[dict], problems: dict[str, list[dict]], decoding: Eval) -> bool:
+    """Whether these are predictions for exactly these problems, in their order."""
+    seeds = decoding.seeds if decoding.temperature > 0 else [None] * len(decoding.seeds)
+    wanted = [
+        (name, index, row["instruction"].strip(), row["answer"], seed)
+        for name, rows in problems.items()
+        for index, row in enumerate(rows)
+        for seed in seeds
+    ]
+    keys = ("set", "index", "instruction", "gold", "seed")
+    return wanted == [tuple(prediction.get(key) for key in keys) for prediction in predictions]
+
+
 def pairs_of(
     tokenizer: Tokenizer,
     problems: dict[str, list[dict]],

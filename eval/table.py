@@ -64,8 +64,19 @@ class Table:
     def to_csv(self) -> str:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerows([self.heads, *([cell.text for cell in row] for row in self.rows)])
+        texts = [self.heads, *([cell.text for cell in row] for row in self.rows)]
+        writer.writerows([[as_text(text) for text in row] for row in texts])
         return buffer.getvalue()
+
+
+def as_text(text: str) -> str:
+    """A cell that a spreadsheet does not compute: ' before =, +, -, @, tab or return, except for
+    numbers."""
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and text else text
+    return text
 
 
 def cell_html(cell: Cell) -> str:

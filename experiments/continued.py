@@ -15,6 +15,7 @@ from adapters.config import AdapterConfig
 from adapters.formats.folders import CONFIG, OURS, read_adapter
 from adapters.several import SETUP, load_adapters
 from data.prompts import AUTO, Template, stored_template, template
+from experiments.folders import check_whole
 from experiments.history import history_of
 from files.errors import UserError
 from files.reading import read_json
@@ -65,6 +66,7 @@ def settings_to_continue(
 
 def settings_of_run(folder: Path, options: dict, sets: Sequence[str]) -> dict:
     """The settings of the run in `folder` as a table, with its adapter to continue from."""
+    check_whole(folder / "run.toml")
     table = read_toml(folder / "run.toml")
     if not (folder / "adapter").is_dir():
         raise UserError(

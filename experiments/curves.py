@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,15 +13,59 @@ Point = tuple[float, float]  # step, value
 
 
 def read_log(path: Path) -> list[dict]:
-    """The entries of log.jsonl by step; of a step that a resumed run repeated, the later one."""
+    """The entries of log.jsonl by step; of a step that a resumed run repeated, the later one.
+
+    A line that a kill or a failing disk left without an entry is passed over (`missing_steps`).
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
     entries = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # cut short by a kill
+        except (ValueError, RecursionError):
             continue
-        entries[entry["step"]] = entry
+        if is_entry(entry):
+            entries[entry["step"]] = entry
     return [entries[step] for step in sorted(entries)]
+
+
+def is_entry(entry: object) -> bool:
+    """Whether a line of a log is what the training loop writes."""
+
+    def is_figure(value: object) -> bool:
+        return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("step")) is int
+        and all(is_figure(entry.get(key, "")) for key in ("loss", "learning_rate"))
+        and is_figure(entry.get("validation_loss"))
+        and entry["learning_rate"] is not None
+        and isinstance(entry.get("skipped"), bool)
+    )
+
+
+def missing_steps(entries: Sequence[dict], steps: int) -> str:
+    """How many of the steps 1 to `steps` a log has no entry of, in words; "" where it has all."""
+    missing = steps - sum(1 <= entry["step"] <= steps for entry in entries)
+    return f"log.jsonl has no entry of {missing:,} of {steps:,} steps" * (missing > 0)
+
+
+def first_and_last(path: Path, steps: int) -> tuple[float, float] | None:
+    """The mean loss of the first and of the last steps of a log, ten each or half of a shorter run.
+
+    None, with a warning, where the log lacks some of the steps 1 to `steps`.
+    """
+    entries = read_log(path)
+    if missing := missing_steps(entries, steps):
+        warnings.warn(f"{path.parent}: {missing}: its loss is left out", stacklevel=2)
+        return None
+    losses = [entry["loss"] for entry in entries if entry["loss"] is not None]
+    part = max(1, min(10, len(losses) // 2))
+    return (fmean(losses[:part]), fmean(losses[-part:])) if losses else None
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:

@@ -15,7 +15,7 @@ from eval.room import room_lines
 from eval.score import mark_leaks, scores, tables, write_predictions
 from experiments.base import check_base, toy_lines
 from experiments.comparable import Conditions, compare
-from experiments.folders import fresh_folder, write_json
+from experiments.folders import check_whole, fresh_folder, write_json
 from experiments.held_out import measure_loss, unseen_examples
 from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
 from experiments.labels import check_labels, reading_lines
@@ -106,8 +106,9 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
     too_long = room_lines(model, tokenizer, tests, prompt, s.eval)
     for line in [*toy_lines(s.model), *too_long]:
         print(line)
-    leaks, leak_notes = seen_in_training(runs, tests, s.data_dir)
-    leak_notes += held_out_seen(runs, data.held_out, s.data_dir)
+    named = [s.data, *s.tests]
+    leaks, leak_notes = seen_in_training(runs, tests, s.data_dir, named)
+    leak_notes += held_out_seen(runs, data.held_out, s.data_dir, named)
     notes = [*data.notes, *reading_lines(tests, data.reads), *differences]
     notes += dict.fromkeys(leak_notes)
     adapters = [str(adapter.resolve()) for adapter in job.adapters]
@@ -207,6 +208,7 @@ def unfinished(folder: Path) -> Arguments:
     if not (folder / STARTED).is_file():
         raise UserError(f"{folder} holds no {STARTED}: there is no evaluation to continue")
     start = from_table(Started, read_json(folder / STARTED), str(folder / STARTED), "key")
+    check_whole(folder / "evaluate.toml")
     settings = make_settings(config=str(folder / "evaluate.toml"))
     return Arguments(settings, list(map(Path, start.adapters)), start.averaged, start.template)
 

@@ -1,11 +1,13 @@
 """Folders of results, and settings whose paths hold from any working directory."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from files.errors import UserError
+from files.toml import read_toml
 from files.writing import write_text
 
 if TYPE_CHECKING:  # the command line needs this file before torch is loaded
@@ -48,6 +50,30 @@ def absolute_paths(settings: "Settings") -> "Settings":
         continue_from=folder(settings.continue_from),
         load={name: folder(where) for name, where in settings.load.items()},
     )
+
+
+def check_whole(path: Path) -> None:
+    """Compare a run.toml with what every run writes, before defaults stand in for what it lacks.
+
+    Warns of settings that are missing, as in files of older versions. Raises UserError for one that
+    was emptied or cut short.
+    """
+    from train.settings import Settings
+
+    table, whole = read_toml(path), Settings().to_dict()
+    left = [key for key in ("model", "data", "seed", "train", "eval") if key not in table]
+    if left:
+        raise UserError(f"{path} has no {', '.join(left)}: it was cut short or emptied")
+    missing = [key for key in whole if key not in table]
+    for name in ("train", "eval"):
+        inner = table[name] if isinstance(table[name], dict) else {}
+        missing += [f"{name}.{key}" for key in whole[name] if key not in inner]
+    if missing:
+        warnings.warn(
+            f"{path} has no {', '.join(missing)}: it may have been cut short; the defaults are "
+            "taken",
+            stacklevel=2,
+        )
 
 
 def write_json(path: Path, table: dict) -> None:

@@ -5,10 +5,11 @@ same of the runs before, the oldest first, where the adapter was trained further
 `loaded` the sections of the frozen adapters below it (--load), by name.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.leakage import Leak, leakage
-from data.sources import is_here, load_data
+from data.sources import EXPERIMENTS, SOURCES, is_here, known_name, load_data
 from experiments.rows import only_right
 from experiments.text import history_text
 from files.errors import UserError
@@ -45,11 +46,12 @@ def history_lines(history: list[dict]) -> list[str]:
 
 
 def seen_in_training(
-    runs: list[dict], tests: Tests, data_dir: str
+    runs: list[dict], tests: Tests, data_dir: str, named: Sequence[str] | None = None
 ) -> tuple[list[dict[str, Leak]], list[str]]:
     """(for each run what of the tests it trained on, where that is known; notes).
 
     runs: `run` sections of adapters' files; their histories and loaded adapters are included.
+    named: the files that the user named, which alone are opened; None: all.
     """
     entries: list[dict] = []
     for run in runs:
@@ -57,24 +59,32 @@ def seen_in_training(
             entries += [entry for entry in history_of(section) if entry not in entries]
     leaks, notes = [], []
     for entry in entries:
-        found, lines = seen_in(entry, tests, data_dir, several=len(entries) > 1)
+        found, lines = seen_in(entry, tests, data_dir, len(entries) > 1, named)
         leaks += found
         notes += [line for line in lines if line not in notes]
     return leaks, notes
 
 
-def held_out_seen(runs: list[dict], held_out: list[dict], data_dir: str) -> list[str]:
+def held_out_seen(
+    runs: list[dict], held_out: list[dict], data_dir: str, named: Sequence[str] | None = None
+) -> list[str]:
     """Notes on how many of the rows that the loss is measured on these runs trained on."""
-    return seen_in_training(runs, {"held-out rows": held_out}, data_dir)[1] if held_out else []
+    rows = {"held-out rows": held_out}
+    return seen_in_training(runs, rows, data_dir, named)[1] if held_out else []
 
 
 def seen_in(
-    run: dict, tests: Tests, data_dir: str, several: bool
+    run: dict, tests: Tests, data_dir: str, several: bool, named: Sequence[str] | None
 ) -> tuple[list[dict[str, Leak]], list[str]]:
     """`seen_in_training` of one run; several: the notes name its data."""
     name = run.get("data")
     if not isinstance(name, str) or not name:
         return [], [f"what an adapter was trained on is not known: {UNCHECKED}"]
+    if named is not None and name not in named and known_name(name) not in {*EXPERIMENTS, *SOURCES}:
+        return [], [
+            f"the training data {name!r:.200} is named by the adapter's file only, which is not "
+            f"followed: {UNCHECKED}; give it with --data"
+        ]
     if not is_here(name, data_dir):
         return [], [f"the training data {name} is not here: {UNCHECKED}"]
     try:

@@ -17,11 +17,10 @@ from files.reading import read_json
 from model.config import describe, skeleton
 from model.devices import balance
 from model.language import LanguageModel
-from model.packed import is_worth_packing, packed_bytes
+from model.packed import bytes_by_place
 from model.quantize import quantization_of, quantize_skeleton, resolve_quantization
 from model.registry import find
 from model.show import size_text
-from model.sites import Linear
 from train.plan.advice import CONTEXT, fewer_bits, for_answers, for_training, options_for, usable
 from train.plan.dry_run import Step, all_tensors, answer, matrices_of, training_step
 from train.settings import Settings
@@ -73,12 +72,7 @@ class Planned:
 
     def packed(self, s: Settings, target: Target) -> list[int]:
         """Bytes of each device of the packed copies that answers may use (model/packed.py)."""
-        places = [0] * len(self.stage)
-        for path, module in self.model.named_modules():
-            in_part = s.shard and path.startswith(self.model.blocks_at)
-            if isinstance(module, Linear) and is_worth_packing(module, target.kind) and not in_part:
-                places[self.model.place_of(f"{path}.weight") + 1] += packed_bytes([module])
-        return self.by_device(places)
+        return self.by_device(bytes_by_place(self.model, target.kind, s.shard))
 
     def by_device(self, sizes: list[int]) -> list[int]:
         """Bytes by place -> bytes by device."""

@@ -8,6 +8,7 @@ from adapters.attach import in_order
 from adapters.several import load_any
 from data.prompts import Template, stored_template, template
 from experiments.base import load_base, load_tokenizer_of
+from experiments.folders import check_whole
 from files.errors import UserError
 from files.toml import parse_set
 from model.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ def settings_to_measure(
             f"the run in {run} is not finished, it has no adapter yet: continue it with "
             f"--resume {run}"
         )
+    check_whole(file)
     settings = make_settings(str(file), None, NOT_OF_THE_RUN | options, list(sets))
     return settings, folders or [Path(run) / "adapter"]
 

@@ -9,12 +9,12 @@ from adapters import save_adapter, save_adapters, use
 from adapters.attach import adapter_names, rates
 from data.leakage import seen_sets
 from eval.journal import remove_journals
-from eval.predict import predict
+from eval.predict import are_to, predict
 from eval.score import mark_leaks, read_predictions, scores, tables, write_predictions
 from experiments.announce import announce, count, count_base
 from experiments.comparable import compare, conditions_of
 from experiments.curves import read_log
-from experiments.folders import write_json
+from experiments.folders import check_whole, write_json
 from experiments.held_out import measure_loss
 from experiments.history import short
 from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
@@ -118,7 +118,9 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
         loss["after"] = measure_loss(model, unseen, s, pad_id, processes)
     measured = scores(before), scores(after), loss
     judgement = processes.from_writer(
-        lambda: verdict(read_log(folder / "log.jsonl"), outcome.adapter_step, *measured)
+        lambda: verdict(
+            read_log(folder / "log.jsonl"), outcome.adapter_step, *measured, steps=outcome.step
+        )
     )
     result = Result(before, after, loss=loss, preset=job.preset, verdict=judgement)
     if processes.is_writer:
@@ -140,9 +142,13 @@ def measure(
     use(job.model, active)
     journal = file.with_name(f"{file.name}.part")
     if file.is_file() and title != "with adapter":
+        kept = read_predictions(file)
+        if are_to(kept, job.tests, job.settings.eval):
+            if processes.is_writer:
+                remove_journals(journal)  # left by a kill between the two
+            return kept
         if processes.is_writer:
-            remove_journals(journal)  # left by a kill between the two
-        return read_predictions(file)
+            print(f"{file} does not hold the answers to these problems: they are made again")
     predictions = predict(
         job.model,
         job.tokenizer,
@@ -236,6 +242,7 @@ def resume_settings(folder: Path, options: dict | None = None, sets: list[str] =
         raise UserError(f"{folder} holds no run.toml: there is no run to resume")
     if (folder / "result.json").is_file():
         raise UserError(f"{folder} is complete; see {folder / 'report.html'}")
+    check_whole(folder / "run.toml")
     return make_settings(config=str(folder / "run.toml"), options=options, sets=sets)
 
 

@@ -1,18 +1,18 @@
 """The table of a grid: what its runs reached, beside the published figures."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.score import Score, mean_score
 from eval.table import Cell, Table
-from experiments.curves import read_log
+from experiments.curves import first_and_last
 from experiments.jobs import Job
 from experiments.page import page, paragraph
 from experiments.published import SPELLED, Figures, Published, percents
 from experiments.text import loss_text
 from files.errors import UserError
+from files.reading import read_json
 from files.writing import write_text
 
 HEADS = ("model", "adapter", "parameters", "loss", "held-out loss")
@@ -63,7 +63,7 @@ class Entry:
 def entry(job: Job) -> Entry:
     """The Entry of a complete job. Raises UserError."""
     try:
-        facts = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
+        facts = read_json(job.folder / "result.json")
         tables = facts["after" if job.adapter else "scores"]
         strict, paper = {}, {}
         for name, figures in tables.items():
@@ -78,22 +78,17 @@ def entry(job: Job) -> Entry:
         }
         if not job.adapter:
             return Entry(*own, **stored)
-        steps = read_log(job.folder / "log.jsonl")
-        losses = [step["loss"] for step in steps if step["loss"] is not None]
-        part = max(1, min(10, len(losses) // 2))
         return Entry(
             *own,
             seconds=facts["seconds"],
             parameters=facts["trainable_parameters"],
-            losses=(sum(losses[:part]) / part, sum(losses[-part:]) / part),
+            losses=first_and_last(job.folder / "log.jsonl", facts["steps"]),
             wrong=tuple(map(str, facts.get("problems", []))) if facts.get("status") else (),
             **stored,
         )
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{job.folder} is not a complete run ({type(error).__name__}: {error}): remove it and "
-            "start the table again"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = f"{job.folder} is not a complete run ({type(error).__name__}: {error!s:.200})"
+        raise UserError(f"{wrong}: remove it and start the table again") from None
 
 
 @dataclass(frozen=True)

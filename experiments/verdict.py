@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from eval.score import Score
+from experiments.curves import missing_steps
 
 PART = 10  # steps at either end of a run whose losses are compared, or half of a shorter run
 ENOUGH = 10  # steps from which on a rise can be told from the differences between batches
@@ -38,13 +39,15 @@ def verdict(
     before: dict[str, Score],
     after: dict[str, Score],
     held_out: dict | None = None,
+    steps: int = 0,
 ) -> Verdict:
-    """The verdict on a finished run.
+    """The verdict on a finished run of so many steps.
 
     entries: of its log; adapter_step: the step whose adapter is kept; before, after: accuracy by
     test set, where measured; held_out: {before, after} of the loss on held-out rows.
     """
-    problems, notes = [], []
+    missing = missing_steps(entries, steps)
+    problems, notes = [], [f"{missing}: its curves lack them"] if missing else []
     skipped = sum(bool(entry["skipped"]) for entry in entries)
     used = [entry for entry in entries if not entry["skipped"] and entry["loss"] is not None]
     untrained = bool(entries) and skipped == len(entries)

@@ -18,7 +18,7 @@ def read_toml(path: Path) -> dict:
         raise UserError(
             f"{path} is a folder: give a TOML file, such as {path / 'run.toml'}"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
 
 
@@ -34,6 +34,8 @@ def parse_set(text: str) -> dict:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+        raise UserError(f"--set {text:.50}... cannot be read: {error!s:.100}") from None
     for key in reversed(path.strip().split(".")):
         parsed = {key: parsed}
     return parsed

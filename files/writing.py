@@ -93,6 +93,7 @@ def held(folder: Path) -> Iterator[None]:
     try:
         if handle is not None and not lock(handle):
             raise UserError(f"another process is running in {folder}: wait for it, or stop it")
+        refuse_links(folder)
         try:
             yield
         finally:
@@ -101,6 +102,16 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError for a link in a folder or in those in it: nothing is written through one."""
+    for stars in ("*", "*/*"):
+        if link := next((path for path in folder.glob(stars) if path.is_symlink()), None):
+            raise UserError(
+                f"{link} is a link, and a run writes into its own folder only: put what it leads "
+                "to in its place, or remove it"
+            )
 
 
 def lock(handle: int, wait: bool = False) -> bool:

@@ -135,6 +135,17 @@ def packed_bytes(linears: Iterable[Linear]) -> int:
     return sum(x.in_features * x.out_features * x.packed_dtype.itemsize for x in linears)
 
 
+def bytes_by_place(model: LanguageModel, device: str, is_sharded: bool) -> list[int]:
+    """What the copies of a planned model take on a device of this kind, by place: the embedding,
+    every block, the head."""
+    places = [0] * (len(model.blocks) + 2)
+    for path, linear in model.named_modules():
+        is_part = is_sharded and path.startswith(model.blocks_at)
+        if isinstance(linear, Linear) and is_worth_packing(linear, device) and not is_part:
+            places[model.place_of(f"{path}.weight") + 1] += packed_bytes([linear])
+    return places
+
+
 @functools.cache
 def is_usable(dtype: torch.dtype) -> bool:
     """Whether this torch has the functions, which are private, and they multiply right in dtype."""

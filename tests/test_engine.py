@@ -139,14 +139,16 @@ def test_adapters_side_by_side(any_tiny):
     for parameter in parameters(any_tiny):
         parameter.data.normal_(0, 0.3)
     names = ["one", None, "two"]
-    entries = [0, 1, 2, 1, 0, 2, 0]
+    entries, lengths = [0, 1, 2, 1, 0, 2, 0], [4, 6, 6, 8, 6, 7, 6]
+    requests = [
+        Request(row, n, entry=e) for row, n, e in zip(PROMPTS, lengths, entries, strict=True)
+    ]
     expected = []
-    for row, entry in zip(PROMPTS, entries, strict=True):
-        use(any_tiny, [names[entry]] if names[entry] else [])
-        expected.append(reference(any_tiny, Request(row, 6)))
+    for request in requests:
+        use(any_tiny, [names[request.entry]] if names[request.entry] else [])
+        expected.append(reference(any_tiny, request))
     rows = Rows(*names)
     use(any_tiny, [rows])
-    requests = [Request(row, 6, entry=e) for row, e in zip(PROMPTS, entries, strict=True)]
     for slots in (2, 4):
         assert answers(Engine(any_tiny, slots, 40), requests) == expected
     assert rows.seats.entries is None  # other passes have an entry for each row again

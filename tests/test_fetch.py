@@ -193,9 +193,31 @@ def test_a_part_that_is_the_whole(server):
 def test_a_part_longer_than_the_file_is_given_up(server, manner):
     part(BODY + b"more")
     server.manner = manner
-    fetch([unpinned(server)])
+    fetch([pinned(server)])
     assert [wanted for _, wanted in server.asked] == [f"bytes={len(BODY) + 4}-", None]
     assert kept()["dataset/set/test.json"] == BODY
+
+
+def test_a_part_of_a_file_without_a_known_sum_is_fetched_anew(server):
+    part(BODY[:10])  # of another version, perhaps
+    server.manner = "ranges"
+    fetch([unpinned(server)])
+    assert [wanted for _, wanted in server.asked] == [None]
+    assert kept()["dataset/set/test.json"] == BODY
+
+
+def test_an_endless_file_is_given_up(server, monkeypatch):
+    monkeypatch.setattr("data.fetch.LARGEST", len(BODY) - 1)
+    assert f"sends more than {len(BODY) - 1:,} bytes" in failure(pinned(server))
+    assert kept() == {}
+
+
+def test_the_password_of_a_mirror_is_not_shown(server, monkeypatch):
+    url = pinned(server).url.replace("://", "://me:secret@")
+    monkeypatch.setenv("LLM_ADAPTERS_MIRROR", url)
+    message = failure(pinned(server))
+    assert "secret" not in message
+    assert "//***@" in message
 
 
 def test_a_part_of_another_file_is_not_kept(server):

@@ -107,7 +107,7 @@ def test_a_context_of_several_options_is_read_once(tmp_path, family, changes, pr
     # As long as the positions are: what pads after them would read is not there.
     full = [5] * (64 - 5 - model.prompt_length - model.prefix_length)
     pairs = [(long[:n], own) for n in (40, 37) for own in ([7], [8, 9], [10, 11, 12, 13], [8, 9])]
-    pairs += [(full, [6] * n) for n in (2, 5)] + [([5], [6, 7, 8])]
+    pairs += [(full, [6] * n) for n in (2, 5)] + [([5], [6] * 9), ([5], [6, 7])]
     expected = [directly(model, *pair) for pair in pairs]
     if changes:  # `directly` reads a token more, on which the angles depend
         expected = [log_likelihoods(model, [pair])[0] for pair in pairs]
@@ -117,8 +117,8 @@ def test_a_context_of_several_options_is_read_once(tmp_path, family, changes, pr
     )
     assert_same(log_likelihoods(model, pairs, batch_size=4), expected)
     whole = sum(len(context) + len(own) - 1 for context, own in pairs)
-    assert (sum(read) < 0.5 * whole) == (not changes)
-    assert_same(log_likelihoods(model, pairs[::-1], batch_size=3), expected[::-1])
+    assert (sum(read) < 0.6 * whole) == (not changes)
+    assert_same(log_likelihoods(model, pairs[::-1], batch_size=16), expected[::-1])
 
 
 def test_adapters_by_row(tiny):

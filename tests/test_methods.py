@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from conftest import DEVICES, write_checkpoint
-from methods import IDS, randomise
+from methods import IDS, attach_small, randomise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import attach, parameters, remove, use
@@ -533,3 +533,18 @@ def test_fusion_attends_to_what_its_members_add(tiny):
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_an_adapter_at_the_mlp_reads_what_the_mlp_reads(any_tiny):
+    """The normalised input, not the block's: also in GPT-J, whose sub-layers share one norm."""
+    if any_tiny.family == "opt":
+        pytest.skip("its block has no module for the MLP")
+    attach_small(any_tiny, "parallel")
+    seen = []
+    for block in any_tiny.blocks:
+        block.mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        block.mlp_site.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    any_tiny(IDS)
+    assert len(seen) == 2 * len(any_tiny.blocks)
+    for read, adapted in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(read, adapted)

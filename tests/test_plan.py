@@ -16,6 +16,7 @@ from files.errors import UserError
 from model import load_model
 from model.config import family_and_config, skeleton
 from model.load import put
+from model.packed import is_usable
 from model.quantize import save_quantized
 from model.registry import REGISTRY
 from run import main as run_main
@@ -304,6 +305,26 @@ def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path
     assert found["advice"] is None
     found = facts_of(capsys, *words, "--memory", more, status=1)
     assert found["advice"].startswith("--set")
+
+
+def test_copies_of_weights_for_answers_are_planned(capsys):
+    small = ("--model", "pocket-llama", "--dtype", "bfloat16", "--set", "eval.batch_size=1")
+
+    def device(*words):
+        return facts_of(capsys, *small, *words)["devices"][0]
+
+    plain = device("--device", "cpu", "--set", "eval.decode_memory=plain")
+    auto = device("--device", "cpu")
+    packed = device("--device", "cpu", "--set", "eval.decode_memory=packed")
+    linears = 4 * (4 * 128 * 128 + 3 * 128 * 344) + 900 * 128
+    expected = 2 * linears if is_usable(torch.bfloat16) else None
+    assert "packed_bytes" not in plain
+    assert auto.get("packed_bytes") == packed.get("packed_bytes") == expected
+    assert auto["answering_bytes"] == plain["answering_bytes"]
+    assert packed["answering_bytes"] == plain["answering_bytes"] + (expected or 0)
+    assert "packed_bytes" not in device("--device", "cuda")
+    quantised = device("--device", "cuda", "--quantize", "nf4")
+    assert quantised["packed_bytes"] == 2 * (linears - 900 * 128)  # not the head
 
 
 @pytest.mark.slow

@@ -89,6 +89,10 @@ def test_the_same_answers_at_any_batch_size_and_order(way, pocket, problems):
         } == said
 
 
+def test_an_interval_is_wilsons_at_95_percent():
+    assert Score(8, 10).interval == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
 def test_drawn_answers_differ_by_seed_and_repeat_with_it(pocket, problems):
     how = replace(HOW, temperature=1.5, seeds=[0, 1])
     found = answers(pocket, problems, how)
