@@ -72,7 +72,7 @@ def files_of(name: str) -> list[File]:
     return [file for one in names for file in SOURCES[one].files]
 
 
-def is_here(name: str, data_dir: str = "") -> bool:
+def is_here(name: str, data_dir: str = "") -> bool | None:
     """Whether a data set can be loaded without a network."""
     name = known_name(name)
     if name in EXPERIMENTS or name in SOURCES:
@@ -80,9 +80,8 @@ def is_here(name: str, data_dir: str = "") -> bool:
             ((Path(data_dir) if data_dir else cache_folder()) / file.path).is_file()
             for file in files_of(name)
         )
-    with suppress(OSError, ValueError):  # of a name too long, or with a zero byte
+    with suppress(OSError, ValueError):  # of a name that is too long
         return Path(name).is_file()
-    return False
 
 
 def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> list[dict]:

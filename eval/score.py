@@ -170,6 +170,8 @@ def read_predictions(path: Path) -> list[dict]:
                 raise UserError(f"{where}: {key} is missing or has another type")
         if not are_likelihoods(prediction.get("likelihoods", {})):
             raise UserError(f"{where}: likelihoods should be numbers")
+        if type(prediction.get("seed", 0)) is not int:
+            raise UserError(f"{where}: seed should be a whole number")
     return found
 
 

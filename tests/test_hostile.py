@@ -15,6 +15,7 @@ import torch
 
 from adapters import attach, load_adapter, save_adapter
 from eval.predict import are_to
+from eval.score import read_predictions
 from eval.settings import Eval
 from eval.table import Cell, Table
 from experiments import history
@@ -376,3 +377,11 @@ def test_predictions_are_those_of_these_problems():
     drawn = Eval(temperature=1.0, seeds=[0, 1])
     assert not are_to(mine, rows, drawn)
     assert are_to([p | {"seed": seed} for p in mine for seed in (0, 1)], rows, drawn)
+
+
+def test_a_seed_that_is_no_number(tmp_path):
+    table = {"set": "a", "index": 0, "instruction": "", "output": "", "gold": "", "prompt": ""}
+    table |= {"answer": "", "right": True, "paper_answer": "", "paper_right": True, "seed": [1]}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(table))
+    with pytest.raises(UserError, match="seed should be a whole number"):
+        read_predictions(tmp_path / "predictions.jsonl")
