@@ -9,8 +9,7 @@ the row: not on its neighbours, the order or the slots, up to the rounding of a 
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,50 +18,14 @@ from adapters.compose import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
 from eval.prefill import Beginning, read, rows_of_pass
+from eval.requests import Event, Request, Row
 from eval.room import positions_of, room_for, too_long
-from eval.sampling import Sampling, check, choose
+from eval.sampling import check, choose
 from files.errors import UserError
 from model.graphs import graphs_for
 from model.language import LanguageModel
 from model.packed import pack
 from model.tokens import check_ids
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to continue, and how."""
-
-    ids: list[int]
-    max_new_tokens: int
-    stop_ids: Collection[int] = ()  # the row ends at one of them, which is not part of it
-    beams: int = 1  # 1: greedy, or drawn with `sampling`
-    sampling: Sampling | None = None
-    seed: int = 0  # of drawn tokens
-    # whether these new tokens end the row; they are all part of it. Not with beams
-    stop: Callable[[list[int]], bool] | None = None
-    entry: int | None = None  # of Rows (adapters/compose.py), if rows have adapters of their own
-
-
-@dataclass(frozen=True)
-class Event:
-    """New tokens of a row; those of beams come when the row is over."""
-
-    number: int  # of the request, as `submit` gave it
-    tokens: list[int]
-    ended: str = ""  # why: "stop", "length", or "positions" where the model has no more
-
-
-@dataclass
-class Row:
-    """A request on its way."""
-
-    number: int
-    request: Request
-    longest: int  # tokens that it may get
-    beams: Beams | None
-    generator: torch.Generator | None
-    tokens: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)  # one, or one for each beam
 
 
 class Engine:
