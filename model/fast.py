@@ -11,6 +11,7 @@ size.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -112,3 +113,42 @@ def block_attention(
     """`attention` by `BlockAttention`: nothing is kept where there is no backward pass."""
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     return BlockAttention.apply(q, k, v, mask, float32, training)
+
+
+class FastRMSNorm(Function):
+    """`RMSNorm.compute`; keeps x and 1 / rms(x) of each token."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        inverse = wide.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (wide * inverse).to(x.dtype) * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x.float() * inverse
+        dweight = None
+        if ctx.needs_input_grad[1]:
+            each = gradient.float() * normed
+            dweight = each.sum(dim=tuple(range(x.ndim - 1))).to(weight.dtype)
+        g = gradient.float() * weight.float()
+        along = (g * normed).mean(dim=-1, keepdim=True)
+        dx = normed.mul_(along).neg_().add_(g).mul_(inverse).to(x.dtype)
+        return dx, dweight, None
+
+
+class SwiGLU(Function):
+    """silu(gate) * up; keeps both, and computes silu again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        dup = F.silu(gate).mul_(gradient)
+        return torch.ops.aten.silu_backward(gradient * up, gate), dup

@@ -8,9 +8,12 @@ from it in one thing each, with their adapter sites:
 Attribute names are the tensor names of the published checkpoints.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.cache import Cache
+from model.fast import SwiGLU
 from model.language import LanguageModel
 from model.llama_config import PICTURE_QK_NORMS, QK_NORMS, ROWS, Config, window_of
 from model.packing import Packing
@@ -96,7 +99,10 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.act is F.silu and torch.is_grad_enabled():
+            return self.down_proj(SwiGLU.apply(gate, up))
+        return self.down_proj(self.act(gate) * up)
 
 
 class Block(nn.Module):

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapters import attach, named_parameters
 from adapters.config import resolve
 from data.batches import Example, collate
 from model import fast, parts
+from model.sites import RMSNorm
 from train import loss
 from train.loss import summed_loss
 
@@ -91,6 +93,43 @@ def test_nothing_is_kept_where_there_is_no_backward_pass():
     assert parts.attention(q, k, v, None).grad_fn is None
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_rms_norm(trained):
+    torch.manual_seed(0)
+    norm = RMSNorm(C, 1e-5)
+    norm.weight.data.normal_()
+    norm.weight.requires_grad_(trained)
+    x, gradient = torch.randn(B, 7, C), torch.randn(B, 7, C)
+
+    def plain(x, weight):
+        return F.rms_norm(x.float(), (C,), eps=1e-5).to(x.dtype) * weight.to(x.dtype)
+
+    def by(form, dtype):
+        weight = norm.weight.detach().clone().requires_grad_(trained)
+        found = results(lambda x: form(x, weight), [x.to(dtype)], gradient)
+        return [*found, weight.grad] if trained else found
+
+    exact = by(plain, torch.float32)
+    for a, b in zip(by(norm.compute, torch.float32), exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    no_further(by(norm.compute, torch.bfloat16), by(plain, torch.bfloat16), exact)
+
+
+def test_swiglu():
+    torch.manual_seed(0)
+    inputs, gradient = torch.randn(2, B, 7, C), torch.randn(B, 7, C)
+
+    def plain(gate, up):
+        return F.silu(gate) * up
+
+    exact = results(plain, inputs, gradient)
+    for a, b in zip(results(fast.SwiGLU.apply, inputs, gradient), exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    half = inputs.bfloat16()
+    exact = results(plain, half.float(), gradient)
+    no_further(results(fast.SwiGLU.apply, half, gradient), results(plain, half, gradient), exact)
+
+
 # ---------------------------------------------------------------- the loss
 ROWS = [Example(list(range(3, 3 + n)), [0.0, 0.0, 1.0, 0.5] + [1.0] * (n - 4)) for n in (9, 6, 12)]
 HEADS = {  # what is trained at the head or in front of it
@@ -131,7 +170,7 @@ def test_the_gradient_of_the_loss_is_made_in_the_forward_pass(any_tiny, monkeypa
     for name, expected in step_results(any_tiny).items():
         assert (expected is None) == (found[name] is None), name
         if expected is not None:
-            torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -91,6 +91,23 @@ def test_what_is_saved_elsewhere_comes_back_the_same_and_weights_stay(any_tiny, 
     )
 
 
+def test_what_several_operations_save_is_copied_once(tiny, monkeypatch):
+    """And not mistaken for what lies at its address later, or for what it was before a change."""
+    monkeypatch.setattr(memory, "SMALL", 0)
+    made, true = [], memory.Elsewhere
+    monkeypatch.setattr(memory, "Elsewhere", lambda tensor: made.append(1) or true(tensor))
+    x = torch.randn(4, 6, requires_grad=True)
+    with offloaded(tiny):
+        y = x.exp()  # saves y
+        z = (y * y).sum() + y.view(24).square().sum()  # save y again
+        assert len(made) == 1
+        y = (x + 1).exp()  # perhaps where a tensor was that is gone
+        z = z + y.sum()
+        assert len(made) == 2
+    (gradient,) = torch.autograd.grad(z, x)
+    torch.testing.assert_close(gradient, 4 * x.exp() ** 2 + (x + 1).exp())
+
+
 def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(
     tmp_path, capsys, monkeypatch
 ):

@@ -283,12 +283,12 @@ def test_the_table_and_what_to_change(capsys):
     assert "fits                   yes" in text
     assert "300 steps" in text  # 3 epochs of 100
     assert "to fit" not in text
-    assert command(*small, "--memory", "900MB", "--json") == 1
+    assert command(*small, "--memory", "800MB", "--json") == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["fits"] is False
     assert facts["advice"] == "--set train.checkpointing=block"
     assert (
-        command(*small, "--memory", "900MB", "--set", "train.checkpointing=block") == 0
+        command(*small, "--memory", "800MB", "--set", "train.checkpointing=block") == 0
     )  # the advice is good
 
 

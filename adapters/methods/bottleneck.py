@@ -92,7 +92,8 @@ class Bottleneck(Adapter):
         if self.adapter_gate is not None:
             scale = scale * torch.sigmoid(self.linear(h, self.adapter_gate))
         h = dropout(h, self.options.dropout, self.training)
-        return scale * self.linear(self.act(self.linear(h, self.adapter_down)), self.adapter_up)
+        out = self.linear(self.act(self.linear(h, self.adapter_down)), self.adapter_up)
+        return out if isinstance(scale, float) and scale == 1.0 else scale * out
 
     def before(self, x: Tensor) -> Tensor:
         return x + self.delta(x) if self.options.writes == "input" else x

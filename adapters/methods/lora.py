@@ -94,7 +94,9 @@ class LoRA(LowRank):
 
     def update(self, x: Tensor) -> Tensor:
         """s · B A x of x [B, T, in]."""
-        return self.scale * self.linear(self.linear(x, self.lora_A), self.lora_B, self.lora_B_bias)
+        inner = self.scale * self.linear(x, self.lora_A)  # s here: r numbers a token
+        bias = None if self.lora_B_bias is None else self.scale * self.lora_B_bias
+        return self.linear(inner, self.lora_B, bias)
 
     def delta(self, x: Tensor) -> Tensor:
         """s · B A dropout(x), times the gate if there is one."""
