@@ -124,8 +124,8 @@ def convert(value: Any, kind: Any) -> Any:
         return tuple(convert(item, inner) for item, inner in zip(value, args, strict=True))
     elif origin is dict and isinstance(value, dict):
         return {key: convert(item, args[1]) for key, item in value.items()} if args else value
-    elif origin in (bool, str, NoneType) and type(value) is origin:
-        return value
+    elif origin in (bool, str, NoneType) and type(value) is origin and "\0" not in str(value):
+        return value  # no path or name has a zero byte
     raise ValueError
 
 

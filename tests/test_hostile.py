@@ -330,6 +330,12 @@ def test_settings_that_python_cannot_read(tmp_path, text):
         settings(sets=[text.replace(" ", "")])
 
 
+@pytest.mark.parametrize("key", ["model", "data", "template", "continue_from"])
+def test_a_zero_byte_in_a_setting(key):
+    with pytest.raises(UserError, match=f"{key} = .* should be a text"):
+        settings(options={key: "a\0b"})
+
+
 def test_a_cut_run_toml(tmp_path):
     path, whole = tmp_path / "run.toml", to_toml(Settings())
     path.write_text(whole)
