@@ -209,6 +209,13 @@ class Batch(NamedTuple):
 
 
 def collate(
+    examples: Sequence[Example], pad_id: int, device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded rows: ids, weights and lengths of a `batch_of` these examples."""
+    return batch_of(examples, pad_id, device)[:3]
+
+
+def batch_of(
     examples: Sequence[Example],
     pad_id: int,
     device: torch.device | str,

@@ -41,10 +41,9 @@ def is_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and type(entry.get("step")) is int
-        and all(is_figure(entry.get(key, "")) for key in ("loss", "learning_rate"))
-        and is_figure(entry.get("validation_loss"))
-        and entry["learning_rate"] is not None
-        and isinstance(entry.get("skipped"), bool)
+        and is_figure(entry.get("loss", ""))
+        and all(is_figure(entry.get(key)) for key in ("learning_rate", "validation_loss"))
+        and type(entry.get("skipped", False)) is bool
     )
 
 
@@ -113,7 +112,7 @@ def loss_chart(entries: Sequence[dict]) -> str:
     key = "".join(
         f'<span><i class="{css}"></i>{html.escape(name)}</span>' for css, name, _ in lines
     )
-    rates = [(e["step"], e["learning_rate"]) for e in used]
+    rates = [(e["step"], e.get("learning_rate") or 0.0) for e in used]
     most = max(rate for _, rate in rates) or 1.0
     rate = path(rates, x, lambda value: 100 - 100 * value / most)
     svg = '<svg preserveAspectRatio="none" role="img"'

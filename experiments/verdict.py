@@ -48,8 +48,8 @@ def verdict(
     """
     missing = missing_steps(entries, steps)
     problems, notes = [], [f"{missing}: its curves lack them"] if missing else []
-    skipped = sum(bool(entry["skipped"]) for entry in entries)
-    used = [entry for entry in entries if not entry["skipped"] and entry["loss"] is not None]
+    skipped = sum(entry.get("skipped", False) for entry in entries)
+    used = [entry for entry in entries if not entry.get("skipped") and entry["loss"] is not None]
     untrained = bool(entries) and skipped == len(entries)
     if untrained:
         problems.append(

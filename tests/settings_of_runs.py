@@ -235,8 +235,9 @@ def the_base_in_few_bits(here):
         ids = torch.tensor([[5, 6, 7, 8]])
         expected = load_model("pocket-llama", quantize=name, dtype=torch.float32)
         with torch.no_grad():
-            assert torch.equal(seen[0][0](ids), expected(ids))
-            assert not torch.equal(expected(ids), load_model("pocket-llama", torch.float32)(ids))
+            plain = load_model("pocket-llama", torch.float32)(ids)
+            torch.testing.assert_close(seen[0][0](ids), expected(ids), rtol=1e-5, atol=1e-3)
+            assert (expected(ids) - plain).abs().max() > 0.05
 
 
 @row("device", "layers_per_device")

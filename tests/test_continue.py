@@ -311,6 +311,8 @@ def test_the_file_remembers_every_run_and_evaluation_checks_all_of_them(first, t
             third / "adapter",
             "--model",
             "pocket-llama",
+            "--data",
+            first.parent / "sums.json",
             "--tests",
             seen,
             "--max-new-tokens",
@@ -323,6 +325,7 @@ def test_the_file_remembers_every_run_and_evaluation_checks_all_of_them(first, t
     said = capsys.readouterr().out
     assert "the adapter was trained on 3 sets of data, one after the other" in said
     assert "seen: the adapter was trained on" in said
+    assert "other.jsonl' is named by the adapter's file only, which is not followed" in said
     marked = [
         json.loads(line).get("leak")
         for line in (tmp_path / "e" / "predictions.jsonl").read_text().splitlines()

@@ -57,9 +57,9 @@ def with_adapters(method: str) -> tuple[torch.nn.Module, torch.nn.Module, dict[s
 
 
 def same(ours: torch.Tensor, project: torch.Tensor) -> None:
-    """Equal to 1e-6 of the largest value."""
+    """Equal to 5e-6 of the largest value: the project's sums have another order."""
     assert ours.shape == project.shape
-    assert (ours - project).abs().max() <= 1e-6 * project.abs().max()
+    assert (ours - project).abs().max() <= 5e-6 * project.abs().max()
 
 
 def test_the_base_has_the_logits_of_the_project(rows):

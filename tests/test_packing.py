@@ -10,7 +10,7 @@ from methods import ALL, attach_small, randomise
 from test_training import S, examples, run, state
 
 from adapters import parameters
-from data.batches import Example, collate, micro_batches
+from data.batches import Example, batch_of, micro_batches
 from model import load_model
 from model.devices import split
 from train.loss import mean_loss, summed_loss
@@ -96,7 +96,7 @@ def test_pads_are_computed_in_attention_only(any_folder):
 
 def test_full_rows_are_not_packed():
     rows = [Example([3, 4, 5], [0.0, 1.0, 1.0])] * 2
-    assert collate(rows, 0, "cpu", packing=True).labels.packing is None
+    assert batch_of(rows, 0, "cpu", packing=True).labels.packing is None
 
 
 def test_micro_batches_hold_at_most_so_many_tokens():

@@ -122,18 +122,19 @@ def test_an_evaluation_that_was_stopped_is_continued_by_its_folder(
         *"--max-new-tokens 5 --batch-size 4".split(),
     )
     assert main(*words, "--out", tmp_path / "whole") == 0
-    respond, calls = predicting.generated, []
-    monkeypatch.setattr(
-        predicting,
-        "generated",
-        lambda *a: (
-            (_ for _ in ()).throw(stopped) if len(calls) == 2 else (calls.append(1), respond(*a))[1]
-        ),
-    )
+    write, kept = predicting.Journal.write, []
+
+    def write_or_stop(journal, answer):
+        if len(kept) == 5:
+            raise stopped
+        kept.append(answer)
+        write(journal, answer)
+
+    monkeypatch.setattr(predicting.Journal, "write", write_or_stop)
     with pytest.raises(stopped):
         main(*words, "--out", out)
     assert f"evaluate --resume {out}" in capsys.readouterr().out
-    monkeypatch.setattr(predicting, "generated", respond)
+    monkeypatch.setattr(predicting.Journal, "write", write)
     assert main(*words, "--out", out) == 1
     assert "continue it with" in capsys.readouterr().err
     assert main("evaluate", "--resume", out) == 0

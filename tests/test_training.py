@@ -106,7 +106,7 @@ def test_the_gradient_does_not_depend_on(folder, monkeypatch, change):
 
 
 def test_the_loss_is_that_of_the_full_logits(tiny):
-    ids, weights, *_ = collate(examples(4), 0, "cpu")
+    ids, weights, _ = collate(examples(4), 0, "cpu")
     logits = tiny(ids)[:, :-1]
     each = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
@@ -531,8 +531,8 @@ def test_the_log_survives_a_line_cut_short(tmp_path):
     from files.writing import JsonLines
 
     (tmp_path / "log.jsonl").write_text(
-        '{"step": 1, "loss": 3}\n{"step": 2, "lo'
+        '{"step": 1, "loss": 3, "learning_rate": 0.1}\n{"step": 2, "lo'
     )  # as a kill leaves it
     with JsonLines(tmp_path / "log.jsonl") as log:
-        log.write({"step": 2, "loss": 1})
+        log.write({"step": 2, "loss": 1, "learning_rate": 0.1})
     assert [entry["loss"] for entry in read_log(tmp_path / "log.jsonl")] == [3, 1]

@@ -17,7 +17,7 @@ from test_training import S, examples, model_with, run, same, state
 import run as command_line
 from adapters import attach, named_parameters
 from adapters.attach import rates
-from data.batches import collate, epoch_order, micro_batches
+from data.batches import batch_of, collate, epoch_order, micro_batches
 from experiments.report import read_log
 from experiments.rows import hold_out
 from experiments.tracker import TRACKERS, check_tracker
@@ -317,7 +317,7 @@ def test_lora_plus_is_adamw_with_two_groups_made_by_hand(folder, tmp_path, kind)
         (order,) = epoch_order([len(row) for row in rows], 6, 1, epoch)
         (batch,) = micro_batches([rows[row] for row in order], 6)
         (
-            summed_loss(theirs, *collate(batch, 0, "cpu", packing=True))
+            summed_loss(theirs, *batch_of(batch, 0, "cpu", packing=True))
             / sum(sum(row.weights[1:]) for row in rows)
         ).backward()
         optimizer.step()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from adapters.compose import Rows
-from data.batches import Example, Labels, collate, micro_batches
+from data.batches import Example, Labels, batch_of, micro_batches
 from files.errors import UserError
 from model.language import LanguageModel
 from model.packing import pick
@@ -28,7 +28,7 @@ def summed_loss(
     """Sum over tokens of weight x cross-entropy, float32 scalar.
 
     ids and weights [B, T] are right-padded, weights[:, 0] is unused; lengths int64 [B] of the rows
-    (None: all are T). labels: what `collate` found in `weights`, and whether the rows are packed.
+    (None: all are T). labels: what `batch_of` found in `weights`, and whether the rows are packed.
     A sum, not a mean: the caller divides by the weights of the whole step, so that neither
     accumulation nor padding nor splitting changes the gradient.
     """
@@ -38,7 +38,7 @@ def summed_loss(
 
 
 def labels_of(ids: Tensor, weights: Tensor) -> Labels:
-    """The labels of right-padded rows, for callers without `collate`; a GPU is waited for."""
+    """The labels of right-padded rows, for callers without `batch_of`; a GPU is waited for."""
     row, place = weights[:, 1:].nonzero(as_tuple=True)  # position t predicts token t + 1
     places = row * ids.shape[1] + place
     return Labels(places, ids[row, place + 1], weights[row, place + 1], None)
@@ -185,7 +185,7 @@ def mean_loss(
     virtual = model.prompt_length
     mine = processes.share(dict(enumerate(micro_batches(rows, size, tokens, packing))))
     total = sum(
-        summed_loss(model, *collate(batch, pad_id, model.device, packing, virtual)).item()
+        summed_loss(model, *batch_of(batch, pad_id, model.device, packing, virtual)).item()
         for batch in mine.values()
     )
     model.train()

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.batches import Batch, Example, collate, seed_from
+from data.batches import Batch, Example, batch_of, seed_from
 from model.language import LanguageModel
 from model.parts import Step, moved
 from model.tokens import Tokens
@@ -154,7 +154,9 @@ def accumulate(
     model is on one device).
     """
     virtual = model.prompt_length
-    on_device = [collate(rows, pad_id, model.device, packing, virtual) for rows in batches.values()]
+    on_device = [
+        batch_of(rows, pad_id, model.device, packing, virtual) for rows in batches.values()
+    ]
     if model.stages and batches:
         return pipelined(model, on_device, list(batches), divisor)
     losses = []
