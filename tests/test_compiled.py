@@ -57,8 +57,9 @@ def test_a_step_of_compiled_blocks(tmp_path, monkeypatch, family, method, backen
     for values in found:
         for value, expected in zip(values, plain, strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
-    # the first block, whose input needs no gradient, and the others: at one length, at any length
-    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    # the first block, whose input needs no gradient, the last, which computes labelled tokens only,
+    # and the others: at one length, at any length
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
     assert not torch._dynamo.utils.counters["graph_break"]
     assert gradients(model, examples(3))  # plain again
     assert model.call is compiled.call_block

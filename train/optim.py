@@ -41,10 +41,13 @@ class AdamW:
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             states = [self.state_of(parameter) for parameter in parameters]
+            for parameter, state in zip(parameters, states, strict=True):
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key] = laid_as(parameter, state[key])
             first, second = group["betas"]
             functional_adamw(
                 parameters,
-                [parameter.grad for parameter in parameters],
+                [laid_as(parameter, parameter.grad) for parameter in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
@@ -86,6 +89,13 @@ class AdamW:
         }
         for group, other in zip(self.param_groups, saved["param_groups"], strict=True):
             group |= other | {"params": group["params"]}
+
+
+def laid_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with the strides of the parameter: the fused kernel goes through memory."""
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter).copy_(tensor)
 
 
 def adamw(parameters: dict[str, nn.Parameter], s: Train, rates: dict[str, float]) -> AdamW:

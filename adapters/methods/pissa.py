@@ -72,4 +72,4 @@ def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
             torch.manual_seed(0)
             U, S, V = torch.svd_lowrank(weight, q=min(r + 16, min(weight.shape)), niter=8)
         U, S, V = U[:, :r], S[:r], V[:, :r].T
-    return (U * S.sqrt()).cpu(), (S.sqrt()[:, None] * V).cpu()
+    return (U * S.sqrt()).contiguous().cpu(), (S.sqrt()[:, None] * V).contiguous().cpu()
