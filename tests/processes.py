@@ -102,6 +102,11 @@ def become(words: list[str], cwd: str, environment: dict, outputs: list[str], li
 
 def start_server() -> None:
     """Start the server where there is none yet."""
+    with LOCK:  # threads start processes
+        ensure_running()
+
+
+def ensure_running() -> None:
     forkserver.set_forkserver_preload(PRELOADED)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # by which it finds what it imports

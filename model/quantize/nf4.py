@@ -51,16 +51,7 @@ class NF4(QuantizedLinear):
             flat = F.pad(flat, (0, -len(flat) % BLOCK))
         blocks = flat.view(-1, BLOCK)
         low, high = blocks.aminmax(dim=1)
-        largest = torch.maximum(high, -low).float()
-        groups = F.pad(largest, (0, -len(largest) % GROUP)).view(-1, GROUP)
-        top = groups.amax(dim=1).clamp(min=TINY)
-        least = groups.masked_fill(groups == 0, torch.inf).amin(dim=1).minimum(top)
-        self.least.copy_(least)
-        # logarithms and powers in float64, rounded: the same on every device
-        self.step.copy_((top / least).double().log() / 255)
-        ratio = (groups / least[:, None]).clamp(min=1).double()
-        steps = ratio.log() / self.step[:, None].clamp(min=TINY)
-        self.absmax.copy_(steps.round().clamp(0, 255).flatten()[: len(largest)])
+        self.store_scales(torch.maximum(high, -low).float())
         scale = self.scale().clamp(min=TINY)  # as it is rounded, so that the codes fit it
         levels = torch.tensor(LEVELS, device=weight.device)
         middles = (levels[1:] + levels[:-1]) / 2
@@ -72,11 +63,23 @@ class NF4(QuantizedLinear):
             first = start * BLOCK // 2
             self.codes[first : first + len(codes)] = codes[:, 0] << 4 | codes[:, 1]
 
+    def store_scales(self, largest: Tensor) -> None:
+        """Store the largest weight of each block [blocks], none below 0."""
+        groups = F.pad(largest, (0, -len(largest) % GROUP)).view(-1, GROUP)
+        top = groups.amax(dim=1).clamp(min=TINY)
+        least = groups.masked_fill(groups == 0, torch.inf).amin(dim=1).minimum(top)
+        self.least.copy_(least)
+        # logarithms and powers in float64, rounded: the same on every device
+        self.step.copy_((top / least).double().log() / 255)
+        ratio = (groups / least[:, None]).clamp(min=1).double()
+        steps = ratio.log_().div_(self.step[:, None].clamp(min=TINY))
+        self.absmax.copy_(steps.round_().clamp_(0, 255).flatten()[: len(largest)])
+
     def scale(self) -> Tensor:
         """float32 [blocks]: the largest weight of each block, as it is stored."""
         blocks = len(self.absmax)
         counts = F.pad(self.absmax, (0, -blocks % GROUP)).view(-1, GROUP)
-        powers = (self.step.double()[:, None] * counts).exp().float()
+        powers = (self.step.double()[:, None] * counts).exp_().float()
         return (self.least[:, None] * powers).flatten()[:blocks]
 
     def check(self) -> None:
