@@ -34,7 +34,7 @@ def picture_of(adapter: Adapter) -> str:
 
     def fits(block: str) -> int:  # -1: drawn for other options
         options = re.findall(r'(\w+) = "(\w+)"', block)
-        return len(options) if all(getattr(adapter.options, k) == v for k, v in options) else -1
+        return len(options) if all(getattr(adapter.options, k, v) == v for k, v in options) else -1
 
     return max(blocks, key=fits, default="").rstrip()
 

@@ -172,7 +172,7 @@ def micro_batches(
     """One batch, sorted by length and cut into micro-batches, so that there is less padding.
 
     They hold `size` rows each; or, with `tokens` above 0, as many as have at most so many tokens,
-    pads included unless they are packed. A longer row is alone.
+    pads included unless they are packed. A longer row has a micro-batch of its own.
     """
     ordered = sorted(examples, key=len, reverse=True)
     if not tokens:

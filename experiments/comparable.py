@@ -4,7 +4,8 @@ A row stands beside a result only where model, data, adapter (method, sites, siz
 weight of the prompt and the test sets are the same.
 """
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Conditions:
     data: str
     adapter: AdapterConfig | None  # None: the base alone, or several adapters
     prompt_weight: float | None  # None: not known
-    rows: str = ""  # what was trained on, if it is not the rows of `data` alone
+    rows: str = ""  # what was trained on, if not the rows of `data` and no others
 
 
 def conditions_of(s: Settings) -> Conditions:
@@ -119,12 +120,16 @@ def adapter_differences(row: Row, ours: Conditions) -> list[tuple[str, str]]:
         return [(theirs.kind, here.kind)]
     family = MODEL_TYPES[REGISTRY[row.model].config["model_type"]]
     theirs, here = theirs.on(family), here.on(family)
-    pairs = (part_texts(theirs.parts[name], here.parts[name]) for name in theirs.parts)
+    known = importlib.import_module(f"model.{family}").SITES
+    pairs = (part_texts(theirs.parts[name], here.parts[name], known) for name in theirs.parts)
     return [pair for pair in pairs if pair]
 
 
-def part_texts(theirs: Part, here: Part) -> tuple[str, str] | None:
-    """What differs in size or place: ("r 32 on q, k, v", "r 8 on q, v"); None: nothing."""
+def part_texts(theirs: Part, here: Part, known: Collection[str]) -> tuple[str, str] | None:
+    """What differs in size or place: ("r 32 on q, k, v", "r 8 on q, v"); None: nothing.
+
+    known: the names of the family's sites.
+    """
     sizes = [
         f.name
         for f in fields(theirs.options)
@@ -132,8 +137,8 @@ def part_texts(theirs: Part, here: Part) -> tuple[str, str] | None:
         and getattr(theirs.options, f.name) != getattr(here.options, f.name)
     ]
 
-    def overrides(part: Part) -> dict:  # a preset for all families has those of others too
-        return {name: o for name, o in part.overrides.items() if name in part.sites}
+    def overrides(part: Part) -> dict:  # without those of sites that only other families adapt
+        return {k: o for k, o in part.overrides.items() if k in part.sites or k not in known}
 
     def place(part: Part) -> tuple:
         return frozenset(part.sites), part.layers, overrides(part)
@@ -200,7 +205,7 @@ def comparison_notes(ours: Conditions, found: Sequence[Compared]) -> list[str]:
     for compared in found:
         if not compared.differs:
             notes.append(f"Comparable: {compared.name}.")
-            notes += [f"Note: {text}." for text in compared.row.training.notes]
+            notes += [f"Note: {text}." for text in compared.row.notes()]
             if leaks := compared.row.table.leaks:
                 notes.append(f"The training data holds problems of {', '.join(leaks)}.")
     others = [c for c in found if c.differs and c.same]

@@ -51,7 +51,7 @@ def seen_in_training(
     """(for each run what of the tests it trained on, where that is known; notes).
 
     runs: `run` sections of adapters' files; their histories and loaded adapters are included.
-    named: the files that the user named, which alone are opened; None: all.
+    named: the files that the user named: no others are opened; None: all are.
     """
     entries: list[dict] = []
     for run in runs:

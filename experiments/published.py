@@ -27,6 +27,17 @@ class Training:
     best_on_test: str = ""  # "yes": the best epoch was chosen on the test sets
     notes: list[str] = field(default_factory=list)  # doubts, other figures for the same row
 
+    def text(self) -> str:
+        """As far as it is known: "3 epochs, batches of 16, learning rate 0.0003, 1 seed"."""
+        known = (
+            (self.epochs, f"{self.epochs} epochs"),
+            (self.batch_size, f"batches of {self.batch_size}"),
+            (self.learning_rate, f"learning rate {self.learning_rate}"),
+            (self.seeds, f"{self.seeds} seed{'s' * (self.seeds != 1)}"),
+            (self.best_on_test == "yes", "the best epoch chosen on the test sets"),
+        )
+        return ", ".join(text for value, text in known if value)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -93,6 +104,11 @@ class Row:
     def training(self) -> Training:
         changes = typed_values(Training, self.table.of.get(self.word, {}), self.table.title)
         return replace(self.table.training, **changes)
+
+    def notes(self) -> list[str]:
+        """How the row was made, where it stands, and what is doubtful about it."""
+        made = ", ".join(filter(None, [self.training.text(), self.table.about]))
+        return [f"published with {made}; {self.table.source}", *self.training.notes]
 
 
 @cache

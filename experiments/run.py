@@ -42,7 +42,6 @@ class Result:
     after: list[dict]  # predictions with the trained adapter
     signal: int = 0  # that stopped the run, or 0
     loss: dict = field(default_factory=dict)  # {rows, before, after}: nats/token on held-out rows
-    preset: str = ""  # name of the adapter in presets.toml, where it is known
     verdict: Verdict = NO_VERDICT  # what went wrong
 
 
@@ -122,7 +121,7 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
             read_log(folder / "log.jsonl"), outcome.adapter_step, *measured, steps=outcome.step
         )
     )
-    result = Result(before, after, loss=loss, preset=job.preset, verdict=judgement)
+    result = Result(before, after, loss=loss, verdict=judgement)
     if processes.is_writer:
         facts = facts_of(job, outcome, result, processes.world, round(time.time() - began))
         write_report(folder, model, job.config, to_toml(s), facts, before, after, conditions_of(s))

@@ -128,7 +128,8 @@ class Line:
         """Whether this is a difference whose published figure is outside the interval of ours."""
         if self.reader != "difference":
             return False
-        ours, low, high = percent(self.entry.paper)[name]
+        measured = {key: self.entry.paper[key] for key in self.figures if key != "average"}
+        ours, low, high = percent(measured)[name]
         return not low <= ours - self.figures[name][0] <= high
 
 
@@ -149,8 +150,8 @@ def lines_of(entries: Sequence[Entry]) -> list[Line]:
             lines.append(Line(e, f"mean of {len(same)} seeds", spread(same), len(same)))
         for reader, scores in e.readings().items():
             lines.append(Line(e, reader, percent(scores), len(same)))
-        ours = percent(e.paper)
         for row in e.comparable():
+            ours = percent({name: e.paper[name] for name in row if name != "average"})
             figures = {name: (value,) for name, value in row.items()}
             lines.append(Line(e, "published", figures, len(same)))
             figures = {name: (ours[name][0] - value,) for name, value in row.items()}
@@ -202,6 +203,8 @@ def long_table(entries: Sequence[Entry]) -> Table:
         totals["average"] = sum(totals.values())
         for name, figures in (line.figures or {"": (None, None, None)}).items():
             published, difference = row.get(name), None
+            if name == "average" and len(row) != len(line.figures):
+                published = None  # ours is over other sets
             if published is not None:
                 difference = round(figures[0] - published, 2)
             rounded = (None if figure is None else round(figure, 2) for figure in figures)

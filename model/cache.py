@@ -76,7 +76,7 @@ class Slots(Cache):
 
     A slot holds the tokens of one row from index 0 on; `lengths[i]` of them have been read. A pass
     is over slots 0 to B - 1, each of which goes on at its own length; `begin` prepares it. What
-    lies behind a row's length is left from earlier rows and is never looked at.
+    lies after a row's length is left from earlier rows and is never looked at.
     """
 
     is_empty = False  # the first pass of a row is in a Cache, whose rows `copy_row` brings here

@@ -7,7 +7,7 @@ pass that is captured has fixed shapes and reads its values from tensors that st
     length of each slot [B], in `counts` ─┴─ pass over one token, S keys ── logits [B, V]
 
 B is the next size above the live slots and S the next multiple of KEYS above the longest row; each
-pair is captured when it is first needed. A mask hides the keys behind a row's length. Slots that
+pair is captured when it is first needed. A mask hides the keys after a row's length. Slots that
 have no row compute what nobody reads.
 """
 

@@ -77,6 +77,7 @@ def test_lora_on_two_linears_is_not_the_published_lora_on_five():
         ({"r": 16}, "published r 32 on q, k, v, up, down; here r 16 on q, k, v, up, down"),
         ({"sites": ["q", "v"]}, "published on q, k, v, up, down; here on q, v"),
         ({"layers": "last 8"}, "here on q, k, v, up, down, layers last 8"),
+        ({"overrides": {r".*\.3\..*": {"r": 4}}}, r"up, down (.*\.3\..*: r 4)"),
         ({"dropout": 0.3}, ""),  # an option of the training alone
     ],
 )
@@ -98,12 +99,19 @@ def test_the_rows_trained_on_and_the_loss_are_compared():
         assert said in found.text
 
 
-@pytest.mark.parametrize("sets", [["only_right=true"], ["continue_from=x"], ["load.below=x"]])
-def test_what_a_run_trains_on_besides(sets):
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["only_right=true"], "the rows with right rationales"),
+        (["continue_from=x"], "the rows after those of another run"),
+        (["load.below=x"], "the rows, on top of other adapters"),
+    ],
+)
+def test_what_a_run_trains_on_besides(sets, said):
     from train.settings import settings as make
 
     options = {} if "continue_from=x" in sets else {"adapter": {"preset": "final-lora"}}
-    assert conditions_of(make(None, None, {"model": "llama-7b"} | options, sets)).rows
+    assert conditions_of(make(None, None, {"model": "llama-7b"} | options, sets)).rows == said
 
 
 def test_figures_stand_beside_a_row_only_where_the_whole_sets_were_measured():
@@ -131,6 +139,12 @@ def test_leaking_sets_and_doubts_are_said():
     _, notes = beside_published(conditions("final-lora"), answers(table, table.problems))
     assert "The training data holds problems of MultiArith, AddSub, SingleEq." in notes
     assert any("November 2023" in note for note in notes)
+    assert (
+        "Note: published with 3 epochs, batches of 16, learning rate 0.0003, 1 seed, over the full "
+        "six sets; README of github.com/AGI-Edgerunners/LLM-Adapters, commit e5a66dd."
+    ) in notes
+    _, notes = beside_published(conditions("final-prefix"), answers(table, table.problems))
+    assert any("5 epochs, batches of 8, learning rate 0.03, 1 seed" in note for note in notes)
 
 
 def test_models_and_methods_without_a_row_are_told_what_there_is():

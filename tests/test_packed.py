@@ -99,7 +99,7 @@ def test_answers_are_those_of_plain_weights(tmp_path, family, dtype, quantize, u
     assert used[27] or quantize == "llm-int8"  # the prompts; of llm-int8 only the head is packed
 
 
-CHANGES = {  # what changes a weight behind its packed copy
+CHANGES = {  # what changes a weight that has a packed copy
     "in place": lambda model, linear: linear.weight.mul_(1.5),
     "another parameter": lambda model, linear: setattr(
         linear, "weight", torch.nn.Parameter(linear.weight * 1.5, requires_grad=False)

@@ -185,6 +185,19 @@ def test_ours_stands_beside_a_comparable_published_row(tmp_path):
     assert {line["set"]: line["published"] for line in rows}["AQuA"] == str(row["figures"]["AQuA"])
 
 
+def test_the_average_beside_a_published_one_is_over_its_sets(tmp_path):
+    scores = {name: Score(1, 2) for name in TABLE.sets} | {"mawps": Score(10, 10)}
+    row = row_facts("Parallel")
+    entry = Entry("llama-7b", "parallel", 0, scores, scores, published=(row,))
+    difference = lines_of([entry])[3]
+    assert difference.figures["average"][0] == pytest.approx(50 - row["figures"]["average"])
+    assert not difference.is_outside("average")  # 55.2 is within the interval of 50.0
+    write_table(tmp_path, [entry], TABLE)
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert {line["published"] for line in rows if line["set"] == "average"} == {""}
+    assert {line["published"] for line in rows if line["set"] == "AQuA"} == {"9.8"}
+
+
 def test_a_row_that_differs_is_named_below_the_table_and_not_in_it(tmp_path):
     scores = {name: Score(1, 2) for name in TABLE.sets}
     row = row_facts("LoRA", differs="published r 32 on q, v; here r 8 on q, v")

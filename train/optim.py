@@ -41,9 +41,6 @@ class AdamW:
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             states = [self.state_of(parameter) for parameter in parameters]
-            for parameter, state in zip(parameters, states, strict=True):
-                for key in ("exp_avg", "exp_avg_sq"):
-                    state[key] = laid_as(parameter, state[key])
             first, second = group["betas"]
             functional_adamw(
                 parameters,
@@ -80,13 +77,15 @@ class AdamW:
 
     def load_state_dict(self, saved: dict) -> None:
         """Continue from a state_dict, whose tensors may be on another device."""
-        self.state = {
-            (parameter := self.numbered()[number]): {
+        numbered, self.state = self.numbered(), {}
+        for number, state in saved["state"].items():
+            parameter = numbered[number]
+            state = {
                 key: tensor.to(parameter.device, torch.float32, copy=True)
                 for key, tensor in state.items()
             }
-            for number, state in saved["state"].items()
-        }
+            moments = {key: laid_as(parameter, state[key]) for key in ("exp_avg", "exp_avg_sq")}
+            self.state[parameter] = state | moments
         for group, other in zip(self.param_groups, saved["param_groups"], strict=True):
             group |= other | {"params": group["params"]}
 
