@@ -53,6 +53,8 @@ PAPER_INPUT = (
     "                ### Response:\n"
     "                "
 )
+FINAL = PAPER.replace("request.  # noqa: E501", "request.  ")  # two spaces before the line end
+FINAL_INPUT = PAPER_INPUT.replace("request.  # noqa: E501", "request. ")
 ALPACA = """\
 Below is an instruction that describes a task. Write a response that appropriately completes the \
 request.
@@ -80,6 +82,7 @@ Add them.
     ("name", "given", "text"),
     [
         ("paper-v1", "", PAPER), ("paper-v1", "1 and 2", PAPER_INPUT), ("alpaca", "", ALPACA),
+        ("paper-final", "", FINAL), ("paper-final", "1 and 2", FINAL_INPUT),
         ("alpaca", "1 and 2", ALPACA_INPUT),
         ("plain", "", "Add them.\n"), ("plain", "1 and 2", "Add them.\n1 and 2\n"),
     ],
@@ -264,7 +267,8 @@ def test_an_input_is_a_paragraph_behind_the_instruction():
 def test_a_tokenizer_without_a_chat_template(tmp_path):
     for chat in (None, 5, [], [{"name": "tool_use", "template": "x"}]):
         with pytest.raises(
-            UserError, match="has no chat template; use --template alpaca, paper-v1, paper-final, plain"
+            UserError,
+            match="has no chat template; use --template alpaca, paper-v1, paper-final, plain",
         ):
             template("chat", load_tokenizer(str(tokenizer_folder(tmp_path / "words", chat))))
     with pytest.raises(UserError, match="200,000 characters, too many"):

@@ -124,7 +124,8 @@ class Settings:
     only_right: bool = False  # train only on rows whose rationale reaches the right answer
     train_on_test: bool = False  # train although the data holds test rows; the result says so
     strict_rows: bool = False  # refuse a file with unusable rows instead of leaving them out
-    # alpaca, paper-v1, paper-final, plain, or chat (the tokenizer's own); auto: chat for own data, else alpaca
+    # alpaca, paper-v1, paper-final, plain, or chat (the tokenizer's own); auto: chat for own data,
+    # else alpaca
     template: str = "auto"
     seed: FromZero = 0  # of the adapter's start, the order of rows and dropout
     # auto: cuda, else cpu; several, "cuda:0,cuda:1": the layers are split over them
