@@ -1,0 +1,223 @@
+"""The engine for answers: rows take slots and leave them, and no token of a row changes by it."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import write_checkpoint
+from families import CONFIGS, TINY
+
+from adapters import attach, parameters, use
+from adapters.compose import Rows
+from eval import prefill
+from eval.engine import Engine, Request
+from eval.sampling import Sampling
+from model import UserError, load_model
+
+# Two of them begin alike, longer than what is worth sharing; the lengths differ.
+FRONT = list(range(20, 40))
+
+
+PROMPTS = [
+    [*FRONT, 5, 6, 7],
+    [8, 9, 10, 11, 12, 13, 14],
+    [15],
+    [*FRONT, 16, 17],
+    [18, 19],
+    [*FRONT, 5, 6, 40, 41],
+    [42, 43, 44],
+]
+
+
+def reference(model, request: Request, vocab_size: int = 61) -> list[int]:
+    """The new tokens of one row without a cache: a whole pass for each. (Of dynamic rotary angles
+    with one: keys keep the length of their time.)
+    """
+    ids, new = torch.tensor([request.ids]), []
+    cache = model.new_cache(1, 60) if model.depends_on_length else None
+    while len(new) < request.max_new_tokens:
+        some = ids[:, max(0, cache.filled - model.prompt_length) :] if cache else ids
+        with torch.no_grad():
+            token = int(model(some, cache=cache)[0, -1, :vocab_size].argmax())
+        if token in request.stop_ids:
+            break
+        new.append(token)
+        ids = torch.cat((ids, torch.tensor([[token]])), dim=1)
+    return new
+
+
+def answers(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    outputs: list[list[int]] = [[] for _ in requests]
+    ended = [0] * len(requests)
+    for event in engine.run(requests):
+        assert not ended[event.number]
+        outputs[event.number] += event.tokens
+        ended[event.number] += bool(event.ended)
+    assert ended == [1] * len(requests)  # none is lost, none comes twice
+    assert engine.is_idle
+    return outputs
+
+
+def requests_for(model, **more) -> list[Request]:
+    """Of different lengths, one of which a stop token ends."""
+    lengths = [9, 3, 12, 1, 7, 5, 10]
+    free = reference(model, Request(PROMPTS[2], 12))
+    return [
+        Request(row, n, stop_ids=[free[4]], **more) for row, n in zip(PROMPTS, lengths, strict=True)
+    ]
+
+
+MODELS = [
+    *((family, {"tie_word_embeddings": False}) for family in TINY),
+    ("llama", CONFIGS["llama"]["rope dynamic"]),
+    ("llama", {"model_type": "mistral", "sliding_window": 4}),
+    ("llama", {"num_key_value_heads": 1}),
+    ("opt", CONFIGS["opt"]["opt-350m"]),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), MODELS, ids=str)
+@pytest.mark.parametrize("preset", ["", "prefix", "prompt", "some layers"])
+def test_no_token_depends_on_slots_order_or_neighbours(tmp_path, family, changes, preset):
+    model = load_model(str(write_checkpoint(tmp_path, family, **changes)))
+    torch.manual_seed(0)
+    if preset == "some layers":
+        attach(model, "prefix", length=3, layers=[1])
+    elif preset:
+        attach(model, preset, length=5)
+    for parameter in parameters(model):
+        parameter.data.normal_(0, 0.5)
+    requests = requests_for(model)
+    expected = [reference(model, request) for request in requests]
+    assert len(set(map(len, expected))) > 2
+    orders = itertools.islice(itertools.permutations(range(7)), 0, 5040, 1301)
+    for slots, order in zip((1, 2, 3, 7), orders, strict=True):
+        engine = Engine(model, slots, 40)
+        found = answers(engine, [requests[i] for i in order])
+        assert found == [expected[i] for i in order]
+        # The same slots again, with what earlier rows left in them.
+        assert answers(engine, requests[::-1]) == expected[::-1]
+
+
+def test_prompts_are_read_once_where_they_are_the_same(tiny, monkeypatch):
+    """The 20 tokens that three prompts begin with, and whole prompts that slots still hold."""
+    read, hidden = [], tiny.hidden
+
+    def count(ids, *rest, **more):
+        if more["cache"].is_empty or ids.shape[1] > 1:
+            read.append(tuple(ids.shape))
+        return hidden(ids, *rest, **more)
+
+    monkeypatch.setattr(tiny, "hidden", count)
+    monkeypatch.setattr(prefill, "WORTH", 30)
+    requests = [Request(PROMPTS[i], 3) for i in (0, 3, 5)]
+    expected = [reference(tiny, request) for request in requests]
+    engine = Engine(tiny, 3, 40)
+    assert answers(engine, requests) == expected
+    assert read == [(1, 20), (3, 4)]
+    read.clear()
+    longer = Request([*PROMPTS[0], 8, 9, 10], 3)
+    assert answers(engine, [longer]) == [reference(tiny, longer)]
+    assert read == [(1, 3)]
+
+
+def test_a_pass_over_prompts_has_bounded_padding(tiny, monkeypatch):
+    monkeypatch.setitem(prefill.TOKENS, "cpu", 30)
+    sizes, hidden = [], tiny.hidden
+    monkeypatch.setattr(
+        tiny, "hidden", lambda ids, *a, **k: sizes.append(ids.numel()) or hidden(ids, *a, **k)
+    )
+    requests = [Request(row, 4) for row in PROMPTS]
+    expected = [reference(tiny, request) for request in requests]
+    sizes.clear()
+    assert answers(Engine(tiny, 7, 40), requests) == expected
+    assert max(sizes) <= 30
+
+
+def test_adapters_side_by_side(any_tiny):
+    torch.manual_seed(0)
+    attach(any_tiny, "lora", name="one")
+    attach(any_tiny, "parallel", name="two", size=4)
+    for parameter in parameters(any_tiny):
+        parameter.data.normal_(0, 0.3)
+    names = ["one", None, "two"]
+    entries, lengths = [0, 1, 2, 1, 0, 2, 0], [4, 6, 6, 8, 6, 7, 6]
+    requests = [
+        Request(row, n, entry=e) for row, n, e in zip(PROMPTS, lengths, entries, strict=True)
+    ]
+    expected = []
+    for request in requests:
+        use(any_tiny, [names[request.entry]] if names[request.entry] else [])
+        expected.append(reference(any_tiny, request))
+    rows = Rows(*names)
+    use(any_tiny, [rows])
+    for slots in (2, 4):
+        assert answers(Engine(any_tiny, slots, 40), requests) == expected
+    assert rows.seats.entries is None  # other passes have an entry for each row again
+    for wrong in (None, 3):
+        with pytest.raises(UserError, match=f"entries 0 to 2, not {wrong}"):
+            Engine(any_tiny, 2, 40).submit(Request([5], 3, entry=wrong))
+
+
+def test_ways_of_decoding_side_by_side(tiny):
+    """Greedy rows, drawn ones and beams in one engine; each is what it is alone."""
+    drawn = Sampling(temperature=2.0, top_k=30)
+    ways = [{}, {"beams": 3}, {"sampling": drawn, "seed": 4}, {"beams": 2}, {"sampling": drawn}]
+    requests = [
+        Request(row, 8, **way) for row, way in zip(PROMPTS, itertools.cycle(ways), strict=False)
+    ]
+    alone = [answers(Engine(tiny, 3, 40), [request])[0] for request in requests]
+    assert len(set(map(tuple, alone))) == len(alone)
+    for slots in (3, 5, 11):
+        assert answers(Engine(tiny, slots, 40), requests) == alone
+
+
+def test_a_row_comes_as_it_grows_and_can_be_cancelled(tiny):
+    requests = [Request(row, 6) for row in PROMPTS[:4]]
+    expected = [reference(tiny, request) for request in requests]
+    engine, found = Engine(tiny, 2, 40), {}
+    numbers = [engine.submit(request) for request in requests]
+    for step in itertools.count():
+        if step == 2:
+            engine.cancel(numbers[0])  # has a slot
+            engine.cancel(numbers[2])  # waits
+        if engine.is_idle:
+            break
+        for event in engine.step():
+            found.setdefault(event.number, []).append(event)
+    assert [event.ended for event in found[numbers[1]]] == [""] * 5 + ["length"]
+    whole = {n: [t for event in events for t in event.tokens] for n, events in found.items()}
+    assert whole.pop(numbers[0]) == expected[0][:2]
+    assert whole == {numbers[1]: expected[1], numbers[3]: expected[3]}
+    again = engine.submit(requests[0])
+    assert again not in numbers
+    assert engine.step()[0].tokens == expected[0][:1]
+
+
+def test_a_row_ends_where_the_positions_do(tmp_path):
+    model = load_model(str(write_checkpoint(tmp_path, "opt", max_position_embeddings=12)))
+    engine = Engine(model, 2, 60)
+    engine.submit(Request([5] * 9, 30))
+    events = []
+    while not engine.is_idle:
+        events += engine.step()
+    assert [event.ended for event in events] == ["", "", "", "positions"]
+
+
+def test_what_cannot_be_answered_is_said_when_it_is_submitted(tmp_path):
+    model = load_model(str(write_checkpoint(tmp_path, "opt", max_position_embeddings=12)))
+    engine = Engine(model, 2, 20)
+    wrong = {
+        "empty prompt": Request([], 3),
+        "3 beams need as many slots; there are 2": Request([5], 3, beams=3),
+        "position 12 is past the model's last, 11": Request([5] * 13, 3),
+        "1 or more is needed": Request([5], 0),
+        "room for 20 in all": Request([5, 6], 19),
+        "`stop` needs beams=1": Request([5], 3, beams=2, stop=bool),
+        "sampling needs beams=1": Request([5], 3, beams=2, sampling=Sampling()),
+        "temperature": Request([5], 3, sampling=Sampling(temperature=-1.0)),
+    }
+    for said, request in wrong.items():
+        with pytest.raises(UserError, match=said):
+            engine.submit(request)
+    assert engine.is_idle
