@@ -9,8 +9,10 @@ import pytest
 
 from eval.score import Score
 from experiments import jobs
+from experiments.entries import Entry
 from experiments.published import published
-from experiments.table import Entry, lines_of, summary, write_table
+from experiments.table import lines_of, summary, write_table
+from train.settings import settings
 
 TABLE = published()["math-v1"]
 
@@ -104,8 +106,6 @@ def test_the_figures_of_v1_are_shares_of_its_test_sets():
 
 
 def test_the_paper_recipe_puts_the_adapters_where_the_papers_code_had_them():
-    from train.settings import settings
-
     for name, papers in (
         ("series", "paper-series-h"),
         ("series-pfeiffer", "paper-series-p"),
