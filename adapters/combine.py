@@ -77,6 +77,9 @@ def sum_of_weights(weighted: list[tuple[Adapter, float]], site: Site) -> dict[st
     """start + sum of weight x (θ - start) of every parameter and buffer θ of the adapters."""
     start = weighted[0][0].start(site)
     states = [(adapter.state_dict(), weight) for adapter, weight in weighted]
+    for leaf, tensor in states[0][0].items():
+        if not tensor.is_floating_point() and any(not tensor.equal(s[leaf]) for s, _ in states):
+            raise UserError(f"{leaf} of the adapters differ: they have no sum")
     return {
         leaf: (zero := start.get(leaf, 0.0))
         + sum(weight * (state[leaf] - zero) for state, weight in states)
