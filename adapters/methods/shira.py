@@ -70,9 +70,6 @@ class SHiRA(Adapter):
     def fold(self, f: Folded) -> Folded:
         return replace(f, weight=f.weight + self.dense(self.shira_weight))
 
-    def start(self, site: Site) -> dict[str, Tensor]:
-        return {"shira_indices": self.shira_indices}
-
     @classmethod
     def from_file(cls, adapters: dict[str, Adapter], tensors: Tensors) -> None:
         """The places are those of the file. Raises UserError for one outside of the weight."""
