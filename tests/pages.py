@@ -19,14 +19,8 @@ from processes import ROOT
 import run as command_line
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-
-
 SHORT = ["--max-steps", "2", "--items", "2", "--set", "eval.before=false"]
-
-
 BLOCK = re.compile(r"^```(\w*)(?: +(\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
 BY_NAME = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
 
 

@@ -15,24 +15,18 @@ FIRST = {
     "opt": ["fc1"],
     "gptj": ["fc_in"],
 }  # mh_adapter
-
-
 LAST = {
     "llama": "down_proj",
     "bloom": "dense_4h_to_h",
     "opt": "fc2",
     "gptj": "fc_out",
 }  # output_adapter
-
-
 QKV = {
     "llama": ["q_proj", "k_proj", "v_proj"],
     "bloom": ["query_key_value"],
     "opt": ["q_proj", "k_proj", "v_proj"],
     "gptj": ["q_proj", "k_proj", "v_proj"],
 }
-
-
 ACTS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -41,8 +35,6 @@ ACTS = {
     "swish": nn.functional.silu,
     "linear": lambda x: x,
 }
-
-
 BLOOM_LORA = {
     "peft_type": "LORA",
     "r": 4,

@@ -150,8 +150,6 @@ def lora(**options):
 
 
 SEEN = [int(token) for token in batch("plain")[0][0, :4]]  # ids of the batch that is compared
-
-
 FINAL = {"llama": "norm", "bloom": "ln_f", "opt": "decoder.final_layer_norm", "gptj": "ln_f"}
 
 

@@ -58,6 +58,15 @@ OURS = {
         False,
     ),
     "vera": ({"preset": "vera", "r": 8, "seed": 5}, "VERA", True),
+    "hira": ({"preset": "hira", "r": 3}, "HIRA", True),
+    "hira by layer": ({"preset": "hira", "r": [2, 3, 4]}, "HIRA", False),
+    "miss": ({"preset": "miss", "r": 6}, "MISS", True),
+    "miss in a layer": ({"preset": "miss", "r": 6, "layers": [1]}, "MISS", True),
+    "road": ({"preset": "road", "variant": "road_4", "group_size": 8}, "ROAD", True),
+    "oft": ({"preset": "oft", "block": 4}, "OFT", True),
+    "oft, exact": ({"preset": "oft", "block": 4, "terms": 0}, "OFT", True),
+    "shira": ({"preset": "shira", "r": 2, "seed": 3}, "SHIRA", True),
+    "shira of large weights": ({"preset": "shira", "r": 2, "mask": "magnitude"}, "SHIRA", True),
     "ia3": ({"preset": "ia3"}, "IA3", True),
     "ia3 in a layer": ({"preset": "ia3", "layers": "last 1"}, "IA3", True),
     "ia3, all inputs": ({"kind": "ia3", "sites": ["o", "down"], "scales": "input"}, "IA3", True),
@@ -100,8 +109,6 @@ OURS = {
         False,
     ),
 }
-
-
 NO_BIAS = (
     "lora and its biases",
     "dora and all biases",

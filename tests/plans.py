@@ -13,8 +13,6 @@ from train.plan.dry_run import training_step
 from train.settings import Train
 
 ROWS, LENGTH = 3, 16
-
-
 LAYERS = 4
 
 

@@ -6,8 +6,6 @@ from model.quantize import STORED_AS, quantized
 from model.sites import Linear
 
 FAMILIES = ["llama", "bloom", "opt", "gptj"]
-
-
 HOW = list(STORED_AS)
 
 

@@ -1,17 +1,11 @@
 """Records in the form of Zero-shot-CoT's logs."""
 
 RULE = 25 * "*"
-
-
 NUMERALS, LETTERS = (
     "Therefore, the answer (arabic numerals) is",
     "Therefore, among A through E, the answer is",
 )
-
-
 THINK = "Let's think step by step."
-
-
 HEAD = f"""{29 * "*"}
 Namespace(cot_trigger="{THINK}", cot_trigger_no=1, dataset='ours', \
 direct_answer_trigger='\\n{NUMERALS}', method='zero_shot_cot')

@@ -10,8 +10,6 @@ import torch
 from eval.generate import left_pad
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [16, 17, 18, 19], [20, 21]]
 
 

@@ -15,8 +15,6 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
 ROOMS = (  # from the top down
     "cli",
     "benchmarks",

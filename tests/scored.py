@@ -10,11 +10,7 @@ from model import load_model, load_tokenizer
 from train.settings import Eval
 
 HOW = Eval(batch_size=8, max_new_tokens=20)
-
-
 OPTIONS = ("solution1", "solution2")
-
-
 PIQA = [
     {
         "instruction": (

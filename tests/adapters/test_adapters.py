@@ -16,8 +16,6 @@ from adapters.config import METHODS, PLACEMENT, presets
 from model import UserError, load_model
 
 MASK = torch.ones_like(IDS)
-
-
 MASK[1, :2] = 0  # one row is padded on the left
 
 

@@ -138,6 +138,36 @@ THEIRS = {
             "bias": "lora_only",
         },
     ),
+    "hira": lambda family: (
+        "HiraConfig",
+        {"r": 4, "target_modules": ALL[family], "rank_pattern": {QV[family][0]: 3}},  # not obeyed
+    ),
+    "hira, head saved": lambda family: ("HiraConfig", {"r": 4, "modules_to_save": ["lm_head"]}),
+    "miss": lambda family: ("MissConfig", {"r": 6, "target_modules": ALL[family]}),
+    "miss in layers": lambda family: (
+        "MissConfig",
+        {"r": 8, "target_modules": QV[family], "layers_to_transform": [0, 2]},
+    ),
+    "road_1": lambda family: ("RoadConfig", {"variant": "road_1", "group_size": 8}),
+    "road_2": lambda family: (
+        "RoadConfig",
+        {"variant": "road_2", "group_size": 4, "target_modules": ALL[family]},
+    ),
+    "road_4": lambda family: (
+        "RoadConfig",
+        {"variant": "road_4", "group_size": 8, "target_modules": ALL[family]},
+    ),
+    "oft": lambda family: ("OFTConfig", {"oft_block_size": 4, "target_modules": ALL[family]}),
+    "oft, exact": lambda family: (
+        "OFTConfig",
+        {"r": 4, "oft_block_size": 0, "use_cayley_neumann": False},
+    ),
+    "oft, 7 terms": lambda family: (
+        "OFTConfig",
+        {"oft_block_size": 8, "num_cayley_neumann_terms": 7},
+    ),
+    "shira": lambda family: ("ShiraConfig", {"r": 2, "target_modules": ALL[family]}),
+    "shira of a seed": lambda family: ("ShiraConfig", {"r": 1, "random_seed": 5}),
     "vera": lambda family: (
         "VeraConfig",
         {"r": 8, "target_modules": ALL[family], "vera_dropout": 0.1},
@@ -183,11 +213,7 @@ THEIRS = {
         },
     ),
 }
-
-
 SOFT = ("prefix", "prefix projection", "prompt", "p-tuning", "p-tuning lstm")
-
-
 IN_EVERY_FAMILY = (
     *("lora", "dora", "patterns", "all-linear", "head", "embedding and norm saved"),
     *("whole MLPs saved", "bias all", "embedding", "tokens", "everything", "ia3"),

@@ -29,11 +29,7 @@ def put(folder, fields: dict, tensors: dict[str, torch.Tensor]):
 
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
 E = "base_model.model.model.embed_tokens"
-
-
 N = "base_model.model.model.norm"
 
 

@@ -28,8 +28,6 @@ from model import UserError, load_model
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LoRA tensor.*have invalid shape:UserWarning"
 )  # PEFT, about its own biases of B
-
-
 IN_EVERY_FAMILY = (
     *("lora", "dora", "patterns", "all-linear", "head", "embedding and norm saved"),
     *("whole MLPs saved", "bias all", "embedding", "tokens", "everything", "ia3"),

@@ -60,8 +60,6 @@ TRAINERS = {  # as unsloth, axolotl, LLaMA-Factory and PEFT leave them: the logi
     "alpha_pattern": {},
     "some_new_config": {"on": False, "of": []},
 }
-
-
 SILENT = {  # what PEFT saves; the fields laid over it; whether PEFT reads that as well
     "trainers": (lora(), TRAINERS, True),
     "fan_in_fan_out, embedding": (

@@ -28,8 +28,6 @@ CHAT = Template(
 CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + \
 message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-
-
 LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set \
 system_message = messages[0]['content'] %}
 {% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}
@@ -41,8 +39,6 @@ alternate') }}{% endif %}
     {% elif message['role'] == 'assistant' %}{{ ' ' + message['content'].strip() + ' ' + \
 eos_token }}{% endif %}
 {% endfor %}"""
-
-
 LLAMA_3 = """{{- bos_token }}
 {%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
 {%- if tools is not none %}{{- tools | tojson(indent=4) }}{%- endif %}
@@ -53,8 +49,6 @@ message['content'] | trim + '<|eot_id|>' }}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- \
 endif %}
 """
-
-
 CONTROLS = """{%- set ns = namespace(found=false) -%}
 {%- for message in messages -%}
     {%- if message.role == 'system' -%}{%- continue -%}{%- endif -%}
@@ -62,8 +56,6 @@ CONTROLS = """{%- set ns = namespace(found=false) -%}
 if loop.last %}{% break %}{% endif %}
 {%- endfor -%}
 {%- if add_generation_prompt and ns.found %}>{% endif %}"""
-
-
 CHATS = {"ChatML": CHATML, "LLaMA 2": LLAMA_2, "LLaMA 3": LLAMA_3, "loop controls": CONTROLS}
 
 

@@ -16,14 +16,8 @@ CHAT = [
     {"role": "assistant", "content": ""},
     {"role": "assistant", "content": "2", "parts": ["a", "b"]},
 ]
-
-
 ROLE = "<{{ m.role }}>"
-
-
 ASSISTANT = "{% if m.role == 'assistant' %}"
-
-
 TEMPLATES = {
     "around the content": "{% for m in messages %}"
     + ROLE

@@ -25,26 +25,16 @@ TWO_TURNS = [
 
 # ---------------------------------------------------------------- chat templates
 TURN = "{{ '<|' + m.role + '|>' + m.content + '<end>\\n' }}"
-
-
 ASK = "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-
-
 CHATML = "{% for m in messages %}" + TURN + "{% endfor %}" + ASK
-
-
 MARKED = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
     "{% generation %}{{ m.content + '<end>' }}{% endgeneration %}{{ '\\n' }}"
     "{% else %}" + TURN + "{% endif %}{% endfor %}" + ASK
 )
-
-
 TRIMMED = (
     "{% for m in messages %}{{ '<|' + m.role + '|> ' + m.content | trim }} </s>{% endfor %}" + ASK
 )
-
-
 NO_SYSTEM = (  # as Mistral's: the system message goes into the last user turn
     "{% for m in messages %}{% if m.role == 'user' %}[INST]"
     "{% if messages[0].role == 'system' and loop.index0 >= messages | length - 2 %}"
@@ -52,16 +42,12 @@ NO_SYSTEM = (  # as Mistral's: the system message goes into the last user turn
     "{{ m.content }}[/INST]{% elif m.role == 'assistant' %}{{ m.content }}</s>{% endif %}"
     "{% endfor %}"
 )
-
-
 THINKS = (  # as DeepSeek-R1's: opens <think> in the prompt, drops what was thought
     "{% for m in messages %}{% if m.role == 'assistant' %}"
     "{{ '<|assistant|>' + m.content.split('</think>')[-1] + '<end>' }}"
     "{% else %}{{ '<|' + m.role + '|>' + m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
 )
-
-
 EMPTY_THOUGHT = (  # as Qwen3's: the last turn has an empty thought, earlier ones have none
     "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
     "{% if loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"

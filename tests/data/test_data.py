@@ -20,11 +20,7 @@ from model import UserError, load_tokenizer
 from train.settings import recipe
 
 PAPER = ROOT.parent / "shared" / "data" / "LLM-Adapters"
-
-
 SHIPPED = recipe("pocket")  # what the shipped model was made with
-
-
 ALL = [*MANNERS, f"{HELD_OUT}-unseen"]
 
 

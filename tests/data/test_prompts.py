@@ -16,8 +16,6 @@ from data.prompts import (
 from model import UserError
 
 ROW = {"instruction": "Add them.", "input": "1 and 2", "output": "It is 3."}
-
-
 GAP = 16 * " "
 
 
@@ -32,8 +30,6 @@ PAPER = (  # white space at the end of a line spelled out
     "                ### Response:\n"
     "                "
 )
-
-
 PAPER_INPUT = (
     "Below is an instruction that describes a task, paired with an input that "
     "provides further context. "
@@ -48,8 +44,6 @@ PAPER_INPUT = (
     "                ### Response:\n"
     "                "
 )
-
-
 ALPACA = """\
 Below is an instruction that describes a task. Write a response that appropriately completes the \
 request.
@@ -59,8 +53,6 @@ Add them.
 
 ### Response:
 """
-
-
 ALPACA_INPUT = """\
 Below is an instruction that describes a task, paired with an input that provides further \
 context. Write a response that appropriately completes the request.

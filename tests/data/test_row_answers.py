@@ -10,8 +10,6 @@ from data.sources import load_data
 from model import UserError
 
 TRAIN = ("instruction", "output")
-
-
 TEST = ("instruction", "answer")
 
 

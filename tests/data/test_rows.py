@@ -7,8 +7,6 @@ from data.rows import read_rows, read_table
 from model import UserError
 
 TRAIN = ("instruction", "output")
-
-
 TEST = ("instruction", "answer")
 
 

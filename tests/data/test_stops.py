@@ -16,8 +16,6 @@ from eval.predict import predict
 from model import UserError, load_model, load_tokenizer
 
 END, TURN, OTHER = IDS["</s>"], IDS["<turn>"], IDS["<other>"]
-
-
 SAID = "ask red green <turn> blue </s>"
 
 
@@ -116,8 +114,6 @@ TURNS = {  # name: (template, what ends a turn)
     "a template that is broken": ("{% for m in %}", None),
     "a template for more messages": ("{{ messages[5].content }}<|end|>", None),
 }
-
-
 TOKENS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>",
           "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|end|>x", "<|channel|>",
           "<|return|>", "<|user|>", "<|assistant|>"]  # fmt: skip
@@ -145,8 +141,6 @@ def test_a_tokenizer_without_a_template_has_no_turns(tmp_path):
 
 # ---------------------------------------------------------------- what stops
 BARE = Template("chat", "{{ messages[0].content }}", chat=True)
-
-
 WAYS = {  # how a folder says that <turn> ends an answer
     "generation_config": {"generation": {"eos_token_id": [END, TURN]}},
     "a number there": {"generation": {"eos_token_id": TURN}},

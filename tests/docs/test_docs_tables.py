@@ -1,13 +1,11 @@
 """The tables of the docs name every option, setting, preset and function that there is."""
 
-import os
 import pkgutil
 import re
-import sys
 from dataclasses import MISSING, fields
 
 import pytest
-from pages import BLOCK, BY_NAME, PAGES, write_outputs
+from pages import BLOCK, BY_NAME, PAGES
 
 import run as command_line
 from adapters.config import METHODS, presets
@@ -103,8 +101,3 @@ def test_no_line_is_long():
     for page in PAGES:
         for line in BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines():
             assert len(line) <= 110 or line.startswith("|"), (page.name, line)
-
-
-if __name__ == "__main__":
-    os.environ.update(HF_HUB_OFFLINE="1", LLM_ADAPTERS_MIRROR="http://127.0.0.1:9")
-    write_outputs(sys.argv[1:])

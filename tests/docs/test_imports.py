@@ -11,8 +11,6 @@ from repository import ROOMS, ROOT
 # Installed only by those who need them; the error names the package: chat templates (torch brings
 # jinja2), parquet, data sets of the hub, the harness, curves, plots and what is compared with.
 PEER = {"transformers", "peft"}
-
-
 OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", *PEER}
 
 

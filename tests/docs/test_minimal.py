@@ -12,8 +12,6 @@ from model import load_model, load_tokenizer
 from train.loss import summed_loss
 
 SITES = ["q", "k", "v", "up"]
-
-
 PRESETS = {
     "parallel": ("parallel", {"size": 16, "sites": SITES}),
     "series": ("series", {"size": 16, "sites": SITES}),

@@ -35,8 +35,6 @@ NUMBERS = [  # text, strict, paper
     ("The answer is " + "9" * 400 + "/2", None, 2),
     ("1/" + "5" * 5000, 1, None),
 ]
-
-
 LETTERS = [
     ("The answer is (C).", "C", "C"),
     ("The answer is C.", "C", "C"),
@@ -47,16 +45,12 @@ LETTERS = [
     ("B", "B", "B"),
     ("no letter here", None, None),
 ]
-
-
 LABELS = [
     ("boolq", "the correct answer is true", "true", "true"),
     ("piqa", "It is not solution1. The correct answer is solution2", "solution2", "solution1"),
     ("ARC-Easy", "the correct answer is answer3", "answer3", "answer3"),
     ("winogrande", "nothing", None, None),
 ]
-
-
 STRICT_NUMBERS = [  # what only the strict reader is asked
     ("The answer is 6 because the total is 8", 6),
     ("The answer is 6. The total is 8.", 6),
@@ -133,8 +127,6 @@ STRICT_NUMBERS = [  # what only the strict reader is asked
     ("#### Step 2: add 3\n6 + 3 = 9", 9),
     ("I have five, no wait, seven apples.", 7),
 ]
-
-
 STRICT_LETTERS = [
     ("option C", "C"),
     ("The correct option is C.", "C"),
@@ -184,8 +176,6 @@ STRICT_LETTERS = [
     ("Choices:\nA) 40 (B) 60 (C) 70 (D) 80 (E) 90\n\nAjay is 8.", None),
     ("The correct answer is (B).\n\nThe answer is: 11 hours", "B"),
 ]
-
-
 STRICT_LABELS = [
     ("boolq", "True. It is not false.", "true"),
     ("boolq", "The answer is not true, it is false", "false"),
@@ -203,8 +193,6 @@ STRICT_LABELS = [
     ("labels:true|false", "The answer is not true.", None),
     ("winogrande", "option #2", "option2"),
 ]
-
-
 TEXTS = [  # answer of kind text, label, whether it is right
     ("The answer is The cat sat.", "The cat sat.", True),
     ("U.S.A.", "U.S.A.", True),

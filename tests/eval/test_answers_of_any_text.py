@@ -13,8 +13,6 @@ KINDS = (
     "labels:option1|option2",
     "text",
 )  # fmt: skip
-
-
 PIECES = [
     "the answer is ",
     "total is ",

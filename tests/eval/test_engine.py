@@ -16,8 +16,6 @@ from model import UserError, load_model
 
 # Two of them begin alike, longer than what is worth sharing; the lengths differ.
 FRONT = list(range(20, 40))
-
-
 PROMPTS = [
     [*FRONT, 5, 6, 7],
     [8, 9, 10, 11, 12, 13, 14],

@@ -26,14 +26,10 @@ pytest.importorskip("lm_eval")
 RULES = (
     "task: {}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {}}}}}\ntest_split: test\n"
 )
-
-
 CHOICE = RULES + (
     "output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: "
     "gold\ndoc_to_choice: choices\nmetric_list: [{{metric: acc}}]\n"
 )
-
-
 WRITE = (
     RULES + "output_type: generate_until\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: "
     "'{{{{a}}}}'\ntarget_delimiter: ''\n"

@@ -52,15 +52,11 @@ def test_likelihoods_are_those_of_the_harness_own_model(pocket):
 
 
 SAID = "ask red green . <other> blue <turn> say </s>"
-
-
 UNTIL = [  # none; special tokens; with words; in the middle of a special token; EOS; white space
     [], ["<turn>"], ["<other>"], ["</s>"], ["<turn>", "<other>"], ["blue <turn>"], ["<other> blue"],
     ["<turn> say"], ["urn"], ["<"], ["reen"], ["green ."], ["blue"], ["."], [" "], ["\n"],
     ["nothing", "say"], ["r"], "<other>",
 ]  # fmt: skip
-
-
 FOLDERS = {  # the turn's end is not EOS, and the files say so or do not
     "nothing said": {},
     "generation_config": {"generation": {"eos_token_id": [1, 2]}},

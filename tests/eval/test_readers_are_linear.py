@@ -27,8 +27,6 @@ UNITS = [
     "flu-", "flu-b", "not flu ", "e\u0301", "ा", "١", "\u00a0", "\n", ". ", "? ", "Check: ",
     "1\n2. ",
 ]  # fmt: skip
-
-
 READERS = ("number", "letters:A|B|C|D|1|2|3", "labels:flu|flu-b|no|yes", "text")
 
 

@@ -18,11 +18,7 @@ from model import load_model, load_tokenizer
 from train.settings import Eval
 
 HOW = Eval(batch_size=3, max_new_tokens=12)
-
-
 PLAIN = template("plain")
-
-
 SUM = "Tom has {} pens. Amy gives Tom {} more. How many pens does Tom have now?"
 
 

@@ -9,8 +9,6 @@ from eval.generate import Sampling, generate, left_pad
 from eval.sampling import draw
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [16, 17, 18, 19], [20, 21]]
-
-
 FILTERS = [
     (1.0, 0, 1.0),
     (0.7, 0, 1.0),

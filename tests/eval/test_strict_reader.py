@@ -78,11 +78,7 @@ NUMBERS = [  # text, the number it gives
     ("## Answer\n\n18\n\n## Check\n\n3 * 6", 18), ("The answer is one hundred quadrillion.", 1e17),
     ("Since 3 * 4 = 12, she has 12 pens.", 12), ("Then 20 is left because 10 - 5", 20),
 ]  # fmt: skip
-
-
 A_D, A_J, SMALL, MIXED = "A B C D", "A B C D E F G H I J", "a b c d", "A B C D 1 2 3 4"
-
-
 LETTERS = [  # labels of the data, text, the label it chooses
     (A_D, "d", "D"), (A_D, "d.", "D"), (A_D, "b. 4", "B"), (A_D, "(b)", "B"), (A_D, "[B]", "B"),
     (A_D, "[b]", "B"), (A_D, "Correct: C", "C"), (A_D, "correct: c", "C"),
@@ -165,8 +161,6 @@ LETTERS = [  # labels of the data, text, the label it chooses
     (SMALL, "I would choose a car.", None), (A_J, "Answer a question first.", None),
     (A_J, "I choose I think.", None), (SMALL, "I choose a.", "a"),
 ]  # fmt: skip
-
-
 WORDS = [  # labels of the data, text, the label it gives
     ("flu flu-b", "flu-b", "flu-b"), ("flu flu-b", "The answer is flu.", "flu"),
     ("flu flu-b", "It is flu b.", "flu-b"), ("flu flu-b", "flu-like illness", None),
@@ -195,8 +189,6 @@ WORDS = [  # labels of the data, text, the label it gives
     ("Yes No Maybe", "Maybe. Yes and no.", "maybe"), ("over overt", "overt", "overt"),
     ("0 many", "The answer is 0.", "0"), ("0 many", "0.5", None),
 ]  # fmt: skip
-
-
 COLUMNS = [  # labels of a column, text, gold label, whether it is right
     ("1,5 2,75 1.234", "The answer is 1.234.", "1.234", True),
     ("1,5 2,75 1.234", "Es sind 1234 Euro.", "1.234", True),
@@ -217,8 +209,6 @@ COLUMNS = [  # labels of a column, text, gold label, whether it is right
     ("$2.5M $3", "2,500,000 dollars", "$2.5M", True),
     ("10^17 3", "100,000,000,000,000,000", "10^17", True),
 ]
-
-
 LABEL_NUMBERS = {
     "1/2": 0.5, "$5": 5, "15%": 15, "5 €": 5, "½": 0.5, "2 1/2": 2.5, "five": 5, "twenty-five": 25,
     "10 cm^2": 10, "1,5": 1.5, "+5": 5, "~5": 5, "1.5e-3": 0.0015, r"$\frac{1}{2}$": 0.5, "5.": 5,
@@ -227,8 +217,6 @@ LABEL_NUMBERS = {
     "N/A": None, "nan": None, "inf": None, "": None, "1,2,3": None, "3:4": None, "5-6": None,
     "12 apples and pears": None, "9" * 400: None, "3/0": None,
 }  # fmt: skip
-
-
 KINDS = [
     (["1", "2.5", "1/2", "$5", "15%", "five"], "number"),
     (["5 km", "12 km"], "number"), (["5 apples", "3 pears"], "text"),

@@ -24,11 +24,7 @@ from experiments.table import write_table
 from model import load_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
 LONG = "word" * 60  # a word that no screen has room for
-
-
 FACTS = {
     "adapter": "parallel",
     "model": "pocket-llama",

@@ -24,8 +24,6 @@ CPU = torch.device("cpu")
 
 # "eager": torch.compile finds the blocks' graphs and runs them with torch's own kernels
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
-
-
 IN_FAMILIES = [("llama", "mam"), *(pytest.param(f, "lora", marks=pytest.mark.slow) for f in TINY)]
 
 

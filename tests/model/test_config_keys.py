@@ -15,8 +15,6 @@ from model.config import MODEL_TYPES, family_and_config, read_config
 from model.show import show_text
 
 RUN = ROOT / "run.py"
-
-
 IDS = torch.tensor([[3, 4, 5, 6]])
 
 

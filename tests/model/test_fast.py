@@ -14,8 +14,6 @@ from train import loss
 from train.loss import summed_loss
 
 KINDS = ("causal", "more keys", "holes", "window", "ALiBi")
-
-
 B, T, D, C = 2, 70, 8, 16  # T: more than one block
 
 
@@ -134,8 +132,6 @@ def test_swiglu():
 
 # ---------------------------------------------------------------- the loss
 ROWS = [Example(list(range(3, 3 + n)), [0.0, 0.0, 1.0, 0.5] + [1.0] * (n - 4)) for n in (9, 6, 12)]
-
-
 HEADS = {  # what is trained at the head or in front of it
     "nothing": lambda model: attach(model, "lora", r=2),
     "lora": lambda model: attach(model, "lora", r=2, sites=["up", "head"]),

@@ -36,8 +36,6 @@ NUMBERS = st.one_of(
     st.booleans(),
     st.sampled_from([0, 1, 2, 3, 4, 8, 16, 31, 32, 61, 64, 2**24, 2**31, 2**63, 10**400, 1e308]),
 )
-
-
 JSON = st.recursive(
     st.one_of(
         st.none(),
@@ -50,8 +48,6 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-
-
 ROPE = st.dictionaries(
     st.sampled_from(["type", "rope_type", "factor", "low_freq_factor", "high_freq_factor",
         "original_max_position_embeddings", "beta_fast", "beta_slow",

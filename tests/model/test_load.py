@@ -125,8 +125,6 @@ def test_a_file_replaced_after_loading_does_not_reach_the_model(folder):
 
 
 PREFIXES = {"llama": "model.", "bloom": "transformer.", "opt": "model.", "gptj": "transformer."}
-
-
 BUFFERS = {
     "llama": ["model.layers.1.self_attn.rotary_emb.inv_freq"],
     "gptj": ["transformer.h.0.attn.bias", "transformer.h.2.attn.masked_bias"],

@@ -26,11 +26,7 @@ from train.plan.dry_run import answer
 from train.settings import Eval
 
 ROWS = {"mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
-
-
 MIXED = QWEN2 | WINDOW | {"layer_types": LAYER_TYPES}
-
-
 WINDOWED = {"mistral": MISTRAL, "qwen2": MIXED, "qwen3": QWEN3 | WINDOW | {"max_window_layers": 1}}
 
 

@@ -25,11 +25,7 @@ DTYPES = [
     )
     for dtype in (torch.float32, torch.bfloat16)
 ]
-
-
 needs_packed = pytest.mark.skipif(not is_usable(torch.float32), reason="no packed products here")
-
-
 IDS = torch.randint(3, 61, (3, 9), generator=torch.Generator().manual_seed(0))
 
 

@@ -27,8 +27,6 @@ QWEN_TEXTS = [
     "<|im_start|>user\nhi 42<|im_end|>\n", "a<|im_end|>b", "\u00a0\u3000\u200b", "A\u0301B C\u0327",
     "<tool_call>\n{}</tool_call>", "a<|box|>b",
 ]  # fmt: skip
-
-
 ADDED = {
     "<|endoftext|>": 50256, "<|im_start|>": 50257, "<|im_end|>": 50258, "<tool_call>": 50259,
     "<|box|>": 50260,

@@ -13,8 +13,6 @@ from eval.generate import generate, left_pad
 from model import load_model, load_tokenizer
 
 FOLDER = os.environ.get("SMOLLM2", "")
-
-
 PROMPTS = [
     "The capital of France is",
     "Water boils at",

@@ -23,11 +23,7 @@ transformers.logging.set_verbosity_error()
 
 # ---------------------------------------------------------------- EOS of the template
 VOCAB = ["<s>", "</s>", "<sep>", "Tom", "has", "pens", "?"]
-
-
 BOS, EOS, SEP = 0, 1, 2
-
-
 TEMPLATES = {  # single template -> what stands in front of a text
     "$A </s>": [],
     "<s> $A </s>": [BOS],
@@ -128,8 +124,6 @@ NORMALIZER = {
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
     ],
 }
-
-
 SPECIAL_TEXTS = [
     "Tom", "Tom</s>", "Tom</s>has", "Tom</s> has", "Tom </s> has", "<s>Tom", "<s> Tom", "</s>",
     "</s></s>", "a</s></s>b", "a </s> </s> b", "x<unk>y", "a\n</s>\nb", "  two  spaces</s>", "",

@@ -17,8 +17,6 @@ from train.loss import mean_loss, summed_loss
 from train.pipeline import accumulate
 
 CPU = torch.device("cpu")
-
-
 DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "max_position_embeddings": 6}
 
 

@@ -27,8 +27,6 @@ from train.pipeline import accumulate
 from train.settings import settings
 
 CPU = torch.device("cpu")
-
-
 PLACES = [
     [CPU, CPU],
     pytest.param(

@@ -19,8 +19,6 @@ from train.loss import mean_loss, summed_loss
 V = replace(
     S, max_steps=12, validation_rows=4, validate_every=3, schedule="constant", learning_rate=0.05
 )
-
-
 HELD_OUT = examples(24)[20:]
 
 
