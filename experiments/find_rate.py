@@ -6,7 +6,7 @@ Test problems have no part in it. A short run's best rate is often higher than a
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -44,35 +44,44 @@ def find_rate(
     If the lowest loss is at an end of the rates, the next rate there is tried too, three times at
     most. Raises UserError where there are too few rows, or no loss is finite.
     """
-    job = prepare(settings, processes)
-    count = min(ROWS, len(job.examples) // 5)
-    if not count:
-        raise UserError(f"--find-rate needs 5 rows to train on, not {len(job.examples)}")
-    training, held_out, _ = hold_out(job.examples, count, settings.seed)
-    s = settings.train
-    tensors = [*job.trained.values(), *named_buffers(job.model).values()]
-    start = [tensor.detach().clone() for tensor in tensors]
-    losses: dict[float, float] = {}
-
-    def attempt(rate: float) -> None:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, start, strict=True):
-                tensor.copy_(value)
-        losses[rate] = final_loss(job, rate, training, held_out, processes)
-
+    s, losses = settings.train, {}
+    attempt = short_runs(prepare(settings, processes), processes)
     for factor in sorted(factors):
-        attempt(rounded(factor * s.learning_rate))
+        rate = rounded(factor * s.learning_rate)
+        losses[rate] = attempt(rate)
     for _ in range(3):
         ordered = sorted(losses)
         best = min(ordered, key=losses.get)
         if best not in (ordered[0], ordered[-1]) or losses[best] == inf:
             break
-        attempt(rounded(best * 3 if best == ordered[-1] else best / 3))
+        rate = rounded(best * 3 if best == ordered[-1] else best / 3)
+        losses[rate] = attempt(rate)
     best = min(losses, key=losses.get)
     if losses[best] == inf:
         raise UserError(f"no rate of {min(losses):.2g} to {max(losses):.2g} gives a finite loss")
     trials = [Trial(rate, losses[rate]) for rate in sorted(losses)]
     return replace(settings, train=replace(s, learning_rate=best)), trials
+
+
+def short_runs(job: Prepared, processes: Processes = SINGLE) -> Callable[[float], float]:
+    """A function: rate -> the loss on held-out rows after a short run from the start.
+
+    The model keeps the adapter of the last run. Raises UserError where there are too few rows.
+    """
+    count = min(ROWS, len(job.examples) // 5)
+    if not count:
+        raise UserError(f"--find-rate needs 5 rows to train on, not {len(job.examples)}")
+    training, held_out, _ = hold_out(job.examples, count, job.settings.seed)
+    tensors = [*job.trained.values(), *named_buffers(job.model).values()]
+    start = [tensor.detach().clone() for tensor in tensors]
+
+    def attempt(rate: float) -> float:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, start, strict=True):
+                tensor.copy_(value)
+        return final_loss(job, rate, training, held_out, processes)
+
+    return attempt
 
 
 def final_loss(
