@@ -10,6 +10,7 @@ Shapes: B batch, T query length, S key length, K key/value heads, D head size, E
 embedding; `in` and `out` are the site's in_features and out_features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -42,10 +43,12 @@ class Adapter(nn.Module):
     computation. Of the hooks a method overrides two or three:
 
         build                                   while it is attached
-        before, after | kv | embed, unembed     in every forward pass
+        before, after | embed, unembed          in every forward pass; at keys and values: kv
         fold                                    when it is merged
         to_file, from_file                      in files, if the parameters are not what is stored
-        start, side_by_side                     when adapters are summed (adapters/combine.py)
+        start                                   when adapters are summed (adapters/combine.py)
+
+    A method that has a sum in one adapter is Summable, one with a schedule Scheduled.
     """
 
     works_on: tuple[str, ...] = ("Linear", "sub-layer")  # kinds of site it can sit at
@@ -54,6 +57,7 @@ class Adapter(nn.Module):
     adds = True  # it has no hooks but before and after, so that an Average of several exists
     changes_input = False  # it changes what goes into f
     members: tuple[str, ...] = ()  # names of the adapters it is built on (fusion)
+    peft_type, peft = "", {}  # its type in PEFT; option -> field of PEFT's adapter_config.json
     keys: dict[str, str] = {}  # parameter -> its name in files, if it is not "<parameter>.weight"
     rates: dict[str, float] = {}  # parameter -> its learning rate, a multiple of the adapter's
     part = ""  # its name in a mixture
@@ -74,10 +78,6 @@ class Adapter(nn.Module):
     def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         """y = f(x) [B, T, out] -> what the model gets instead; x [B, T, in] (embedding: ids)."""
         return y
-
-    def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, K, S, D] of a layer -> those to attend to, `virtual` more of them."""
-        return k, v
 
     def embed(self, x: Tensor, first: bool) -> Tensor:
         """Embedded tokens x [B, T, E] -> what the blocks get.
@@ -115,18 +115,6 @@ class Adapter(nn.Module):
     def start(self, site: Site) -> dict[str, Tensor | float]:
         """The values of parameters that change nothing at the site, if they are not zero."""
         return {}
-
-    def side_by_side(
-        self, weighted: list[tuple["Adapter", float]]
-    ) -> tuple[str, object, dict[str, Tensor]]:
-        """(kind, options, tensors) of one adapter that adds the sum of weight x what each adds.
-
-        `weighted` are adapters of this site. Raises UserError if there is no such adapter.
-        """
-        raise UserError(
-            f"what {self.config.kind} adapters add has no sum in one adapter; "
-            'how="weights" adds the adapters themselves'
-        )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + b in the dtype and on the device of x."""
@@ -169,6 +157,19 @@ class Casts(dict):
         return Casts, ()
 
 
+class Summable(Adapter):
+    """A method whose outputs at a site can be summed in one adapter (LoRA, bottlenecks)."""
+
+    def side_by_side(
+        self, weighted: list[tuple[Adapter, float]]
+    ) -> tuple[str, object, dict[str, Tensor]]:
+        """(kind, options, tensors) of one adapter that adds the sum of weight x what each adds.
+
+        `weighted` are adapters of this site. Raises UserError if there is no such adapter.
+        """
+        raise NotImplementedError
+
+
 class Scheduled(Adapter):
     """A method that takes part in the training loop (AdaLoRA)."""
 
@@ -187,17 +188,24 @@ class Scheduled(Adapter):
 
 @dataclass(frozen=True)
 class Folded:
-    """What a site computes with the adapters folded so far: y = weight (scales · x) + bias.
+    """What a site computes with the adapters folded so far: y = weight (x M₁ M₂ ...) + bias.
 
-    weight [out, in], bias [out] and each of scales [in] are float32; weight and bias may be None.
-    `scales` stand apart because adapters that read x (LoRA) get it scaled, too.
+    weight [out, in] and bias [out] are float32, or None. Each of `inputs` is a matrix M [in, in]
+    that changes x, as a function weight -> weight Mᵀ. They stand apart because adapters that read x
+    (LoRA) get it changed, too.
     """
 
     site: Site
     base: tuple[Tensor | None, Tensor | None]  # weight and bias before any adapter
     weight: Tensor | None
     bias: Tensor | None
-    scales: tuple[Tensor, ...] = ()
+    inputs: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def through(self, weight: Tensor) -> Tensor:
+        """weight ... M₂ᵀ M₁ᵀ"""
+        for change in reversed(self.inputs):
+            weight = change(weight)
+        return weight
 
     def check_base(self, adapter: Adapter, *leaves: str) -> None:
         """Raises UserError if one of "weight" and "bias" is no longer the base's."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
-from adapters.base import Adapter
+from adapters.base import Adapter, Summable
 from adapters.compose import Group
 from adapters.config import AdapterConfig, Part
 from adapters.methods.lora import EmbeddingLoRA, LoRA, LowRank
@@ -118,7 +118,12 @@ def add_weights(
         for where, adapter in parts[first_name].items():
             states = [parts[name][where].state_dict() for name in weights]
             start = adapter.start(model.get_submodule(path))
-            for leaf in states[0]:
+            for leaf, tensor in states[0].items():
+                if not tensor.is_floating_point():  # the places of SHiRA's entries
+                    if any(not tensor.equal(state[leaf]) for state in states):
+                        raise UserError(f"{leaf} of the adapters at {path} differ: no sum of them")
+                    tensors[path][f"{where}.{leaf}".lstrip(".")] = tensor
+                    continue
                 zero = start.get(leaf, 0.0)
                 shares = [share(adapter, leaf, w) if by_factor else w for w in weights.values()]
                 total = add([state[leaf] - zero for state in states], shares)
@@ -183,6 +188,11 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
             raise UserError(
                 f"the adapter at {path} is a mixture, whose parts cannot be put side by side; "
                 "use(model, [Average(...)]) adds them as it runs"
+            )
+        if not isinstance(adapters[0], Summable):
+            raise UserError(
+                f"what {adapters[0].config.kind} adapters add has no sum in one adapter; "
+                'how="weights" adds the adapters themselves'
             )
         kind, here, values = adapters[0].side_by_side(weighted)
         if how == "svd":
