@@ -182,7 +182,10 @@ def spec_of(part: Adapter, site: Site, path: str) -> Spec:
         gate = {} if part.adapter_gate is None else {"gate": part.adapter_gate}
         return Spec("bottleneck", tensors | gate, reads=o.reads, writes=o.writes, act=o.act)
     if isinstance(part, LowRank):
-        A, B = part.factors()
+        try:
+            A, B = part.factors()
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         bias, gate = (getattr(part, f"lora_{leaf}", None) for leaf in ("B_bias", "gate"))
         more = {} if bias is None else {"bias": part.scale * bias}
         return Spec("low_rank", {"A": A, "B": B} | more | ({} if gate is None else {"gate": gate}))
