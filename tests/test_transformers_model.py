@@ -19,7 +19,7 @@ from model import load_model
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 MIXED = [  # of each kind of part one; what no folder has is merged
     ("unipelt",),  # prefix, LoRA and bottleneck, each with a gate
-    ("mad-x", "bottleneck at the input"),  # a coupling of the embedding, and a head after it
+    ("mad-x", "invertible", "bottleneck at the input", "parallel"),  # all read before one writes
     ("prompt", "prefix", "dora", "parallel"),
     ("bitfit", "lora everywhere", "learned-parallel"),
 ]
@@ -98,6 +98,22 @@ def test_training_it_in_transformers_sees_no_label_at_the_prompt(tiny, tmp_path)
     labels[:, 0] = -100  # else the last virtual token has it as its next
     loss = loaded(tmp_path / "out")(ids, labels=labels).loss
     assert loss.item() == pytest.approx(expected.item())
+
+
+@torch.no_grad()
+def test_token_by_token_without_a_mask(tiny, tmp_path):
+    for method in ("prefix", "prompt"):
+        attach_small(tiny, method, as_name=method)
+    randomise(tiny, 0.1)
+    ids, _ = batch("plain")
+    expected = tiny.eval()(ids)
+    export_with_adapters(tiny, tmp_path / "out")
+    theirs = loaded(tmp_path / "out")
+    output, found = theirs(ids[:, :3], use_cache=True), []
+    for column in range(3, ids.shape[1]):
+        found.append(output.logits[:, -1])
+        output = theirs(ids[:, column : column + 1], past_key_values=output.past_key_values)
+    torch.testing.assert_close(torch.stack(found, dim=1), expected[:, 2:-1], rtol=1e-4, atol=1e-4)
 
 
 def test_without_trust_nothing_is_loaded(tiny, tmp_path):
