@@ -34,7 +34,7 @@ def test_imports_go_one_way():
         above = {*ROOMS[:at], "run", "minimal"}
         for path in (ROOT / room).rglob("*.py"):
             assert not imports(path) & above, path
-            is_peer = room == "benchmarks" and path.stem.startswith("peer") or path == COPIED
+            is_peer = (room == "benchmarks" and path.stem.startswith("peer")) or path == COPIED
             assert is_peer or not imports(path) & PEER, path
 
 
