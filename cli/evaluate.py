@@ -73,6 +73,7 @@ def print_teacher(options: argparse.Namespace) -> int:
 def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments import evaluate as evaluation
     from experiments.base import for_processes
+    from experiments.folders import remove_if_empty
 
     if options.resume:
         folder, job = Path(options.resume), resumed(options)
@@ -96,6 +97,9 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
             again = command_line("evaluate", "--resume", folder)
             print(f"\nstopped; continue with: {again}")
         raise
+    finally:
+        if not options.out and not options.resume:
+            remove_if_empty(folder)  # where the evaluation was refused
     print_result(result, job)
     if not result.loss:
         print(f"predictions: {folder / evaluation.PREDICTIONS}")
