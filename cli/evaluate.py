@@ -18,6 +18,7 @@ from cli.options import (
     given,
     measuring_settings,
     parse_numbers,
+    refuse_others,
 )
 from files.errors import UserError
 
@@ -123,14 +124,6 @@ def resumed(options: argparse.Namespace) -> "Arguments":
     )
     settings.eval.check()
     return replace(job, settings=settings)
-
-
-def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...]) -> None:
-    """Raise UserError for an option that was given and has no effect beside this one."""
-    for name, value in vars(options).items():
-        if name not in (*allowed, "debug") and value not in (None, False, []):
-            option = name if name == "run" else "--" + name.replace("_", "-")
-            raise UserError(f"{why}; {option} has no effect with it: give no other option")
 
 
 def new(options: argparse.Namespace) -> "Arguments":

@@ -12,6 +12,7 @@ from options_given import as_settings, options_of, plan, row, rows_for, settings
 
 from adapters import load_adapter
 from model import load_model
+from train.checkpoint import State
 
 # ---------------------------------------------------------------- plan and show
 
@@ -315,11 +316,12 @@ def what_is_measured_of_a_step(here):
     assert given == {"model": "pocket-opt", "tokens": 8, "processes": 2}
 
 
-@row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out"))
+@row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out --resume"))
 def models_from_scratch(here):
     recipe = here.path / "mine.toml"
     source = Path(__file__).parent.parent / "train" / "recipes" / "pocket.toml"
-    recipe.write_text(source.read_text())
+    text = source.read_text()
+    recipe.write_text(text.replace("save_every = 500", "save_every = 1"))
     sizes = []
     for seed in (1, 2):
         out = here.path / str(seed)
@@ -331,3 +333,22 @@ def models_from_scratch(here):
         assert json.loads((out / "config.json").read_text())["model_type"] == "gptj"
         sizes.append(load_model(str(out))(torch.tensor([[5, 6]])).sum().item())
     assert sizes[0] != sizes[1]
+
+    whole, cut = here.path / "whole", here.path / "cut"
+    command("pretrain", "--recipe", recipe, "--max-steps", 3, "--out", whole)
+    save = State.save
+
+    def killed_after_two(state, *more):
+        save(state, *more)
+        if state.step == 2:
+            raise KeyboardInterrupt
+
+    with here.monkeypatch.context() as patched:
+        patched.setattr(State, "save", killed_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            command("pretrain", "--recipe", recipe, "--max-steps", 3, "--out", cut)
+    assert sorted(path.name for path in cut.iterdir()) == ["checkpoint-000002.pt", "pretrain.json"]
+    assert "continuing from" in command("pretrain", "--resume", cut)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
+        path.name: path.read_bytes() for path in cut.iterdir()
+    }
