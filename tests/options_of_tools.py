@@ -246,7 +246,7 @@ def grids(here):
         running.append(at_once)
         return jobs
 
-    here.monkeypatch.setattr("experiments.grid.run_jobs", run_jobs)
+    here.monkeypatch.setattr("experiments.grid_jobs.run_jobs", run_jobs)
     recipe = here.path / "r.toml"
     recipe.write_text("[train]\nbatch_size = 3\n")
 
@@ -338,8 +338,8 @@ def models_from_scratch(here):
     command("pretrain", "--recipe", recipe, "--max-steps", 3, "--out", whole)
     save = State.save
 
-    def killed_after_two(state, *more):
-        save(state, *more)
+    def killed_after_two(state, *what, **more):
+        save(state, *what, **more)
         if state.step == 2:
             raise KeyboardInterrupt
 

@@ -5,7 +5,6 @@ import signal
 import threading
 from contextlib import suppress
 
-
 STOPPING = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
