@@ -16,7 +16,7 @@ from files.errors import UserError
 from model import load_model
 from model.config import family_and_config, skeleton
 from model.load import put
-from model.packed import is_usable
+from model.onednn import is_usable
 from model.quantize import save_quantized
 from model.registry import REGISTRY
 from run import main as run_main
