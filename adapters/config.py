@@ -10,6 +10,7 @@
 import importlib
 import tomllib
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -32,6 +33,11 @@ CLASSES = {  # kind -> its file and class in adapters/methods/; one row a method
     "adalora": "adalora.AdaLoRA",
     "vera": "vera.VeRA",
     "ia3": "ia3.IA3",
+    "hira": "hira.HiRA",
+    "miss": "miss.MiSS",
+    "road": "road.RoAd",
+    "oft": "oft.OFT",
+    "shira": "shira.SHiRA",
     "prefix": "prefix.Prefix",
     "prompt": "prompt.Prompt",
     "p_tuning": "p_tuning.PTuning",
@@ -53,8 +59,9 @@ def load(path: str) -> type[Adapter]:
 METHODS = {kind: load(path) for kind, path in CLASSES.items()}
 
 
+@cache
 def presets() -> dict[str, dict]:
-    """The tables of presets.toml by name."""
+    """The tables of presets.toml by name; not to be changed."""
     return tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
 
 
