@@ -56,6 +56,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     output = {
         "--out FOLDER": "of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)",
         "--keep N": (int, "keep the newest N checkpoints (1)"),
+        "--dry-run": (
+            bool,
+            "say what the run would need and compare with, as `plan`, and stop",
+            None,
+        ),
         "--resume RUN": "continue the interrupted run here, with its own settings; --device and "
         "--set of what changes memory only (train.micro_batch_size ...) may be given",
     }
@@ -63,6 +68,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return dry_run(options)
     if os.environ.get("RANK", "0") == "0":
         print(first_line(options), flush=True)
     from experiments import run as _  # noqa: F401 - before the processes wait for each other
@@ -70,6 +77,20 @@ def run(options: argparse.Namespace) -> int:
 
     with started() as processes:
         return train(processes, options)
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    from cli.plan import text_of
+    from experiments.plan import plan_run
+
+    if options.resume:
+        raise UserError(
+            f"--dry-run is of a new run: {command_line('plan', '--config')} RUN/run.toml plans one "
+            "that is there"
+        )
+    settings = settings_of(options)
+    print(text_of(plan_run(settings), settings))
+    return 0
 
 
 def first_line(options: argparse.Namespace) -> str:
@@ -144,9 +165,8 @@ def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Setti
     return settings if options.device else for_processes(settings, processes), folder
 
 
-def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
-    """(settings, folder) of a new run. Raises UserError."""
-    from experiments.base import for_processes
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """The settings of a new run. Raises UserError."""
     from experiments.folders import absolute_paths
 
     table = given(options, ("seed",)) | data_settings(options)
@@ -156,7 +176,14 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
     ):
         if of_part := given(options, names):
             table[part] = of_part
-    settings = absolute_paths(training_settings(options, table))
+    return absolute_paths(training_settings(options, table))
+
+
+def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
+    """(settings, folder) of a new run. Raises UserError."""
+    from experiments.base import for_processes
+
+    settings = settings_of(options)
     if settings.continue_from:
         adapter = "continued"
         settings = settings if options.device else for_processes(settings, processes)

@@ -116,6 +116,15 @@ def settings_of_train(here):
     assert len(lines_of(out / "predictions.jsonl")) == 2
 
 
+@row("train --dry-run")
+def a_plan_and_no_run(here):
+    words = "--model pocket-llama --adapter lora --set train.epochs=7 --set seed=3".split()
+    told = command("train", *words, "--data", "math_10k", "--out", here.path / "no", "--dry-run")
+    assert told == command("plan", *words, "--data", "math_10k")
+    assert "epochs   7" in told
+    assert not (here.path / "no").exists()
+
+
 @row("train --compile", "evaluate --compile")
 def blocks_are_compiled(here):
     on = []

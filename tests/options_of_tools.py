@@ -21,7 +21,7 @@ from model import load_model
     *rows_for(
         "plan",
         options="--model --device --dtype --quantize --adapter --recipe --config --set --memory "
-        "--processes --length --labelled --rows --flops --measure --json",
+        "--processes --length --labelled --rows --flops --measure --json --data",
     )
 )
 def facts_of_a_plan(here):
@@ -38,6 +38,12 @@ def facts_of_a_plan(here):
     facts = plan(here, "--config", config, "--recipe", recipe, "--set", "eval.batch_size=7")
     assert (facts["model"], facts["batch_size"]) == ("pocket-gptj", 5)
     assert (facts["micro_batch_size"], facts["answers_at_once"]) == (3, 7)
+
+    of_v1 = plan(here, "--model", "llama-7b", "--adapter", "paper-lora", "--data", "math-v1")
+    assert {one["row"] for one in of_v1["published"]} >= {
+        "llama-7b LoRA of Table 1 of arXiv 2304.01933v1"
+    }
+    assert not plan(here, "--model", "llama-7b", "--data", "wordproblems")["published"]
 
     small = ("--length", 64, "--set", "train.batch_size=8", "--set", "train.micro_batch_size=2")
     whole, half = plan(here, *small), plan(here, *small, "--labelled", 0.5)
