@@ -17,8 +17,9 @@ from model.fast import SwiGLU
 from model.language import LanguageModel
 from model.llama_config import PICTURE_QK_NORMS, QK_NORMS, ROWS, Config, window_of
 from model.packing import Packing
-from model.parts import ACTIVATIONS, Step, attention, rotate_halves
-from model.rope import depends_on_length, rope_angles, trained_length
+from model.parts import ACTIVATIONS, Step, attention
+from model.rope import rope_angles, rotate_halves
+from model.rope_scaling import depends_on_length, trained_length
 from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
 from model.tokens import Tokens
 

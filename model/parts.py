@@ -1,4 +1,4 @@
-"""What all four families share: rotary angles, attention, cache and sizes.
+"""What all four families share: attention, sizes, and what a pass tells its blocks.
 
 Letters used for shapes everywhere: B batch, T query length, S key length, C hidden size, H heads,
 K key/value heads (K <= H), D head size, V vocabulary.
@@ -27,7 +27,6 @@ ACTIVATIONS = {  # by the names of config.json
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
 
-
 CHUNK = 256  # positions whose logits exist at the same time
 
 
@@ -42,6 +41,7 @@ class Kernels:
 
 
 TORCH = Kernels()
+
 META_KERNELS = ContextVar("META_KERNELS", default=TORCH)  # train/plan counts those of a device
 
 
@@ -52,30 +52,6 @@ def kernels(x: Tensor) -> Kernels:
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return kernels(x).dropout(x, p, training)
-
-
-def rotary_angles(
-    inv_freq: Tensor, positions: Tensor, dtype: torch.dtype, factor: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """factor * cos and sin of position x frequency (Su et al. 2021, eq. 15) -> [B, 1, T, D/2].
-
-    inv_freq [D/2] or [B, 1, 1, D/2] and the product are float32: bfloat16 cannot tell positions
-    above 256 apart.
-    """
-    angles = positions[:, None, :, None].float() * inv_freq
-    return (factor * angles.cos()).to(dtype), (factor * angles.sin()).to(dtype)
-
-
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of x [B, H, T, D]: LLaMA's layout."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the neighbours (2i, 2i + 1) of x [B, H, T, D]: GPT-J's layout."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
 
 def attention(

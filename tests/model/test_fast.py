@@ -10,7 +10,7 @@ from adapters.config import resolve
 from data.batches import Example, collate
 from model import fast, parts
 from model.sites import RMSNorm
-from train import loss
+from train import loss, loss_gradient
 from train.loss import summed_loss
 
 KINDS = ("causal", "more keys", "holes", "window", "ALiBi")
@@ -160,7 +160,7 @@ def plain_form(model, hidden, weights, targets, *trained) -> Tensor:
 @pytest.mark.parametrize("chunk", [256, 4])
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_of_the_loss_is_made_in_the_forward_pass(any_tiny, monkeypatch, head, chunk):
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss_gradient, "CHUNK", chunk)
     torch.manual_seed(0)
     HEADS[head](any_tiny)
     for parameter in named_parameters(any_tiny).values():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adapters.attach import after_step, named_parameters, penalty
+from adapters.in_use import after_step, named_parameters, penalty
 from data.batches import Labels
 from eval.prefill import rows_of_pass
 from model.language import LanguageModel
