@@ -1,11 +1,13 @@
 """The extensions of LLaMA's context (rope_scaling): frequencies, and what is refused."""
 
 import math
+import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from files.errors import UserError, unknown
+from model.tokens import Tokens
 
 TYPES = {  # rope_type -> its options; those with ! must be there
     "default": (),
@@ -139,3 +141,22 @@ def yarn(
     elif attention is None:
         attention = temperature(1.0)
     return ramp * inv_freq / factor + (1 - ramp) * inv_freq, attention
+
+
+def warn_of_length(model: nn.Module, tokens: Tokens) -> None:
+    """Warn, once a model, of a text longer than what it was trained for.
+
+    The values of positions are read only where there are more keys than that: a GPU waits.
+    """
+    limit = trained_length(model.config)
+    given = tokens.given is not None and tokens.given.device.type == "cpu"
+    if model.warned_of_length or tokens.ids.is_meta or not (tokens.keys > limit or given):
+        return
+    longest = int(tokens.query_positions().max()) + 1
+    if longest > limit:
+        model.warned_of_length = True
+        warnings.warn(
+            f"a text of {longest} tokens is longer than the {limit} that the model was trained "
+            f"for (max_position_embeddings): expect worse answers, or shorten it",
+            stacklevel=2,
+        )

@@ -10,7 +10,7 @@ from training_runs import S, examples, gradients, model_with, run, same, state
 from data.batches import collate, encode_row, epoch_order, micro_batches
 from data.prompts import prompt, template
 from model.sites import Linear
-from train import loss_gradient
+from train import loss, loss_gradient
 from train.optim import LossScale, learning_rate
 from train.settings import Train
 
