@@ -13,7 +13,6 @@ embedding; `in` and `out` are the site's in_features and out_features.
 from dataclasses import field
 from typing import Annotated
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.casting import Casting
@@ -22,6 +21,7 @@ from adapters.tensors import Tensors
 from files.errors import UserError
 from files.typed import Range
 from model.language import LanguageModel
+from model.onednn import linear
 from model.sites import Site
 
 Size = Annotated[int, Range(1, 2**31)]  # an option that counts something
@@ -119,7 +119,7 @@ class Adapter(Casting):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + b in the dtype and on the device of x."""
         weight = self.cast(weight, x) if isinstance(weight, nn.Parameter) else weight.to(x)
-        return F.linear(x, weight, None if bias is None else bias.to(x))
+        return linear(x, weight, None if bias is None else bias.to(x))
 
 
 class Summable(Adapter):
