@@ -14,9 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import adapter_names, adapters_named, in_use, remove
+from adapters.attach import adapter_names, adapters_named, remove
 from adapters.base import Folded
 from adapters.compose import members_of
+from adapters.in_use import in_use
 from adapters.places import all_sites
 from files.errors import UserError
 from model.language import LanguageModel

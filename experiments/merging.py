@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.attach import adapters_named, in_use
+from adapters.attach import adapters_named
 from adapters.formats.merged_model import export_model
+from adapters.in_use import in_use
 from adapters.merge import merge_and_compare
 from data.batches import encode_prompt
 from data.prompts import Template

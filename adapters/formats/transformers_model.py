@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import in_order, parts_of
+from adapters.attach import in_order
 from adapters.base import Adapter
 from adapters.compose import Composition
 from adapters.formats.merged_model import CLASSES, changes, write_model
+from adapters.in_use import parts_of
 from adapters.merge import folded
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.fusion import Fusion
