@@ -20,7 +20,7 @@ from options_given import (
     source_words,
     words_of,
 )
-from test_data import write_paper_folder
+from paper_folder import write_paper_folder
 
 from adapters import load_adapter, named_parameters
 from adapters.attach import adapters_named

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import test_from_log as logs
+import reasoning_logs as logs
 import torch
 from in_command import command
 from obeyed import watched
 from options_given import as_settings, options_of, plan, row, rows_for, settings_in
+from processes import ROOT
 
 from adapters import load_adapter
 from model import load_model
@@ -284,7 +285,9 @@ def what_is_measured_of_a_table(here):
         "smoke": True,
     }  # fmt: skip
     here.monkeypatch.setattr("benchmarks.gpu.gpu_lines", lambda **v: given.update(v) or [])
-    command(*"benchmark --case gpu --minutes 3 --out z".split())  # tests/test_benchmark.py runs it
+    command(
+        *"benchmark --case gpu --minutes 3 --out z".split()
+    )  # tests/benchmarks/test_benchmark.py runs it
     assert {key: given[key] for key in ("minutes", "out")} == {"minutes": 3, "out": "z"}
 
 
@@ -318,7 +321,7 @@ def what_is_measured_of_a_step(here):
 @row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out"))
 def models_from_scratch(here):
     recipe = here.path / "mine.toml"
-    source = Path(__file__).parent.parent / "train" / "recipes" / "pocket.toml"
+    source = ROOT / "train" / "recipes" / "pocket.toml"
     recipe.write_text(source.read_text())
     sizes = []
     for seed in (1, 2):
