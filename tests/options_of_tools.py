@@ -275,6 +275,50 @@ def grids(here):
     assert str(here.path / "no") in told
 
 
+@row(*(name for name in options_of("referee") if name != "referee --debug"))
+def methods_with_equal_budgets(here):
+    running = []
+    here.monkeypatch.setattr(
+        "experiments.referee.run_jobs", lambda jobs, at_once, *more: running.append(at_once) or jobs
+    )
+
+    def jobs(*words, out):
+        command("referee", *words, "--out", here.path / out, status=1)  # all of them failed
+        return {path.stem: settings_in(path) for path in (here.path / out).glob("*.toml")}
+
+    found = jobs(
+        "referee", "--pocket", "--adapters", "ia3,lora", "--seeds", "4,5", "--jobs", 2,
+        "--set", "train.clip=0.5", out="a",
+    )  # fmt: skip
+    assert running == [2]
+    assert {(one["adapter"]["preset"], one["seed"]) for one in found.values()} == {
+        (method, seed) for method in ("ia3", "lora") for seed in (4, 5)
+    }
+    for one in found.values():
+        as_settings(one, {"model": "pocket-llama", "train.clip": 0.5})
+        assert one["train"]["learning_rate"] in (0.003, 0.01, 0.03, 0.1)
+    assert len(found) == 2 * 2 * 4
+    told = command("referee", "referee", "--data-dir", here.path / "no", status=1)
+    assert str(here.path / "no") in told
+
+
+@row(*(name for name in options_of("compare") if name != "compare --debug"))
+def runs_compared(here):
+    first = predictions(here.path / "one.jsonl")
+    second = predictions(
+        here.path / "two.jsonl",
+        [(n, i, right, not paper, *rest) for n, i, right, paper, *rest in ANSWERS],
+    )
+
+    def compared(*words):
+        return json.loads(command("compare", first, second, "--json", *words))["pairs"][0]
+
+    assert compared()["only"] == [0, 0]
+    assert compared("--reader", "paper")["only"] == [2, 2]
+    assert compared("--reader", "paper", "--clean")["only"] == [2, 0]
+    assert command("compare", first, second, "--markdown").startswith("## All problems")
+
+
 @row(*rows_for("benchmark", options="--only --out --smoke --data-dir --minutes"))
 def what_is_measured_of_a_table(here):
     given = {}

@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import (
-    between,
-    holm,
-    paired,
-    sign_test,
-    student_bound,
-    student_tail,
-)
+from experiments.statistics import between, holm, paired, sign_test, student_bound, student_tail
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 0), (10, 2), (7, 7), (8, 7), (500, 430)])
