@@ -49,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     of_training = {
         "--seed N": (int, "of initial weights, order of rows and dropout (0)"),
         "--max-steps N": (int, "stop after this many steps; 0: after train.epochs"),
+        "--find-rate": (bool, "first find train.learning_rate, by short runs on held-out rows"),
     }
     add(parser, "training", SETTINGS | of_training | COMPILE)
     add(parser, "evaluation", TESTS)
@@ -102,6 +103,12 @@ def train(processes: "Processes", options: argparse.Namespace) -> int:
     resume = bool(options.resume) and can_resume(folder)
     if options.resume and not resume:
         print(f"{folder} has no checkpoint yet: starting from step 0")
+    if options.find_rate:
+        from experiments.find_rate import find_rate, rate_lines
+
+        settings, trials = find_rate(settings, replace(processes, sharded=settings.shard))
+        if processes.is_writer:
+            print("\n".join(rate_lines(settings, trials)))
     again = command_line("--resume", folder)
     try:
         result = train_and_measure(

@@ -143,6 +143,17 @@ def files_of_settings(here):
     as_settings(found, {"seed": 6, "data": str(here.sums), "train.keep": 2, "train.max_steps": 1})
 
 
+@row("train --find-rate")
+def the_rate_of_the_lowest_loss_is_taken(here):
+    words = ("--adapter", "ia3", "--data", here.sums, "--max-steps", 1, "--find-rate")
+    found = settings_in(quick(here, *words) / "run.toml")
+    lines = here.told.partition("after a short run\n")[2].splitlines()
+    table = [line.split() for line in lines if line[:14].strip()[:1].isdigit()]
+    losses_of = {float(rate): float(loss) for rate, loss, *_ in table if "e-" in rate}
+    assert len(losses_of) >= 5
+    as_settings(found, {"train.learning_rate": min(losses_of, key=losses_of.get)})
+
+
 @row("train --resume")
 def a_run_is_continued(here):
     out = here.train(steps=2)

@@ -51,6 +51,20 @@ def test_a_step_without_the_memory_names_the_benchmarks_own_options(monkeypatch,
     )
 
 
+def test_accuracy_against_the_rate(monkeypatch, capsys):
+    """In bold: the rate of the lowest loss."""
+    from benchmarks import rates
+
+    losses = {0.001: 0.5, 0.003: 0.2, 0.01: 0.3, 0.03: 0.4, 0.1: 0.6}
+    monkeypatch.setattr(rates, "PROBLEMS", 1)
+    monkeypatch.setattr(rates, "short_runs", lambda job: losses.get)
+    assert main("benchmark --case rates --only ia3,road".split()) == 0
+    *head, ia3, road = capsys.readouterr().out.splitlines()
+    assert head == ["| adapter | 0.001 | 0.003 | 0.01 | 0.03 | 0.1 |", "|---|---|---|---|---|---|"]
+    assert ia3 == "| `ia3` | 0 | **0** | 0 | 0 | 0 |"  # untrained
+    assert road.startswith("| `road` |")
+
+
 def test_random_files_are_a_model(tmp_path):
     written = random_checkpoint("pocket-gptj", tmp_path / "model")
     model = load_model(str(tmp_path / "model"))
