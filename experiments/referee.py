@@ -23,22 +23,18 @@ RATE, WEIGHT = "train.learning_rate", "train.prompt_weight"
 
 
 def run_referee(
-    grid: Grid,
-    folder: Path,
-    at_once: int = 1,
-    say: Callable[[str], None] = print,
-    run: Callable = run_jobs,
+    grid: Grid, folder: Path, at_once: int = 1, say: Callable[[str], None] = print
 ) -> Verdict:
     """Run what is missing and write referee.md, .html and .json to `folder`.
 
-    run: runs jobs and returns those that failed, as `run_jobs`. Raises UserError where runs failed.
+    Raises UserError where runs failed.
     """
     trials = None
     for stage in (first_jobs, second_jobs):
         jobs = stage(grid, folder)
         write_jobs(jobs)
         say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
-        if failed := run(jobs, at_once, say):
+        if failed := run_jobs(jobs, at_once, say):
             names = ", ".join(job.folder.name for job in failed)
             raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {names}; the same command "
                             "tries them again")  # fmt: skip
