@@ -47,8 +47,8 @@ DATA = {
     "--data-dir FOLDER": "folder that holds the paper's dataset/ (default: fetch the data)",
     "--columns NAMES": "of your file's columns, such as instruction=question,answer=label",
     "--strict-rows": (bool, "refuse a file with rows that cannot be used", None),
-    "--template NAME": "prompt template: alpaca, paper-v1, plain, or chat (the tokenizer's own); "
-    "default: chat for your own data where the tokenizer has one, else alpaca",
+    "--template NAME": "prompt template: alpaca, paper-v1, paper-final, plain, or chat (the "
+    "tokenizer's own); default: chat for your own data where the tokenizer has one, else alpaca",
 }
 TESTS = {
     "--tests NAME,NAME": "test sets or files, in place of those of the data",
@@ -138,6 +138,14 @@ def training_settings(options: argparse.Namespace, table: dict) -> "Settings":
     if getattr(options, "continue_from", None) is None:
         return settings(options.config, recipe, table, options.set)
     return settings_to_continue(options.continue_from, options.config, recipe, table, options.set)
+
+
+def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...]) -> None:
+    """Raise UserError for an option that was given and has no effect beside this one."""
+    for name, value in vars(options).items():
+        if name not in (*allowed, "debug") and value not in (None, False, []):
+            option = name if name == "run" else "--" + name.replace("_", "-")
+            raise UserError(f"{why}; {option} has no effect with it: give no other option")
 
 
 def measuring_settings(

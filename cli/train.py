@@ -19,7 +19,7 @@ from cli.options import (
     given,
     training_settings,
 )
-from experiments.folders import fresh_folder
+from experiments.folders import fresh_folder, remove_if_empty
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
@@ -35,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Any setting of train/settings.py can be changed with --set, for example\n"
         "--set train.learning_rate=1e-3 --set adapter.size=64"
     )
+    parser.set_defaults(folder=None)  # the one that `numbered_folder` chose
     add(parser, "model", MODEL)
     add(parser, "adapter", TRAINED)
     of_data = {
@@ -56,6 +57,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     output = {
         "--out FOLDER": "of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)",
         "--keep N": (int, "keep the newest N checkpoints (1)"),
+        "--dry-run": (
+            bool,
+            "say what the run would need and compare with, as `plan`, and stop",
+            None,
+        ),
         "--resume RUN": "continue the interrupted run here, with its own settings; --device and "
         "--set of what changes memory only (train.micro_batch_size ...) may be given",
     }
@@ -63,13 +69,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return dry_run(options)
     if os.environ.get("RANK", "0") == "0":
         print(first_line(options), flush=True)
     from experiments import run as _  # noqa: F401 - before the processes wait for each other
     from train.parallel import started
 
-    with started() as processes:
-        return train(processes, options)
+    try:
+        with started() as processes:
+            return train(processes, options)
+    finally:
+        if options.folder is not None:
+            remove_if_empty(options.folder)  # where the run was refused
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    from cli.plan import text_of
+    from experiments.plan import plan_run
+
+    if options.resume:
+        raise UserError(
+            f"--dry-run is of a new run: {command_line('plan', '--config')} RUN/run.toml plans one "
+            "that is there"
+        )
+    settings = settings_of(options)
+    print(text_of(plan_run(settings), settings))
+    return 0
 
 
 def first_line(options: argparse.Namespace) -> str:
@@ -85,14 +111,16 @@ def first_line(options: argparse.Namespace) -> str:
     model = options.model or "pocket-llama"
     data = options.data or ("wordproblems" if model.startswith("pocket-") else "math-v1")
     adapter = options.adapter or "parallel"
-    folder = options.out or numbered_folder(model, adapter, data)
+    folder = options.out or numbered_folder(options, model, adapter, data)
     return f"{model} + {adapter} on {data} -> {folder}"
 
 
-def numbered_folder(model: str, adapter: str, data: str) -> Path:
-    """runs/MODEL-ADAPTER-DATA, with a number where it exists."""
-    name = f"{Path(model).name}-{adapter}-{Path(data).stem}"
-    return fresh_folder(Path("runs") / name, numbered=True)
+def numbered_folder(options: argparse.Namespace, model: str, adapter: str, data: str) -> Path:
+    """runs/MODEL-ADAPTER-DATA, with a number where it exists; created, and kept in `options`."""
+    if options.folder is None:
+        name = f"{Path(model).name}-{adapter}-{Path(data).stem}"
+        options.folder = fresh_folder(Path("runs") / name, numbered=True)
+    return options.folder
 
 
 def train(processes: "Processes", options: argparse.Namespace) -> int:
@@ -144,9 +172,8 @@ def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Setti
     return settings if options.device else for_processes(settings, processes), folder
 
 
-def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
-    """(settings, folder) of a new run. Raises UserError."""
-    from experiments.base import for_processes
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """The settings of a new run. Raises UserError."""
     from experiments.folders import absolute_paths
 
     table = given(options, ("seed",)) | data_settings(options)
@@ -156,7 +183,14 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
     ):
         if of_part := given(options, names):
             table[part] = of_part
-    settings = absolute_paths(training_settings(options, table))
+    return absolute_paths(training_settings(options, table))
+
+
+def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
+    """(settings, folder) of a new run. Raises UserError."""
+    from experiments.base import for_processes
+
+    settings = settings_of(options)
     if settings.continue_from:
         adapter = "continued"
         settings = settings if options.device else for_processes(settings, processes)
@@ -167,7 +201,7 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
         lambda: (
             fresh_folder(Path(options.out), numbered=False)
             if options.out
-            else numbered_folder(settings.model, adapter, settings.data)
+            else numbered_folder(options, settings.model, adapter, settings.data)
         )
     )
 

@@ -116,6 +116,15 @@ def settings_of_train(here):
     assert len(lines_of(out / "predictions.jsonl")) == 2
 
 
+@row("train --dry-run")
+def a_plan_and_no_run(here):
+    words = "--model pocket-llama --adapter lora --set train.epochs=7 --set seed=3".split()
+    told = command("train", *words, "--data", "math_10k", "--out", here.path / "no", "--dry-run")
+    assert told == command("plan", *words, "--data", "math_10k")
+    assert "epochs   7" in told
+    assert not (here.path / "no").exists()
+
+
 @row("train --compile", "evaluate --compile")
 def blocks_are_compiled(here):
     on = []
@@ -443,7 +452,9 @@ def merged(here):
 
 @row(
     *rows_for(
-        "export", options="run --model --adapter --format --plain --out --dtype --device --quantize"
+        "export",
+        options="run --model --adapter --for --format --plain --out --shard-size --dtype --device "
+        "--quantize",
     )
 )
 def exported(here):
@@ -471,6 +482,14 @@ def exported(here):
     _, folder = export(here.made / "lora-run", "--plain", out="d")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["lora_alpha"] == config["r"]
+    files, folder = export(
+        here.run, "--for", "transformers", "--shard-size", 0.001, "--dtype", "bfloat16", out="e"
+    )
+    assert {"modeling_adapter.py", "model.safetensors.index.json"} <= files
+    shards = [load_file(path) for path in folder.glob("model-*.safetensors")]
+    assert len(shards) > 1
+    assert all(tensor.dtype == torch.bfloat16 for shard in shards for tensor in shard.values())
+    assert any("adapter_parts" in name for shard in shards for name in shard)
 
 
 def of_file(folder: Path) -> list[str]:

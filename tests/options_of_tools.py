@@ -13,6 +13,7 @@ from processes import ROOT
 
 from adapters import load_adapter
 from model import load_model
+from train.checkpoint import State
 
 # ---------------------------------------------------------------- plan and show
 
@@ -21,7 +22,7 @@ from model import load_model
     *rows_for(
         "plan",
         options="--model --device --dtype --quantize --adapter --recipe --config --set --memory "
-        "--processes --length --labelled --rows --flops --measure --json",
+        "--processes --length --labelled --rows --flops --measure --json --data",
     )
 )
 def facts_of_a_plan(here):
@@ -38,6 +39,12 @@ def facts_of_a_plan(here):
     facts = plan(here, "--config", config, "--recipe", recipe, "--set", "eval.batch_size=7")
     assert (facts["model"], facts["batch_size"]) == ("pocket-gptj", 5)
     assert (facts["micro_batch_size"], facts["answers_at_once"]) == (3, 7)
+
+    of_v1 = plan(here, "--model", "llama-7b", "--adapter", "paper-lora", "--data", "math-v1")
+    assert {one["row"] for one in of_v1["published"]} >= {
+        "llama-7b LoRA of Table 1 of arXiv 2304.01933v1"
+    }
+    assert not plan(here, "--model", "llama-7b", "--data", "wordproblems")["published"]
 
     small = ("--length", 64, "--set", "train.batch_size=8", "--set", "train.micro_batch_size=2")
     whole, half = plan(here, *small), plan(here, *small, "--labelled", 0.5)
@@ -362,11 +369,12 @@ def what_is_measured_of_a_step(here):
     assert given == {"model": "pocket-opt", "tokens": 8, "processes": 2}
 
 
-@row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out"))
+@row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out --resume"))
 def models_from_scratch(here):
     recipe = here.path / "mine.toml"
     source = ROOT / "train" / "recipes" / "pocket.toml"
-    recipe.write_text(source.read_text())
+    text = source.read_text()
+    recipe.write_text(text.replace("save_every = 500", "save_every = 1"))
     sizes = []
     for seed in (1, 2):
         out = here.path / str(seed)
@@ -378,3 +386,22 @@ def models_from_scratch(here):
         assert json.loads((out / "config.json").read_text())["model_type"] == "gptj"
         sizes.append(load_model(str(out))(torch.tensor([[5, 6]])).sum().item())
     assert sizes[0] != sizes[1]
+
+    whole, cut = here.path / "whole", here.path / "cut"
+    command("pretrain", "--recipe", recipe, "--max-steps", 3, "--out", whole)
+    save = State.save
+
+    def killed_after_two(state, *what, **more):
+        save(state, *what, **more)
+        if state.step == 2:
+            raise KeyboardInterrupt
+
+    with here.monkeypatch.context() as patched:
+        patched.setattr(State, "save", killed_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            command("pretrain", "--recipe", recipe, "--max-steps", 3, "--out", cut)
+    assert sorted(path.name for path in cut.iterdir()) == ["checkpoint-000002.pt", "pretrain.json"]
+    assert "continuing from" in command("pretrain", "--resume", cut)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
+        path.name: path.read_bytes() for path in cut.iterdir()
+    }

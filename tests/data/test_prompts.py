@@ -44,6 +44,8 @@ PAPER_INPUT = (
     "                ### Response:\n"
     "                "
 )
+FINAL = PAPER.replace("request.  # noqa: E501", "request.  ")  # two spaces before the line end
+FINAL_INPUT = PAPER_INPUT.replace("request.  # noqa: E501", "request. ")
 ALPACA = """\
 Below is an instruction that describes a task. Write a response that appropriately completes the \
 request.
@@ -71,6 +73,7 @@ Add them.
     ("name", "given", "text"),
     [
         ("paper-v1", "", PAPER), ("paper-v1", "1 and 2", PAPER_INPUT), ("alpaca", "", ALPACA),
+        ("paper-final", "", FINAL), ("paper-final", "1 and 2", FINAL_INPUT),
         ("alpaca", "1 and 2", ALPACA_INPUT),
         ("plain", "", "Add them.\n"), ("plain", "1 and 2", "Add them.\n1 and 2\n"),
     ],
