@@ -9,6 +9,7 @@ from cli.options import (
     COMPILE,
     DATA,
     DECODE_MEMORY,
+    OR_RESUME,
     SETTINGS,
     TESTS,
     add,
@@ -18,6 +19,7 @@ from cli.options import (
     given,
     measuring_settings,
     parse_numbers,
+    resume_or_start,
     refuse_others,
 )
 from files.errors import UserError
@@ -50,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume FOLDER": "continue the interrupted evaluation here, with its own settings",
         "--teacher": (bool, "measure the rationales of the six math sets instead of a model"),
     }
-    add(parser, "output", output)
+    add(parser, "output", output | OR_RESUME)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -76,6 +78,14 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.base import for_processes
     from experiments.folders import remove_if_empty
 
+    if options.or_resume:
+        options = processes.from_writer(
+            lambda: resume_or_start(
+                options, "evaluate", evaluation.STARTED, lambda: new(options).settings
+            )
+        )
+        if options is None:
+            return 0
     if options.resume:
         folder, job = Path(options.resume), resumed(options)
     else:

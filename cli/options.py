@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,13 @@ SETTINGS = {
     "--recipe NAME": "a recipe of train/recipes, such as paper, or a TOML file",
     "--config FILE": "a TOML file of settings, such as the run.toml of a run",
     "--set KEY=VALUE": (list, "change one setting; may be repeated"),
+}
+OR_RESUME = {
+    "--or-resume": (
+        bool,
+        "start the run in --out, go on with it where it was interrupted, and do nothing where it "
+        "is complete; waits while another process runs in it",
+    )
 }
 DECODE_MEMORY = {
     "--decode-memory HOW": "packed: a second copy of the weights, faster on a CPU and for int8 and "
@@ -206,6 +214,28 @@ def parse_columns(text: str | None) -> dict[str, str]:
             raise UserError(f"--columns {text!r} names the field {field} twice: give it one column")
         columns[field] = column
     return columns
+
+
+def resume_or_start(
+    options: argparse.Namespace, command: str, start_file: str, settings: Callable[[], "Settings"]
+) -> argparse.Namespace | None:
+    """The options that --or-resume comes to: those given, or of --resume; None: it is complete.
+
+    Raises UserError without --out, and where the run in it has other settings.
+    """
+    from cli.main import parse
+    from experiments.folders import state_of
+    from experiments.grid_jobs import check_same
+
+    if not options.out or options.resume:
+        raise UserError("--or-resume goes with --out FOLDER, and without --resume")
+    folder = Path(options.out)
+    state = state_of(folder, start_file)
+    check_same(folder, settings(), adapter=command == "train")
+    if state == "complete":
+        print(f"{folder} is complete")
+        return None
+    return parse([command, "--resume", options.out])[1] if state == "interrupted" else options
 
 
 def print_files(folder: Path, files: list[Path]) -> None:

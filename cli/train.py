@@ -10,6 +10,7 @@ from cli.options import (
     COMPILE,
     DATA,
     MODEL,
+    OR_RESUME,
     SETTINGS,
     TESTS,
     TRAINED,
@@ -17,6 +18,7 @@ from cli.options import (
     command_line,
     data_settings,
     given,
+    resume_or_start,
     training_settings,
 )
 from experiments.folders import fresh_folder, remove_if_empty
@@ -65,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume RUN": "continue the interrupted run here, with its own settings; --device and "
         "--set of what changes memory only (train.micro_batch_size ...) may be given",
     }
-    add(parser, "output", output)
+    add(parser, "output", output | OR_RESUME)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -127,6 +129,12 @@ def train(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.run import can_resume
     from experiments.run import run as train_and_measure
 
+    if options.or_resume:
+        options = processes.from_writer(
+            lambda: resume_or_start(options, "train", "run.toml", lambda: settings_of(options))
+        )
+        if options is None:
+            return 0
     settings, folder = resumed(options, processes) if options.resume else new(options, processes)
     resume = bool(options.resume) and can_resume(folder)
     if options.resume and not resume:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from experiments.axes import Values
+from files.reading import read_json
 from files.writing import lock, make_folder, write_text
 from train.settings import Settings, to_toml
 
@@ -47,11 +48,10 @@ class Job:
         return (self.folder / "result.json").is_file()
 
     def command(self) -> list[str]:
-        """What runs the job, or goes on with it where it was interrupted."""
+        """What starts the job, goes on with it, or does nothing where it is complete."""
         start = [sys.executable, str(ROOT / "run.py"), *([] if self.adapter else ["evaluate"])]
-        if (self.folder / ("run.toml" if self.adapter else "evaluation.json")).is_file():
-            return [*start, "--resume", str(self.folder)]
-        return [*start, "--config", str(self.config), "--out", str(self.folder)]
+        paths = [str(path.absolute()) for path in (self.config, self.folder)]
+        return [*start, "--config", paths[0], "--out", paths[1], "--or-resume"]
 
 
 def write_jobs(jobs: Sequence[Job]) -> None:
@@ -61,80 +61,69 @@ def write_jobs(jobs: Sequence[Job]) -> None:
         write_text(job.config, to_toml(job.settings))
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None] = print) -> list[Job]:
-    """Run the jobs that are not complete, `at_once` at a time; returns those that failed.
+def run_here(job: Job, log: Path) -> int:
+    """Run a job's command, its output at the end of `log`; returns its status."""
+    with open(log, "a", encoding="utf-8") as file:
+        return subprocess.run(
+            job.command(), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        ).returncode
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How the runs of a grid are started (experiments/launch.py)."""
+
+    start: Callable[[Job, Path], int] = run_here  # runs a job, waits for it, returns its status
+    at_once: int = 1
+    tries: int = 1  # of a job that does not end complete; each goes on where the last one ended
+
+
+HERE = Launcher()
+
+
+def run_jobs(
+    jobs: Sequence[Job], launcher: Launcher = HERE, say: Callable[[str], None] = print
+) -> list[Job]:
+    """Run the jobs that are not complete; returns those that failed.
 
     A job's settings must be written (`write_jobs`). Its output goes to FOLDER.log, and one line on
-    each is passed to `say`. What interrupts this (SystemExit of a SIGTERM, KeyboardInterrupt) stops
-    the runs after their step, and a second time at once.
+    each is passed to `say` as soon as it has ended.
     """
-    runs, pool = Runs(), ThreadPoolExecutor(at_once)
-    try:
-        complete = list(pool.map(lambda job: job.done or run_job(job, runs, say), jobs))
-        return [job for job, done in zip(jobs, complete, strict=True) if not done]
-    except BaseException:
-        runs.stop()
-        say("stopping the runs after their step; the same command goes on from there")
-        raise
-    finally:
-        try:
-            pool.shutdown(cancel_futures=True)
-        except BaseException:
-            runs.stop()
-            raise
+    waiting = [job for job in jobs if not job.done]
+    count = itertools.count(len(jobs) - len(waiting) + 1)
+
+    def told(line: str) -> None:
+        say(f"[{next(count)} of {len(jobs)}] {line}")
+
+    with ThreadPoolExecutor(launcher.at_once) as pool:
+        results = pool.map(lambda job: run_job(job, launcher, told), waiting)
+        return [job for job, complete in zip(waiting, results, strict=True) if not complete]
 
 
-class Runs:
-    """The processes of the jobs, which are out of the terminal's reach: `stop` stops them."""
-
-    def __init__(self):
-        self.processes: set[subprocess.Popen] = set()
-        self.stopped, self.lock = False, threading.Lock()
-
-    def stop(self) -> None:
-        with self.lock:
-            self.stopped = True
-            for process in self.processes:
-                process.terminate()
-
-    def finish(self, command: list[str], output: TextIO) -> int | None:
-        """The status of a command; None where the runs were stopped before it began."""
-        with self.lock:
-            if self.stopped:
-                return None
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
-            self.processes.add(process)
-        status = process.wait()
-        with self.lock:
-            self.processes.discard(process)
-        return status
-
-
-def run_job(job: Job, runs: Runs, say: Callable[[str], None]) -> bool:
-    """Run one job; whether it is complete afterwards.
-
-    The process holds a lock on its log, also where the one that started it was killed: the same
-    command waits for it.
-    """
+def run_job(job: Job, launcher: Launcher, say: Callable[[str], None]) -> bool:
+    """Run one job; whether it is complete afterwards."""
     began = time.time()
     log = job.folder.with_name(f"{job.folder.name}.log")
-    with open(log, "a", encoding="utf-8") as file:
-        if not lock(file.fileno()):
-            say(f"{job.folder} is being run by another process: waiting for it")
-            while not runs.stopped and not lock(file.fileno()):
-                time.sleep(0.2)
-        status = 0 if job.done else runs.finish(job.command(), file)
-    if status is None or runs.stopped:
-        return False
+    for _ in range(launcher.tries):
+        status = launcher.start(job, log)
+        if job.done:
+            break
     # Status 1 of a complete run: its result says what went wrong.
     if complete := job.done and status in (0, 1):
-        outcome = f"{time.time() - began:.0f} seconds"
+        outcome = f"{time.time() - began:.0f} seconds{accuracy_text(job)}"
     else:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.strip()), "")
         outcome = f"failed with status {status}, see {log}: {last[:300]}"
     say(f"{job.folder.name}: {outcome}")
     return complete
+
+
+def accuracy_text(job: Job) -> str:
+    """ ", 97.5% on 4 test sets"; "" where nothing was measured."""
+    facts = read_json(job.folder / "result.json")
+    scores = facts.get("after" if job.adapter else "scores")
+    if not scores:
+        return ""
+    mean = fmean(score["accuracy"] for score in scores.values())
+    return f", {100 * mean:.1f}% on {len(scores)} test set{'s' * (len(scores) > 1)}"
