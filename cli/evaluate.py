@@ -19,8 +19,8 @@ from cli.options import (
     given,
     measuring_settings,
     parse_numbers,
-    resume_or_start,
     refuse_others,
+    resume_or_start,
 )
 from files.errors import UserError
 

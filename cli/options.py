@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
+    from contextlib import AbstractContextManager
+
+    from experiments.jobs import Job, Launcher
     from train.settings import Settings
 
 INSTALLED = Path(sys.argv[0]).stem == "llm-adapters"
@@ -66,6 +69,14 @@ OR_RESUME = {
         "start the run in --out, go on with it where it was interrupted, and do nothing where it "
         "is complete; waits while another process runs in it",
     )
+}
+LAUNCH = {
+    "--jobs N": (int, "runs at the same time (1; with --launch and --engine all)"),
+    "--list": (bool, "print a shell line for each run, which starts it or goes on with it"),
+    "--launch COMMAND": "start each run through this shell command, {} stands for its line: "
+    "'srun -n1 {}'",
+    "--engine NAME": "ray: the runs as tasks of a Ray cluster (pip install ray)",
+    "--address HOST": "of the Ray cluster: auto, or HOST:PORT (one is started here)",
 }
 DECODE_MEMORY = {
     "--decode-memory HOW": "packed: a second copy of the weights, faster on a CPU and for int8 and "
@@ -236,6 +247,28 @@ def resume_or_start(
         print(f"{folder} is complete")
         return None
     return parse([command, "--resume", options.out])[1] if state == "interrupted" else options
+
+
+def print_lines(options: argparse.Namespace, jobs: "Callable[[], list[Job]]") -> None:
+    """--list: the shell lines of jobs, whose settings are written. Raises UserError."""
+    from experiments.jobs import write_jobs
+    from experiments.launch import job_lines
+
+    if others := [
+        name for name in ("jobs", "launch", "engine", "address") if getattr(options, name)
+    ]:
+        raise UserError(f"--list runs nothing: give no --{others[0]} with it")
+    found = jobs()
+    write_jobs(found)
+    print("\n".join(job_lines(found)))
+
+
+def launcher_of(options: argparse.Namespace) -> "AbstractContextManager[Launcher]":
+    """What the options of LAUNCH start runs with. Raises UserError."""
+    from experiments.launch import launcher
+
+    names = (options.launch, options.engine, options.address)
+    return launcher(options.jobs, *(name or "" for name in names))
 
 
 def print_files(folder: Path, files: list[Path]) -> None:

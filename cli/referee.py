@@ -3,7 +3,16 @@
 import argparse
 from pathlib import Path
 
-from cli.options import SETTINGS, add, parse_numbers, pick, split_names
+from cli.options import (
+    LAUNCH,
+    SETTINGS,
+    add,
+    launcher_of,
+    parse_numbers,
+    pick,
+    print_lines,
+    split_names,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -15,15 +24,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--adapters NAME,NAME": "the methods: presets",
         "--seeds N,N": "0,1,2: every method and rate once with each",
         "--data-dir FOLDER": "folder that holds the paper's dataset/ (default: fetch the data)",
-        "--jobs N": (int, "runs at the same time (1)", 1),
         "--out FOLDER": "of the runs and the report (runs/referee); complete runs there are kept",
     }
     add(parser, "", table | pick(SETTINGS, "--set"), set="a setting of every run; may be repeated")
+    add(parser, "runs", LAUNCH)
 
 
 def run(options: argparse.Namespace) -> int:
     from experiments.grid import grid_file, make_grid
-    from experiments.referee import run_referee
+    from experiments.referee import next_jobs, run_referee
 
     grid = make_grid(
         grid_file(options.grid),
@@ -33,5 +42,10 @@ def run(options: argparse.Namespace) -> int:
         sets=options.set,
         pocket=options.pocket,
     )
-    run_referee(grid, Path(options.out or "runs/referee"), options.jobs)
+    out = Path(options.out or "runs/referee")
+    if options.list:
+        print_lines(options, lambda: next_jobs(grid, out))
+        return 0
+    with launcher_of(options) as launcher:
+        run_referee(grid, out, launcher)
     return 0

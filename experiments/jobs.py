@@ -1,5 +1,6 @@
 """The runs of a grid as processes of their own, several at a time; complete ones are skipped."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TextIO
 
 from experiments.axes import Values
@@ -61,20 +63,24 @@ def write_jobs(jobs: Sequence[Job]) -> None:
         write_text(job.config, to_toml(job.settings))
 
 
-def run_here(job: Job, log: Path) -> int:
-    """Run a job's command, its output at the end of `log`; returns its status."""
-    with open(log, "a", encoding="utf-8") as file:
-        return subprocess.run(
-            job.command(), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        ).returncode
+Started = tuple[Callable[[], int], Callable[[], None]]  # waits for its status; stops it
+
+
+def start_process(command: list[str], log: TextIO) -> Started:
+    """Start a command, its output at the end of `log`."""
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    return process.wait, process.terminate
 
 
 @dataclass(frozen=True)
 class Launcher:
     """How the runs of a grid are started (experiments/launch.py)."""
 
-    start: Callable[[Job, Path], int] = run_here  # runs a job, waits for it, returns its status
-    at_once: int = 1
+    start: Callable[[Job, TextIO], Started] = lambda job, log: start_process(job.command(), log)
+    at_once: int | None = 1  # runs at the same time; None: all
     tries: int = 1  # of a job that does not end complete; each goes on where the last one ended
 
 
@@ -87,27 +93,73 @@ def run_jobs(
     """Run the jobs that are not complete; returns those that failed.
 
     A job's settings must be written (`write_jobs`). Its output goes to FOLDER.log, and one line on
-    each is passed to `say` as soon as it has ended.
+    each is passed to `say` as soon as it has ended. What interrupts this (SystemExit of a SIGTERM,
+    KeyboardInterrupt) stops the runs after their step, and a second time at once.
     """
     waiting = [job for job in jobs if not job.done]
-    count = itertools.count(len(jobs) - len(waiting) + 1)
+    ended = itertools.count(len(jobs) - len(waiting) + 1)
 
-    def told(line: str) -> None:
-        say(f"[{next(count)} of {len(jobs)}] {line}")
+    def told(name: str, outcome: str) -> None:
+        say(f"[{next(ended)} of {len(jobs)}] {name}: {outcome}")
 
-    with ThreadPoolExecutor(launcher.at_once) as pool:
-        results = pool.map(lambda job: run_job(job, launcher, told), waiting)
-        return [job for job, complete in zip(waiting, results, strict=True) if not complete]
+    runs, pool = Runs(), ThreadPoolExecutor(launcher.at_once or max(1, len(waiting)))
+    try:
+        complete = list(pool.map(lambda job: run_job(job, launcher, runs, told), waiting))
+        return [job for job, done in zip(waiting, complete, strict=True) if not done]
+    except BaseException:
+        runs.stop()
+        say("stopping the runs after their step; the same command goes on from there")
+        raise
+    finally:
+        try:
+            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            runs.stop()
+            raise
 
 
-def run_job(job: Job, launcher: Launcher, say: Callable[[str], None]) -> bool:
-    """Run one job; whether it is complete afterwards."""
-    began = time.time()
+class Runs:
+    """The runs under way, which are out of the terminal's reach: `stop` stops them."""
+
+    def __init__(self):
+        self.stops: set[Callable[[], None]] = set()
+        self.stopped, self.lock = False, threading.Lock()
+
+    def stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            for stop in self.stops:
+                stop()
+
+    def finish(self, start: Callable[[], Started]) -> int | None:
+        """The status of what is started; None where the runs were stopped before it began."""
+        with self.lock:
+            if self.stopped:
+                return None
+            wait, stop = start()
+            self.stops.add(stop)
+        status = wait()
+        with self.lock:
+            self.stops.discard(stop)
+        return status
+
+
+def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str], None]) -> bool:
+    """Run one job; whether it is complete afterwards.
+
+    The process holds a lock on its log, also where the one that started it was killed: the same
+    command waits for it.
+    """
+    began, status = time.time(), 0
     log = job.folder.with_name(f"{job.folder.name}.log")
-    for _ in range(launcher.tries):
-        status = launcher.start(job, log)
-        if job.done:
-            break
+    with open(log, "a", encoding="utf-8") as file:
+        while not runs.stopped and not lock(file.fileno()):
+            time.sleep(0.2)
+        for _ in range(launcher.tries):
+            if not job.done and not runs.stopped:
+                status = runs.finish(lambda: launcher.start(job, file))
+    if status is None or runs.stopped:
+        return False
     # Status 1 of a complete run: its result says what went wrong.
     if complete := job.done and status in (0, 1):
         outcome = f"{time.time() - began:.0f} seconds{accuracy_text(job)}"
@@ -115,14 +167,13 @@ def run_job(job: Job, launcher: Launcher, say: Callable[[str], None]) -> bool:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.strip()), "")
         outcome = f"failed with status {status}, see {log}: {last[:300]}"
-    say(f"{job.folder.name}: {outcome}")
+    told(job.folder.name, outcome)
     return complete
 
 
 def accuracy_text(job: Job) -> str:
     """ ", 97.5% on 4 test sets"; "" where nothing was measured."""
-    facts = read_json(job.folder / "result.json")
-    scores = facts.get("after" if job.adapter else "scores")
+    scores = read_json(job.folder / "result.json").get("after" if job.adapter else "scores")
     if not scores:
         return ""
     mean = fmean(score["accuracy"] for score in scores.values())

@@ -1,17 +1,17 @@
 """Launchers: the runs of a grid on other machines, through a command of a cluster or through Ray.
 
-Every run is one shell line (`Job.command`) that starts it, goes on with it, or does nothing where it
-is complete, so that it can be given to any engine any number of times. The machines share the
-folder of the results.
+Every run is one shell line (`Job.command`) that starts it, goes on with it, or does nothing where
+it is complete: any engine may be given it any number of times. The machines share the folder of the
+results.
 """
 
+import os
 import shlex
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TextIO
 
-from experiments.jobs import Job, Launcher
+from experiments.jobs import Job, Launcher, Started, start_process
 from files.errors import UserError, unknown
 
 ENGINES = ("ray",)
@@ -25,9 +25,9 @@ def job_lines(jobs: Sequence[Job]) -> list[str]:
 
 @contextmanager
 def launcher(
-    count: int, at_once: int | None = None, launch: str = "", engine: str = "", address: str = ""
+    at_once: int | None = None, launch: str = "", engine: str = "", address: str = ""
 ) -> Iterator[Launcher]:
-    """What starts `count` runs.
+    """What starts the runs of a grid.
 
     at_once: runs at the same time; None: one here, all through a command or an engine. launch: a
     shell command with {} for a run's line, such as "srun -n1 {}". engine: "ray". address: of a Ray
@@ -41,7 +41,6 @@ def launcher(
         raise unknown("engine", engine, ENGINES)
     if address and not engine:
         raise UserError("--address is that of a Ray cluster: give --engine ray with it")
-    at_once = at_once or (max(1, count) if launch or engine else 1)
     if engine:
         with ray_start(address) as start:
             yield Launcher(start, at_once, TRIES)
@@ -50,18 +49,15 @@ def launcher(
             raise UserError(f"--launch {launch!r} needs {{}} where a run's line is to stand")
         yield Launcher(through(launch), at_once, TRIES)
     else:
-        yield Launcher(at_once=at_once)
+        yield Launcher(at_once=at_once or 1)
 
 
 def through(template: str):
-    """A start that puts the job's line into a shell command and waits for it."""
+    """A start that puts the job's line into a shell command."""
 
-    def start(job: Job, log: Path) -> int:
+    def start(job: Job, log: TextIO) -> Started:
         line = template.replace("{}", shlex.join(job.command()))
-        with open(log, "a", encoding="utf-8") as file:
-            return subprocess.run(
-                line, shell=True, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-            ).returncode
+        return start_process(["sh", "-c", line], log)
 
     return start
 
@@ -87,22 +83,33 @@ def ray_start(address: str):
         import subprocess  # this function is sent to other machines
 
         with open(log, "a", encoding="utf-8") as file:
-            return subprocess.run(
+            process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-            ).returncode
+            )
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # the task was cancelled: the run ends with its step
+                process.terminate()
+                process.wait()
+                raise
 
-    def start(job: Job, log: Path) -> int:
-        s = job.settings
-        gpus = s.device.count("cuda") or int(has_gpus and s.device == "auto")
+    def start(job: Job, log: TextIO) -> Started:
+        device, threads = job.settings.device, job.settings.threads
+        gpus = device.count("cuda") or int(has_gpus and device == "auto")
         task = ray.remote(run_there).options(
-            num_cpus=max(1, s.threads), num_gpus=gpus, max_retries=TRIES, name=job.folder.name
+            num_cpus=max(1, threads), num_gpus=gpus, max_retries=TRIES, name=job.folder.name
         )
-        try:
-            return ray.get(task.remote(job.command(), str(log.absolute())))
-        except ray.exceptions.RayError as error:
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(f"Ray: {str(error).strip().splitlines()[0]}\n")
-            return 1
+        result = task.remote(job.command(), os.path.abspath(log.name))
+
+        def wait() -> int:
+            try:
+                return ray.get(result)
+            except ray.exceptions.RayError as error:
+                log.write(f"Ray: {str(error).strip().splitlines()[0]}\n")
+                log.flush()
+                return 1
+
+        return wait, lambda: ray.cancel(result)
 
     try:
         yield start

@@ -14,7 +14,7 @@ from experiments.axes import short, value_text
 from experiments.folders import write_json
 from experiments.grid import Grid, parts_of
 from experiments.grid_jobs import check_same, jobs_of, settings_of
-from experiments.jobs import Job, run_jobs, write_jobs
+from experiments.jobs import HERE, Job, Launcher, run_jobs, write_jobs
 from experiments.referee_report import summary_lines, write_report
 from experiments.trials import Trials, Verdict
 from files.errors import UserError
@@ -23,7 +23,7 @@ RATE, WEIGHT = "train.learning_rate", "train.prompt_weight"
 
 
 def run_referee(
-    grid: Grid, folder: Path, at_once: int = 1, say: Callable[[str], None] = print
+    grid: Grid, folder: Path, launcher: Launcher = HERE, say: Callable[[str], None] = print
 ) -> Verdict:
     """Run what is missing and write referee.md, .html and .json to `folder`.
 
@@ -34,7 +34,7 @@ def run_referee(
         jobs = stage(grid, folder)
         write_jobs(jobs)
         say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
-        if failed := run_jobs(jobs, at_once, say):
+        if failed := run_jobs(jobs, launcher, say):
             names = ", ".join(job.folder.name for job in failed)
             raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {names}; the same command "
                             "tries them again")  # fmt: skip
@@ -45,6 +45,12 @@ def run_referee(
     say("\n".join(["", *summary_lines(verdict)]))
     say(f"report: {', '.join(str(folder / f'referee.{kind}') for kind in ('md', 'html', 'json'))}")
     return verdict
+
+
+def next_jobs(grid: Grid, folder: Path) -> list[Job]:
+    """The runs of the first stage that is not complete; of the second where both are."""
+    jobs = first_jobs(grid, folder)
+    return second_jobs(grid, folder) if all(job.done for job in jobs) else jobs
 
 
 def judge(trials: Trials, untuned: float) -> Verdict:

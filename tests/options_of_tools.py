@@ -249,8 +249,8 @@ def what_the_harness_is_asked(here):
 def grids(here):
     running = []
 
-    def run_jobs(jobs, at_once, *more):
-        running.append(at_once)
+    def run_jobs(jobs, launcher, *more):
+        running.append(launcher.at_once)
         return jobs
 
     here.monkeypatch.setattr("experiments.grid_jobs.run_jobs", run_jobs)
@@ -286,7 +286,8 @@ def grids(here):
 def methods_with_equal_budgets(here):
     running = []
     here.monkeypatch.setattr(
-        "experiments.referee.run_jobs", lambda jobs, at_once, *more: running.append(at_once) or jobs
+        "experiments.referee.run_jobs",
+        lambda jobs, launcher, *more: running.append(launcher.at_once) or jobs,
     )
 
     def jobs(*words, out):
