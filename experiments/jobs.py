@@ -160,8 +160,8 @@ def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str],
                 status = runs.finish(lambda: launcher.start(job, file))
     if status is None or runs.stopped:
         return False
-    # Status 1 of a complete run: its result says what went wrong.
-    if complete := job.done and status in (0, 1):
+    # A complete run may end with status 1, of which its result says why, or be killed as it exits.
+    if complete := job.done:
         outcome = f"{time.time() - began:.0f} seconds{accuracy_text(job)}"
     else:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
