@@ -197,6 +197,7 @@ class Labels(NamedTuple):
     targets: Tensor  # int64 [L], the ids to predict
     weights: Tensor  # float32 [L]
     packing: Packing | None  # None: all tokens have a label, or packing is off
+    prompts: Tensor | None = None  # int64 [B], tokens of each row before its first label
 
 
 class Batch(NamedTuple):
@@ -246,5 +247,6 @@ def batch_of(
         return tensor.pin_memory().to(device, non_blocking=True)
 
     packed = Packing.of(lengths, places, virtual).map(there) if packs else None
-    labels = Labels(there(places), there(targets), there(label_weights), packed)
+    prompts = weights[:, 1:].ne(0).int().argmax(dim=1) + 1
+    labels = Labels(there(places), there(targets), there(label_weights), packed, there(prompts))
     return Batch(there(ids), there(weights), there(lengths), labels)

@@ -151,7 +151,11 @@ class Engine:
     def longest_known(self, row: Row) -> Beginning | None:
         """What slots still hold of the beginning of a row."""
         entry, ids = row.request.entry, row.request.ids
-        shared = [shared_start(ids, known) if e == entry else 0 for e, known in self.known]
+        ends = self.model.prompt_ends
+        shared = [
+            max(0, min(shared_start(ids, known), len(known) - ends)) if e == entry else 0
+            for e, known in self.known
+        ]
         slot = max(range(len(shared)), key=shared.__getitem__)
         return Beginning(ids[: shared[slot]], self.cache, slot) if shared[slot] else None
 

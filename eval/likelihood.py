@@ -111,8 +111,8 @@ class Pass:
             for context, group in zip(self.contexts, self.groups, strict=True)
         ]
         entries = [group[0] if self.mixtures else None for group in self.groups]
-        most = min(map(len, self.contexts)) - 1
-        found = read(self.model, rows, self.mixtures, entries, beginning, most)
+        prompts = list(map(len, self.contexts))
+        found = read(self.model, rows, self.mixtures, entries, beginning, prompts)
         longer = []  # (pair, group) of what is still to be read
         for g, (group, context) in enumerate(zip(self.groups, self.contexts, strict=True)):
             last = len(context) - 1 - found.first
