@@ -16,7 +16,7 @@ from model import load_model
 from train.loss import summed_loss
 
 LEFT = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
-FIRST, LAST = 2, 1
+FIRST, LAST = 2, 3
 
 
 def by_formula(folder, model, ids, mask, prompts) -> torch.Tensor:
@@ -45,7 +45,7 @@ def by_formula(folder, model, ids, mask, prompts) -> torch.Tensor:
 @pytest.mark.parametrize("form", ["loreft", "direft"])
 def test_it_is_the_papers_formula(any_folder, form):
     model = load_model(str(any_folder))
-    attach_small(model, "loreft", form=form)
+    attach_small(model, "loreft", form=form, last=LAST)
     randomise(model)
     for mask, prompts in ((LEFT, [3, 4]), (LEFT, [5, 7]), (LEFT.flip(1), [1, 5])):
         expected = by_formula(any_folder, model, IDS, mask, prompts)
@@ -58,7 +58,7 @@ def test_it_is_the_papers_formula(any_folder, form):
 def test_training_rows_packed_or_not_know_their_prompts(folder):
     """The prompt ends before the first token with a loss; the last block packs few tokens."""
     model = load_model(str(folder))
-    attach_small(model, "loreft")
+    attach_small(model, "loreft", last=LAST)
     randomise(model)
     rows = [Example(IDS[0].tolist(), [0.0] * 3 + [1.0] * 4), Example([5, 9, 4], [0.0, 0.0, 1.0])]
     mask = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
@@ -75,6 +75,22 @@ def test_training_rows_packed_or_not_know_their_prompts(folder):
     torch.testing.assert_close(summed_loss(model, *batch[:2]), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_virtual_tokens_are_none_of_the_prompt(tiny):
+    attach_small(tiny, "loreft")
+    for name in ("prompt", "prefix"):
+        attach_small(tiny, name, as_name=name)  # 4 tokens each
+    places = tiny.tokens(IDS, LEFT, None, None, prompts=torch.tensor([3, 7])).in_prompts
+    assert places.shape == (2, 4 + 7, 2)
+    assert (places[:, :4, 0] < 0).all()
+    assert places[0, 6:].tolist() == [[0, 2], [1, 1], [2, 0], [3, -1], [4, -2]]
+    assert places[1, 4:].tolist() == [[n, 6 - n] for n in range(7)]
+    cache = tiny.new_cache(2, 7)
+    tiny(IDS[:, :4], LEFT[:, :4], cache=cache, prompts=torch.tensor([3, 7]))
+    rest = tiny.tokens(IDS[:, 4:], LEFT, None, cache, prompts=torch.tensor([3, 7])).in_prompts
+    assert torch.equal(rest, places[:, 8:])
+    assert tiny.tokens(IDS[:, 4:], LEFT, None, cache).in_prompts is None
+
+
 def greedy(folder, model, prompt: list[int], new: int) -> list[int]:
     text = list(prompt)
     for _ in range(new):
@@ -88,14 +104,14 @@ def test_answers_do_not_depend_on_what_is_shared(tmp_path):
     """Beginnings that are read once, slots that are used again, rows of other adapters beside."""
     folder = write_checkpoint(tmp_path, max_position_embeddings=128)
     model = load_model(str(folder))
-    attach_small(model, "loreft")
+    attach_small(model, "loreft", last=LAST)
     randomise(model, 0.5)
     generator = torch.Generator().manual_seed(4)
     common = torch.randint(3, 61, (40,), generator=generator).tolist()
     prompts = [common, [*common, 7], [*common, 9, 8, 5], [*common, 7, 11], [*common[:39], 4]]
     expected = [greedy(folder, model, prompt, 3) for prompt in prompts]
     kept = read(model, prompts, [], [None] * len(prompts)).beginning
-    assert len(kept.ids) == 39  # one less than they have in common: it is the last of a prompt
+    assert len(kept.ids) == 37  # of 39 in common; the last three of a prompt of 40 are its own
     for slots in (5, 2, 1):
         answers: list[list[int]] = [[] for _ in prompts]
         for event in Engine(model, slots, 64).run([Request(p, 3) for p in prompts]):
