@@ -1,5 +1,8 @@
 """LoReFT against its formula, in plain loops, however rows are padded, packed and cached."""
 
+import functools
+import operator
+
 import pytest
 import torch
 from conftest import write_checkpoint
@@ -117,6 +120,9 @@ def test_answers_do_not_depend_on_what_is_shared(tmp_path):
         for event in Engine(model, slots, 64).run([Request(p, 3) for p in prompts]):
             answers[event.number] += event.tokens
         assert answers == expected
+    engine = Engine(model, 1, 64)
+    for prompt, answer in list(zip(prompts, expected, strict=True))[:3]:  # ever longer ones
+        assert functools.reduce(operator.iadd, (event.tokens for event in engine.run([Request(prompt, 3)])), []) == answer
     pairs = [(prompt, answer) for prompt, answer in zip(prompts, expected, strict=True)]
     for (total, greedily), (prompt, answer) in zip(
         log_likelihoods(model, [*pairs, (common, [5, 6])])[:-1], pairs, strict=True
