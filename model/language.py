@@ -225,14 +225,9 @@ class LanguageModel(nn.Module):
         return self.head(hidden).float()
 
     def hidden(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
-        prompts: Tensor | None = None,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, packing: Packing | None = None, prompts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Last hidden states [B, T, E], from which `logits` makes logits; arguments: `forward`."""
         return self(ids, mask, positions, cache, False, packing, prompts)
 
