@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from files.errors import UserError
 from model.cache import Cache
+from model.kernels import attention
 from model.language import LanguageModel
 from model.packing import Packing
-from model.parts import Shape, Step, attention, check_sizes
+from model.parts import Shape, Step, check_sizes
 from model.sites import BlockOutput, Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 

@@ -12,17 +12,11 @@ from torch import Tensor, nn
 
 from files.errors import UserError
 from model.cache import Cache
+from model.kernels import attention
 from model.language import LanguageModel
 from model.packing import Packing
-from model.parts import (
-    ACTIVATIONS,
-    Shape,
-    Step,
-    attention,
-    check_sizes,
-    rotary_angles,
-    rotate_pairs,
-)  # fmt: skip
+from model.parts import ACTIVATIONS, Shape, Step, check_sizes
+from model.rope import rotary_angles, rotate_pairs
 from model.sites import BlockOutput, Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 

@@ -3,7 +3,6 @@
 A family's own Model has the computation: `forward`, and what it calls (`embed`, `step`, `final`).
 """
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from model.cache import Cache, Slots
 from model.packing import Packing
 from model.parts import Shape, Stage, Step, moved
+from model.placed import Placed
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
 
@@ -24,7 +24,7 @@ def call_block(block: nn.Module, x: Tensor, step: Step) -> Tensor:
     return block(x, step)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Placed):
     """A decoder-only language model, what all families have in common.
 
     B batch, T tokens of a pass, V vocabulary, C hidden size; E size of the embedding (C but in
@@ -80,11 +80,6 @@ class LanguageModel(nn.Module):
     def input_embedding(self) -> Embedding:
         return self.get_submodule(self.outer_sites["embed"])
 
-    @property
-    def device(self) -> torch.device:
-        """Where the embedding is, so where ids belong."""
-        return self.input_embedding.weight.device
-
     def tie(self) -> None:
         """Let the output head use the embedding's weight."""
         self.lm_head.weight = self.input_embedding.weight
@@ -92,23 +87,6 @@ class LanguageModel(nn.Module):
     @property
     def tied(self) -> bool:
         return self.lm_head.weight is self.input_embedding.weight
-
-    def place_of(self, path: str) -> int:
-        """Where a tensor or module belongs: -1 before the blocks, else the number of its block, or
-        the number of blocks for what comes after them."""
-        if path.startswith(f"{self.blocks_at}."):
-            return int(path.removeprefix(f"{self.blocks_at}.").partition(".")[0])
-        head = path.startswith("lm_head") and not self.tied
-        return len(self.blocks) if head or f"{path}.".startswith(self.after_blocks) else -1
-
-    def device_of(self, path: str) -> torch.device:
-        """The device of a tensor or module of this path."""
-        return self.device_at(self.place_of(path)) if self.stages else self.device
-
-    def device_at(self, place: int) -> torch.device:
-        """The device of a place as `place_of` counts them, where there are several devices."""
-        after = (stage.device for stage in self.stages if place < stage.end)
-        return next(after, self.stages[-1].device)
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens."""
@@ -247,20 +225,3 @@ class LanguageModel(nn.Module):
         Raises UserError for a position that the model does not have.
         """
         raise NotImplementedError
-
-    def warn_of_length(self, tokens: Tokens, limit: int) -> None:
-        """Warn, once a model, of a text longer than the `limit` of tokens it was trained for.
-
-        The values of positions are read only where there are more keys than that: a GPU waits.
-        """
-        given = tokens.given is not None and tokens.given.device.type == "cpu"
-        if self.warned_of_length or tokens.ids.is_meta or not (tokens.keys > limit or given):
-            return
-        longest = int(tokens.query_positions().max()) + 1
-        if longest > limit:
-            self.warned_of_length = True
-            warnings.warn(
-                f"a text of {longest} tokens is longer than the {limit} that the model was trained "
-                f"for (max_position_embeddings): expect worse answers, or shorten it",
-                stacklevel=2,
-            )

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from model.cache import Cache
 from model.fast import SwiGLU
+from model.kernels import attention
 from model.language import LanguageModel
 from model.llama_config import PICTURE_QK_NORMS, QK_NORMS, ROWS, Config, window_of
 from model.packing import Packing
-from model.parts import ACTIVATIONS, Step, attention, rotate_halves
-from model.rope import depends_on_length, rope_angles, trained_length
+from model.parts import ACTIVATIONS, Step
+from model.rope import rope_angles, rotate_halves
+from model.rope_scaling import depends_on_length, warn_of_length
 from model.sites import BlockOutput, Embedding, KeysValues, Linear, RMSNorm, Site
 from model.tokens import Tokens
 
@@ -155,7 +157,7 @@ class Model(LanguageModel):
             self.tie()
 
     def step(self, tokens: Tokens, cache: Cache | None) -> Step:
-        self.warn_of_length(tokens, trained_length(self.config))
+        warn_of_length(self, tokens)
         cos, sin = rope_angles(self.config, tokens.query_positions(), self.dtype)
         mask = tokens.causal_mask()
         slides = 0 < self.window < tokens.keys  # in some layers, and beyond some keys

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from files.errors import UserError
 from model.parts import Shape, check_sizes
-from model.rope import check_rope
+from model.rope_scaling import check_rope
 
 QWEN = {
     "vocab_size": 151936,

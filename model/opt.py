@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.cache import Cache
+from model.kernels import attention
 from model.language import LanguageModel
 from model.packing import Packing
-from model.parts import ACTIVATIONS, Shape, Step, attention, check_sizes
+from model.parts import ACTIVATIONS, Shape, Step, check_sizes
 from model.sites import BlockOutput, Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 

@@ -13,9 +13,9 @@ from methods import randomise
 from obeyed import Rows
 
 from adapters import attach, named_parameters
-from adapters.attach import rates
 from adapters.base import Adapter
 from adapters.config import METHODS, Part, resolve
+from adapters.in_use import rates
 from model import load_model
 
 ROWS = Rows()

@@ -6,8 +6,9 @@ from conftest import write_checkpoint
 from methods import randomise
 
 from adapters import attach, parameters, remove
-from adapters.attach import adapters_named, rates
+from adapters.attach import adapters_named
 from adapters.config import METHODS, layer_numbers, presets, resolve
+from adapters.in_use import rates
 from adapters.places import all_sites, named_sites
 from adapters.show import trained
 from model import UserError, load_model
