@@ -178,8 +178,8 @@ def test_the_gradient_of_the_loss_is_made_in_the_forward_pass(any_tiny, monkeypa
 def test_a_step_does_not_import_sympy(tiny, monkeypatch):
     """torch.autograd.grad does for a gradient that it is given, and the first step waits for it."""
     monkeypatch.setitem(sys.modules, "torch.fx.experimental.symbolic_shapes", None)
+    x = torch.ones(2, requires_grad=True)
     with pytest.raises(ModuleNotFoundError):
-        x = torch.ones(2, requires_grad=True)
         torch.autograd.grad(2 * x, x, torch.ones(2))
     attach(tiny, "lora", r=2)
     assert step_results(tiny)["loss"] > 0
