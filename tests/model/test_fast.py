@@ -1,5 +1,7 @@
 """Fast forms beside the plain ones: outputs and gradients are the same, in less memory."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,6 +173,16 @@ def test_the_gradient_of_the_loss_is_made_in_the_forward_pass(any_tiny, monkeypa
         assert (expected is None) == (found[name] is None), name
         if expected is not None:
             torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_does_not_import_sympy(tiny, monkeypatch):
+    """torch.autograd.grad does for a gradient that it is given, and the first step waits for it."""
+    monkeypatch.setitem(sys.modules, "torch.fx.experimental.symbolic_shapes", None)
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(ModuleNotFoundError):
+        torch.autograd.grad(2 * x, x, torch.ones(2))
+    attach(tiny, "lora", r=2)
+    assert step_results(tiny)["loss"] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
