@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.assistant_turns import Conversation
+from data.chat_tokens import encode_chat
 from data.prompts import Template
 from data.stops import turn_end
 from model.packing import Packing, filling
@@ -87,48 +88,6 @@ def encode_turns(
         ids += both
         weights += [0.0] * start + [float(weight)] * (len(both) - start)
     return ids, weights
-
-
-def encode_chat(
-    tokenizer, chat: Conversation, turn_end: int | None = None
-) -> tuple[list[int], list[float]]:
-    """A conversation -> (ids, weight 1 on every token that a span touches, else 0).
-
-    The token `turn_end` directly after a span has the loss too; what follows the last one is cut.
-    An EOS follows where the text ends without a special token, so that there is an end to learn.
-    """
-    ids, places = tokenizer.encode_with_offsets(chat.text)
-    weights = [0.0] * len(ids)
-    number = 0
-    for start, end in chat.spans:
-        while number < len(ids) and places[number][1] <= start:
-            number += 1
-        while number < len(ids) and places[number][0] < end:
-            weights[number] = 1.0
-            number += 1
-        if turn_end is not None and ids[number : number + 1] == [turn_end]:
-            weights[number] = 1.0
-            number += 1
-    if turn_end in ids:
-        last = len(ids) - ids[::-1].index(turn_end)
-        ids, weights = ids[:last], weights[:last]
-    if tokenizer.eos_id is not None and not (ids and tokenizer.is_special(ids[-1])):
-        ids, weights = [*ids, tokenizer.eos_id], [*weights, 1.0]
-    return ids, weights
-
-
-def pack_text(tokenizer, texts: Sequence[str], cutoff: int) -> tuple[list[Example], int]:
-    """Plain texts -> (rows of `cutoff` tokens with loss on all of them, the tokens in all).
-
-    The texts follow each other with an EOS after each; the last row may be shorter.
-    """
-    ids: list[int] = []
-    for text in texts:
-        ids += tokenizer.encode(text)
-        if tokenizer.eos_id is not None:
-            ids.append(tokenizer.eos_id)
-    rows = [ids[start : start + cutoff] for start in range(0, len(ids), cutoff)]
-    return [Example(row, [1.0] * len(row)) for row in rows if len(row) > 1], len(ids)
 
 
 def shared_start(first: list[int], second: list[int]) -> int:

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from adapters.compose import rows_in_use, seated
+from adapters.rows import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
 from eval.compare import Options

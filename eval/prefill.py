@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.compose import Rows, seated
+from adapters.rows import Rows, seated
 from data.batches import shared_start
 from model.cache import Cache
 from model.language import LanguageModel

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.compose import Rows
+from adapters.rows import Rows
 from data.batches import Example, Labels, batch_of, micro_batches
 from files.errors import UserError
 from model.language import LanguageModel
