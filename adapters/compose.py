@@ -29,6 +29,7 @@ class Group(Adapter):
         super().__init__()
         self.parts = nn.ModuleDict(parts)
         self.virtual = sum(part.virtual for part in parts.values())
+        self.ends = max(part.ends for part in parts.values())
         self.starts_at_base = all(part.starts_at_base for part in parts.values())
         self.adds = all(part.adds for part in parts.values())
         self.changes_input = any(part.changes_input for part in parts.values())
@@ -73,6 +74,10 @@ class Composition:
     names: tuple[str, ...]
     members: list[Adapter]
     virtual = 0
+
+    @property
+    def ends(self) -> int:
+        return max(member.ends for member in self.members)
 
     def embed(self, x: Tensor, first: bool) -> Tensor:
         return x

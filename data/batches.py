@@ -157,6 +157,7 @@ class Labels(NamedTuple):
     targets: Tensor  # int64 [L], the ids to predict
     weights: Tensor  # float32 [L]
     packing: Packing | None  # None: all tokens have a label, or packing is off
+    prompts: Tensor | None = None  # int64 [B], tokens of each row before its first label
 
 
 class Batch(NamedTuple):
@@ -213,5 +214,6 @@ def batch_of(
         places = torch.cat((places, extra))
         targets, label_weights = (F.pad(t, (0, len(extra))) for t in (targets, label_weights))
         packed = replace(packed, kept=places).map(there)
-    labels = Labels(there(places), there(targets), there(label_weights), packed)
+    prompts = there(weights[:, 1:].ne(0).int().argmax(dim=1) + 1)
+    labels = Labels(there(places), there(targets), there(label_weights), packed, prompts)
     return Batch(there(ids), there(weights), there(lengths), labels)

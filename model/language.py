@@ -119,7 +119,7 @@ class LanguageModel(Placed):
 
     def tokens(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None,
-        packing: Packing | None = None,
+        packing: Packing | None = None, prompts: Tensor | None = None,
     ) -> Tokens:  # fmt: skip
         """The tokens of a pass (arguments as in `forward`) with the virtual ones of adapters."""
         filled = cache.filled if cache else 0
@@ -129,10 +129,25 @@ class LanguageModel(Placed):
             mask = torch.cat((mask.new_ones(len(ids), virtual), mask), dim=1)
         if filled:
             starts = None if cache.starts is None else cache.starts + prefix
-            return Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
-        if prompt:
-            ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
-        return Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
+            tokens = Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
+        else:
+            if prompt:
+                ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
+            tokens = Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
+        if self.block_adapters() and (prompts is not None or not filled):
+            places = tokens.places(prompts)
+            tokens.in_prompts = packing.pack(places) if packing else places
+        return tokens
+
+    def block_adapters(self) -> list:
+        """The active adapters at the outputs of blocks, which look at places in the prompt."""
+        at = self.sites["block"]
+        return [adapter for block in self.blocks for adapter in block.get_submodule(at).active]
+
+    @property
+    def prompt_ends(self) -> int:
+        """How many of a prompt's last tokens are computed as such: no other row can share them."""
+        return max((adapter.ends for adapter in self.block_adapters()), default=0)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """The input of the first block [B, T, C]; adapters change it and put virtual tokens first.
@@ -188,25 +203,24 @@ class LanguageModel(Placed):
         return self.head(hidden).float()
 
     def hidden(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, packing: Packing | None = None, prompts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Last hidden states [B, T, E], from which `logits` makes logits; arguments: `forward`."""
-        return self(ids, mask, positions, cache, head=False, packing=packing)
+        return self(ids, mask, positions, cache, False, packing, prompts)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
+        prompts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Token ids -> logits float32 [B, T, V], or with head=False last hidden states [B, T, E].
 
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
         mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
         positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
+        prompts: int64 [B], how many of a row's real tokens are its prompt, those in the cache too;
+            None: all of a first pass. Only adapters at a block's output look at it
         packing: blocks compute some of the tokens only; [1, L, ...] of them are returned
         Raises UserError for a position that the model does not have.
         """

@@ -17,7 +17,7 @@ from model import UserError, load_model
 def test_a_site_that_does_not_fit_is_refused_with_the_list_of_those_that_do(any_tiny):
     """Every method at every kind of site: it works, or says where it would."""
     by_kind = {site.kind: name for name, site in named_sites(any_tiny).items()}
-    assert len(by_kind) == 5
+    assert len(by_kind) == 6
     for kind, method in METHODS.items():
         for place, site in by_kind.items():
             table = {
