@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.launch import OR_RESUME, resume_or_start
 from cli.options import (
     COMPILE,
     DATA,
     DECODE_MEMORY,
-    OR_RESUME,
     SETTINGS,
     TESTS,
     add,
@@ -20,7 +20,6 @@ from cli.options import (
     measuring_settings,
     parse_numbers,
     refuse_others,
-    resume_or_start,
 )
 from files.errors import UserError
 
@@ -79,11 +78,8 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.folders import remove_if_empty
 
     if options.or_resume:
-        options = processes.from_writer(
-            lambda: resume_or_start(
-                options, "evaluate", evaluation.STARTED, lambda: new(options).settings
-            )
-        )
+        given_settings = new(options).settings
+        options = resume_or_start(options, processes, evaluation.STARTED, lambda: given_settings)
         if options is None:
             return 0
     if options.resume:

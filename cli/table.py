@@ -3,17 +3,8 @@
 import argparse
 from pathlib import Path
 
-from cli.options import (
-    DATA,
-    LAUNCH,
-    SETTINGS,
-    add,
-    launcher_of,
-    parse_numbers,
-    pick,
-    print_lines,
-    split_names,
-)
+from cli.launch import LAUNCH, launcher_of, print_lines
+from cli.options import DATA, SETTINGS, add, parse_numbers, pick, split_names
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -3,14 +3,15 @@
 import argparse
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.launch import OR_RESUME, resume_or_start
 from cli.options import (
     COMPILE,
     DATA,
     MODEL,
-    OR_RESUME,
     SETTINGS,
     TESTS,
     TRAINED,
@@ -18,7 +19,6 @@ from cli.options import (
     command_line,
     data_settings,
     given,
-    resume_or_start,
     training_settings,
 )
 from experiments.folders import fresh_folder, remove_if_empty
@@ -130,9 +130,8 @@ def train(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.run import run as train_and_measure
 
     if options.or_resume:
-        options = processes.from_writer(
-            lambda: resume_or_start(options, "train", "run.toml", lambda: settings_of(options))
-        )
+        given_settings = partial(settings_of, options)
+        options = resume_or_start(options, processes, "run.toml", given_settings)
         if options is None:
             return 0
     settings, folder = resumed(options, processes) if options.resume else new(options, processes)

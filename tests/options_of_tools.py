@@ -1,6 +1,7 @@
 """The options of plans, pictures, data, tables and measurements, each with what it must give."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from options_given import as_settings, options_of, plan, row, rows_for, settings
 from processes import ROOT
 
 from adapters import load_adapter
+from experiments.jobs import Launcher
 from model import load_model
 from train.checkpoint import State
 
@@ -278,8 +280,29 @@ def grids(here):
     assert {one["model"] for one in found.values()} == {
         "pocket-llama", "pocket-bloom", "pocket-opt", "pocket-gptj",
     }  # fmt: skip
+    launches(here, lambda: [*("table", grid), "--out", here.path / "e"], running)
     told = command("table", "--data-dir", here.path / "no", "--out", here.path / "d", status=1)
     assert str(here.path / "no") in told
+
+
+def launches(here, words, running) -> None:
+    """--list, --launch, --engine and --address; tests/experiments/test_launch.py runs them."""
+    lines = command(*words(), "--list").splitlines()
+    configs = sorted(str(path) for path in (here.path / "e").glob("*.toml"))
+    assert sorted(line.split("--config ")[1].split()[0] for line in lines) == configs
+    given = []
+
+    @contextmanager
+    def launcher(*values):
+        given.append(values)
+        yield Launcher(at_once=9)
+
+    with here.monkeypatch.context() as patch:
+        patch.setattr("experiments.launch.launcher", launcher)
+        command(*words(), "--launch", "srun {}", status=1)
+        command(*words(), "--engine", "ray", "--address", "auto", "--jobs", 4, status=1)
+    assert given == [(None, "srun {}", "", ""), (4, "", "ray", "auto")]
+    assert running[-2:] == [9, 9]
 
 
 @row(*(name for name in options_of("referee") if name != "referee --debug"))
@@ -306,6 +329,8 @@ def methods_with_equal_budgets(here):
         as_settings(one, {"model": "pocket-llama", "train.clip": 0.5})
         assert one["train"]["learning_rate"] in (0.003, 0.01, 0.03, 0.1)
     assert len(found) == 2 * 2 * 4
+    words = "referee referee --pocket --adapters ia3,lora --seeds 4 --out".split()
+    launches(here, lambda: [*words, here.path / "e"], running)
     told = command("referee", "referee", "--data-dir", here.path / "no", status=1)
     assert str(here.path / "no") in told
 

@@ -12,7 +12,7 @@ from repository import ROOMS, ROOT
 # jinja2), parquet, data sets of the hub, the harness, curves, plots and what is compared with.
 PEER = {"transformers", "peft"}
 COPIED = ROOT / "adapters/formats/modeling_adapter.py"  # into folders for transformers
-OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", *PEER}
+OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", "ray", *PEER}
 
 
 # ---------------------------------------------------------------- imports
