@@ -10,17 +10,19 @@ the row: not on its neighbours, the order or the slots, up to the rounding of a 
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from adapters.compose import rows_in_use, seated
+from adapters.rows import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
+from eval.compare import Options
 from eval.prefill import Beginning, read, rows_of_pass
 from eval.requests import Event, Request, Row
 from eval.room import positions_of, room_for, too_long
-from eval.sampling import check, choose
+from eval.sampling import choose
 from files.errors import UserError
 from model.graphs import graphs_for
 from model.language import LanguageModel
@@ -43,6 +45,7 @@ class Engine:
         self.cache = model.new_slots(slots, length)
         self.positions = positions_of(model)
         self.mixtures = rows_in_use(model)
+        self.options = Options(model, slots, vocab_size, self.mixtures)
         self.graphs = graphs_for(model, self.cache, by_row=bool(self.mixtures))
         self.waiting: deque[Row] = deque()
         self.owners: list[Row | None] = [None] * slots
@@ -58,25 +61,16 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Let a request wait for a slot -> its number. Raises UserError for one that cannot be."""
-        tokens, new = len(request.ids), request.max_new_tokens
-        check(1, request.beams, request.sampling, request.sampling and [request.seed])
-        if request.beams > 1 and request.stop:
-            raise UserError(f"beams = {request.beams}: `stop` needs beams=1")
-        if tokens == 0:
-            raise UserError("cannot continue an empty prompt; give at least one token")
-        if request.beams > len(self.owners):
-            raise UserError(
-                f"{request.beams} beams need as many slots; there are {len(self.owners)}"
-            )
-        check_ids([request.ids], self.model.input_embedding.in_features)
+        request.check(len(self.owners), self.length)
+        check_ids((request.ids, *request.options), self.model.input_embedding.in_features)
         for rows in self.mixtures:
             rows.check_entry(request.entry)
-        if new < 1 or tokens + new > self.length:
-            raise UserError(
-                f"max_new_tokens {new} after a prompt of {tokens} tokens: 1 or more is needed, and "
-                f"there is room for {self.length} in all"
-            )
-        room = room_for(self.positions, tokens, new)
+        if not self.mixtures:  # rows without adapters of their own share what they begin with
+            request = replace(request, entry=None)
+        if len(request.options) > 1 and self.model.depends_on_length:
+            raise UserError("rotary angles depend on a row's length: give one option a request")
+        read = request.most - 1 if request.options else 0  # of its options; the last id is not
+        room = room_for(self.positions, len(request.ids) + read, request.most - read)
         if not room:
             raise UserError(too_long(self.model))
         beams = Beams(request.beams, room, request.stop_ids) if request.beams > 1 else None
@@ -97,11 +91,11 @@ class Engine:
 
         The numbers of events are those of the requests.
         """
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
         numbers = {self.submit(requests[i]): i for i in order}
         while not self.is_idle:
             for event in self.step():
-                yield Event(numbers[event.number], event.tokens, event.ended)
+                yield replace(event, number=numbers[event.number])
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -128,8 +122,8 @@ class Engine:
         rows, device = [], self.model.device.type
         while self.waiting:
             row = self.waiting[0]
-            width = row.request.beams
-            longest = max(len(other.request.ids) for other in [*rows, row])
+            width = row.request.width
+            longest = max(len(other.request.prompt) for other in [*rows, row])
             if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
                 break
             row.slots, free = free[:width], free[width:]
@@ -137,20 +131,35 @@ class Engine:
         return rows
 
     def begin(self, rows: list[Row]) -> list[Event]:
-        """Read the prompts of rows -> the events of their first tokens."""
-        prompts, entries = [row.request.ids for row in rows], [row.request.entry for row in rows]
-        found = read(self.model, prompts, self.mixtures, entries, self.longest_known(rows[0]))
-        with seated(self.mixtures, entries):
-            logits = self.model.logits(found.last(prompts))
+        """Read the prompts of rows -> the events of first tokens and of compared options."""
+        asked = [row.request for row in rows]
+        prompts, entries = [one.prompt for one in asked], [one.entry for one in asked]
+        known, lengths = self.longest_known(asked[0]), [len(one.ids) for one in asked]
+        found = read(self.model, prompts, self.mixtures, entries, known, lengths)
+        ends = self.model.prompt_ends
         for i, row in enumerate(rows):
-            for slot in row.slots:
+            if asked[i].options and i > 0:  # one of them is enough for `longest_known`
+                continue
+            for slot in row.slots[:1] if asked[i].options else row.slots:
                 self.cache.copy_row(slot, found.cache, i, found.lengths[i])
-                self.owners[slot], self.known[slot] = row, (row.request.entry, row.request.ids)
-        return self.take(rows, logits, [[i] * len(row.slots) for i, row in enumerate(rows)])
+                shared = prompts[i][: max(0, lengths[i] - ends)]  # with any other prompt
+                self.owners[slot], self.known[slot] = row, (entries[i], shared)
+        compared = {i: one for i, one in enumerate(asked) if one.options}
+        figures = self.options.likelihoods(compared, found) if compared else {}
+        events = [Event(rows[i].number, [], "compared", figures[i]) for i in compared]
+        for i in compared:
+            self.release(rows[i])
+        going_on = [i for i in range(len(rows)) if i not in compared]
+        if going_on:
+            with seated(self.mixtures, [entries[i] for i in going_on]):
+                logits = self.model.logits(found.last(prompts)[going_on])
+            at = [[n] * len(rows[i].slots) for n, i in enumerate(going_on)]
+            events += self.take([rows[i] for i in going_on], logits, at)
+        return events
 
-    def longest_known(self, row: Row) -> Beginning | None:
-        """What slots still hold of the beginning of a row."""
-        entry, ids = row.request.entry, row.request.ids
+    def longest_known(self, request: Request) -> Beginning | None:
+        """What slots still hold of the beginning of a prompt."""
+        entry, ids = request.entry, request.ids
         shared = [shared_start(ids, known) if e == entry else 0 for e, known in self.known]
         slot = max(range(len(shared)), key=shared.__getitem__)
         return Beginning(ids[: shared[slot]], self.cache, slot) if shared[slot] else None

@@ -9,6 +9,7 @@ from eval.table import Cell, Table
 from experiments.axes import short, value_text
 from experiments.entries import Entry, axes_of
 from experiments.page import page, paragraph
+from experiments.plots import plots
 from experiments.published import SPELLED, Figures, Published, percents
 from experiments.text import loss_text
 from files.writing import write_text
@@ -41,6 +42,7 @@ class Line:
     reader: str  # strict | paper | published | difference | mean of N seeds
     figures: dict[str, tuple[float, ...]]  # set or "average" -> percent, or percent, low, high
     seeds: int  # runs of this model and adapter
+    sets: tuple[str, ...] = ()  # that a published average is over
 
     def heads(self, axes: Sequence[str]) -> list[str]:
         """Model, adapter, the axes, parameters, loss and held-out loss, on the first line of an
@@ -72,7 +74,7 @@ class Line:
         """Whether this is a difference whose published figure is outside the interval of ours."""
         if self.reader != "difference":
             return False
-        measured = {key: self.entry.paper[key] for key in self.figures if key != "average"}
+        measured = {key: self.entry.paper[key] for key in self.sets}
         ours, low, high = percent(measured)[name]
         return not low <= ours - self.figures[name][0] <= high
 
@@ -94,12 +96,12 @@ def lines_of(entries: Sequence[Entry]) -> list[Line]:
             lines.append(Line(e, f"mean of {len(same)} seeds", spread(same), len(same)))
         for reader, scores in e.readings().items():
             lines.append(Line(e, reader, percent(scores), len(same)))
-        for row in e.comparable():
-            ours = percent({name: e.paper[name] for name in row if name != "average"})
+        for row, sets in e.comparable():
+            ours = percent({name: e.paper[name] for name in sets})
             figures = {name: (value,) for name, value in row.items()}
             lines.append(Line(e, "published", figures, len(same)))
             figures = {name: (ours[name][0] - value,) for name, value in row.items()}
-            lines.append(Line(e, "difference", figures, len(same)))
+            lines.append(Line(e, "difference", figures, len(same), tuple(sets)))
     return lines
 
 
@@ -140,7 +142,7 @@ def long_table(entries: Sequence[Entry]) -> Table:
         e = line.entry
         if line.reader not in ("strict", "paper"):
             continue
-        row = next(iter(e.comparable()), {})
+        row, of_row = next(iter(e.comparable()), ({}, []))
         run = (e.model, e.quantize, e.adapter or "none", e.seed, e.parameters)
         run += (*(e.losses or (None, None)), e.seconds)
         held_out = (e.held_out.get("before", e.held_out.get("loss")), e.held_out.get("after"))
@@ -149,7 +151,7 @@ def long_table(entries: Sequence[Entry]) -> Table:
         totals["average"] = sum(totals.values())
         for name, figures in (line.figures or {"": (None, None, None)}).items():
             published, difference = row.get(name), None
-            if name == "average" and len(row) != len(line.figures):
+            if name == "average" and len(of_row) + 1 != len(line.figures):
                 published = None  # ours is over other sets
             if published is not None:
                 difference = round(figures[0] - published, 2)
@@ -162,12 +164,16 @@ def long_table(entries: Sequence[Entry]) -> Table:
 
 
 def write_table(folder: Path, entries: Sequence[Entry], table: Published | None) -> None:
-    """folder/table.md, table.html, and table.csv (a row for each set and reader)."""
+    """folder/table.md, table.html, table.csv (a row for each set and reader), and plots as SVG."""
     wide = summary(entries, table)
     notes = published_notes(entries)
-    lines = "".join(f"\n{note}\n" for note in notes)
-    write_text(folder / "table.md", wide.to_markdown() + lines)
-    write_text(folder / "table.html", html_page(wide, lines_of(entries), notes))
+    drawn = plots(entries)
+    for name, picture in drawn.items():
+        write_text(folder / name, picture)
+    lines = [*(f"![{Path(name).stem}]({name})" for name in drawn), *notes]
+    write_text(folder / "table.md", wide.to_markdown() + "".join(f"\n{line}\n" for line in lines))
+    pictures = "".join(f'<div class="scroll plots">{picture}</div>' for picture in drawn.values())
+    write_text(folder / "table.html", html_page(wide, lines_of(entries), notes, pictures))
     write_text(folder / "table.csv", long_table(entries).to_csv())
 
 
@@ -185,12 +191,20 @@ def published_notes(entries: Sequence[Entry]) -> list[str]:
     return list(notes)
 
 
-def html_page(wide: Table, lines: Sequence[Line], published: Sequence[str]) -> str:
-    """table.html: the table, and what those of its readers and columns are that it has."""
+def html_page(
+    wide: Table, lines: Sequence[Line], published: Sequence[str], pictures: str = ""
+) -> str:
+    """table.html: the plots, the table, and what those of its readers and columns are that it
+    has."""
     there = {"mean of seeds" if line.seeds > 1 else line.reader for line in lines} | set(wide.heads)
     there |= {line.reader for line in lines}
     notes = [f"{name}: {text}" for name, text in ABOUT.items() if name in there]
-    body = wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
+    about = (
+        "Points are means of the test sets, bars their 95% intervals over the problems, small dots "
+        "single seeds."
+    )
+    body = pictures + paragraph(about * bool(pictures), small=True)
+    body += wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
     body += "".join(paragraph(note, small=True) for note in published)
     title = "Accuracy in percent" if len(wide.heads) > wide.names else "Held-out loss"
     return page(title, body, wide=True)

@@ -11,6 +11,7 @@ from repository import ROOMS, ROOT
 # Installed only by those who need them; the error names the package: chat templates (torch brings
 # jinja2), parquet, data sets of the hub, the harness, curves, plots and what is compared with.
 PEER = {"transformers", "peft"}
+COPIED = ROOT / "adapters/formats/modeling_adapter.py"  # into folders for transformers
 OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", *PEER}
 
 
@@ -33,7 +34,7 @@ def test_imports_go_one_way():
         above = {*ROOMS[:at], "run", "minimal"}
         for path in (ROOT / room).rglob("*.py"):
             assert not imports(path) & above, path
-            is_peer = room == "benchmarks" and path.stem.startswith("peer")
+            is_peer = (room == "benchmarks" and path.stem.startswith("peer")) or path == COPIED
             assert is_peer or not imports(path) & PEER, path
 
 
@@ -63,7 +64,14 @@ def test_optional_extras_are_imported_where_they_are_needed():
                 names = [getattr(node, "module", None) or ""]
                 if isinstance(node, ast.Import):
                     names = [alias.name for alias in node.names]
-                assert not {name.split(".")[0] for name in names} & OPTIONAL, path
+                assert not {name.split(".")[0] for name in names} & OPTIONAL or path == COPIED
+
+
+def test_what_is_copied_into_folders_is_self_contained_and_not_imported():
+    assert imports(COPIED) == {"inspect", "torch", "transformers"}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            assert "import modeling_adapter" not in path.read_text(), path
 
 
 def test_family_files_read_like_a_paper():

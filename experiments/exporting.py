@@ -1,0 +1,131 @@
+"""Write a trained adapter for another program, and say how that program takes it.
+
+transformers gets a whole model with any adapter in it. PEFT and vLLM get the adapter, where they
+can compute it; what they cannot is refused by name, with the way that remains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import load_adapter, save_adapter
+from adapters.attach import adapters_named
+from adapters.formats.peft_write import write
+from adapters.formats.transformers_model import export_with_adapters
+from adapters.several import SETUP
+from data.stored_template import stored_template
+from experiments.base import load_base
+from experiments.card import base_name, without_paths, write_card
+from experiments.merging import check_to_write, describe_adapters, load_stored
+from files.errors import UserError, unknown
+from model.language import LanguageModel
+from train.settings import Settings
+
+ENGINES = ("transformers", "peft", "vllm")
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's --max-lora-rank takes one of these
+MERGE = "merge it (python run.py merge) and serve the merged folder"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the adapters in words, the files, and how the folder is used."""
+
+    adapters: str
+    files: list[Path]
+    use: str = ""
+
+
+def export_for(
+    engine: str, settings: Settings, adapters: Sequence[Path], folder: Path, shard_size: float = 5.0
+) -> Exported:
+    """Write what `engine` takes into `folder`, new or empty, with a model card.
+
+    adapters: folders of saved adapters; transformers takes several, stacked. shard_size: of a
+    file of weights, in GB. Raises UserError for what the engine cannot compute.
+    """
+    if engine not in ENGINES:
+        raise unknown("--for", engine, ENGINES)
+    if engine != "transformers":
+        return export_adapter(settings, adapters, folder, "peft", engine == "vllm", engine)
+    check_to_write(settings, adapters, folder)
+    model, template, runs = load_stored(settings, adapters, average=False)
+    described = describe_adapters(model)
+    export_with_adapters(model, folder, int(shard_size * 1e9))
+    call = 'AutoModelForCausalLM.from_pretrained("{}", trust_remote_code=True)'
+    trained = list(zip(adapters, runs, strict=True))
+    write_card(
+        folder, settings.model, engine, described, trained, template, call.format(folder.name)
+    )
+    return Exported(described, sorted(folder.iterdir()), call.format(folder))
+
+
+def export_adapter(
+    settings: Settings,
+    adapters: Sequence[Path],
+    folder: Path,
+    format: str = "peft",
+    plain: bool = False,
+    engine: str = "",
+) -> Exported:
+    """Write one saved adapter in a format of `save_adapter`, with a model card.
+
+    engine: "vllm" checks what vLLM serves. Raises UserError as `save_adapter` does.
+    """
+    check_to_write(settings, adapters, folder)
+    if len(adapters) > 1:
+        raise UserError("export writes one adapter at a time: give one --adapter")
+    (adapter,) = adapters
+    if (adapter / SETUP).is_file():
+        raise UserError(
+            f"{adapter} holds several adapters: choose one of them, such as "
+            f"--adapter {adapter / 'default'}, the one that was trained"
+        )
+    model = load_base(settings)
+    about = load_adapter(model, adapter)
+    described, base = describe_adapters(model), base_name(settings.model)
+    use = {
+        "native": "load_adapter(model, {folder!r})",
+        "peft": f"PeftModel.from_pretrained(model, {{folder!r}})  # model: {base}",
+        "paper": "a folder of LoRA weights for the paper's evaluate.py",
+    }[format]
+    if engine == "vllm":
+        rank = lora_rank(model)
+        use = (
+            f"vllm serve {base} --enable-lora "
+            f"--max-lora-rank {next(size for size in RANKS if size >= rank)} "
+            f"--lora-modules {adapter.parent.name or 'adapter'}={{folder}}"
+        )
+    save_adapter(model, folder, format=format, run=without_paths(about), plain=plain)
+    library = "peft" if format == "peft" else ""
+    template = stored_template([about])
+    write_card(
+        folder, settings.model, library, described, [(adapter, about)], template,
+        use.format(folder=folder.name),
+    )  # fmt: skip
+    return Exported(described, sorted(folder.iterdir()), use.format(folder=str(folder)))
+
+
+def lora_rank(model: LanguageModel) -> int:
+    """The largest rank of the loaded adapter, as a LoRA. Raises UserError for what vLLM lacks."""
+    described = describe_adapters(model)
+    if model.family in ("bloom", "gptj"):
+        raise UserError(f"vLLM has no LoRA for {model.family}: {MERGE}")
+    adapters = adapters_named(model, "default")
+    config = next(iter(adapters.values())).config
+    try:
+        fields, tensors = write(model, config, adapters, plain=True)
+    except UserError as error:
+        raise UserError(
+            f"vLLM serves LoRA only, not {described} ({error}): {MERGE}, or use "
+            "export --for transformers"
+        ) from None
+    wrong = next((key for key in tensors if "embedding" in key or "lm_head" in key), None)
+    if wrong:
+        raise UserError(f"vLLM has no place for {wrong}: {MERGE}")
+    rank = max([fields["r"], *fields.get("rank_pattern", {}).values()])
+    if rank > RANKS[-1]:
+        raise UserError(
+            f"vLLM takes ranks up to {RANKS[-1]}, this adapter has {rank}: {MERGE}, or "
+            f"combine --how svd --rank {RANKS[-1]}"
+        )
+    return rank
