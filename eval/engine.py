@@ -9,7 +9,7 @@ the row: not on its neighbours, the order or the slots, up to the rounding of a 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Engine:
     """Makes the answers of one model, of at most `slots` rows at a time.
 
     length: the most tokens of a row, prompt and new ones. vocab_size: only ids below it are chosen
-    (None: all). The adapters in use, and with Rows their entries, stay the same meanwhile.
+    (None: all). The adapters in use stay the same meanwhile, but for those of Rows (`reseat`).
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class Engine:
     ):
         self.model, self.length, self.vocab_size = model, length, vocab_size
         pack(model)
-        self.cache = model.new_slots(slots, length)
-        self.positions = positions_of(model)
         self.mixtures = rows_in_use(model)
+        self.fronts: dict[int | None, tuple[int, ...]] = {}  # what `in_front` gives
+        entries = range(len(self.mixtures[0].rows)) if self.mixtures else [None]
+        most = max(prompt + max(keys) for prompt, *keys in map(self.in_front, entries))
+        self.cache = model.new_slots(slots, length, most if self.mixtures else None)
         self.graphs = graphs_for(model, self.cache, by_row=bool(self.mixtures))
         self.waiting: deque[Row] = deque()
         self.owners: list[Row | None] = [None] * slots
@@ -55,6 +57,25 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         return not self.waiting and not any(self.owners)
+
+    def in_front(self, entry: int | None) -> tuple[int, ...]:
+        """Virtual tokens, and virtual keys of each layer, in front of a row of an entry."""
+        entry = entry if self.mixtures else None
+        if entry not in self.fronts:
+            with seated(self.mixtures, [entry]):
+                self.fronts[entry] = (self.model.prompt_length, *self.model.virtual_keys())
+        return self.fronts[entry]
+
+    def reseat(self, entries: Collection[int]) -> None:
+        """`use` has put other Rows in place, in which these entries are others than before.
+
+        No row of theirs is on its way. Rows with more virtual tokens than there were when the
+        engine began have less room for others.
+        """
+        self.mixtures = rows_in_use(self.model)
+        for entry in entries:
+            self.fronts.pop(entry, None)
+        self.known = [(e, [] if e in entries else ids) for e, ids in self.known]
 
     def submit(self, request: Request) -> int:
         """Let a request wait for a slot -> its number. Raises UserError for one that cannot be."""
@@ -71,12 +92,15 @@ class Engine:
         check_ids([request.ids], self.model.input_embedding.in_features)
         for rows in self.mixtures:
             rows.check_entry(request.entry)
-        if new < 1 or tokens + new > self.length:
+        prompt, *keys = self.in_front(request.entry)
+        length = min(self.length, self.cache.length - prompt - max(keys))
+        if new < 1 or tokens + new > length:
             raise UserError(
                 f"max_new_tokens {new} after a prompt of {tokens} tokens: 1 or more is needed, and "
-                f"there is room for {self.length} in all"
+                f"there is room for {length} in all"
             )
-        room = room_for(self.positions, tokens, new)
+        with seated(self.mixtures, [request.entry]):
+            room = room_for(positions_of(self.model), tokens, new)
         if not room:
             raise UserError(too_long(self.model))
         beams = Beams(request.beams, room, request.stop_ids) if request.beams > 1 else None
@@ -126,14 +150,17 @@ class Engine:
         """The rows whose prompts are read next, in slots now."""
         free = [slot for slot, row in enumerate(self.owners) if row is None]
         rows, device = [], self.model.device.type
-        while self.waiting:
-            row = self.waiting[0]
+        for row in list(self.waiting):
             width = row.request.beams
             longest = max(len(other.request.ids) for other in [*rows, row])
             if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
                 break
+            front = self.in_front(row.request.entry)
+            if rows and front != self.in_front(rows[0].request.entry):
+                continue  # one pass has as many virtual tokens in every row
             row.slots, free = free[:width], free[width:]
-            rows.append(self.waiting.popleft())
+            rows.append(row)
+            self.waiting.remove(row)
         return rows
 
     def begin(self, rows: list[Row]) -> list[Event]:
@@ -203,7 +230,8 @@ class Engine:
             row.tokens = row.beams.best
             return [self.end(row, row.tokens, "" if len(row.tokens) == row.longest else "stop")]
         dropped = [row.slots[b] for b in range(len(row.slots)) if b not in sources]
-        slots, start = [], self.model.prompt_length + len(row.request.ids)
+        prompt, *keys = self.in_front(row.request.entry)
+        slots, start = [], max(keys) + prompt + len(row.request.ids)
         for source in sources:
             slot = row.slots[source]
             if slot in slots:

@@ -67,9 +67,23 @@ def read(
     """Read rows of token ids, which may share a beginning that was read before.
 
     Tokens in common are read once, unless rows have adapters of their own or rotary angles depend
-    on the length of a row. entries: those of `mixtures` for each row. most: tokens that may be read
-    in advance, without their hidden states (None: all but the last of each row).
+    on the length of a row. entries: those of `mixtures` for each row, which have as many virtual
+    tokens each. most: tokens that may be read in advance, without their hidden states (None: all
+    but the last of each row).
     """
+    with seated(mixtures, entries):
+        return read_seated(model, rows, mixtures, entries, beginning, most)
+
+
+def read_seated(
+    model: LanguageModel,
+    rows: Sequence[list[int]],
+    mixtures: list[Rows],
+    entries: Sequence[int],
+    beginning: Beginning | None,
+    most: int | None,
+) -> Read:
+    """`read`, with the rows in their seats."""
     known = None
     if len(set(entries)) == 1 and not model.depends_on_length:
         most = min(map(len, rows)) - 1 if most is None else most
@@ -87,8 +101,7 @@ def read(
     if model.depends_on_length:
         mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rest])
         mask = None if mask.all() else mask.to(model.device)
-    with seated(mixtures, entries):
-        hidden = model.hidden(ids, mask, cache=cache)
+    hidden = model.hidden(ids, mask, cache=cache)
     lengths = [model.prompt_length + len(row) for row in rows]
     return Read(hidden, first, cache, lengths, known)
 
