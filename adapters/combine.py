@@ -3,13 +3,18 @@
     combine(model, {"math": 1.0, "toxic": -0.5}, "better")                  their outputs, exactly
     combine(model, {"seed0": 0.5, "seed1": 0.5}, "mean", how="weights")     their weights (a soup)
 
-"outputs" puts bottlenecks side by side (the widths add up), and so LoRA's ranks: the new adapter
-adds w₁ d₁ + w₂ d₂ if the old ones add d₁ and d₂. "weights" makes start + w₁ (θ₁ - start) +
-w₂ (θ₂ - start) of every parameter θ, for adapters of one configuration; start is the value that
-changes nothing.
+"outputs" puts bottlenecks side by side (the widths add up), and so LoRA's ranks, which PEFT calls
+"cat": the new adapter adds w₁ d₁ + w₂ d₂ if the old ones add d₁ and d₂. "svd" is that for LoRA and
+its relatives, cut to a rank. "weights" makes start + w₁ (θ₁ - start) + w₂ (θ₂ - start) of every
+parameter θ, for adapters of one configuration; start is the value that changes nothing. "ties" and
+"dare" sum θ - start so that opposite changes do not cancel (adapters/task_vectors.py). There a
+LoRA's A has √|w| and the sign of w, and B has √|w|, as in PEFT, so that B A is weighted by w.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,30 +23,61 @@ from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
 from adapters.base import Adapter
 from adapters.compose import Group
 from adapters.config import AdapterConfig, Part
-from adapters.methods.lora import LowRank
+from adapters.methods.lora import EmbeddingLoRA, LoRA, LowRank
+from adapters.task_vectors import dare, ties, truncate
 from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.sites import Site
 
 Loaded = dict[str, dict[str, Adapter]]  # adapter's name -> path of a site -> adapter
 Combined = tuple[AdapterConfig, dict[str, dict[str, Tensor]]]  # and path -> parameter -> value
+Sum = Callable[[list[Tensor], list[float]], Tensor]  # of task vectors with their weights
+OPTIONS = {  # ways to combine -> the options they have
+    "outputs": (), "cat": (), "svd": ("rank",), "weights": (),
+    "ties": ("density",), "dare": ("density", "seed"),
+}  # fmt: skip
 
 
 @torch.no_grad()
 def combine(
-    model: LanguageModel, weights: dict[str, float], name: str, how: str = "outputs"
+    model: LanguageModel,
+    weights: dict[str, float],
+    name: str,
+    how: str = "outputs",
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int | None = None,
 ) -> AdapterConfig:
     """Attach the weighted sum of loaded adapters as a new one, switched on after those on.
 
-    Raises UserError for unknown names and for adapters that have no such sum; the model is then
-    unchanged.
+    rank: of the sum, for "svd" (default: the largest rank of the adapters). density: the share of
+    entries kept in (0, 1], for "ties" and "dare" (default 0.5). seed: of the entries that "dare"
+    drops (default 0). Raises UserError for unknown names, for options that a way does not have, and
+    for adapters that have no such sum; the model is then unchanged.
     """
-    if how not in ("outputs", "weights"):
-        raise unknown("way to combine", how, ["outputs", "weights"])
+    if how not in OPTIONS:
+        raise unknown("way to combine", how, OPTIONS)
+    for option, value in (("rank", rank), ("density", density), ("seed", seed)):
+        if value is not None and option not in OPTIONS[how]:
+            having = " and ".join(way for way, options in OPTIONS.items() if option in options)
+            raise UserError(f"{option} {value} does not apply to {how!r}: it is for {having}")
+    if rank is not None and rank < 1:
+        raise UserError(f"rank {rank} is not at least 1")
+    density = 0.5 if density is None else density
+    if not 0 < density <= 1:
+        raise UserError(f"density {density} is not a share above 0, up to 1")
     if not weights:
         raise UserError("combine needs an adapter or more, with a weight each")
     loaded = {adapter: adapters_named(model, adapter) for adapter in weights}
-    config, tensors = (add_outputs if how == "outputs" else add_weights)(model, loaded, weights)
+    if how in ("outputs", "cat", "svd"):
+        config, tensors = add_outputs(loaded, weights, how, rank)
+    elif how == "weights":
+        config, tensors = add_weights(model, loaded, weights, weighted_sum)
+    else:
+        generator = torch.Generator().manual_seed(seed or 0)
+        add = partial(ties, density=density)
+        if how == "dare":
+            add = partial(dare, density=density, generator=generator)
+        config, tensors = add_weights(model, loaded, weights, add, by_factor=True)
     with unchanged_on_error(model):
         attach(model, config, name)
         for path, adapter in adapters_named(model, name).items():
@@ -50,8 +86,21 @@ def combine(
     return config
 
 
-def add_weights(model: LanguageModel, loaded: Loaded, weights: dict[str, float]) -> Combined:
-    """The first one's configuration, and the sum of each parameter."""
+def weighted_sum(vectors: list[Tensor], weights: list[float]) -> Tensor:
+    return sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
+
+
+def add_weights(
+    model: LanguageModel,
+    loaded: Loaded,
+    weights: dict[str, float],
+    add: Sum,
+    by_factor: bool = False,
+) -> Combined:
+    """The first one's configuration, and start + `add` of each parameter's θ - start.
+
+    by_factor: the factors of a LoRA share its weight, so that their product has it.
+    """
     first_name, first = next(iter(loaded.items()))
     config = config_of(first)
     for other_name, other in loaded.items():
@@ -66,22 +115,23 @@ def add_weights(model: LanguageModel, loaded: Loaded, weights: dict[str, float])
     for path in first:
         tensors[path] = {}
         parts = {name: dict(parts_of("", adapters[path])) for name, adapters in loaded.items()}
-        for where in parts[first_name]:
-            weighted = [(parts[name][where], weight) for name, weight in weights.items()]
-            for leaf, value in sum_of_weights(weighted, model.get_submodule(path)).items():
-                tensors[path][f"{where}.{leaf}".lstrip(".")] = value
+        for where, adapter in parts[first_name].items():
+            states = [parts[name][where].state_dict() for name in weights]
+            start = adapter.start(model.get_submodule(path))
+            for leaf in states[0]:
+                zero = start.get(leaf, 0.0)
+                shares = [share(adapter, leaf, w) if by_factor else w for w in weights.values()]
+                total = add([state[leaf] - zero for state in states], shares)
+                tensors[path][f"{where}.{leaf}".lstrip(".")] = zero + total
     return config, tensors
 
 
-def sum_of_weights(weighted: list[tuple[Adapter, float]], site: Site) -> dict[str, Tensor]:
-    """start + sum of weight x (θ - start) of every parameter and buffer θ of the adapters."""
-    start = weighted[0][0].start(site)
-    states = [(adapter.state_dict(), weight) for adapter, weight in weighted]
-    return {
-        leaf: (zero := start.get(leaf, 0.0))
-        + sum(weight * (state[leaf] - zero) for state, weight in states)
-        for leaf in states[0][0]
-    }
+def share(adapter: Adapter, leaf: str, weight: float) -> float:
+    """The weight of one parameter so that what the adapter adds has `weight`."""
+    if isinstance(adapter, LoRA | EmbeddingLoRA) and leaf.endswith(("_A", "_B")):
+        root = math.sqrt(abs(weight))
+        return math.copysign(root, weight) if leaf.endswith("_A") else root
+    return weight
 
 
 def config_of(adapters: dict[str, Adapter]) -> AdapterConfig:
@@ -111,8 +161,11 @@ def what_computes(config: AdapterConfig) -> list[tuple]:
     ]
 
 
-def add_outputs(model: LanguageModel, loaded: Loaded, weights: dict[str, float]) -> Combined:
-    """The configuration of the adapters side by side, and their parameters."""
+def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int | None) -> Combined:
+    """The configuration of the adapters side by side, and their parameters.
+
+    how "svd": of LoRA and its relatives, cut to `rank` or their largest.
+    """
     kinds, options, tensors = set(), {}, {}
     for path in dict.fromkeys(path for adapters in loaded.values() for path in adapters):
         weighted = [
@@ -131,8 +184,15 @@ def add_outputs(model: LanguageModel, loaded: Loaded, weights: dict[str, float])
                 f"the adapter at {path} is a mixture, whose parts cannot be put side by side; "
                 "use(model, [Average(...)]) adds them as it runs"
             )
-        kind, options[path], tensors[path] = adapters[0].side_by_side(weighted)
+        kind, here, values = adapters[0].side_by_side(weighted)
+        if how == "svd":
+            if kind != "lora":
+                raise UserError(f'{kind} adapters are not of low rank: how="outputs" adds them')
+            A, B = truncate(values["lora_A"], values["lora_B"], rank or largest_rank(loaded))
+            values |= {"lora_A": A, "lora_B": B}
+            here = replace(here, r=len(A), alpha=float(len(A)))
         kinds.add(kind)
+        options[path], tensors[path] = here, values
     if len(kinds) > 1:
         raise UserError(
             f"the sum would be made of {' and '.join(sorted(kinds))}: add adapters of one kind"
@@ -149,6 +209,12 @@ def add_outputs(model: LanguageModel, loaded: Loaded, weights: dict[str, float])
     else:
         part = Part(kinds.pop(), base, tuple(options), "all", overrides)
     return AdapterConfig({"": part}), tensors
+
+
+def largest_rank(loaded: Loaded) -> int:
+    return max(
+        len(adapter.factors()[0]) for adapters in loaded.values() for adapter in adapters.values()
+    )
 
 
 def same_place(configs: list[AdapterConfig]) -> Part | None:

@@ -10,6 +10,7 @@
 import importlib
 import tomllib
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -53,8 +54,9 @@ def load(path: str) -> type[Adapter]:
 METHODS = {kind: load(path) for kind, path in CLASSES.items()}
 
 
+@cache
 def presets() -> dict[str, dict]:
-    """The tables of presets.toml by name."""
+    """The tables of presets.toml by name; not to be changed."""
     return tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
 
 

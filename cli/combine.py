@@ -23,10 +23,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     table = {
         "--how NAME": (
             str,
-            "outputs (default): the exact sum of what they add; weights: the sum of their "
-            "parameters, of the same shapes",
+            "outputs or cat (default): the exact sum of what they add; svd: the same of LoRAs, cut "
+            "to a rank; weights: the sum of their parameters, of the same shapes; ties, dare: of "
+            "their parameters, without the changes that cancel each other",
             "outputs",
         ),
+        "--rank N": (int, "svd: rank of the sum (default: the largest of the adapters)"),
+        "--density SHARE": (float, "ties, dare: share of the entries that is kept (0.5)"),
+        "--seed N": (int, "dare: of the entries that are dropped (0)"),
         "--out FOLDER": (str, "new folder of the adapter", REQUIRED),
     }
     add(parser, "sum", table)
@@ -49,7 +53,9 @@ def run(options: argparse.Namespace) -> int:
         runs.append(load_adapter(model, adapter, name := f"adapter{number}"))
         weights[name] = weight
     template = stored_template(runs)
-    config = combine(model, weights, "combined", options.how)
+    config = combine(
+        model, weights, "combined", options.how, options.rank, options.density, options.seed
+    )
     about = {"model": settings.model}
     if template:
         about |= {"template": template.name, "template_text": template.table()}

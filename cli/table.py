@@ -12,9 +12,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the published figures. Without options: the grid of the paper's Table 1."
     )
     parser.add_argument(
-        "grid",
-        nargs="?",
-        help="a TOML file: data, models, adapters, seeds, recipe, base, [settings] of every run",
+        "grid", nargs="?", help="a name of experiments/grids, or a TOML file of the same fields"
     )
     table = {
         "--pocket": (bool, "the pocket models and every preset; needs no network"),
@@ -30,10 +28,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from experiments.grid import make_grid, run_grid
+    from experiments.grid import grid_file, make_grid
+    from experiments.grid_jobs import run_grid
 
     grid = make_grid(
-        options.grid and Path(options.grid),
+        grid_file(options.grid) if options.grid else None,
         models=split_names(options.models),
         adapters=split_names(options.adapters),
         seeds=parse_numbers("--seeds", options.seeds, "0,1,2"),

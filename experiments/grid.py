@@ -1,27 +1,26 @@
-"""A grid of runs, models x adapters x seeds, and each model once without an adapter."""
+"""A grid of runs: models x adapters x seeds x any axes, and each model once without an adapter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 from adapters.config import overlay, presets
-from data.prompts import AUTO
 from data.sources import load_data
+from experiments.axes import check_names, flat_axes
 from experiments.base import check_model
-from experiments.folders import absolute_paths
-from experiments.jobs import Job, run_jobs
 from experiments.published import table_for
-from experiments.table import Entry, entry, summary, write_table
-from files.errors import UserError
+from files.errors import UserError, unknown
 from files.toml import parse_set, read_toml
-from files.typed import from_table
-from files.writing import make_folder, write_text
+from files.typed import Range, from_table, typed_values
 from model.registry import pocket_names
-from train.settings import Settings, to_toml
-from train.settings import settings as make_settings
 
-OWN = ("model", "seed", "data", "data_dir")  # settings that the grid itself states
+GRIDS = Path(__file__).parent / "grids"
 POCKET_DATA = "wordproblems"
+OWN = {  # settings that the grid itself states, and what states them
+    "model": "models", "seed": "seeds", "data": "data", "data_dir": "data_dir",
+    "adapter.preset": "adapters", "adapter.kind": "adapters",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,23 @@ class Grid:
     data_dir: str = ""
     recipe: str = ""
     base: bool = True  # also each model without an adapter
+    axes: dict = field(default_factory=dict)  # path of a setting -> its values
+    combine: Literal["product", "list"] = "product"  # of the axes: every combination, or in step
+    sample: Annotated[int, Range(0)] = 0  # combinations to draw; 0: all
     settings: dict = field(default_factory=dict)  # of every run, as in a run.toml
     set: list = field(default_factory=list)  # of every run, KEY=VALUE texts
+    parts: list = field(default_factory=list)  # tables of these fields, each a grid over this one
+    pocket: dict = field(default_factory=dict)  # the same for --pocket
+
+
+def grid_file(name: str) -> Path:
+    """The file of a grid: one of experiments/grids by its name, or a path. Raises UserError."""
+    if name.endswith(".toml") or Path(name).is_file():
+        return Path(name)
+    known = sorted(path.stem for path in GRIDS.glob("*.toml"))
+    if name not in known:
+        raise unknown("grid", name, known)
+    return GRIDS / f"{name}.toml"
 
 
 def make_grid(
@@ -54,10 +68,16 @@ def make_grid(
     """The grid of a TOML file, with the arguments that are given in place of its values.
 
     Models and adapters that are stated nowhere are those of the published table for the data, or
-    with `pocket` the pocket models and every preset. The data is fetched once, here.
-    Raises UserError.
+    with `pocket` the pocket models and every preset; a file's [pocket] table is laid over it then.
+    Of a grid in parts `adapters` chooses. The data is fetched once, here. Raises UserError.
     """
-    grid = from_table(Grid, read_toml(path), str(path)) if path else Grid()
+    table = read_toml(path) if path else {}
+    from_table(Grid, table, str(path))
+    if pocket and path and "pocket" not in table:
+        raise UserError(f"{path} has no [pocket] table: --pocket needs it, or no file")
+    if pocket:
+        table = overlay(table, table.get("pocket", {}))
+    grid = from_table(Grid, table, str(path))
     given = {
         "models": models if models is None else list(models),
         "adapters": adapters if adapters is None else list(adapters),
@@ -67,9 +87,13 @@ def make_grid(
         "recipe": recipe,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    grid = replace(grid, **given, set=[*grid.set, *sets])
-    if pocket:  # without the models alone: a run on word problems measures the base itself
-        grid = replace(grid, data=grid.data or POCKET_DATA, base=False)
+    if grid.parts and adapters is not None:
+        given["parts"] = chosen_parts(grid, given.pop("adapters"))
+    grid = replace(grid, **given, set=[*grid.set, *sets], axes=flat_axes(grid.axes))
+    if pocket:
+        grid = replace(grid, data=grid.data or POCKET_DATA)
+        if not path:  # a run on word problems measures the base itself
+            grid = replace(grid, base=False)
         default = {
             "models": pocket_names(),
             "adapters": [
@@ -78,56 +102,62 @@ def make_grid(
         }
     else:
         grid = replace(grid, data=grid.data or "math-v1")
-        table = table_for(grid.data)
+        published = table_for(grid.data)
         default = {
-            "models": list(table.models) if table else [],
-            "adapters": list(table.grid) if table else [],
+            "models": list(published.models) if published else [],
+            "adapters": list(published.grid) if published else [],
         }
     unset = {key for key in default if key not in given and not getattr(grid, key)}
+    if grid.parts:
+        unset -= {"adapters"}
     grid = replace(grid, **{key: default[key] for key in unset})
-    check(grid)
-    load_data(grid.data, data_dir_of(grid))
+    for part in parts_of(grid):
+        check(part)
+        for name in data_of(part):
+            load_data(name, data_dir_of(part, name))
     return grid
 
 
-def run_grid(
-    grid: Grid, folder: Path, at_once: int = 1, say: Callable[[str], None] = print
-) -> list[Entry]:
-    """Run what is missing of the grid, `at_once` runs at a time, and write table.md, .html, .csv.
-
-    Returns the entries of the table. Raises UserError where runs failed, or have nothing to show,
-    after the table of the others is written.
-    """
-    if at_once < 1:
-        raise UserError(f"--jobs {at_once} must be at least 1")
-    jobs = jobs_of(grid, folder)
-    say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
-    failed = run_jobs(jobs, at_once, say)
-    entries = [entry(job) for job in jobs if job not in failed]
-    if entries:
-        table = table_for(grid.data)
-        write_table(folder, entries, table)
-        files = ", ".join(str(folder / f"table.{kind}") for kind in ("md", "csv", "html"))
-        say(f"\n{summary(entries, table).to_markdown()}\ntable: {files}")
-    if failed:
-        names = ", ".join(job.folder.name for job in failed)
-        raise UserError(
-            f"{len(failed)} of {len(jobs)} runs failed: {names}; the same command tries them again"
+def parts_of(grid: Grid) -> list[Grid]:
+    """The grids that a grid is made of: its parts laid over it, or itself. Raises UserError."""
+    if not grid.parts:
+        return [grid]
+    parts = []
+    for number, table in enumerate(grid.parts, 1):
+        values = typed_values(Grid, table, f"[[parts]] {number}")
+        part = replace(grid, parts=[], **values)
+        part = replace(
+            part,
+            axes=grid.axes | flat_axes(values.get("axes", {})),
+            settings=overlay(grid.settings, values.get("settings", {})),
+            set=[*grid.set, *values.get("set", [])],
         )
-    if wrong := [one for one in entries if one.wrong]:
-        reasons = "; ".join(
-            f"{one.model} {one.adapter}, {' and '.join(one.wrong)}" for one in wrong
-        )
-        raise UserError(f"{len(wrong)} of {len(jobs)} runs have nothing to show: {reasons}")
-    return entries
+        parts.append(part)
+    return parts
 
 
-def data_dir_of(grid: Grid) -> str:
-    return "" if grid.data == POCKET_DATA else grid.data_dir
+def chosen_parts(grid: Grid, adapters: Sequence[str]) -> list[dict]:
+    """The parts of a grid with these adapters only. Raises UserError for one that no part has."""
+    of_part = [table.get("adapters", grid.adapters) for table in grid.parts]
+    known = dict.fromkeys(name for names in of_part for name in names)
+    for name in adapters:
+        if name not in known:
+            raise unknown("adapter of the grid's parts", name, known)
+    chosen = [[name for name in names if name in adapters] for names in of_part]
+    return [t | {"adapters": names} for t, names in zip(grid.parts, chosen, strict=True) if names]
+
+
+def data_of(grid: Grid) -> list[str]:
+    """The data sets of a grid without parts."""
+    return grid.axes.get("data", [grid.data])
+
+
+def data_dir_of(grid: Grid, data: str) -> str:
+    return "" if data == POCKET_DATA else grid.data_dir
 
 
 def check(grid: Grid) -> None:
-    """Raise UserError for a grid that cannot be run as stated."""
+    """Raise UserError for a grid without parts that cannot be run as stated."""
     for key, kind, named in (
         ("models", str, "names"),
         ("adapters", str, "names"),
@@ -143,78 +173,32 @@ def check(grid: Grid) -> None:
         twice = [name for name in names if names.count(name) > 1]
         if twice and key != "set":
             raise UserError(f"{key} has {twice[0]!r} twice: each has a folder with its name")
-    check_settings("[settings]", grid.settings)
+    check_names([path for path in grid.axes if path not in OWN])
+    refuse_own("[settings]", flat(grid.settings))
+    refuse_own("[axes]", [path for path in grid.axes if path != "data"])
     for text in grid.set:
-        check_settings(f"--set {text}", parse_set(text))
+        paths = flat(parse_set(text))
+        refuse_own(f"--set {text}", paths)
+        if both := [path for path in paths if path in grid.axes]:
+            raise UserError(f"--set {text}: {both[0]} is an axis of the grid")
     for model in grid.models:
         check_model(model)
 
 
-def check_settings(where: str, table: dict) -> None:
+def flat(table: dict, path: str = "") -> list[str]:
+    """The paths of all values of a table."""
+    paths = []
+    for key, value in table.items():
+        paths += flat(value, f"{path}{key}.") if isinstance(value, dict) else [f"{path}{key}"]
+    return paths
+
+
+def refuse_own(where: str, paths: Sequence[str]) -> None:
     """Raise UserError for settings of every run that the grid itself states."""
-    for key in OWN:
-        if key in table:
-            own = key if key.startswith("data") else key + "s"
-            raise UserError(f"{where}: {key} is stated by the grid itself; use its own {own}")
-    if isinstance(table.get("adapter"), dict) and table["adapter"].keys() & {"preset", "kind"}:
-        raise UserError(
-            f"{where}: the adapters are stated by the grid itself; use its own adapters"
-        )
-
-
-def jobs_of(grid: Grid, folder: Path) -> list[Job]:
-    """The jobs of a grid, each in a folder of its own, with its complete settings beside it.
-
-    Raises UserError for settings that do not fit an adapter, and for a folder with results of other
-    settings.
-    """
-    jobs = []
-    runs = [("", 0)] if grid.base else []
-    runs += [(adapter, seed) for adapter in grid.adapters for seed in grid.seeds]
-    for model in grid.models:
-        for adapter, seed in runs:
-            numbered = f"-seed{seed}" if adapter and len(grid.seeds) > 1 else ""
-            title = f"{Path(model).name}-{adapter or 'base'}{numbered}"
-            settings = settings_of(grid, model, adapter, seed)
-            check_same(folder / title, settings, adapter)
-            job = Job(model, adapter, seed, folder / title, folder / f"{title}.toml")
-            jobs.append((job, settings))
-    make_folder(folder)
-    for job, settings in jobs:
-        write_text(job.config, to_toml(settings))
-    return [job for job, _ in jobs]
-
-
-def settings_of(grid: Grid, model: str, adapter: str, seed: int) -> Settings:
-    """The settings of one run. Raises UserError."""
-    own = {"model": model, "seed": seed, "data": grid.data, "data_dir": data_dir_of(grid)}
-    table = overlay(own, grid.settings)
-    sets = grid.set
-    if adapter:
-        table["adapter"] = {"preset": adapter} | grid.settings.get("adapter", {})
-    else:  # the model alone: settings of the adapters do not apply
-        table.pop("adapter", None)
-        sets = [text for text in sets if "adapter" not in parse_set(text)]
-    return absolute_paths(make_settings(None, grid.recipe or None, table, sets))
-
-
-def check_same(folder: Path, settings: Settings, adapter: str) -> None:
-    """Raise UserError where the results in a job's folder are of other settings."""
-    file = folder / ("run.toml" if adapter else "evaluate.toml")
-    if not file.is_file():
-        return
-    before, now = make_settings(str(file)).to_dict(), settings.to_dict()
-    for table in (before, now):  # what does not change the result, or what a run fills in
-        table.update(device="", threads=0, dtype="" if settings.dtype == "auto" else table["dtype"])
-        if settings.template == AUTO:
-            table["template"] = ""
-        table["eval"].pop("batch_size")
-    for key in now:
-        if before[key] != now[key]:
-            inner = []
-            if isinstance(now[key], dict) and isinstance(before[key], dict):
-                inner = [name for name in now[key] if before[key].get(name) != now[key][name]]
+    for path in paths:
+        if path == "adapter":
+            raise UserError(f"{where}: adapter should be a table, such as adapter.r")
+        if path in OWN:
             raise UserError(
-                f"{folder} holds results of other settings ({'.'.join([key, *inner[:1]])}): give "
-                "another --out, or remove it"
+                f"{where}: {path} is stated by the grid itself; use its own {OWN[path]}"
             )

@@ -1,21 +1,20 @@
 """The table of a grid: what its runs reached, beside the published figures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.score import Score, mean_score
 from eval.table import Cell, Table
-from experiments.curves import first_and_last
-from experiments.jobs import Job
+from experiments.axes import short, value_text
+from experiments.entries import Entry, axes_of
 from experiments.page import page, paragraph
 from experiments.published import SPELLED, Figures, Published, percents
 from experiments.text import loss_text
-from files.errors import UserError
-from files.reading import read_json
 from files.writing import write_text
 
-HEADS = ("model", "adapter", "parameters", "loss", "held-out loss")
+HEADS = ("model", "adapter")  # then the axes of the grid, then these
+COSTS = ("parameters", "loss", "held-out loss")
 CSV_HEADS = (
     *("model", "quantize", "adapter", "seed", "parameters"),
     *("loss, first 10 steps", "loss, last 10 steps", "seconds", "set", "reader"),
@@ -35,63 +34,6 @@ ABOUT = {  # what a reader or a column of the table is
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The result of one job."""
-
-    model: str
-    adapter: str
-    seed: int
-    strict: dict[str, Score]  # by data set
-    paper: dict[str, Score]
-    seconds: int = 0
-    parameters: int = 0  # trained
-    losses: tuple[float, float] | None = None  # mean of the first and last steps, at most ten each
-    quantize: str = ""  # how the base was stored
-    held_out: dict = field(default_factory=dict)  # {before, after}, or {loss} of a base: nats/token
-    wrong: tuple[str, ...] = ()  # problems that left nothing to show (experiments/verdict.py)
-    published: tuple[dict, ...] = ()  # rows of the model, as result.json has them
-
-    def readings(self) -> dict[str, dict[str, Score]]:
-        """Reader -> scores; only the strict one, empty, where there is no test set."""
-        return {"strict": self.strict} | ({"paper": self.paper} if self.paper else {})
-
-    def comparable(self) -> list[Figures]:
-        """The figures of the published rows that this result can be compared with."""
-        return [row["figures"] for row in self.published if row["comparable"]]
-
-
-def entry(job: Job) -> Entry:
-    """The Entry of a complete job. Raises UserError."""
-    try:
-        facts = read_json(job.folder / "result.json")
-        tables = facts["after" if job.adapter else "scores"]
-        strict, paper = {}, {}
-        for name, figures in tables.items():
-            of = figures["total"], figures.get("problems", 0)
-            strict[name] = Score(figures["right"], *of)
-            paper[name] = Score(figures["paper_reader"]["right"], *of)
-        own = (job.model, job.adapter, job.seed, strict, paper)
-        stored = {
-            "quantize": facts.get("quantize", ""),
-            "held_out": dict(facts.get("held_out_loss", {})),
-            "published": tuple(facts.get("published", ())),
-        }
-        if not job.adapter:
-            return Entry(*own, **stored)
-        return Entry(
-            *own,
-            seconds=facts["seconds"],
-            parameters=facts["trainable_parameters"],
-            losses=first_and_last(job.folder / "log.jsonl", facts["steps"]),
-            wrong=tuple(map(str, facts.get("problems", []))) if facts.get("status") else (),
-            **stored,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"{job.folder} is not a complete run ({type(error).__name__}: {error!s:.200})"
-        raise UserError(f"{wrong}: remove it and start the table again") from None
-
-
-@dataclass(frozen=True)
 class Line:
     """A line of the table: an entry by one reader, its published figures, or a mean of seeds."""
 
@@ -100,16 +42,18 @@ class Line:
     figures: dict[str, tuple[float, ...]]  # set or "average" -> percent, or percent, low, high
     seeds: int  # runs of this model and adapter
 
-    def heads(self) -> list[str]:
-        """Model, adapter, parameters, loss and held-out loss, on the first line of an entry."""
+    def heads(self, axes: Sequence[str]) -> list[str]:
+        """Model, adapter, the axes, parameters, loss and held-out loss, on the first line of an
+        entry."""
         e = self.entry
         if self.reader in ("paper", "published", "difference"):
-            return [""] * len(HEADS)
+            return [""] * (len(HEADS) + len(axes) + len(COSTS))
         single = self.reader == "strict"
         seed = f", seed {e.seed}" if single and self.seeds > 1 else ""
         return [
             Path(e.model).name + f", {e.quantize}" * bool(e.quantize),
             (e.adapter or "none") + seed,
+            *(value_text(e.values[path]) if path in e.values else "" for path in axes),
             f"{e.parameters:,}",
             f"{e.losses[0]:.3f} to {e.losses[1]:.3f}" if e.losses and single else "",
             loss_text(e.held_out) if single else "",
@@ -145,7 +89,7 @@ def lines_of(entries: Sequence[Entry]) -> list[Line]:
     published row it can be compared with. Above the first of several seeds their mean."""
     lines = []
     for e in entries:
-        same = [other for other in entries if (other.model, other.adapter) == (e.model, e.adapter)]
+        same = [other for other in entries if other.same == e.same]
         if len(same) > 1 and same[0] is e and e.strict:
             lines.append(Line(e, f"mean of {len(same)} seeds", spread(same), len(same)))
         for reader, scores in e.readings().items():
@@ -175,10 +119,12 @@ def summary(entries: Sequence[Entry], table: Published | None) -> Table:
     names = list(dict.fromkeys(name for e in entries for name in e.strict))
     first = [name for name in table.sets if name in names] if table else []
     sets = [*first, *(name for name in names if name not in first), *(["average"] if names else [])]
-    heads = HEADS if any(e.held_out for e in entries) else HEADS[:-1]
+    axes = axes_of(entries)
+    costs = COSTS if any(e.held_out for e in entries) else COSTS[:-1]
+    heads = (*HEADS, *map(short, axes), *costs)
     rows = [
         [
-            *map(Cell, (*line.heads()[: len(heads)], line.reader)),
+            *map(Cell, (*line.heads(axes)[: len(heads)], line.reader)),
             *(line.cell(name) for name in sets),
         ]
         for line in lines_of(entries)
@@ -189,7 +135,7 @@ def summary(entries: Sequence[Entry], table: Published | None) -> Table:
 
 def long_table(entries: Sequence[Entry]) -> Table:
     """The figures of a grid for programs: a row for each entry, reader and set."""
-    rows = []
+    rows, axes = [], axes_of(entries)
     for line in lines_of(entries):
         e = line.entry
         if line.reader not in ("strict", "paper"):
@@ -210,8 +156,9 @@ def long_table(entries: Sequence[Entry]) -> Table:
             rounded = (None if figure is None else round(figure, 2) for figure in figures)
             total = totals[name] if name else None
             values = (*run, name, line.reader, *rounded, total, published, difference, *held_out)
+            values += tuple(value_text(e.values[path]) if path in e.values else "" for path in axes)
             rows.append([Cell("" if value is None else str(value)) for value in values])
-    return Table(CSV_HEADS, rows)
+    return Table((*CSV_HEADS, *axes), rows)
 
 
 def write_table(folder: Path, entries: Sequence[Entry], table: Published | None) -> None:

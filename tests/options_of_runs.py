@@ -23,6 +23,7 @@ from options_given import (
 from test_data import write_paper_folder
 
 from adapters import load_adapter, named_parameters
+from adapters.attach import adapters_named
 from cli import __version__
 from data.batches import encode_prompt
 from data.prompts import template
@@ -469,7 +470,12 @@ def of_file(folder: Path) -> list[str]:
     return names
 
 
-@row(*rows_for("combine", options="parts --model --how --out --dtype --device --quantize"))
+@row(
+    *rows_for(
+        "combine",
+        options="parts --model --how --rank --density --seed --out --dtype --device --quantize",
+    )
+)
 def combined(here):
     ids = torch.tensor([[5, 6, 7, 8]])
     common = ("--model", "pocket-llama", "--device", "cpu", "--dtype", "float32")
@@ -486,7 +492,30 @@ def combined(here):
             if how == "weights" or "lora_B" in name:
                 one.data *= 0.75
         torch.testing.assert_close(found(ids), model(ids), rtol=1e-3, atol=1e-3)
+    model = load_model("pocket-llama", torch.float32)
+    load_adapter(model, here.lora)
+    total = sum(parameter.numel() for parameter in named_parameters(model).values())
     parts = [f"{here.lora}=1"]
+    for how, option, value, share in (
+        ("svd", "--rank", 2, None), ("ties", "--density", 0.25, 0.25), ("dare", "--seed", 5, 0.5),
+    ):  # fmt: skip
+        command("combine", *parts, *common, "--how", how, option, value, "--out", here.path / how)
+        found = load_model("pocket-llama", torch.float32)
+        load_adapter(found, here.path / how)
+        values = named_parameters(found)
+        if how == "svd":
+            assert {min(one.shape) for one in values.values()} == {2}
+        else:
+            kept = sum(int(one.count_nonzero()) for one in values.values())
+            assert kept == pytest.approx(share * total, rel=0.05)
+    command("combine", *parts, *common, "--how", "dare", "--seed", 6, "--out", here.path / "six")
+    load_adapter(model, here.path / "six", "six")
+    assert not torch.equal(
+        *(
+            next(iter(adapters_named(one, name).values())).lora_A
+            for one, name in ((found, "default"), (model, "six"))
+        )
+    )
     with watched(here.monkeypatch):
         command("combine", *parts, *common, "--quantize", "int8", "--out", here.path / "q")
     assert (here.path / "q" / "adapter_model.safetensors").is_file()

@@ -245,7 +245,7 @@ def grids(here):
         running.append(at_once)
         return jobs
 
-    here.monkeypatch.setattr("experiments.grid.run_jobs", run_jobs)
+    here.monkeypatch.setattr("experiments.grid_jobs.run_jobs", run_jobs)
     recipe = here.path / "r.toml"
     recipe.write_text("[train]\nbatch_size = 3\n")
 

@@ -16,10 +16,11 @@ from eval.score import Score
 from eval.table import Cell, Table
 from experiments.comparable import Conditions
 from experiments.curves import loss_chart, smooth, ticks
+from experiments.entries import Entry
 from experiments.explain import ABOUT, explanation
 from experiments.published import published
 from experiments.report import write_report
-from experiments.table import Entry, write_table
+from experiments.table import write_table
 from model import load_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -12,9 +12,11 @@ from test_data import write_paper_folder
 import run as command_line
 from eval.score import Score
 from experiments import jobs
+from experiments.entries import Entry
 from experiments.jobs import Job, run_jobs
 from experiments.published import published
-from experiments.table import Entry, lines_of, summary, write_table
+from experiments.table import lines_of, summary, write_table
+from train.settings import settings
 
 QUICK = ("--set", "train.max_steps=12", "--set", "eval.items=2", "--set", "eval.max_new_tokens=4")
 TABLE = published()["math-v1"]
@@ -58,9 +60,7 @@ def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, ca
     assert (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns == stamp
     (tmp_path / "bad.toml").write_text('model = "pocket-opt"\ndtype = "int3"\n')
     said = []
-    failed = run_jobs(
-        [Job("pocket-opt", "lora", 0, tmp_path / "bad", tmp_path / "bad.toml")], 1, say=said.append
-    )
+    failed = run_jobs([Job(settings(), "lora", tmp_path / "bad")], 1, say=said.append)
     assert [job.folder.name for job in failed] == ["bad"]
     assert "float32" in said[0]  # the reason, from the end of its log
 
@@ -230,7 +230,6 @@ def test_the_figures_of_v1_are_shares_of_its_test_sets():
 
 
 def test_the_paper_recipe_puts_the_adapters_where_the_papers_code_had_them():
-    from train.settings import settings
 
     for name, papers in (
         ("series", "paper-series-h"),

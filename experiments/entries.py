@@ -1,0 +1,82 @@
+"""The results of a grid's jobs, as result.json and log.jsonl have them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eval.score import Score
+from experiments.axes import Values, value_text
+from experiments.curves import first_and_last
+from experiments.jobs import Job
+from experiments.published import Figures
+from files.errors import UserError
+from files.reading import read_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The result of one job."""
+
+    model: str
+    adapter: str
+    seed: int
+    strict: dict[str, Score]  # by data set
+    paper: dict[str, Score]
+    seconds: int = 0
+    parameters: int = 0  # trained
+    losses: tuple[float, float] | None = None  # mean of the first and last steps, at most ten each
+    quantize: str = ""  # how the base was stored
+    held_out: dict = field(default_factory=dict)  # {before, after}, or {loss} of a base: nats/token
+    wrong: tuple[str, ...] = ()  # problems that left nothing to show (experiments/verdict.py)
+    published: tuple[dict, ...] = ()  # rows of the model, as result.json has them
+    values: Values = field(default_factory=dict)  # of the grid's axes
+
+    @property
+    def same(self) -> tuple:
+        """What runs that differ in their seed alone have in common."""
+        texts = {path: value_text(value) for path, value in self.values.items()}
+        return self.model, self.adapter, tuple(texts.items())
+
+    def readings(self) -> dict[str, dict[str, Score]]:
+        """Reader -> scores; only the strict one, empty, where there is no test set."""
+        return {"strict": self.strict} | ({"paper": self.paper} if self.paper else {})
+
+    def comparable(self) -> list[Figures]:
+        """The figures of the published rows that this result can be compared with."""
+        return [row["figures"] for row in self.published if row["comparable"]]
+
+
+def entry(job: Job) -> Entry:
+    """The Entry of a complete job. Raises UserError."""
+    try:
+        facts = read_json(job.folder / "result.json")
+        tables = facts["after" if job.adapter else "scores"]
+        strict, paper = {}, {}
+        for name, figures in tables.items():
+            of = figures["total"], figures.get("problems", 0)
+            strict[name] = Score(figures["right"], *of)
+            paper[name] = Score(figures["paper_reader"]["right"], *of)
+        own = (job.model, job.adapter, job.seed, strict, paper)
+        stored = {
+            "quantize": facts.get("quantize", ""),
+            "held_out": dict(facts.get("held_out_loss", {})),
+            "published": tuple(facts.get("published", ())),
+            "values": job.values,
+        }
+        if not job.adapter:
+            return Entry(*own, **stored)
+        return Entry(
+            *own,
+            seconds=facts["seconds"],
+            parameters=facts["trainable_parameters"],
+            losses=first_and_last(job.folder / "log.jsonl", facts["steps"]),
+            wrong=tuple(map(str, facts.get("problems", []))) if facts.get("status") else (),
+            **stored,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = f"{job.folder} is not a complete run ({type(error).__name__}: {error!s:.200})"
+        raise UserError(f"{wrong}: remove it and start the table again") from None
+
+
+def axes_of(entries: Sequence[Entry]) -> list[str]:
+    """The axes of a grid, in its order."""
+    return list(dict.fromkeys(path for e in entries for path in e.values))

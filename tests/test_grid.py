@@ -1,0 +1,154 @@
+"""Axes of a grid: which runs they give, with which settings, and what is refused before a run."""
+
+import pytest
+
+from eval.score import Score
+from experiments.entries import Entry
+from experiments.grid import make_grid
+from experiments.grid_jobs import jobs_of
+from experiments.table import summary, write_table
+from model import UserError
+
+START = """
+models = ["pocket-llama"]
+adapters = ["lora"]
+data = "DATA"
+base = false
+"""
+
+
+def jobs(tmp_path, text, **given):
+    path = tmp_path / "grid.toml"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "output": "1"}\n' * 4)
+    path.write_text(START.replace("DATA", str(rows)) + text)
+    return jobs_of(make_grid(path, **given), tmp_path / "out")
+
+
+def values(jobs, *paths):
+    return [tuple(job.values[path] for path in paths) for job in jobs]
+
+
+def test_a_product_has_every_combination_with_its_settings(tmp_path):
+    found = jobs(
+        tmp_path,
+        """
+seeds = [0, 1]
+[axes]
+adapter.r = [2, 4]
+train.prompt_weight = [0.0, 0.5]
+adapter.sites = [["q"], ["up", "down"]]
+""",
+    )
+    assert len(found) == 2 * 2 * 2 * 2
+    for job in found:
+        r, weight, sites = values([job], "adapter.r", "train.prompt_weight", "adapter.sites")[0]
+        part = job.settings.adapter.parts[""]
+        assert (part.options.r, part.sites, part.options.alpha) == (r, tuple(sites), 16.0)
+        assert job.settings.train.prompt_weight == weight
+        assert job.settings.train.learning_rate == 0.01  # pocket-tune's
+    assert found[5].folder.name == "pocket-llama-lora-r=2-sites=up+down-prompt_weight=0-seed1"
+    assert len({job.folder for job in found}) == len(found)
+
+
+def test_a_list_takes_the_values_together_and_a_sample_draws_the_same_each_time(tmp_path):
+    axes = "[axes]\nadapter.r = [2, 4, 8]\nadapter.alpha = [4.0, 8.0, 16.0]\n"
+    together = values(jobs(tmp_path, f'combine = "list"\n{axes}'), "adapter.r", "adapter.alpha")
+    assert together == [(2, 4.0), (4, 8.0), (8, 16.0)]
+    drawn = values(jobs(tmp_path, f"sample = 4\n{axes}"), "adapter.r", "adapter.alpha")
+    assert drawn == values(jobs(tmp_path, f"sample = 4\n{axes}"), "adapter.r", "adapter.alpha")
+    whole = values(jobs(tmp_path, axes), "adapter.r", "adapter.alpha")
+    assert len(set(drawn)) == 4
+    assert set(drawn) < set(whole)
+
+
+def test_parts_have_adapters_and_axes_of_their_own_over_the_grid(tmp_path):
+    text = """
+[settings.train]
+epochs = 2
+[axes]
+train.learning_rate = [0.1]
+[[parts]]
+adapters = ["lora"]
+axes.adapter.r = [2, 4]
+[[parts]]
+adapters = ["series"]
+settings.train.clip = 0.5
+axes.adapter.size = [3]
+"""
+    found = jobs(tmp_path, text)
+    assert [job.folder.name for job in found] == [
+        "pocket-llama-lora-learning_rate=0.1-r=2",
+        "pocket-llama-lora-learning_rate=0.1-r=4",
+        "pocket-llama-series-learning_rate=0.1-size=3",
+    ]
+    assert {job.settings.train.epochs for job in found} == {2}
+    assert [job.settings.train.clip for job in found] == [1.0, 1.0, 0.5]
+    chosen = jobs(tmp_path, text, adapters=["series"])
+    assert [job.adapter for job in chosen] == ["series"]
+
+
+def test_the_model_alone_runs_once_for_each_value_that_it_depends_on(tmp_path):
+    text = 'adapters = ["lora"]\nbase = true\nmodels = ["pocket-llama"]\n'
+    text += '[axes]\nadapter.r = [2, 4]\ndata = ["wordproblems", "rows.jsonl"]\n'
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "output": "1"}\n' * 4)
+    path = tmp_path / "grid.toml"
+    path.write_text(text.replace("rows.jsonl", str(rows)))
+    found = jobs_of(make_grid(path), tmp_path / "out")
+    alone = [job for job in found if not job.adapter]
+    assert [job.settings.data for job in alone] == ["wordproblems", str(rows)]
+    assert len(found) == 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[axes]\nlerning_rate = [1]", "setting in [axes] 'lerning_rate'"),
+        ("[axes]\nlearning_rate = [1]", "did you mean 'train.learning_rate'"),
+        ("[axes]\ntrain.learning_rat = [1]", "did you mean 'train.learning_rate'"),
+        ("[axes]\nadapter.size = [1]", "axis adapter.size = 1 with lora: adapter: unknown option"),
+        ("[axes]\nadapter.r = [4, 0]", "axis adapter.r = 0 with lora: "),
+        ("[axes]\nadapter.sites = [['q'], ['qq']]", "sites = qq with lora: unknown site of llama"),
+        ("[axes]\ntrain.schedule = ['lineal']", "axis train.schedule = lineal with lora: "),
+        ("[axes]\ntrain.patience = [3]", "axis train.patience = 3 with lora: "),
+        ("[axes]\nadapter.r = 4", "axis adapter.r = 4 should be a list"),
+        ("[axes]\nadapter.r = []", "axis adapter.r = [] should be a list"),
+        ("[axes]\nadapter.r = [4, 4]", "axis adapter.r has 4 twice"),
+        ("[axes]\nseed = [4, 5]", "use its own seeds"),
+        ("[axes]\nadapter.preset = ['lora']", "use its own adapters"),
+        ("set = ['adapter.r=4']\n[axes]\nadapter.r = [4]", "adapter.r is an axis of the grid"),
+        ("combine = 'list'\n[axes]\nadapter.r = [4]\ntrain.epochs = [1, 2]", "of one length"),
+        ("sample = 3\n[axes]\nadapter.r = [4]", "more than the 1 combinations"),
+        ("combine = 'zip'", "should be product or list"),
+        ("[[parts]]\nadapter = ['lora']", "[[parts]] 1: unknown setting 'adapter'"),
+        ("[[parts]]\nadapters = ['lora', 'ia3']\naxes.adapter.r = [4]", "adapter.r = 4 with ia3"),
+    ],
+)
+def test_what_an_axis_cannot_be_is_said_with_its_name_and_value(text, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        jobs(tmp_path, text)
+    assert said in str(error.value)
+
+
+def test_pocket_needs_a_table_of_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"no \[pocket\] table"):
+        jobs(tmp_path, "", pocket=True)
+    (job,) = jobs(tmp_path, "[pocket]\nadapters = ['ia3']", pocket=True)
+    assert job.adapter == "ia3"
+
+
+def test_the_table_has_a_column_for_each_axis(tmp_path):
+    def entry(r, right, seed=0):
+        score = {"gsm8k": Score(right, 10)}
+        return Entry("llama-7b", "lora", seed, score, {}, values={"adapter.r": r})
+
+    entries = [entry(2, 4), entry(2, 6, seed=1), entry(4, 9)]
+    text = summary(entries, None).to_markdown()
+    assert "| model | adapter | r | parameters |" in text
+    assert "| llama-7b | lora | 2 | 0 |  | mean of 2 seeds | 50.0 [40.0, 60.0] |" in text
+    assert "| llama-7b | lora | 4 | 0 |  | strict | 90.0 " in text
+    write_table(tmp_path, entries, None)
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert lines[0].endswith(",adapter.r")
+    assert lines[-1].endswith(",4")
