@@ -10,6 +10,7 @@ the row: not on its neighbours, the order or the slots, up to the rounding of a 
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from eval.beams import Beams, candidates
 from eval.prefill import Beginning, read, rows_of_pass
 from eval.requests import Event, Request, Row
 from eval.room import positions_of, room_for, too_long
-from eval.sampling import check, choose
+from eval.sampling import check, choose, scored
 from files.errors import UserError
 from model.graphs import graphs_for
 from model.language import LanguageModel
@@ -196,7 +197,12 @@ class Engine:
                 [row.generator for row in chosen],
             )
             self.last[[row.slots[0] for row in chosen]] = tokens
-            events += [self.extend(row, t) for row, t in zip(chosen, tokens.tolist(), strict=True)]
+            grown = [self.extend(row, t) for row, t in zip(chosen, tokens.tolist(), strict=True)]
+            for i, (row, event) in enumerate(zip(chosen, grown, strict=True)):
+                if row.request.logprobs is not None and event.tokens:
+                    scores = [scored(some[i], event.tokens[0], row.request.logprobs)]
+                    grown[i] = replace(event, scores=scores)
+            events += grown
         for width in sorted({row.request.beams for row in rows} - {1}):
             these = [(row, at) for row, at in zip(rows, where, strict=True) if len(at) == width]
             some = logits[[index for _, at in these for index in at]]

@@ -1,6 +1,6 @@
 """What the engine is asked for, and what it answers."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ class Request:
     # whether these new tokens end the row; they are all part of it. Not with beams
     stop: Callable[[list[int]], bool] | None = None
     entry: int | None = None  # of Rows (adapters/compose.py), if rows have adapters of their own
+    logprobs: int | None = None  # likely tokens to give beside each new one. Not with beams
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Event:
     number: int  # of the request, as `submit` gave it
     tokens: list[int]
     ended: str = ""  # why: "stop", "length", or "positions" where the model has no more
+    # of each token, with `logprobs`: its log-probability, the likeliest [(id, log-probability)]
+    scores: Sequence[tuple[float, list[tuple[int, float]]]] = ()
 
 
 @dataclass

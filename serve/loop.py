@@ -1,0 +1,250 @@
+"""The thread that owns a model: questions come from other threads, join a running batch, leave it.
+
+    loop = Loop(model, tokenizer, template)
+    loop.load("math", "runs/a/adapter")
+    answer = loop.ask(Question(ids, 64, "math"), deliver)     deliver(Piece) in the loop's thread
+    loop.cancel(answer)
+    loop.stop()                                               what runs is answered to its end
+
+One pass of the engine makes a token for every row, whichever adapters the rows have; what a row
+becomes depends on nothing but the row (eval/engine.py).
+"""
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+from data.batches import encode_prompt
+from data.prompts import Template
+from data.stops import stop_ids, turn_end
+from eval.engine import Engine, Event, Request
+from files.errors import UserError
+from model.language import LanguageModel
+from model.tokenizer import Tokenizer
+from serve.adapters import Shelf
+from serve.metrics import Metrics
+from serve.questions import Answer, Piece, Question, Refused
+from serve.text import TextStream
+
+LONGEST = 2048  # tokens of a row, if the model has room for more and nothing else is asked for
+SWITCH = 0.0005  # seconds that the thread waits, after each operation, for one that runs Python
+
+
+class Loop:
+    """Answers of one model and its adapters.
+
+    slots: rows at a time. length: the most tokens of a row, prompt and answer (None: those of the
+    model, at most LONGEST). waiting: questions that may wait for a slot.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        template: Template,
+        slots: int = 16,
+        length: int | None = None,
+        waiting: int = 256,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.shelf = Shelf(model.eval(), tokenizer, template)
+        self.slots, self.most = slots, slots + waiting
+        self.length = length or min(LONGEST, model.shape.positions or LONGEST)
+        self.engine = Engine(model, slots, self.length, tokenizer.size)
+        self.metrics = Metrics()
+        self.answers: dict[int, Answer] = {}  # by their numbers in the engine
+        self.count, self.lock = 0, threading.Lock()  # questions that are not over
+        self.commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.is_stopping = False
+        self.thread = threading.Thread(target=self.run, name="answers", daemon=True)
+
+    # ---- from any thread
+
+    def start(self) -> "Loop":
+        sys.setswitchinterval(SWITCH)
+        self.thread.start()
+        return self
+
+    def call(self, function: Callable, *arguments) -> Future:
+        """Let the loop's thread call a function between two passes."""
+        future: Future = Future()
+
+        def command() -> None:
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.commands.put(command)
+        return future
+
+    def ask(self, question: Question, deliver: Callable[[Piece], None]) -> Answer:
+        """Put a question in line. Raises Refused."""
+        self.shelf.find(question.adapter)
+        with self.lock:
+            if self.is_stopping:
+                raise Refused("stopping", "the server is stopping")
+            if self.count >= self.most:
+                raise Refused("overloaded", f"{self.count} questions are waiting: try again later")
+            self.count += 1
+        stream = TextStream(self.tokenizer, question.ids, question.stops)
+        answer = Answer(question, deliver, stream, time.monotonic())
+        self.commands.put(lambda: self.submit(answer))
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """Nobody waits for this answer any more: its slot is free for others."""
+        self.commands.put(lambda: self.withdraw(answer))
+
+    def pieces(self, question: Question) -> Iterator[Piece]:
+        """The answer, piece by piece; it is cancelled if the caller takes no more. Raises Refused.
+
+        Raises UserError where the answer could not be made.
+        """
+        got: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        answer = self.ask(question, got.put)
+        try:
+            while True:
+                piece = got.get()
+                if piece.error:
+                    raise UserError(piece.error)
+                yield piece
+                if piece.ended:
+                    return
+        finally:
+            self.cancel(answer)
+
+    def prompt(self, name: str, messages: list[dict]) -> list[int]:
+        """The token ids of a chat {role, content} for the base ("") or an adapter, by its template.
+
+        Raises Refused, and UserError for what the template has no form for.
+        """
+        row = {"instruction": "", "history": messages}
+        return encode_prompt(self.tokenizer, row, self.shelf.find(name).template)[1]
+
+    def room(self, question: Question) -> int:
+        """The most tokens that an answer after this prompt may have. Raises Refused."""
+        prompt, *keys = self.engine.fronts[self.shelf.find(question.adapter).entry]
+        columns = self.engine.cache.length
+        if self.model.shape.table:  # the last new token takes no position
+            columns = min(columns, self.model.shape.positions + 1)
+        return min(self.length, columns - prompt - max(keys)) - len(question.ids)
+
+    def load(self, name: str, folder: str | Path) -> None:
+        """Serve the adapter of a folder under a name. Raises UserError."""
+
+        def command() -> None:
+            entry = self.shelf.load(name, folder)
+            self.engine.reseat([entry])
+            self.engine.in_front(entry)  # `room` looks at it
+
+        self.in_loop(command)
+
+    def unload(self, name: str) -> None:
+        """Serve an adapter no longer; what it is answering ends first. Raises Refused."""
+
+        def command() -> None:
+            self.shelf.unload(name)
+            self.engine.reseat([])
+
+        self.in_loop(command)
+
+    def in_loop(self, command: Callable[[], None]) -> None:
+        command() if not self.thread.is_alive() else self.call(command).result()
+
+    def stop(self, seconds: float | None = None) -> None:
+        """Take no more questions, answer those that are there, and end the thread.
+
+        seconds: answers that take longer are left. The model is as it was before.
+        """
+        with self.lock:
+            self.is_stopping = True
+        self.commands.put(lambda: None)
+        if self.thread.is_alive():
+            self.thread.join(seconds)
+
+    # ---- in the loop's thread
+
+    def run(self) -> None:
+        while True:
+            try:
+                while True:
+                    self.commands.get(block=self.engine.is_idle and not self.is_over)()
+            except queue.Empty:
+                pass
+            if self.is_over and self.engine.is_idle:
+                return
+            try:
+                events = self.engine.step()
+            except Exception as error:
+                self.fail(error)
+                continue
+            for event in events:
+                if event.number in self.answers:  # a stop string ended it in this pass
+                    self.hand_out(self.answers[event.number], event)
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_stopping and not self.count
+
+    def submit(self, answer: Answer) -> None:
+        question = answer.question
+        try:
+            served = self.shelf.find(question.adapter)
+            request = Request(
+                question.ids, question.max_new_tokens, self.ends(served.template), 1,
+                question.sampling, question.seed, None, served.entry, question.logprobs,
+            )  # fmt: skip
+            answer.number = self.engine.submit(request)
+        except (Refused, UserError) as error:
+            self.end(answer, Piece(error=str(error)))
+            return
+        answer.served = served
+        served.running += 1
+        self.answers[answer.number] = answer
+
+    def ends(self, template: Template) -> list[int]:
+        """The ids that end an answer."""
+        turn = turn_end(self.tokenizer, template.text) if template.chat else None
+        return sorted({*stop_ids(self.tokenizer), turn} - {None})
+
+    def hand_out(self, answer: Answer, event: Event) -> None:
+        """Deliver the text of an answer's new tokens."""
+        piece, now = answer.piece(event), time.monotonic()
+        self.metrics.token(now - answer.last, is_first=answer.tokens == len(event.tokens))
+        answer.last = now
+        if piece.ended:
+            self.engine.cancel(event.number)  # a stop string may have ended it
+            self.end(answer, piece)
+        else:
+            answer.deliver(piece)
+
+    def withdraw(self, answer: Answer) -> None:
+        if not answer.is_over:
+            if answer.number is not None:
+                self.engine.cancel(answer.number)
+            self.end(answer, Piece(ended="cancelled"))
+
+    def end(self, answer: Answer, piece: Piece) -> None:
+        answer.is_over = True
+        if self.answers.pop(answer.number, None):
+            answer.served.running -= 1
+            if not answer.served.running and self.shelf.leaving:
+                self.shelf.tidy()
+                self.engine.reseat([])
+        with self.lock:
+            self.count -= 1
+        answer.deliver(piece)
+
+    def fail(self, error: Exception) -> None:
+        """A pass has failed: all answers on their way end with the error; a new engine begins."""
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        print(f"a pass failed: {message}"[:1000], file=sys.stderr)
+        answers = list(self.answers.values())
+        self.engine = Engine(self.model, self.slots, self.length, self.tokenizer.size)
+        for answer in answers:
+            self.end(answer, Piece(error=message))
