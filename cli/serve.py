@@ -1,6 +1,7 @@
 """serve: a model and its adapters over HTTP, for OpenAI's clients and a page in the browser."""
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -75,10 +76,9 @@ def run(options: argparse.Namespace) -> int:
         server.app(), lifespan="off", log_level="warning", access_log=False, ws="none",
         server_header=False, timeout_graceful_shutdown=int(options.time_limit) + 1,
     )  # fmt: skip
-    try:
+    # uvicorn raises the signal that ended it again when all is answered
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         uvicorn.Server(config).run(sockets=[listener])
-    except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again when all is answered
-        pass
     loop.stop(options.time_limit)
     print("stopped", flush=True)
     return 0
