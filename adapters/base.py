@@ -10,6 +10,7 @@ Shapes: B batch, T query length, S key length, K key/value heads, D head size, E
 embedding; `in` and `out` are the site's in_features and out_features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -54,6 +55,7 @@ class Adapter(nn.Module):
     adds = True  # it has no hooks but before and after, so that an Average of several exists
     changes_input = False  # it changes what goes into f
     members: tuple[str, ...] = ()  # names of the adapters it is built on (fusion)
+    peft_type, peft = "", {}  # its type in PEFT; option -> field of PEFT's adapter_config.json
     keys: dict[str, str] = {}  # parameter -> its name in files, if it is not "<parameter>.weight"
     rates: dict[str, float] = {}  # parameter -> its learning rate, a multiple of the adapter's
     part = ""  # its name in a mixture
@@ -187,17 +189,24 @@ class Scheduled(Adapter):
 
 @dataclass(frozen=True)
 class Folded:
-    """What a site computes with the adapters folded so far: y = weight (scales · x) + bias.
+    """What a site computes with the adapters folded so far: y = weight (x M₁ M₂ ...) + bias.
 
-    weight [out, in], bias [out] and each of scales [in] are float32; weight and bias may be None.
-    `scales` stand apart because adapters that read x (LoRA) get it scaled, too.
+    weight [out, in] and bias [out] are float32, or None. Each of `inputs` is a matrix M [in, in]
+    that changes x, as a function weight -> weight Mᵀ. They stand apart because adapters that read x
+    (LoRA) get it changed, too.
     """
 
     site: Site
     base: tuple[Tensor | None, Tensor | None]  # weight and bias before any adapter
     weight: Tensor | None
     bias: Tensor | None
-    scales: tuple[Tensor, ...] = ()
+    inputs: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def through(self, weight: Tensor) -> Tensor:
+        """weight ... M₂ᵀ M₁ᵀ"""
+        for change in reversed(self.inputs):
+            weight = change(weight)
+        return weight
 
     def check_base(self, adapter: Adapter, *leaves: str) -> None:
         """Raises UserError if one of "weight" and "bias" is no longer the base's."""

@@ -118,7 +118,12 @@ def add_weights(
         for where, adapter in parts[first_name].items():
             states = [parts[name][where].state_dict() for name in weights]
             start = adapter.start(model.get_submodule(path))
-            for leaf in states[0]:
+            for leaf, tensor in states[0].items():
+                if not tensor.is_floating_point():  # the places of SHiRA's entries
+                    if any(not tensor.equal(state[leaf]) for state in states):
+                        raise UserError(f"{leaf} of the adapters at {path} differ: no sum of them")
+                    tensors[path][f"{where}.{leaf}".lstrip(".")] = tensor
+                    continue
                 zero = start.get(leaf, 0.0)
                 shares = [share(adapter, leaf, w) if by_factor else w for w in weights.values()]
                 total = add([state[leaf] - zero for state in states], shares)

@@ -141,18 +141,22 @@ class Average(Composition):
         return self.sum(y, lambda member: member.after(y, x, f))
 
     def fold(self, f: Folded) -> Folded:
-        weight, bias, scales = f.weight, f.bias, []
+        weight, bias, changes = f.weight, f.bias, []
         for member, share in zip(self.members, self.shares, strict=True):
-            folded = member.fold(replace(f, scales=()))
+            folded = member.fold(replace(f, inputs=()))
             if folded.weight is not f.weight:
                 weight = weight + share * (folded.weight - f.weight)
             if folded.bias is not f.bias:
                 change = share * (folded.bias if f.bias is None else folded.bias - f.bias)
                 bias = change if bias is None else bias + change
-            if folded.scales:
-                scales.append(share * (math.prod(folded.scales) - 1))
-        scales = (*f.scales, 1 + sum(scales)) if scales else f.scales
-        return replace(f, weight=weight, bias=bias, scales=scales)
+            if folded.inputs:
+                changes.append((share, folded.through))
+
+        def mean(weight: Tensor) -> Tensor:
+            return weight + sum(share * (change(weight) - weight) for share, change in changes)
+
+        inputs = (*f.inputs, mean) if changes else f.inputs
+        return replace(f, weight=weight, bias=bias, inputs=inputs)
 
 
 class Seats:

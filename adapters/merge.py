@@ -1,9 +1,10 @@
 """Fold adapters into the weights beside them.
 
-    x ── · l ── W, b ── + B A ── · m ── ... ── y     W' = diag(m) (W + B A) diag(l)     b' = m b
+    x ── M ── W, b ── + B A ── · m ── ... ── y     W' = diag(m) (W + B A) Mᵀ     b' = m b
 
 The adapters of a site are folded in the order of their application, each by its own hook `fold`.
-What scales the input (IA3) comes last, wherever it stands: all the others see the scaled input too.
+What changes the input (IA3, OFT) comes last, wherever it stands: all the others see the changed
+input too.
 Norms and embeddings have the same chain without an input part.
 """
 
@@ -143,9 +144,7 @@ def folded(site: Site) -> tuple[Tensor | None, Tensor | None]:
     f = Folded(site, base, *base)
     for entry in site.active:
         f = entry.fold(f)
-    weight = f.weight
-    for scale in f.scales:
-        weight = weight * scale
+    weight = f.through(f.weight)
     return tuple(
         old if value is start else value.to(own[0].dtype)
         for old, value, start in zip(own, (weight, f.bias), base, strict=True)

@@ -21,7 +21,7 @@ class Tensors:
         view.prefix = prefix
         return view
 
-    def pop(self, key: str) -> Tensor:
+    def pop(self, key: str, floating: bool = True) -> Tensor:
         """The tensor of this key. Raises UserError if it is missing or not finite."""
         key = self.prefix + key
         if key not in self.left:
@@ -29,7 +29,7 @@ class Tensors:
             hint = f"; the file has {near[0]!r:.200}" if near else ""
             raise UserError(f"{self.where}: tensor {key!r} is missing{hint}")
         tensor = self.left.pop(key)
-        if not tensor.is_floating_point():
+        if floating and not tensor.is_floating_point():
             raise UserError(
                 f"{self.where}: tensor {key!r} is stored as {tensor.dtype}, not as floating point"
             )
@@ -40,7 +40,7 @@ class Tensors:
     @torch.no_grad()
     def take(self, key: str, into: Tensor) -> None:
         """Copy the tensor of this key into one of the same shape. Raises UserError."""
-        tensor = self.pop(key)
+        tensor = self.pop(key, into.is_floating_point())
         if tensor.shape != into.shape:
             raise UserError(
                 f"{self.where}: tensor {self.prefix + key!r} is {list(tensor.shape)}, "

@@ -129,7 +129,10 @@ def test_weights_added(tiny, method):
     )
     for path, tensors in mean.items():
         for leaf, tensor in tensors.items():
-            torch.testing.assert_close(tensor, (one[path][leaf] + two[path][leaf]) / 2)
+            expected = (one[path][leaf] + two[path][leaf]) / 2
+            torch.testing.assert_close(
+                tensor, expected, check_dtype=False
+            )  # places are whole numbers
     if all(adapter.starts_at_base for adapter in adapters_named(tiny, "one").values()):
         combine(tiny, {"one": 0.0}, "none", how="weights")
         torch.testing.assert_close(out(tiny, "none"), out(tiny), rtol=1e-5, atol=1e-5)

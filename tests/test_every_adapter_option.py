@@ -143,10 +143,19 @@ DROPS = {  # kind -> its options
     "pissa": {"r": 4},
     "adalora": {"init_r": 4, "target_r": 2},
     "vera": {"r": 8},
+    "hira": {"r": 4},
+    "miss": {"r": 4},
 }
 
 
-@row("bottleneck.dropout", "lora.dropout", "adalora.dropout", "vera.dropout")
+@row(
+    "bottleneck.dropout",
+    "lora.dropout",
+    "adalora.dropout",
+    "vera.dropout",
+    "hira.dropout",
+    "miss.dropout",
+)
 def dropouts(tiny):
     """With dropout 0.5 in training, an input is either doubled or gone; afterwards it stays."""
     for kind, options in DROPS.items():
@@ -272,6 +281,78 @@ def scaled(tiny):
     close(tiny.site(X), F.linear(X * one.ia3_l[0], tiny.site.weight))
     one = tiny.at("ia3", scales="output")
     close(tiny.site(X), F.linear(X, tiny.site.weight) * one.ia3_l[:, 0])
+
+
+# ---------------------------------------------------------------- what changes the weight itself
+@row("hira.r", "miss.r")
+def whole_weights(tiny):
+    one = tiny.at("hira", r=3)
+    assert (one.hira_A.shape, one.hira_B.shape) == ((3, 32), (32, 3))
+    close(tiny.adds(), F.linear(X, tiny.site.weight * (one.hira_B @ one.hira_A)))
+    for r in (4, 5):  # 5 does not divide the input
+        one = tiny.at("miss", r=r)
+        assert one.miss_block.shape == (r, 32)
+        repeated = torch.stack([one.miss_block[column % r] for column in range(32)])
+        close(tiny.adds(), X @ repeated)
+
+
+@row("road.variant", "road.group_size")
+def rotated_pairs(tiny):
+    for variant, count in (("road_1", 1), ("road_2", 2), ("road_4", 4)):
+        for group in (4, 8):
+            one = tiny.at("road", variant=variant, group_size=group)
+            assert one.road_theta.shape == (16 * count,)
+            y, half = F.linear(X, tiny.site.weight), group // 2
+            expected = y.clone()
+            for i in [i for i in range(32) if i % group < half]:
+                j, pair = i + half, i // group * half + i % group
+                at = {  # the parameters of the four entries of the matrix of this pair
+                    "road_1": (pair,) * 4,
+                    "road_2": (i, i, j, j),
+                    "road_4": tuple(n + i // group * group for n in (i, i + group, j + group, j)),
+                }[variant]
+                a, s = one.road_alpha[list(at)], one.road_theta[list(at)]
+                expected[..., i] = a[0] * s[0].cos() * y[..., i] - a[1] * s[1].sin() * y[..., j]
+                expected[..., j] = a[2] * s[2].sin() * y[..., i] + a[3] * s[3].cos() * y[..., j]
+            close(tiny.site(X), expected)
+
+
+@row("oft.block", "oft.terms")
+def rotated_inputs(tiny):
+    for block in (4, 8):
+        exact = tiny.at("oft", block=block, terms=0, random=False)
+        exact.oft_R.data = 0.05 * torch.randn(exact.oft_R.shape)
+        assert exact.oft_R.shape == (32 // block, block * (block - 1) // 2)
+        R = torch.block_diag(*exact.rotation())
+        close(R @ R.T, torch.eye(32))  # orthogonal
+        assert R.count_nonzero() == 32 * block
+        close(tiny.site(X), F.linear(X @ R, tiny.site.weight))
+        series = tiny.at("oft", block=block, terms=12, random=False)
+        series.oft_R.data = -exact.oft_R.data
+        close(series.rotation(), exact.rotation())
+    four = tiny.at("oft", block=4, terms=4, random=False)
+    four.oft_R.data.fill_(0.1)
+    Q = torch.full((4, 4), 0.1).triu(1)
+    Q = Q - Q.T
+    close(four.rotation()[0], torch.eye(4) + 2 * Q + 2 * Q @ Q + Q @ Q @ Q)
+
+
+@row("shira.r", "shira.mask", "shira.seed")
+def few_entries(tiny):
+    for options in ({"seed": 3}, {"mask": "magnitude"}):
+        one = tiny.at("shira", r=2, **options)
+        S = torch.zeros(32, 32)
+        S[tuple(one.shira_indices.long())] = one.shira_weight.detach()
+        assert S.count_nonzero() == 2 * (32 + 32)
+        close(tiny.adds(), F.linear(X, S))  # one by one
+        many = torch.randn(1, 40, 32)
+        close(tiny.adds(many), F.linear(many, S))  # and as a matrix
+        left = tiny.site.weight.abs()
+        if "mask" in options:
+            assert left[S != 0].min() >= left[S == 0].max()
+        else:
+            places = torch.randperm(1024, generator=torch.Generator().manual_seed(3))[:128]
+            assert S.flatten().nonzero()[:, 0].tolist() == sorted(places.tolist())
 
 
 # ---------------------------------------------------------------- prompts

@@ -167,6 +167,7 @@ STEPS = {
     "vera": {"kind": "vera", "r": 3},
     "ia3": {"kind": "ia3"},
     "ia3 in": {"kind": "ia3", "scales": "input"},
+    "oft": {"kind": "oft", "block": 8},
     "bitfit": {"kind": "bitfit"},
     "full": {"kind": "full"},
 }
@@ -177,7 +178,9 @@ def refused(first: str, second: str, bias: bool) -> bool:
     changes_bias = first in ("lora-bias", "bitfit", "full") or (bias and first == "ia3")
     if first == "full" and not bias:
         changes_bias = False
-    return (second == "dora" and first != "ia3 in") or (second == "bitfit" and changes_bias)
+    return (second == "dora" and first not in ("ia3 in", "oft")) or (
+        second == "bitfit" and changes_bias
+    )
 
 
 PAIRS = [  # with a bias in the base; without one only where an adapter makes or needs a bias

@@ -226,6 +226,36 @@ THEIRS = {
             "bias": "lora_only",
         },
     ),
+    "hira": lambda family: (
+        "HiraConfig",
+        {"r": 4, "target_modules": ALL[family], "rank_pattern": {QV[family][0]: 3}},  # not obeyed
+    ),
+    "hira, head saved": lambda family: ("HiraConfig", {"r": 4, "modules_to_save": ["lm_head"]}),
+    "miss": lambda family: ("MissConfig", {"r": 6, "target_modules": ALL[family]}),
+    "miss in layers": lambda family: (
+        "MissConfig",
+        {"r": 8, "target_modules": QV[family], "layers_to_transform": [0, 2]},
+    ),
+    "road_1": lambda family: ("RoadConfig", {"variant": "road_1", "group_size": 8}),
+    "road_2": lambda family: (
+        "RoadConfig",
+        {"variant": "road_2", "group_size": 4, "target_modules": ALL[family]},
+    ),
+    "road_4": lambda family: (
+        "RoadConfig",
+        {"variant": "road_4", "group_size": 8, "target_modules": ALL[family]},
+    ),
+    "oft": lambda family: ("OFTConfig", {"oft_block_size": 4, "target_modules": ALL[family]}),
+    "oft, exact": lambda family: (
+        "OFTConfig",
+        {"r": 4, "oft_block_size": 0, "use_cayley_neumann": False},
+    ),
+    "oft, 7 terms": lambda family: (
+        "OFTConfig",
+        {"oft_block_size": 8, "num_cayley_neumann_terms": 7},
+    ),
+    "shira": lambda family: ("ShiraConfig", {"r": 2, "target_modules": ALL[family]}),
+    "shira of a seed": lambda family: ("ShiraConfig", {"r": 1, "random_seed": 5}),
     "vera": lambda family: (
         "VeraConfig",
         {"r": 8, "target_modules": ALL[family], "vera_dropout": 0.1},
@@ -391,6 +421,15 @@ OURS = {
         False,
     ),
     "vera": ({"preset": "vera", "r": 8, "seed": 5}, "VERA", True),
+    "hira": ({"preset": "hira", "r": 3}, "HIRA", True),
+    "hira by layer": ({"preset": "hira", "r": [2, 3, 4]}, "HIRA", False),
+    "miss": ({"preset": "miss", "r": 6}, "MISS", True),
+    "miss in a layer": ({"preset": "miss", "r": 6, "layers": [1]}, "MISS", True),
+    "road": ({"preset": "road", "variant": "road_4", "group_size": 8}, "ROAD", True),
+    "oft": ({"preset": "oft", "block": 4}, "OFT", True),
+    "oft, exact": ({"preset": "oft", "block": 4, "terms": 0}, "OFT", True),
+    "shira": ({"preset": "shira", "r": 2, "seed": 3}, "SHIRA", True),
+    "shira of large weights": ({"preset": "shira", "r": 2, "mask": "magnitude"}, "SHIRA", True),
     "ia3": ({"preset": "ia3"}, "IA3", True),
     "ia3 in a layer": ({"preset": "ia3", "layers": "last 1"}, "IA3", True),
     "ia3, all inputs": ({"kind": "ia3", "sites": ["o", "down"], "scales": "input"}, "IA3", True),

@@ -86,6 +86,8 @@ LEFT_IN = {
     "adalora": ("AdaLoraConfig", ADALORA),
     "vera": ("VeraConfig", {"r": 8}),
     "ia3": ("IA3Config", {}),
+    "hira": ("HiraConfig", {"r": 4}),
+    "oft": ("OFTConfig", {"oft_block_size": 4}),
     "ln tuning": ("LNTuningConfig", {}),
     "tokens": ("TrainableTokensConfig", {"token_indices": IDS}),
     "embedding": lora(target_modules=["embed_tokens"]),

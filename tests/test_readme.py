@@ -249,7 +249,9 @@ def test_the_pictures_differ_in_colours_only():
 
 
 def test_the_picture_has_the_kinds_of_methods():
-    """full and token_rows are not: they train a part of the base itself."""
+    """full and token_rows are not: they train a part of the base itself. In the legend alone are
+    LoRA's relatives, which sit at any Linear, and bitfit (dots).
+    """
     shown = {
         "series": "bottleneck",
         "parallel": "bottleneck",
@@ -266,7 +268,7 @@ def test_the_picture_has_the_kinds_of_methods():
     }
     groups = [group.find(f"{SVG}text").text for group in picture("light").iter(f"{SVG}g")]
     assert set(groups) == set(shown)
-    relatives_of_lora = {"dora", "pissa", "adalora", "vera"}  # and bitfit: dots, in the legend
+    relatives_of_lora = {"dora", "pissa", "adalora", "vera", "hira", "miss", "road", "oft", "shira"}
     drawn = {kind for kinds in shown.values() for kind in kinds.split()}
     assert set(METHODS) - drawn == relatives_of_lora | {"bitfit", "full", "token_rows"}
 

@@ -40,3 +40,13 @@ def last_part(name: str) -> str:
     if name.startswith("models--"):
         name = name.removeprefix("models--").partition("--")[2] or name
     return name.casefold()
+
+
+def common(model: LanguageModel, peft_type: str) -> dict:
+    """The fields of every adapter_config.json."""
+    return {
+        "peft_type": peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name(model),
+        "inference_mode": True,
+    }

@@ -159,6 +159,6 @@ def beside_rows(
 BESIDE = {  # kind -> what PEFT can train beside it
     **dict.fromkeys(("lora", "dora", "pissa"), ("full", "bitfit", "token_rows")),
     **dict.fromkeys(("adalora", "vera"), ("full", "bitfit")),
-    **dict.fromkeys(("ia3", "ln_tuning"), ("full",)),
+    **dict.fromkeys(("ia3", "ln_tuning", "hira", "miss", "road", "oft", "shira"), ("full",)),
 }
 MORE = {"full": beside_full, "bitfit": beside_bitfit, "token_rows": beside_rows}

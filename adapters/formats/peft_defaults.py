@@ -13,8 +13,7 @@ KEYS_VALUES = {  # the attention's part of IA3's
     "mistral": ["k_proj", "v_proj"], "qwen2": QV, "qwen3": QV,
 }  # fmt: skip
 TARGETS = {  # peft_type -> model_type -> target_modules
-    "LORA": ATTENTION,
-    "VERA": ATTENTION,
+    **dict.fromkeys(("LORA", "VERA", "HIRA", "MISS", "ROAD", "OFT", "SHIRA"), ATTENTION),
     "ADALORA": {name: names for name, names in ATTENTION.items() if name != "mistral"}
     | {"opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]},
     "IA3": {name: KEYS_VALUES[name] + FEEDFORWARD[name] for name in KEYS_VALUES},

@@ -62,6 +62,14 @@ class Fields:
     projection_prng_key: Annotated[int, Range(0)] = 0
     save_projection: bool = True
     feedforward_modules: str | list[str] | None = None
+    # HiRA, MiSS, RoAd, OFT, SHiRA
+    hira_dropout: Number = 0.0
+    miss_dropout: Number = 0.0
+    variant: str = "road_1"
+    group_size: Whole = 64
+    use_cayley_neumann: bool = True
+    num_cayley_neumann_terms: Count = 5
+    random_seed: Annotated[int, Range(0)] = 0
     # soft prompts, rows of the embedding
     num_virtual_tokens: Whole | None = None
     num_transformer_submodules: Whole = 1
@@ -107,30 +115,33 @@ LORA |= set(
     rank_pattern trainable_token_indices use_rslora""".split()
 )
 SOFT = set(
-    """num_attention_heads num_layers num_transformer_submodules num_virtual_tokens
-    token_dim""".split()
+    "num_attention_heads num_layers num_transformer_submodules num_virtual_tokens token_dim".split()
 )
+VERA = set("bias d_initial projection_prng_key r save_projection vera_dropout".split())
+OFT = set(
+    """eps exclude_modules module_dropout num_cayley_neumann_terms oft_block_size r
+    use_cayley_neumann""".split()
+)  # PEFT's OFT drops nothing; eps is coft's
+PROMPT = set(
+    "prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path".split()
+)
+PARTS = ("dropout", "hidden_size", "num_layers", "reparameterization_type")
 FIELDS = {  # peft_type -> the fields that are read, or without effect on this kind alone
     "LORA": LORA | {"use_dora"},
     # use_rslora, alpha_pattern and lora_bias come with PEFT's class and change nothing
     "ADALORA": LORA
     | set("beta1 beta2 deltaT init_r orth_reg_weight target_r tfinal tinit total_step".split()),
-    "VERA": PLACES
-    | LAYERS
-    | set("bias d_initial projection_prng_key r save_projection vera_dropout".split()),
+    "VERA": PLACES | LAYERS | VERA,
+    "HIRA": PLACES | LAYERS | {"exclude_modules", "hira_dropout", "r", "rank_pattern"},
+    "MISS": PLACES | LAYERS | {"exclude_modules", "mini_r", "miss_dropout", "r"},
+    "ROAD": PLACES | {"group_size", "variant"},
+    "OFT": PLACES | LAYERS | OFT,
+    "SHIRA": PLACES | {"mask_type", "r", "random_seed"},
     "IA3": PLACES | {"feedforward_modules", "exclude_modules"},
     "LN_TUNING": PLACES | {"exclude_modules"},
     "PREFIX_TUNING": SOFT | {"encoder_hidden_size", "prefix_projection"},
-    "PROMPT_TUNING": SOFT
-    | set(
-        """prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs
-        tokenizer_name_or_path""".split()
-    ),
-    "P_TUNING": SOFT
-    | set(
-        """encoder_dropout encoder_hidden_size encoder_num_layers
-        encoder_reparameterization_type""".split()
-    ),
+    "PROMPT_TUNING": SOFT | PROMPT,
+    "P_TUNING": SOFT | {f"encoder_{name}" for name in PARTS},
     "TRAINABLE_TOKENS": {"token_indices", "target_modules"},
 }
 OF_LORA = set(
@@ -141,6 +152,8 @@ OF_LORA = set(
 NOT_COMPUTED = {  # peft_type -> the fields that PEFT has for it beside those
     "LORA": OF_LORA,
     "ADALORA": OF_LORA | {"use_dora"},
+    "MISS": {"bias"},
+    "OFT": {"bias", "block_share", "coft"},
     "PREFIX_TUNING": {"modules_to_save"},
     "PROMPT_TUNING": {"modules_to_save"},
     "P_TUNING": {"modules_to_save"},
@@ -166,6 +179,8 @@ def read_fields(raw: dict, where: str) -> tuple[str, Fields]:
     raw = checked(raw, where, FIELDS[kind] | NO_EFFECT, NOT_COMPUTED.get(kind, set()), kind)
     used = {f.name for f in fields(Fields)}
     values = {name: value for name, value in raw.items() if name in used and value is not None}
+    if kind == "OFT":
+        values.pop("r", None)  # 0, or the number of blocks: the tensors tell
     return kind, Fields(where, **typed_values(Fields, values, where))
 
 
@@ -179,10 +194,10 @@ def known_by_word(raw: dict) -> dict:
 
 
 def is_set(value) -> bool:
-    """Whether a field says anything: null, false, 0, nothing, and a table of such do not."""
+    """Whether a field says anything: null, false, 0, "none", and a table of such do not."""
     if isinstance(value, dict):
         return any(is_set(inner) for inner in value.values())
-    return value not in (None, False, [], "")
+    return value not in (None, False, [], "", "none")
 
 
 def listed(raw: dict, names: list[str]) -> str:
@@ -206,7 +221,9 @@ def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind
     Raises UserError, naming all of them, for those that change what is computed and are not known.
     """
     refused = [name for name in raw if name in not_computed and is_set(raw[name])]
-    altered = kind == "LORA" and raw.get("init_lora_weights") not in INITS
+    start = {"LORA": "init_lora_weights", "MISS": "init_weights"}.get(kind, "")
+    altered = kind == "LORA" and raw.get(start) not in INITS
+    other = [start] if altered or (kind == "MISS" and raw.get(start) in ("bat", "mini")) else []
     strange = [name for name in raw if name not in known | not_computed and is_set(raw[name])]
     if strange and is_newer(raw.get("peft_version")):
         raise UserError(
@@ -215,8 +232,8 @@ def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind
             " that they may change what the adapter computes: delete those that are no settings of "
             f"PEFT, or {MERGE}"
         )
-    if refused or altered:
-        names = refused + ["init_lora_weights"] * altered
+    if refused or other:
+        names = refused + other
         converted = (
             "init_lora_weights altered the weights of the base: save the adapter with "
             "PEFT's path_initial_model_for_weight_conversion, or "

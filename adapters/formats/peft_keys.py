@@ -20,7 +20,8 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # After these the adapter's name stands in a model, and not in a file.
 NAMED = set(
     """lora_A lora_B lora_E lora_embedding_A lora_embedding_B lora_magnitude_vector ia3_l vera_A
-    vera_B vera_lambda_b vera_lambda_d ln_tuning_layers trainable_tokens_delta adapter_down
+    vera_B vera_lambda_b vera_lambda_d hira_A hira_B miss_block road_theta road_alpha oft_R
+    shira_weight shira_indices ln_tuning_layers trainable_tokens_delta adapter_down
     adapter_up adapter_scaling""".split()
 )
 LEAVES = {"weight", "bias"}

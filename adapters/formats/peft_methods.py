@@ -8,26 +8,17 @@ from torch.nn.functional import pad
 
 from adapters.base import PREFIX
 from adapters.config import METHODS
-from adapters.formats.base_model import base_name
+from adapters.formats.base_model import common
 from adapters.formats.peft_beside import HEAD_BIAS, KEEPS, Adapters, Written
+from adapters.formats.peft_options import WRITTEN, write_options
 from adapters.formats.peft_places import as_targets, leaves
 from adapters.methods.adalora import AdaLoRA
 from adapters.methods.lora import EmbeddingLoRA, LowRank
 from adapters.methods.prefix import KEY as PROMPT
-from adapters.methods.vera import VeRA
 from files.errors import UserError
 from model.language import LanguageModel
 
 STEPS = 1000  # AdaLoRA's schedule is in steps of the whole run there, in shares of it here
-
-
-def common(model: LanguageModel, peft_type: str) -> dict:
-    return {
-        "peft_type": peft_type,
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name(model),
-        "inference_mode": True,
-    }
 
 
 def first_of(adapters: Adapters):
@@ -163,14 +154,6 @@ def write_adalora(model: LanguageModel, kind: str, adapters: Adapters) -> Writte
     return common(model, "ADALORA") | as_targets(model, list(adapters)) | fields, tensors
 
 
-def write_vera(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
-    options = first_of(adapters).options
-    fields = {theirs: getattr(options, ours) for ours, theirs in VeRA.peft.items()}
-    fields |= {"save_projection": True, "bias": "none", "fan_in_fan_out": False}
-    targets = as_targets(model, list(adapters))
-    return common(model, "VERA") | targets | fields, VeRA.to_file(adapters)
-
-
 def write_ia3(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
     inner = [path for path, adapter in adapters.items() if adapter.options.scales == "input"]
     names, rest = leaves(inner), adapters.keys() - set(inner)
@@ -229,6 +212,7 @@ def write_rows(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
 
 WRITERS = {
     "lora": write_lora, "dora": write_lora, "pissa": write_factors, "adalora": write_adalora,
-    "vera": write_vera, "ia3": write_ia3, "ln_tuning": write_ln_tuning, "prefix": write_soft,
+    **dict.fromkeys(WRITTEN, write_options),
+    "ia3": write_ia3, "ln_tuning": write_ln_tuning, "prefix": write_soft,
     "prompt": write_soft, "p_tuning": write_soft, "token_rows": write_rows,
 }  # fmt: skip

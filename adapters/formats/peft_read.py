@@ -5,17 +5,19 @@ What PEFT puts into one adapter may be several parts of ours: a LoRA beside whol
 """
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from adapters.base import PREFIX
-from adapters.config import AdapterConfig, resolve
+from adapters.config import METHODS, AdapterConfig, resolve
 from adapters.formats.peft_beside import more_parts, read_tokens
 from adapters.formats.peft_copies import base_copies, check_saved
 from adapters.formats.peft_defaults import default_feedforward, default_targets
 from adapters.formats.peft_fields import Fields, File, Whole, read_fields
+from adapters.formats.peft_options import READ, read_oft, read_options
 from adapters.formats.peft_places import (
     Absent,
     absent_names,
@@ -225,6 +227,8 @@ READERS = {
     "VERA": read_vera,
     "IA3": read_ia3,
     "LN_TUNING": read_ln_tuning,
+    "OFT": read_oft,
+    **{METHODS[kind].peft_type: partial(read_options, kind) for kind in READ},
     "TRAINABLE_TOKENS": read_tokens,
 }
 

@@ -43,7 +43,7 @@ class IA3(Adapter):
 
     def fold(self, f: Folded) -> Folded:
         if self.changes_input:
-            return replace(f, scales=(*f.scales, self.ia3_l[0]))
+            return replace(f, inputs=(*f.inputs, lambda weight: weight * self.ia3_l[0]))
         bias = None if f.bias is None else f.bias * self.ia3_l[:, 0]
         return replace(f, weight=f.weight * self.ia3_l, bias=bias)
 

@@ -28,7 +28,8 @@ class VeRA(LowRank):
     """y + b · B (d · A dropout(x)); foldable into the weight."""
 
     works_on = ("Linear",)
-    peft = {  # option -> field of PEFT's adapter_config.json
+    peft_type = "VERA"
+    peft = {
         "r": "r", "dropout": "vera_dropout", "d_start": "d_initial", "seed": "projection_prng_key",
     }  # fmt: skip
 
