@@ -138,9 +138,12 @@ class Loop:
         """Serve the adapter of a folder under a name. Raises UserError."""
 
         def command() -> None:
-            entry = self.shelf.load(name, folder)
-            self.engine.reseat([entry])
-            self.engine.in_front(entry)  # `room` looks at it
+            entries = []
+            try:
+                entries.append(self.shelf.load(name, folder))
+            finally:  # after an error too the Rows are others
+                self.engine.reseat(entries)
+            self.engine.in_front(*entries)  # `room` looks at it
 
         self.in_loop(command)
 
