@@ -4,7 +4,7 @@
 
 The model is the pocket LLaMA of this repository (0.9 million parameters). It was trained on word
 problems, but on none that divides a sum. The adapter learns these in 120 steps, about 15 seconds
-on one CPU core. tests/test_minimal.py holds the logits, loss and gradients of this file equal to
+on one CPU core. tests/docs/test_minimal.py holds logits, loss and gradients of this file equal to
 the project's. Shapes: B rows, T tokens, C hidden size, H heads, D = C / H, V vocabulary.
 """
 

@@ -43,10 +43,12 @@ class Adapter(nn.Module):
     computation. Of the hooks a method overrides two or three:
 
         build                                   while it is attached
-        before, after | kv | embed, unembed     in every forward pass
+        before, after | embed, unembed          in every forward pass; at keys and values: kv
         fold                                    when it is merged
         to_file, from_file                      in files, if the parameters are not what is stored
-        start, side_by_side                     when adapters are summed (adapters/combine.py)
+        start                                   when adapters are summed (adapters/combine.py)
+
+    A method that has a sum in one adapter is Summable, one with a schedule Scheduled.
     """
 
     works_on: tuple[str, ...] = ("Linear", "sub-layer")  # kinds of site it can sit at
@@ -76,10 +78,6 @@ class Adapter(nn.Module):
     def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
         """y = f(x) [B, T, out] -> what the model gets instead; x [B, T, in] (embedding: ids)."""
         return y
-
-    def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, K, S, D] of a layer -> those to attend to, `virtual` more of them."""
-        return k, v
 
     def embed(self, x: Tensor, first: bool) -> Tensor:
         """Embedded tokens x [B, T, E] -> what the blocks get.
@@ -117,18 +115,6 @@ class Adapter(nn.Module):
     def start(self, site: Site) -> dict[str, Tensor | float]:
         """The values of parameters that change nothing at the site, if they are not zero."""
         return {}
-
-    def side_by_side(
-        self, weighted: list[tuple["Adapter", float]]
-    ) -> tuple[str, object, dict[str, Tensor]]:
-        """(kind, options, tensors) of one adapter that adds the sum of weight x what each adds.
-
-        `weighted` are adapters of this site. Raises UserError if there is no such adapter.
-        """
-        raise UserError(
-            f"what {self.config.kind} adapters add has no sum in one adapter; "
-            'how="weights" adds the adapters themselves'
-        )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + b in the dtype and on the device of x."""
@@ -169,6 +155,19 @@ class Casts(dict):
 
     def __reduce__(self):
         return Casts, ()
+
+
+class Summable(Adapter):
+    """A method whose outputs at a site can be summed in one adapter (LoRA, bottlenecks)."""
+
+    def side_by_side(
+        self, weighted: list[tuple[Adapter, float]]
+    ) -> tuple[str, object, dict[str, Tensor]]:
+        """(kind, options, tensors) of one adapter that adds the sum of weight x what each adds.
+
+        `weighted` are adapters of this site. Raises UserError if there is no such adapter.
+        """
+        raise NotImplementedError
 
 
 class Scheduled(Adapter):

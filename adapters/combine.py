@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
-from adapters.base import Adapter
+from adapters.base import Adapter, Summable
 from adapters.compose import Group
 from adapters.config import AdapterConfig, Part
 from adapters.methods.lora import EmbeddingLoRA, LoRA, LowRank
@@ -188,6 +188,11 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
             raise UserError(
                 f"the adapter at {path} is a mixture, whose parts cannot be put side by side; "
                 "use(model, [Average(...)]) adds them as it runs"
+            )
+        if not isinstance(adapters[0], Summable):
+            raise UserError(
+                f"what {adapters[0].config.kind} adapters add has no sum in one adapter; "
+                'how="weights" adds the adapters themselves'
             )
         kind, here, values = adapters[0].side_by_side(weighted)
         if how == "svd":

@@ -77,9 +77,6 @@ class Composition:
     members: list[Adapter]
     virtual = 0
 
-    def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return k, v
-
     def embed(self, x: Tensor, first: bool) -> Tensor:
         return x
 

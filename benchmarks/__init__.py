@@ -70,6 +70,11 @@ BENCHMARKS = {
             "smoke": False,
         },
     ),
+    "rates": Benchmark(
+        "rates.rates_lines",
+        "accuracy of every preset against the learning rate, in short runs on a pocket model",
+        {"model": "pocket-llama", "only": ""},
+    ),
     "load": Benchmark(
         "loading.load_lines",
         "time and memory from files (of a folder, or random weights) to a model",

@@ -146,7 +146,7 @@ def tiny(part: Part, device: str) -> Part:
     if "size" in o:
         o |= {"size": 64, "copy": 2**16}
     if "keyword" in o:
-        o["words"] = ["-n", "0", "--collect-only", "tests/test_memory.py"]
+        o["words"] = ["-n", "0", "--collect-only", "tests/train/test_memory.py"]
     if "devices" in o:
         o["devices"] = [device, "cpu"]
     if device == "cpu" and o.get("compile"):

@@ -24,7 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     }
     add(prompt, "", prompts)
     decoding = {
-        "--template NAME": "of --instruction: alpaca, paper-v1, plain or chat (the adapter's own)",
+        "--template NAME": "of --instruction: alpaca, paper-v1, paper-final, plain or chat (the "
+        "adapter's own)",
         "--beams N": (int, "1: greedy (default)", 1),
         "--temperature T": (float, "above 0: sample", 0.0),
         "--top-k K": (int, "sample from the k likeliest tokens; 0: from all", 0),

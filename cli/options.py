@@ -47,8 +47,8 @@ DATA = {
     "--data-dir FOLDER": "folder that holds the paper's dataset/ (default: fetch the data)",
     "--columns NAMES": "of your file's columns, such as instruction=question,answer=label",
     "--strict-rows": (bool, "refuse a file with rows that cannot be used", None),
-    "--template NAME": "prompt template: alpaca, paper-v1, plain, or chat (the tokenizer's own); "
-    "default: chat for your own data where the tokenizer has one, else alpaca",
+    "--template NAME": "prompt template: alpaca, paper-v1, paper-final, plain, or chat (the "
+    "tokenizer's own); default: chat for your own data where the tokenizer has one, else alpaca",
 }
 TESTS = {
     "--tests NAME,NAME": "test sets or files, in place of those of the data",

@@ -1,8 +1,12 @@
 """plan: what a run needs, and whether it fits, before anything is downloaded."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from cli.options import MODEL, SETTINGS, TRAINED, add, training_settings
+from cli.options import DATA, MODEL, SETTINGS, TRAINED, add, given, pick, training_settings
+
+if TYPE_CHECKING:  # importing them imports torch
+    from train.settings import Settings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model = "a name of `models`, a hub repository or a folder (llama-7b)"
     add(parser, "model", MODEL, model=model)
     add(parser, "adapter", TRAINED)
-    add(parser, "settings", SETTINGS)
+    data = {"data": "what the run would be trained on, for the published rows it is compared with"}
+    add(parser, "settings", pick(DATA, "--data") | SETTINGS, **data)
     table = {
         "--memory SIZE": "of each card, 24GB or 24GB,24GB: does it fit, and what to change if not",
         "--processes N": (int, "that torchrun starts, each with its own device (1)", 1),
@@ -34,14 +39,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import json
 
-    from experiments.comparable import comparison_lines
     from experiments.plan import plan_run
-    from experiments.plan_text import plan_text
 
     needs_model = not options.config and options.continue_from is None
-    settings = training_settings(
-        options, {"model": options.model or "llama-7b"} if needs_model else {}
-    )
+    model = {"model": options.model or "llama-7b"} if needs_model else {}
+    settings = training_settings(options, model | given(options, ("data",)))
     facts = plan_run(
         settings,
         memory=options.memory,
@@ -52,6 +54,13 @@ def run(options: argparse.Namespace) -> int:
         flops=options.flops,
         measure=options.measure,
     )
-    lines = [plan_text(facts), "", *comparison_lines(settings)]
-    print(json.dumps(facts) if options.json else "\n".join(lines).rstrip())
+    print(json.dumps(facts) if options.json else text_of(facts, settings))
     return 0 if facts.get("fits", True) else 1
+
+
+def text_of(facts: dict, settings: "Settings") -> str:
+    """A plan, and the published rows that the run can be compared with."""
+    from experiments.comparable import comparison_lines
+    from experiments.plan_text import plan_text
+
+    return "\n".join([plan_text(facts), "", *comparison_lines(settings)]).rstrip()

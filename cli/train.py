@@ -49,12 +49,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     of_training = {
         "--seed N": (int, "of initial weights, order of rows and dropout (0)"),
         "--max-steps N": (int, "stop after this many steps; 0: after train.epochs"),
+        "--find-rate": (bool, "first find train.learning_rate, by short runs on held-out rows"),
     }
     add(parser, "training", SETTINGS | of_training | COMPILE)
     add(parser, "evaluation", TESTS)
     output = {
         "--out FOLDER": "of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)",
         "--keep N": (int, "keep the newest N checkpoints (1)"),
+        "--dry-run": (
+            bool,
+            "say what the run would need and compare with, as `plan`, and stop",
+            None,
+        ),
         "--resume RUN": "continue the interrupted run here, with its own settings; --device and "
         "--set of what changes memory only (train.micro_batch_size ...) may be given",
     }
@@ -62,6 +68,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return dry_run(options)
     if os.environ.get("RANK", "0") == "0":
         print(first_line(options), flush=True)
     from experiments import run as _  # noqa: F401 - before the processes wait for each other
@@ -69,6 +77,20 @@ def run(options: argparse.Namespace) -> int:
 
     with started() as processes:
         return train(processes, options)
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    from cli.plan import text_of
+    from experiments.plan import plan_run
+
+    if options.resume:
+        raise UserError(
+            f"--dry-run is of a new run: {command_line('plan', '--config')} RUN/run.toml plans one "
+            "that is there"
+        )
+    settings = settings_of(options)
+    print(text_of(plan_run(settings), settings))
+    return 0
 
 
 def first_line(options: argparse.Namespace) -> str:
@@ -102,6 +124,12 @@ def train(processes: "Processes", options: argparse.Namespace) -> int:
     resume = bool(options.resume) and can_resume(folder)
     if options.resume and not resume:
         print(f"{folder} has no checkpoint yet: starting from step 0")
+    if options.find_rate:
+        from experiments.find_rate import find_rate, rate_lines
+
+        settings, trials = find_rate(settings, replace(processes, sharded=settings.shard))
+        if processes.is_writer:
+            print("\n".join(rate_lines(settings, trials)))
     again = command_line("--resume", folder)
     try:
         result = train_and_measure(
@@ -137,9 +165,8 @@ def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Setti
     return settings if options.device else for_processes(settings, processes), folder
 
 
-def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
-    """(settings, folder) of a new run. Raises UserError."""
-    from experiments.base import for_processes
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """The settings of a new run. Raises UserError."""
     from experiments.folders import absolute_paths
 
     table = given(options, ("seed",)) | data_settings(options)
@@ -149,7 +176,14 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
     ):
         if of_part := given(options, names):
             table[part] = of_part
-    settings = absolute_paths(training_settings(options, table))
+    return absolute_paths(training_settings(options, table))
+
+
+def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings, Path]":
+    """(settings, folder) of a new run. Raises UserError."""
+    from experiments.base import for_processes
+
+    settings = settings_of(options)
     if settings.continue_from:
         adapter = "continued"
         settings = settings if options.device else for_processes(settings, processes)

@@ -145,15 +145,16 @@ class Template:
         return asdict(self) | {"special": dict(self.special)}
 
 
-def paper(task: str, *sections: str) -> str:
-    """The prompt of the v1 repository to the byte, with its source's `# noqa` and indentation."""
+def paper(task: str, end: str, *sections: str) -> str:
+    """The training prompt of the paper's repository to the byte, with its source's indentation."""
     blocks = [
         f"{GAP}### {name}:\n{GAP}{slot}"
         for name, slot in zip(sections[::2], sections[1::2], strict=True)
     ]
-    return f"{task}  # noqa: E501\n\n" + f"\n{GAP}\n".join(blocks)
+    return f"{task}{end}\n\n" + f"\n{GAP}\n".join(blocks)
 
 
+NOQA = "  # noqa: E501"  # a comment that became part of the v1 prompt
 SHORT = ("Instruction", "{instruction}", "Response", "")
 LONG = ("Instruction", "{instruction}", "Input", "{input}", "Response", "")
 
@@ -165,7 +166,8 @@ TEMPLATES = {
             PREAMBLE + "{instruction}" + RESPONSE,  # Taori et al. 2023
             PAIRED + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}" + RESPONSE,
         ),
-        Template("paper-v1", paper(TASK, *SHORT), paper(PAIRED, *LONG), strip=False),
+        Template("paper-v1", paper(TASK, NOQA, *SHORT), paper(PAIRED, NOQA, *LONG), strip=False),
+        Template("paper-final", paper(TASK, "  ", *SHORT), paper(PAIRED, " ", *LONG), strip=False),
         Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
     )
 }

@@ -100,11 +100,11 @@ def differences(row: Row, ours: Conditions) -> list[tuple[str, str]]:
         found.append(("all rows of the data", ours.rows))
     theirs = row.training.prompt_weight
     if ours.adapter and (theirs is None or theirs != ours.prompt_weight):
-        found.append((loss_text(theirs), loss_text(ours.prompt_weight)))
+        found.append((loss_over(theirs), loss_over(ours.prompt_weight)))
     return found
 
 
-def loss_text(prompt_weight: float | None) -> str:
+def loss_over(prompt_weight: float | None) -> str:
     known = {None: "a loss weight of the prompt that is not known", 0: "loss over the response"}
     known[1] = "loss over prompt and response"
     return known.get(prompt_weight, f"loss weight {prompt_weight} for the prompt")

@@ -1,5 +1,6 @@
 """A plan as lines of text."""
 
+from experiments.comparable import loss_over
 from model.show import size_text
 from train.plan.advice import SLACK
 
@@ -82,15 +83,23 @@ def about_lines(facts: dict) -> list[str]:
         f"{facts['micro_batch_size']} at once, {100 * facts['labelled']:.0f}% of them with a "
         f"label; checkpointing {facts['checkpointing']}",
     ]
+    checked = f", {facts['validation_rows']} rows held out to validate" * (
+        facts["validation_rows"] > 0
+    )
+    lines.append(
+        f"epochs   {facts['epochs']} at a learning rate of {facts['learning_rate']:g}, "
+        f"{loss_over(facts['prompt_weight'])}{checked}"
+    )
     if facts["processes"] > 1:
         together = ", which hold the blocks together" * facts["shard"]
         lines.append(
             f"over     {facts['processes']} processes, each with a device of its own{together}; "
             "below: what one has"
         )
+    with_beams = f", {facts['beams']} beams" * (facts["beams"] > 1)
     lines.append(
         f"answers  {facts['answers_at_once']} prompts of {facts['length']} tokens at once, "
-        f"{facts['max_new_tokens']} new ones each"
+        f"{facts['max_new_tokens']} new ones each{with_beams}"
     )
     return lines
 

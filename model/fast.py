@@ -2,7 +2,7 @@
 
 Each is an autograd Function: it keeps fewer tensors for the backward pass than autograd would, and
 makes fewer on the way. The plain form beside it (named in each docstring) is the reference;
-tests/test_fast.py compares outputs and gradients.
+tests/model/test_fast.py compares outputs and gradients.
 
 Letters used for shapes: B batch, T query length, S key length, H heads, K key/value heads, D head
 size.

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["LLM_ADAPTERS_MIRROR"] = "http://127.0.0.1:9"  # where nothing listens
 os.environ["LLM_ADAPTERS_CACHE"] = (
     f"{__file__}/cache"  # no folder: no test finds what another, or the user, has fetched
@@ -23,8 +25,8 @@ from experiments import pretrain
 from model import load_model
 from model.config import family_and_config
 
-ROWS = ("options_of_runs", "options_of_tools", "settings_of_runs", "settings_of_training")
-pytest.register_assert_rewrite(*ROWS)  # rows of tables, which test_every_*.py import
+SHARED = {path.stem for path in Path(__file__).parent.glob("*.py")} - set(sys.modules)
+pytest.register_assert_rewrite(*SHARED)  # a failed assert of theirs tells its values, too
 
 ALL_WORD_PROBLEMS = sources.TRAIN_ROWS
 sources.TRAIN_ROWS = 500  # all of them take every run of a pocket model two seconds

@@ -5,14 +5,7 @@ import io
 import re
 from pathlib import Path
 
-try:
-    from cli.main import COMMANDS, build_parser, main
-except ImportError:  # until the command line is split
-    from run import COMMANDS, build, main
-
-    def build_parser(command: str):
-        return build(command)[0]
-
+from cli.main import COMMANDS, build_parser, main
 
 __all__ = ["COMMANDS", "build_parser", "command", "main", "mentions"]
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What tests/test_parallel.py starts several times over: python tests/in_processes.py FOLDER,
+"""What tests/train/test_parallel.py starts several times over: python tests/in_processes.py FOLDER,
 with torchrun's variables in the environment.
 
 Each case trains the tiny model; rank 0 leaves losses and weights in FOLDER/CASE-WORLD.pt.
@@ -15,7 +15,7 @@ import torch
 from conftest import write_checkpoint  # noqa: F401 - no network from here on
 from families import batch
 from methods import attach_small
-from test_training import S, examples
+from training_runs import S, examples
 
 from adapters import named_parameters, parameters
 from cli.main import leave

@@ -6,8 +6,8 @@ import torch
 import transformers
 from conftest import write_checkpoint
 from families import MISTRAL, QWEN2, QWEN3, SIDES, WINDOW, batch
+from reference import GOLDEN, positions_of
 from safetensors.torch import save_file
-from test_parity import GOLDEN, positions_of
 
 from model.config import MODEL_TYPES
 

@@ -20,7 +20,7 @@ from options_given import (
     source_words,
     words_of,
 )
-from test_data import write_paper_folder
+from paper_folder import write_paper_folder
 
 from adapters import load_adapter, named_parameters
 from adapters.attach import adapters_named
@@ -116,6 +116,15 @@ def settings_of_train(here):
     assert len(lines_of(out / "predictions.jsonl")) == 2
 
 
+@row("train --dry-run")
+def a_plan_and_no_run(here):
+    words = "--model pocket-llama --adapter lora --set train.epochs=7 --set seed=3".split()
+    told = command("train", *words, "--data", "math_10k", "--out", here.path / "no", "--dry-run")
+    assert told == command("plan", *words, "--data", "math_10k")
+    assert "epochs   7" in told
+    assert not (here.path / "no").exists()
+
+
 @row("train --compile", "evaluate --compile")
 def blocks_are_compiled(here):
     on = []
@@ -141,6 +150,17 @@ def files_of_settings(here):
     config.write_text(f'seed = 6\ndata = "{here.sums}"\n[train]\nkeep = 2\n')
     found = settings_in(quick(here, "--config", config, "--recipe", recipe) / "run.toml")
     as_settings(found, {"seed": 6, "data": str(here.sums), "train.keep": 2, "train.max_steps": 1})
+
+
+@row("train --find-rate")
+def the_rate_of_the_lowest_loss_is_taken(here):
+    words = ("--adapter", "ia3", "--data", here.sums, "--max-steps", 1, "--find-rate")
+    found = settings_in(quick(here, *words) / "run.toml")
+    lines = here.told.partition("after a short run\n")[2].splitlines()
+    table = [line.split() for line in lines if line[:14].strip()[:1].isdigit()]
+    losses_of = {float(rate): float(loss) for rate, loss, *_ in table if "e-" in rate}
+    assert len(losses_of) >= 5
+    as_settings(found, {"train.learning_rate": min(losses_of, key=losses_of.get)})
 
 
 @row("train --resume")

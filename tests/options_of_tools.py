@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import test_from_log as logs
+import reasoning_logs as logs
 import torch
 from in_command import command
 from obeyed import watched
 from options_given import as_settings, options_of, plan, row, rows_for, settings_in
+from processes import ROOT
 
 from adapters import load_adapter
 from model import load_model
@@ -20,7 +21,7 @@ from model import load_model
     *rows_for(
         "plan",
         options="--model --device --dtype --quantize --adapter --recipe --config --set --memory "
-        "--processes --length --labelled --rows --flops --measure --json",
+        "--processes --length --labelled --rows --flops --measure --json --data",
     )
 )
 def facts_of_a_plan(here):
@@ -37,6 +38,12 @@ def facts_of_a_plan(here):
     facts = plan(here, "--config", config, "--recipe", recipe, "--set", "eval.batch_size=7")
     assert (facts["model"], facts["batch_size"]) == ("pocket-gptj", 5)
     assert (facts["micro_batch_size"], facts["answers_at_once"]) == (3, 7)
+
+    of_v1 = plan(here, "--model", "llama-7b", "--adapter", "paper-lora", "--data", "math-v1")
+    assert {one["row"] for one in of_v1["published"]} >= {
+        "llama-7b LoRA of Table 1 of arXiv 2304.01933v1"
+    }
+    assert not plan(here, "--model", "llama-7b", "--data", "wordproblems")["published"]
 
     small = ("--length", 64, "--set", "train.batch_size=8", "--set", "train.micro_batch_size=2")
     whole, half = plan(here, *small), plan(here, *small, "--labelled", 0.5)
@@ -284,7 +291,9 @@ def what_is_measured_of_a_table(here):
         "smoke": True,
     }  # fmt: skip
     here.monkeypatch.setattr("benchmarks.gpu.gpu_lines", lambda **v: given.update(v) or [])
-    command(*"benchmark --case gpu --minutes 3 --out z".split())  # tests/test_benchmark.py runs it
+    command(
+        *"benchmark --case gpu --minutes 3 --out z".split()
+    )  # tests/benchmarks/test_benchmark.py runs it
     assert {key: given[key] for key in ("minutes", "out")} == {"minutes": 3, "out": "z"}
 
 
@@ -318,7 +327,7 @@ def what_is_measured_of_a_step(here):
 @row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out"))
 def models_from_scratch(here):
     recipe = here.path / "mine.toml"
-    source = Path(__file__).parent.parent / "train" / "recipes" / "pocket.toml"
+    source = ROOT / "train" / "recipes" / "pocket.toml"
     recipe.write_text(source.read_text())
     sizes = []
     for seed in (1, 2):

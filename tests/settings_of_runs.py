@@ -10,7 +10,7 @@ import torch
 from in_command import command
 from obeyed import lines_of, losses, rows_of, watched
 from settings_of_training import WHOLE, four, loss_by_hand, row
-from test_training import same, state
+from training_runs import same, state
 
 from adapters import attach, load_adapter, named_parameters
 from adapters.config import resolve
@@ -127,7 +127,7 @@ def problems_at_once(here):
 
 @row("eval.graphs")
 def the_decoding_step_is_captured(here):
-    """What is captured is tests/test_graphs.py's."""
+    """What is captured is tests/model/test_graphs.py's."""
     made = []
 
     def capture(step):
@@ -416,5 +416,5 @@ def where_the_papers_data_is(here):
 
 @row("shard")
 def processes_hold_the_base_together(here):
-    here.train("--set", "shard=true", status=1)  # several processes: tests/test_parallel.py
+    here.train("--set", "shard=true", status=1)  # several processes: tests/train/test_parallel.py
     assert "start with torchrun" in here.told

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from obeyed import Rows, lines_of, losses, rows_of, watched
-from test_training import S, examples, model_with, run, same, state
+from training_runs import S, examples, model_with, run, same, state
 
 from adapters import named_parameters
 from data.batches import encode_prompt, encode_row, epoch_order
@@ -187,7 +187,7 @@ def what_is_kept_is_offloaded(here):
 
 @row("train.compile")
 def blocks_are_compiled(here):
-    """The numbers of compiled blocks are tests/test_compiled.py's."""
+    """The numbers of compiled blocks are tests/model/test_compiled.py's."""
     on, checked = [], []
 
     @contextmanager

@@ -32,6 +32,10 @@ from train.signals import Signals
 MAX_SKIPPED = 25  # non-finite steps in a row that end a run; float16 finds its scale in about 16
 
 
+class NotFinite(UserError):
+    """Training ended because its gradients were not finite."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How training ended."""
@@ -224,7 +228,7 @@ def skip(state: State, step: int) -> None:
     state.skipped += 1
     state.skipped_in_a_row += 1
     if state.skipped_in_a_row == MAX_SKIPPED:
-        raise UserError(
+        raise NotFinite(
             f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step + 1}: "
             "lower train.learning_rate"
         )

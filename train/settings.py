@@ -14,7 +14,7 @@ from files.errors import UserError, unknown
 from files.toml import parse_set, read_toml, table_text
 from files.typed import Range, from_table
 from model.quantize import STORED_AS
-from train.recipe import keys, preset_tables, recipe
+from train.recipe import for_run, keys, preset_tables, recipe
 
 Schedule = Literal["linear", "cosine", "constant"]
 SCHEDULES = get_args(Schedule)
@@ -124,7 +124,8 @@ class Settings:
     only_right: bool = False  # train only on rows whose rationale reaches the right answer
     train_on_test: bool = False  # train although the data holds test rows; the result says so
     strict_rows: bool = False  # refuse a file with unusable rows instead of leaving them out
-    # alpaca, paper-v1, plain, or chat (the tokenizer's own); auto: chat for own data, else alpaca
+    # alpaca, paper-v1, paper-final, plain, or chat (the tokenizer's own); auto: chat for own data,
+    # else alpaca
     template: str = "auto"
     seed: FromZero = 0  # of the adapter's start, the order of rows and dropout
     # auto: cuda, else cpu; several, "cuda:0,cuda:1": the layers are split over them
@@ -192,6 +193,7 @@ def settings(
                 f"python run.py pretrain --recipe {recipe_name} --out FOLDER"
             )
         presets = preset_tables(table.pop("adapters", {}), where)
+        table = for_run(table, where, *named_run([(where, table), *tables]))
         tables.insert(0, (where, table))
 
     whole: dict = {}
@@ -227,6 +229,18 @@ def settings(
             "(--continue) keeps the configuration of its file: give either"
         )
     return complete
+
+
+def named_run(tables: list[tuple[str, dict]]) -> tuple[str, str, str]:
+    """(model, data, preset) of tables that are laid over each other, as a recipe's [[when]] asks;
+    "" for an adapter that is no preset."""
+    model, data, adapter = Settings.model, Settings.data, "parallel"
+    for _, table in tables:
+        model, data = str(table.get("model", model)), str(table.get("data", data))
+        change = table.get("adapter")
+        if isinstance(change, dict) and change.keys() & {"preset", "kind"}:
+            adapter = str(change.get("preset", ""))
+    return model, data, adapter
 
 
 def to_toml(s: Settings) -> str:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Size, training
+from adapters.base import Adapter, Dropout, Size, Summable, training
 from files.errors import UserError
 from files.typed import Range
 from model.parts import dropout
@@ -37,7 +37,7 @@ ACTIVATIONS = {
 }
 
 
-class Bottleneck(Adapter):
+class Bottleneck(Summable):
     """Down-projection, activation, up-projection, beside or after a computation."""
 
     keys = {"adapter_scaling": "adapter_scaling"}  # as in the paper's code

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Folded, Size, training
+from adapters.base import Adapter, Dropout, Folded, Size, Summable, training
 from model.parts import dropout
 from model.sites import Site
 
 
-class HiRA(Adapter):
+class HiRA(Summable):
     """f(x) + (W ⊙ B A) dropout(x); foldable into the weight."""
 
     works_on = ("Linear",)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Folded, Size, training
+from adapters.base import Adapter, Dropout, Folded, Size, Summable, training
 from files.errors import UserError
 from files.typed import Range
 from model.language import LanguageModel
@@ -25,7 +25,7 @@ from model.parts import dropout
 from model.sites import Embedding, Site
 
 
-class LowRank(Adapter):
+class LowRank(Summable):
     """A method that adds B A x: foldable into the weight, and summable in one LoRA."""
 
     def factors(self) -> tuple[Tensor, Tensor]:

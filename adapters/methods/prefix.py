@@ -81,6 +81,7 @@ class Prefix(Adapter):
         return prefix if self.prefix_gate is None else torch.sigmoid(self.prefix_gate) * prefix
 
     def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, K, S, D] of a layer -> those to attend to, `virtual` more of them."""
         pairs = self.pairs().to(k.dtype).view(self.virtual, 2, self.heads, -1)
         pairs = pairs.permute(1, 2, 0, 3)[:, None]  # [2, 1, K, length, D]
         keys, values = pairs.expand(-1, len(k), -1, -1, -1)

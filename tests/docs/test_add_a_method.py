@@ -1,0 +1,91 @@
+"""The section "Add an adapter in one file" of docs/methods.md, followed in a copy."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import write_sums
+from processes import ROOT
+from repository import ROOMS, ROOT, tracked
+
+
+def blocks() -> dict[str, str]:
+    """The section's code blocks by the file they go to."""
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    section = page.split("## Add an adapter in one file", 1)[1]
+    return dict(
+        re.findall(r"^```\w+ (adapters/\S+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    )
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The repository with the page's file, row and preset."""
+    folder = tmp_path_factory.mktemp("copy")
+    for name in tracked():
+        if name.split("/")[0] in (*ROOMS, "run.py"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    pieces = blocks()
+    assert list(pieces) == [
+        "adapters/methods/ssf.py",
+        "adapters/config.py",
+        "adapters/presets.toml",
+    ]
+    assert not (folder / "adapters" / "methods" / "ssf.py").exists()
+    (folder / "adapters" / "methods" / "ssf.py").write_text(pieces["adapters/methods/ssf.py"])
+    config = folder / "adapters" / "config.py"
+    row = pieces["adapters/config.py"]
+    assert row.count("\n") == 1
+    config.write_text(
+        config.read_text().replace(
+            '    "bottleneck": "bottleneck.Bottleneck",\n',
+            '    "bottleneck": "bottleneck.Bottleneck",\n' + row,
+        )
+    )
+    presets = folder / "adapters" / "presets.toml"
+    presets.write_text(presets.read_text() + "\n" + pieces["adapters/presets.toml"])
+    return folder
+
+
+def commands(copy, *lines: str) -> list[str]:
+    """What each command prints; all in one process, which imports torch and the copy once."""
+    code = "import json, sys\nfrom cli.main import main\n" + "".join(
+        f"status = main({line.split()!r})\nassert status == 0, status\nprint('END')\n"
+        for line in lines
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("END\n")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("bloom", "opt", "gptj")),
+    ],
+)
+def test_it_trains_is_saved_and_is_loaded_and_the_other_commands_know_it(copy, family):
+    write_sums(copy / "sums.json")
+    _, evaluated, planned, shown, _ = commands(
+        copy,
+        f"--model pocket-{family} --adapter ssf --data sums.json --max-steps 40 --items 2 "
+        f"--set eval.before=false --set eval.max_new_tokens=4 --out runs/{family}",
+        f"evaluate runs/{family} --items 2",
+        "plan --model llama-7b --adapter ssf --json --length 16",
+        "show --model bloom-7b1 --adapter ssf --set adapter.shift=false",
+    )
+    losses = [
+        json.loads(line)["loss"]
+        for line in (copy / "runs" / family / "log.jsonl").read_text().splitlines()
+    ]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert "with adapter" in evaluated
+    assert json.loads(planned)["trainable_parameters"] == 32 * 2 * (3 * 4096 + 11008)
+    assert "{qkv}" in shown

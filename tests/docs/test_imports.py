@@ -1,0 +1,72 @@
+"""Imports go down the rooms only, and the requirements name what is imported."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+from processes import ROOT
+from repository import ROOMS, ROOT
+
+# Installed only by those who need them; the error names the package: chat templates (torch brings
+# jinja2), parquet, data sets of the hub, the harness, curves, plots and what is compared with.
+PEER = {"transformers", "peft"}
+OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", *PEER}
+
+
+# ---------------------------------------------------------------- imports
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def test_imports_go_one_way():
+    """A room imports only from the rooms after it in ROOMS, also inside of functions."""
+    for at, room in enumerate(ROOMS):
+        above = {*ROOMS[:at], "run", "minimal"}
+        for path in (ROOT / room).rglob("*.py"):
+            assert not imports(path) & above, path
+            is_peer = room == "benchmarks" and path.stem.startswith("peer")
+            assert is_peer or not imports(path) & PEER, path
+
+
+def test_minimal_is_one_file():
+    ours = {*ROOMS, "run"}
+    packages = imports(ROOT / "minimal.py") - set(sys.stdlib_module_names)
+    assert packages == {"torch", "safetensors", "tokenizers"}
+    assert not packages & ours
+    assert len((ROOT / "minimal.py").read_text().splitlines()) <= 240
+
+
+def test_requirements_name_all_that_is_imported():
+    lines = (ROOT / "requirements.txt").read_text().split()
+    needed = {re.split("[<>=]", line)[0].replace("-", "_") for line in lines}
+    ours = {*ROOMS, "run"}
+    used = imports(ROOT / "run.py") | imports(ROOT / "minimal.py")
+    for room in ROOMS:
+        used |= set().union(*(imports(path) for path in (ROOT / room).rglob("*.py")))
+    assert used - ours - set(sys.stdlib_module_names) <= needed | OPTIONAL
+
+
+def test_optional_extras_are_imported_where_they_are_needed():
+    """Inside of functions: with the import at its top a module could not be loaded without."""
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names = [getattr(node, "module", None) or ""]
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                assert not {name.split(".")[0] for name in names} & OPTIONAL, path
+
+
+def test_family_files_read_like_a_paper():
+    longest = {"llama": 200, "bloom": 215, "opt": 210, "gptj": 200}  # opt.py has two pictures
+    for family, lines in longest.items():
+        assert len((ROOT / "model" / f"{family}.py").read_text().splitlines()) <= lines

@@ -1,0 +1,154 @@
+"""Files that were made to hang, to fill the memory, or to give another number in silence."""
+
+import io
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from eval.predict import are_to
+from eval.score import read_predictions
+from eval.settings import Eval
+from eval.table import Cell, Table
+from experiments import history
+from experiments.curves import first_and_last, missing_steps, read_log
+from experiments.folders import check_whole
+from experiments.verdict import verdict
+from files.errors import UserError
+from files.terminal import one_line, protect_terminal
+from files.writing import held
+from train.settings import Settings, settings, to_toml
+
+
+# ---------------------------------------------------------------- terminals, tables and folders
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_shown_what_would_control_it(monkeypatch):
+    said = "a\x1b[2J\x07\x9b1m\u202eb\r\u2066c\n\td\x00é"
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Screen())
+    protect_terminal()
+    protect_terminal()  # once is enough
+    print(said)
+    print(f"{said}\r\x1b[A|", file=sys.stderr)
+    shown = r"a\x1b[2J\x07\x9b1m\u202eb\r\u2066c" + "\n\td\\x00é\n"
+    assert sys.stdout.getvalue() == shown
+    assert sys.stderr.getvalue() == shown[:-1].replace(r"\r", "\r") + "\r\x1b[A|\n"
+    assert one_line("x\ny\u202e\x1b") == r"x\ny\u202e\x1b"
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert one_line(said) == said
+
+
+def test_a_spreadsheet_computes_nothing():
+    cells = ["=1+1", "+x", "-x", "@x", "\tx", "-1.5", "+2", "x=1", ""]
+    line = Table(("a",), [[Cell(cell) for cell in cells]]).to_csv().splitlines()[1]
+    assert line == "'=1+1,'+x,'-x,'@x,'\tx,-1.5,+2,x=1,"
+
+
+@pytest.mark.parametrize("where", ["log.jsonl", "adapter", "adapter/adapter_config.json"])
+def test_a_run_does_not_write_through_a_link(tmp_path, where):
+    folder = tmp_path / "run"
+    (folder / where).parent.mkdir(parents=True)
+    (folder / where).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{where} is a link"), held(folder):
+        pass
+    (folder / where).unlink()
+    with held(folder):
+        pass
+
+
+def test_a_path_in_an_adapters_file_is_not_opened(tmp_path, monkeypatch):
+    path = str(tmp_path / "secret.json")
+    Path(path).write_text('[{"instruction": "a", "output": "b"}]')
+    tests = {"mine": [{"instruction": "a", "input": "", "output": "", "answer": "1"}]}
+    opened = []
+    load = history.load_data
+    monkeypatch.setattr(history, "load_data", lambda *a, **k: opened.append(a[0]) or load(*a, **k))
+    _, notes = history.seen_in_training([{"data": path}], tests, "", [])
+    assert not opened
+    assert f"the training data '{path}' is named by the adapter's file only" in notes[0]
+    history.seen_in_training([{"data": path}], tests, "", [path])
+    assert opened == [path]
+    _, notes = history.seen_in_training([{"data": "x" * 100_000}], tests, "")
+    assert "is not here" in notes[0]
+
+
+# ---------------------------------------------------------------- settings
+@pytest.mark.parametrize(
+    "text", ["seed = " + "[" * 5000, "seed = " + "1" * 5000, "a" + ".a" * 5000 + " = 1", "\0"]
+)
+def test_settings_that_python_cannot_read(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UserError) as error:
+        settings(config=str(tmp_path / "run.toml"))
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError):
+        settings(sets=[text.replace(" ", "")])
+
+
+@pytest.mark.parametrize("key", ["model", "data", "template", "continue_from"])
+def test_a_zero_byte_in_a_setting(key):
+    with pytest.raises(UserError, match=f"{key} = .* should be a text"):
+        settings(options={key: "a\0b"})
+
+
+def test_a_cut_run_toml(tmp_path):
+    path, whole = tmp_path / "run.toml", to_toml(Settings())
+    path.write_text(whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_whole(path)
+    path.write_text("")
+    with pytest.raises(UserError, match="has no model, data, seed, train, eval: it was cut short"):
+        check_whole(path)
+    path.write_text(whole[: whole.rindex("\nscoring") + 1])
+    with pytest.warns(UserWarning, match=r"has no eval\.scoring, .*the defaults are taken"):
+        check_whole(path)
+
+
+# ---------------------------------------------------------------- logs and predictions
+ENTRY = {"step": 1, "loss": 2.0, "learning_rate": 0.1, "skipped": False}
+
+
+def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps(ENTRY | {"step": step, "loss": 3.0 - step}) for step in (1, 2)]
+    junk = ["[]", "3", "{}", '{"step": "3"}', json.dumps(ENTRY | {"loss": "x"}), "[" * 10_000]
+    path.write_bytes("\n".join([lines[0], *junk, lines[1]]).encode() + b"\n\xff\n\0\0\0")
+    entries = read_log(path)
+    assert [entry["step"] for entry in entries] == [1, 2]
+    assert first_and_last(path, 2) == (2.0, 1.0)
+    said = "log.jsonl has no entry of 2 of 4 steps"
+    assert missing_steps(entries, 4) == said
+    assert verdict(entries, 2, {}, {}, steps=4).notes == [f"{said}: its curves lack them"]
+    with pytest.warns(UserWarning, match=f"{said}: its loss is left out"):
+        assert first_and_last(path, 4) is None
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_predictions_are_those_of_these_problems():
+    rows = {"a": [{"instruction": f" {n} ", "answer": str(n)} for n in range(3)]}
+    mine = [
+        {"set": "a", "index": n, "instruction": str(n), "gold": str(n), "output": "x"}
+        for n in range(3)
+    ]
+    assert are_to(mine, rows, Eval())
+    assert not are_to(mine[:2], rows, Eval())
+    assert not are_to([], rows, Eval())
+    assert not are_to([*mine[:2], mine[2] | {"gold": "7"}], rows, Eval())
+    drawn = Eval(temperature=1.0, seeds=[0, 1])
+    assert not are_to(mine, rows, drawn)
+    assert are_to([p | {"seed": seed} for p in mine for seed in (0, 1)], rows, drawn)
+
+
+def test_a_seed_that_is_no_number(tmp_path):
+    table = {"set": "a", "index": 0, "instruction": "", "output": "", "gold": "", "prompt": ""}
+    table |= {"answer": "", "right": True, "paper_answer": "", "paper_right": True, "seed": [1]}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(table))
+    with pytest.raises(UserError, match="seed should be a whole number"):
+        read_predictions(tmp_path / "predictions.jsonl")

@@ -1,0 +1,41 @@
+"""Patterns that would take for ever are refused."""
+
+import pytest
+
+from adapters import attach
+from files import patterns
+from files.errors import UserError
+from model import load_model
+
+NAME = "model.layers.0.self_attn.q_proj"
+
+
+# ---------------------------------------------------------------- patterns
+@pytest.mark.parametrize("pattern", ["(a|a)*b", "((.*)*)*#", r"(\w+\.?)+!", "(.|.)*(.|.)*x{2}"])
+def test_a_pattern_that_backtracks_for_ever(monkeypatch, pattern):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    text = "a" * 60 if pattern.startswith("(a") else f"{NAME}.{NAME}"
+    with pytest.raises(UserError, match=r"the pattern .* takes longer than 0.2 s"):
+        patterns.match(pattern, text)
+
+
+def test_patterns_that_take_long_together(monkeypatch):
+    monkeypatch.setattr(patterns, "spent", 6.0)
+    with pytest.raises(UserError, match="take longer than 6 s"):
+        patterns.match_in_child(["(a|a)*b", "", "", "a" * 10])
+
+
+def test_patterns_fit_as_in_python():
+    assert patterns.match("q_proj", f"{NAME}", r"(?:.*\.)?(?:", ")") == {}
+    assert patterns.match(r".*\.(q|v)_proj", NAME) == {}
+    assert patterns.match(r".*\.(?P<n>\d+)\..*", NAME) == {"n": "0"}
+    assert patterns.match(r".*k_proj", NAME) is None
+    with pytest.raises(UserError, match=r"'\(' is not a regular expression \(missing \)"):
+        patterns.match("(", NAME)
+
+
+def test_an_adapters_pattern_is_bounded(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    model = load_model("pocket-llama")
+    with pytest.raises(UserError, match="takes longer than"):
+        attach(model, "lora", overrides={"(([a-z_.0-9])+)+#": {"r": 4}})

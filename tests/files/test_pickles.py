@@ -1,0 +1,127 @@
+"""Pickles and tensors are measured before torch gets them."""
+
+import json
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters import attach, load_adapter, save_adapter
+from files.errors import UserError
+from files.pickles import check_pickle
+from model import load_model
+from model.weights import safetensors
+
+
+# ---------------------------------------------------------------- pickles
+def bomb(depth: int = 60) -> bytes:
+    """A dictionary whose key is a tuple that unfolds to 2^depth elements."""
+    return b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * depth + b"K\x01s."
+
+
+def zipped(path: Path, content: bytes, **data: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", content)
+        file.writestr("archive/version", "3\n")
+        for key, value in data.items():
+            file.writestr(f"archive/data/{key}", value)
+    return path
+
+
+def storage(count: int, kind: str = "FloatStorage") -> bytes:
+    """A pickle of a tensor of so many elements in storage 0."""
+
+    class Storage:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", getattr(torch, kind), "0", "cpu", count) if value is here else None
+
+    from io import BytesIO
+
+    here, out = Storage(), BytesIO()
+    Pickler(out, protocol=2).dump({"a": here})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (bomb(), "a key that is neither a text nor a number"),
+        (b"\x80\x02" + b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "builtins bytearray"),
+        (b"\x80\x02ctorch\nTensor\n\x8a\x05\x00\x00\x00\x00\x10\x85R.", "torch Tensor"),
+        (
+            b"\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",
+            "a call of",
+        ),
+        (b"\x80\x02ccollections\nCounter\n(\x85R.", "collections Counter"),
+        (b"\x80\x02ccollections\nOrderedDict\n]q\x00(K\x01K\x02\x86e\x85R.", "of values"),
+        (b"\x80\x02\x8f(K\x01\x90.", "the opcode EMPTY_SET"),
+        (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.", "posix|os system"),
+        (storage(10**12), "storage 0 of 1,000,000,000,000 elements, which are not in the file"),
+        (storage(3), "storage 0 of 3 elements"),
+        (storage(2, "QInt8Storage"), "torch QInt8Storage"),
+    ],
+)
+def test_a_pickle_is_looked_at_before_torch_gets_it(tmp_path, content, said):
+    for path in (zipped(tmp_path / "a.bin", content, **{"0": bytes(8)}), tmp_path / "old.bin"):
+        if not path.exists():
+            path.write_bytes(content)
+        if path.name == "a.bin" or b"storage" not in content[:40]:
+            with pytest.raises(UserError, match=f"{path} is refused, it holds more than.*({said})"):
+                check_pickle(path)
+
+
+def test_a_pickle_with_a_zip_behind_it_is_read_as_torch_reads_it(tmp_path):
+    path = zipped(tmp_path / "a.bin", pickle.dumps({}, 2))
+    path.write_bytes(bomb() + path.read_bytes())
+    with pytest.raises(UserError, match="neither a text nor a number"):
+        check_pickle(path)
+
+
+def test_two_pickles_in_one_zip(tmp_path):
+    path = zipped(tmp_path / "a.bin", pickle.dumps({}, 2))
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("other/data.pkl", bomb())
+    with pytest.raises(UserError, match="its zip holds other files than torch writes"):
+        check_pickle(path)
+
+
+# ---------------------------------------------------------------- shapes before memory
+def sparse(path: Path, elements: int) -> Path:
+    """A safetensors file with a hole of so many float32 elements."""
+    table = {"a": {"dtype": "F32", "shape": [elements], "data_offsets": [0, 4 * elements]}}
+    header = json.dumps(table).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 4 * elements)
+    return path
+
+
+def test_a_tensor_is_measured_before_there_is_memory_for_it(tmp_path, monkeypatch):
+    path = sparse(tmp_path / "adapter_model.safetensors", 10**9)
+    model = load_model("pocket-llama")
+    monkeypatch.setattr(torch, "empty_like", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match=r"tensor 'a' is \[1000000000\], which is larger than all"):
+        list(safetensors(path, 10**8))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(UserError, match="larger than all"):
+        load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"r": 400_000}, {"r": 2**31}])
+def test_an_adapter_asks_for_no_more_than_its_file_holds(tmp_path, change):
+    model = load_model("pocket-llama")
+    attach(model, "lora", r=2)
+    save_adapter(model, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    table = json.loads(path.read_text())
+    table["llm_adapters"]["adapter"] |= change
+    path.write_text(json.dumps(table))
+    model = load_model("pocket-llama")
+    with pytest.raises(UserError, match="and its configuration asks for an adapter of"):
+        load_adapter(model, tmp_path / "lora")

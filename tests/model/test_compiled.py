@@ -1,0 +1,114 @@
+"""Blocks through torch.compile compute what they compute plainly."""
+
+import shutil
+
+import pytest
+import torch
+import torch._dynamo
+from conftest import write_checkpoint
+from families import TINY, batch
+from in_command import command
+from methods import attach_small, randomise
+from training_runs import examples
+
+from adapters import parameters
+from data.batches import micro_batches
+from eval.generate import generate
+from experiments import base
+from model import UserError, compiled, load_model
+from model.devices import split
+from train.pipeline import accumulate
+
+CPU = torch.device("cpu")
+
+
+# "eager": torch.compile finds the blocks' graphs and runs them with torch's own kernels
+BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
+IN_FAMILIES = [("llama", "mam"), *(pytest.param(f, "lora", marks=pytest.mark.slow) for f in TINY)]
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def gradients(model, rows) -> list[torch.Tensor]:
+    model.zero_grad()
+    losses, _ = accumulate(model, dict(enumerate(micro_batches(rows, 3))), 7.0, 0)
+    return [*losses, *(parameter.grad.clone() for parameter in parameters(model))]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("family", "method"), IN_FAMILIES)
+def test_a_step_of_compiled_blocks(tmp_path, monkeypatch, family, method, backend):
+    """All blocks share what is compiled, whatever the lengths; checkpointing and a split too."""
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    model = load_model(str(write_checkpoint(tmp_path / "tiny", family)))
+    torch.manual_seed(0)
+    attach_small(model, method)
+    randomise(model)
+    model.train()
+    plain = gradients(model, examples(9))
+    with compiled.compiled(model):
+        found = [gradients(model, examples(9))]
+        model.checkpointing = 2
+        found.append(gradients(model, examples(9)))
+        split(model, [CPU, CPU], [1, 2])
+        found.append(gradients(model, examples(9)))
+    for values in found:
+        for value, expected in zip(values, plain, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    # the first block, whose input needs no gradient, the last, which computes labelled tokens only,
+    # and the others: at one length, at any length
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert gradients(model, examples(3))  # plain again
+    assert model.call is compiled.call_block
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("family", "method"), IN_FAMILIES)
+def test_answers_of_compiled_blocks(tmp_path, monkeypatch, family, method, backend):
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    layers = {"n_layer" if family in ("bloom", "gptj") else "num_hidden_layers": 6}
+    model = load_model(str(write_checkpoint(tmp_path / "tiny", family, **layers)))
+    attach_small(model, method)
+    randomise(model)
+    ids, mask = batch("left")
+    plain = generate(model, ids, mask, max_new_tokens=6)
+    with compiled.compiled(model, answers=True):
+        assert generate(model, ids, mask, max_new_tokens=6) == plain
+    # a block is in three parts; nothing is compiled for each of the six
+    assert 3 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] < 3 * 6
+    assert "forward" not in vars(model.blocks[0].get_submodule(model.sites["kv"]))
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_without_a_compiler_one_line_says_so_before_anything_is_loaded(tmp_path, monkeypatch, part):
+    monkeypatch.setattr(base, "load_model", lambda *arguments, **more: pytest.fail("loaded"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    compiled.check_compiler.cache_clear()
+    words = ("--set", f"{part}.compile=true", "--out", tmp_path / "run")
+    told = command("train", "--data", "wordproblems", *words, status=1)
+    assert told.endswith(
+        f"run.py: {part}.compile needs a compiler, and there is no g++ here: install one, or leave "
+        f"out {part}.compile (--compile)\n"
+    )
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs triton on a GPU: pip install triton"):
+        compiled.check_compiler(torch.device("cuda"), "train.compile")
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch):
+    def fails(*arguments, **more):
+        raise RuntimeError("Python.h: No such file\nand more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++")
+    compiled.check_compiler.cache_clear()
+    with pytest.raises(
+        UserError, match=r"^eval\.compile: .* \(Python\.h: No such file\): or leave"
+    ):
+        compiled.check_compiler(CPU, "eval.compile")
