@@ -2,7 +2,7 @@
 
     loop = Loop(model, tokenizer, template)
     loop.load("math", "runs/a/adapter")
-    answer = loop.ask(Question(ids, 64, "math"), deliver)     deliver(Piece) in the loop's thread
+    (answer,) = loop.ask((Question(ids, 64, "math"), deliver))    deliver(Piece) in its thread
     loop.cancel(answer)
     loop.stop()                                               what runs is answered to its end
 
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 from data.batches import encode_prompt
@@ -82,19 +83,22 @@ class Loop:
         self.commands.put(command)
         return future
 
-    def ask(self, question: Question, deliver: Callable[[Piece], None]) -> Answer:
-        """Put a question in line. Raises Refused."""
-        self.shelf.find(question.adapter)
+    def ask(self, *asked: tuple[Question, Callable[[Piece], None]]) -> list[Answer]:
+        """Put questions in line, all or none, each with what gets its pieces. Raises Refused."""
+        for question, _ in asked:
+            self.shelf.find(question.adapter)
         with self.lock:
             if self.is_stopping:
                 raise Refused("stopping", "the server is stopping")
-            if self.count >= self.most:
+            if self.count + len(asked) > self.most:
                 raise Refused("overloaded", f"{self.count} questions are waiting: try again later")
-            self.count += 1
-        stream = TextStream(self.tokenizer, question.ids, question.stops)
-        answer = Answer(question, deliver, stream, time.monotonic())
-        self.commands.put(lambda: self.submit(answer))
-        return answer
+            self.count += len(asked)
+        answers = []
+        for question, deliver in asked:
+            stream = TextStream(self.tokenizer, question.ids, question.stops)
+            answers.append(Answer(question, deliver, stream, time.monotonic()))
+            self.commands.put(partial(self.submit, answers[-1]))
+        return answers
 
     def cancel(self, answer: Answer) -> None:
         """Nobody waits for this answer any more: its slot is free for others."""
@@ -106,7 +110,7 @@ class Loop:
         Raises UserError where the answer could not be made.
         """
         got: queue.SimpleQueue[Piece] = queue.SimpleQueue()
-        answer = self.ask(question, got.put)
+        (answer,) = self.ask((question, got.put))
         try:
             while True:
                 piece = got.get()

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from serve.guard import Problem
 from serve.loop import Loop
-from serve.questions import Answer, Piece, Question, Refused
+from serve.questions import Answer, Piece, Question
 from serve.reply import Reply
 
 
@@ -25,13 +25,8 @@ class Pieces:
         self.loop, self.left = loop, len(questions)
         self.until = time.monotonic() + seconds
         self.queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        self.answers: list[Answer] = []
-        try:
-            for index, question in enumerate(questions):
-                self.answers.append(loop.ask(question, self.deliver(index)))
-        except Refused:
-            self.cancel()
-            raise
+        asked = [(question, self.deliver(index)) for index, question in enumerate(questions)]
+        self.answers: list[Answer] = loop.ask(*asked)
 
     def deliver(self, index: int) -> Callable[[Piece], None]:
         here = asyncio.get_running_loop()

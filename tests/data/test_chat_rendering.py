@@ -113,7 +113,8 @@ def test_an_input_is_a_paragraph_behind_the_instruction():
 def test_a_tokenizer_without_a_chat_template(tmp_path):
     for chat in (None, 5, [], [{"name": "tool_use", "template": "x"}]):
         with pytest.raises(
-            UserError, match="has no chat template; use --template alpaca, paper-v1, paper-final, plain"
+            UserError,
+            match="has no chat template; use --template alpaca, paper-v1, paper-final, plain",
         ):
             template("chat", load_tokenizer(str(tokenizer_folder(tmp_path / "words", chat))))
     with pytest.raises(UserError, match="200,000 characters, too many"):

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serve_parts import BASE, PRESETS, PROBLEM, loop_of
+from serve_parts import BASE, PRESETS, PROBLEM, adapters, loop_of  # noqa: F401 - a fixture
 
 from adapters import attach, load_adapter, parameters, remove, save_adapters, use
 from eval.engine import Engine
@@ -54,7 +54,7 @@ def test_answers_are_those_of_generate_whatever_the_neighbours(adapters, tokeniz
 
     def ask(question: Question) -> str:
         if question is None:  # a client that goes away
-            answer = loop.ask(wanted[0], lambda piece: None)
+            (answer,) = loop.ask((wanted[0], lambda piece: None))
             time.sleep(0.01)
             loop.cancel(answer)
             return ""
@@ -81,7 +81,7 @@ def test_an_adapter_leaves_when_its_last_answer_is_over(adapters):
     found = next(pieces).text
     loop.unload("lora")
     with pytest.raises(Refused, match="no model 'lora'"):
-        loop.ask(Question(ids, 20, "lora"), print)
+        loop.ask((Question(ids, 20, "lora"), print))
     loop.load("lora", adapters / "prefix")  # another adapter, in another entry
     assert text_of(loop, Question(ids, 20, "lora")) == alone["prefix"]
     assert found + "".join(piece.text for piece in pieces) == alone["lora"]
@@ -103,9 +103,10 @@ def test_slots_and_the_line_are_limited(adapters):
     loop.start()
     loop.call(gate.wait)  # the loop stands still
     long = Question([5, 6], 200)
-    first, second = loop.ask(long, print), loop.ask(Question([5, 6], 3), lambda piece: None)
+    (first,) = loop.ask((long, print))
+    (second,) = loop.ask((Question([5, 6], 3), lambda piece: None))
     with pytest.raises(Refused, match="2 questions are waiting"):
-        loop.ask(long, print)
+        loop.ask((long, print))
     loop.cancel(first)
     gate.set()
     deadline = time.monotonic() + 10
@@ -115,7 +116,7 @@ def test_slots_and_the_line_are_limited(adapters):
     assert (first.tokens, second.tokens) == (0, 3)
     loop.stop(10)
     with pytest.raises(Refused, match="stopping"):
-        loop.ask(long, print)
+        loop.ask((long, print))
 
 
 def test_a_pass_that_fails_ends_the_answers_of_that_pass_alone(adapters, monkeypatch, capsys):

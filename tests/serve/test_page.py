@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from serve_parts import BASE, PRESETS, PROBLEM, loop_of, served
+from serve_parts import BASE, PRESETS, PROBLEM, adapters, loop_of, served  # noqa: F401 - a fixture
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

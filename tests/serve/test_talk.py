@@ -5,7 +5,7 @@ import json
 
 import pytest
 from in_command import main
-from serve_parts import BASE, PROBLEM
+from serve_parts import BASE, PROBLEM, adapters  # noqa: F401 - a fixture
 
 from cli import chat as command
 from data.rows import read_table

@@ -1,9 +1,11 @@
 """Adapters for pocket-llama that change its answers, and a server of them in this process."""
 
+import socket
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 import uvicorn
 
@@ -33,6 +35,11 @@ def write_adapters(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory) -> Path:
+    return write_adapters(tmp_path_factory.mktemp("adapters"))
+
+
 def loop_of(folder: Path, *names: str, **size) -> Loop:
     loop = Loop(load_model(BASE), load_tokenizer(BASE), TEMPLATES["alpaca"], **size)
     for name in names:
@@ -44,9 +51,9 @@ def loop_of(folder: Path, *names: str, **size) -> Loop:
 def served(loop: Loop, key: str = "", adapter_dir: Path | None = None, seconds: float = 60.0):
     """The server on a port of its own -> "http://127.0.0.1:PORT"."""
     app = Server(loop, BASE, Guard("127.0.0.1", key), adapter_dir, seconds).app()
-    config = uvicorn.Config(app, port=0, lifespan="off", log_level="warning", ws="none")
+    config = uvicorn.Config(app, lifespan="off", log_level="warning", ws="none")
     server = uvicorn.Server(config)
-    listener = config.bind_socket()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     thread = threading.Thread(target=server.run, args=([listener],))
     loop.start()
     thread.start()
