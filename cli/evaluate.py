@@ -18,6 +18,7 @@ from cli.options import (
     given,
     measuring_settings,
     parse_numbers,
+    refuse_others,
 )
 from files.errors import UserError
 
@@ -73,6 +74,7 @@ def print_teacher(options: argparse.Namespace) -> int:
 def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments import evaluate as evaluation
     from experiments.base import for_processes
+    from experiments.folders import remove_if_empty
 
     if options.resume:
         folder, job = Path(options.resume), resumed(options)
@@ -96,6 +98,9 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
             again = command_line("evaluate", "--resume", folder)
             print(f"\nstopped; continue with: {again}")
         raise
+    finally:
+        if not options.out and not options.resume:
+            remove_if_empty(folder)  # where the evaluation was refused
     print_result(result, job)
     if not result.loss:
         print(f"predictions: {folder / evaluation.PREDICTIONS}")
@@ -119,14 +124,6 @@ def resumed(options: argparse.Namespace) -> "Arguments":
     )
     settings.eval.check()
     return replace(job, settings=settings)
-
-
-def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...]) -> None:
-    """Raise UserError for an option that was given and has no effect beside this one."""
-    for name, value in vars(options).items():
-        if name not in (*allowed, "debug") and value not in (None, False, []):
-            option = name if name == "run" else "--" + name.replace("_", "-")
-            raise UserError(f"{why}; {option} has no effect with it: give no other option")
 
 
 def new(options: argparse.Namespace) -> "Arguments":

@@ -1,6 +1,7 @@
 """The entry point: finds the command, parses its options, and reports errors in one line."""
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import NoReturn
 from cli import __version__
 from cli.options import NAME, PROGRAM
 from files.errors import UserError, is_out_of_memory, unknown
-from files.terminal import one_line, protect_terminal
+from files.terminal import one_line, open_streams, protect_terminal
 
 COMMANDS = {  # name of the module in cli/ -> what the command does
     "train": "train an adapter and measure it (the default)",
@@ -36,6 +37,7 @@ COMMANDS = {  # name of the module in cli/ -> what the command does
     "benchmark": "measure speed and memory of this machine",
     "pretrain": "train a pocket model from scratch",
 }
+UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG)  # of a stream
 PARALLEL = ("train", "evaluate")  # commands that torchrun may start
 
 
@@ -68,21 +70,30 @@ def main(arguments: list[str]) -> int:
         if debug:
             logging.basicConfig(format="%(name)s: %(message)s")
             logging.getLogger("model").setLevel(logging.DEBUG)
-        return importlib.import_module(f"cli.{command}").run(options)
+        status = importlib.import_module(f"cli.{command}").run(options)
+        sys.stdout.flush()
+        return status
     except UsageError as error:  # under torchrun every process sees it: rank 0 prints it
         if os.environ.get("RANK", "0") == "0":
             print(f"{NAME}: {one_line(str(error))}", file=sys.stderr)
         wait_for_rank_0()
         return 2
     except BrokenPipeError:  # the reader of our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 141
     except Exception as error:
         message = explain(error)
         if debug or message is None:
             raise
         print(f"{NAME}: {one_line(message)}", file=sys.stderr)
+        if isinstance(error, OSError):
+            drop_output()
         return 1
+
+
+def drop_output() -> None:
+    """Write what is left in stdout's buffer to nowhere: at the end it would be an error again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: list[str]) -> tuple[str, argparse.Namespace]:
@@ -139,6 +150,10 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is missing: pip install -r requirements.txt"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename!s:.200}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"the output cannot be written: {error.strerror}"
     if isinstance(error, MemoryError) and "torch" not in sys.modules:
         return "out of memory: there is not even room for Python and torch"
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
@@ -156,6 +171,12 @@ def wait_for_rank_0() -> None:
 def leave(status: int) -> NoReturn:
     """Exit; one of several processes without Python's cleanup, during which gloo's threads may
     abort (https://github.com/pytorch/pytorch/issues/190489)."""
+    try:
+        sys.stdout.flush()  # of --help, which ends on its own
+    except OSError as error:
+        drop_output()
+        print(f"{NAME}: {explain(error) or error}", file=sys.stderr)
+        status = 1
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()
@@ -168,8 +189,12 @@ def start() -> NoReturn:
     # a card's memory in segments that grow: rows of other lengths in each step leave fewer gaps
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    # SIGTERM ends as an exception does: files are cleaned up and the way to resume is printed
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    open_streams()
+    # these end as an exception does: files are cleaned up and the way to resume is printed
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores one
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         status = main(sys.argv[1:])
     except SystemExit as end:

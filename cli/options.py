@@ -140,6 +140,14 @@ def training_settings(options: argparse.Namespace, table: dict) -> "Settings":
     return settings_to_continue(options.continue_from, options.config, recipe, table, options.set)
 
 
+def refuse_others(options: argparse.Namespace, why: str, allowed: tuple[str, ...]) -> None:
+    """Raise UserError for an option that was given and has no effect beside this one."""
+    for name, value in vars(options).items():
+        if name not in (*allowed, "debug") and value not in (None, False, []):
+            option = name if name == "run" else "--" + name.replace("_", "-")
+            raise UserError(f"{why}; {option} has no effect with it: give no other option")
+
+
 def measuring_settings(
     options: argparse.Namespace, table: dict | None = None
 ) -> "tuple[Settings, list[Path]]":

@@ -19,7 +19,7 @@ from cli.options import (
     given,
     training_settings,
 )
-from experiments.folders import fresh_folder
+from experiments.folders import fresh_folder, remove_if_empty
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
@@ -35,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Any setting of train/settings.py can be changed with --set, for example\n"
         "--set train.learning_rate=1e-3 --set adapter.size=64"
     )
+    parser.set_defaults(folder=None)  # the one that `numbered_folder` chose
     add(parser, "model", MODEL)
     add(parser, "adapter", TRAINED)
     of_data = {
@@ -75,8 +76,12 @@ def run(options: argparse.Namespace) -> int:
     from experiments import run as _  # noqa: F401 - before the processes wait for each other
     from train.parallel import started
 
-    with started() as processes:
-        return train(processes, options)
+    try:
+        with started() as processes:
+            return train(processes, options)
+    finally:
+        if options.folder is not None:
+            remove_if_empty(options.folder)  # where the run was refused
 
 
 def dry_run(options: argparse.Namespace) -> int:
@@ -106,14 +111,16 @@ def first_line(options: argparse.Namespace) -> str:
     model = options.model or "pocket-llama"
     data = options.data or ("wordproblems" if model.startswith("pocket-") else "math-v1")
     adapter = options.adapter or "parallel"
-    folder = options.out or numbered_folder(model, adapter, data)
+    folder = options.out or numbered_folder(options, model, adapter, data)
     return f"{model} + {adapter} on {data} -> {folder}"
 
 
-def numbered_folder(model: str, adapter: str, data: str) -> Path:
-    """runs/MODEL-ADAPTER-DATA, with a number where it exists."""
-    name = f"{Path(model).name}-{adapter}-{Path(data).stem}"
-    return fresh_folder(Path("runs") / name, numbered=True)
+def numbered_folder(options: argparse.Namespace, model: str, adapter: str, data: str) -> Path:
+    """runs/MODEL-ADAPTER-DATA, with a number where it exists; created, and kept in `options`."""
+    if options.folder is None:
+        name = f"{Path(model).name}-{adapter}-{Path(data).stem}"
+        options.folder = fresh_folder(Path("runs") / name, numbered=True)
+    return options.folder
 
 
 def train(processes: "Processes", options: argparse.Namespace) -> int:
@@ -194,7 +201,7 @@ def new(options: argparse.Namespace, processes: "Processes") -> "tuple[Settings,
         lambda: (
             fresh_folder(Path(options.out), numbered=False)
             if options.out
-            else numbered_folder(settings.model, adapter, settings.data)
+            else numbered_folder(options, settings.model, adapter, settings.data)
         )
     )
 

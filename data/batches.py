@@ -6,16 +6,17 @@ Only the seed decides their order.
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data.assistant_turns import Conversation
 from data.prompts import Template
 from data.stops import turn_end
-from model.packing import Packing
+from model.packing import Packing, filling
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,13 @@ def batch_of(
             return tensor.to(device)
         return tensor.pin_memory().to(device, non_blocking=True)
 
-    packed = Packing.of(lengths, places, virtual).map(there) if packs else None
+    packed = None
+    if packs:
+        packed = Packing.of(lengths, places, virtual)
+        without = torch.ones(len(packed.index), dtype=torch.bool).index_fill_(0, places, False)
+        extra = filling(~without)
+        places = torch.cat((places, extra))
+        targets, label_weights = (F.pad(t, (0, len(extra))) for t in (targets, label_weights))
+        packed = replace(packed, kept=places).map(there)
     labels = Labels(there(places), there(targets), there(label_weights), packed)
     return Batch(there(ids), there(weights), there(lengths), labels)

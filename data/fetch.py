@@ -37,9 +37,17 @@ class File:
 
 
 def cache_folder() -> Path:
-    """Where data is kept: $LLM_ADAPTERS_CACHE, else llm-adapters in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-adapters"
-    return Path(os.environ.get(CACHE) or cache)
+    """Where data is kept: $LLM_ADAPTERS_CACHE, else llm-adapters in the user's cache folder.
+
+    Raises UserError for a user without a home folder.
+    """
+    if cache := os.environ.get(CACHE):
+        return Path(cache)
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError(f"this user has no home folder to keep data in: {ELSEWHERE}") from None
+    return Path(cache) / "llm-adapters"
 
 
 def fetch(files: list[File], folder: Path | None = None) -> list[Path]:

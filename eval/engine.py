@@ -18,10 +18,11 @@ from torch import Tensor
 from adapters.compose import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
-from eval.prefill import Beginning, read, rows_of_pass
+from eval.compare import Options
+from eval.prefill import Beginning, admit, read
 from eval.requests import Event, Request, Row
-from eval.room import positions_of, room_for, too_long
-from eval.sampling import check, choose, scored
+from eval.room import Fronts, positions_of, room_for, too_long
+from eval.sampling import choose, scored
 from files.errors import UserError
 from model.graphs import graphs_for
 from model.language import LanguageModel
@@ -42,16 +43,14 @@ class Engine:
         self.model, self.length, self.vocab_size = model, length, vocab_size
         pack(model)
         self.mixtures = rows_in_use(model)
-        self.fronts: dict[int | None, tuple[int, ...]] = {}  # what `in_front` gives
-        entries = range(len(self.mixtures[0].rows)) if self.mixtures else [None]
-        most = max(prompt + max(keys) for prompt, *keys in map(self.in_front, entries))
-        self.cache = model.new_slots(slots, length, most if self.mixtures else None)
+        self.fronts = Fronts(model, self.mixtures)
+        self.options = Options(model, slots, vocab_size, self.mixtures)
+        self.cache = model.new_slots(slots, length, self.fronts.most())
         self.graphs = graphs_for(model, self.cache, by_row=bool(self.mixtures))
         self.waiting: deque[Row] = deque()
         self.owners: list[Row | None] = [None] * slots
-        self.known: list[tuple[int | None, list[int]]] = [
-            (None, [])
-        ] * slots  # (entry, prompt) in each slot
+        # (entry, prompt) in each slot
+        self.known: list[tuple[int | None, list[int]]] = [(None, [])] * slots
         self.last = torch.zeros(slots, dtype=torch.long, device=model.device)  # token of each slot
         self.count = 0
 
@@ -59,49 +58,32 @@ class Engine:
     def is_idle(self) -> bool:
         return not self.waiting and not any(self.owners)
 
-    def in_front(self, entry: int | None) -> tuple[int, ...]:
-        """Virtual tokens, and virtual keys of each layer, in front of a row of an entry."""
-        entry = entry if self.mixtures else None
-        if entry not in self.fronts:
-            with seated(self.mixtures, [entry]):
-                self.fronts[entry] = (self.model.prompt_length, *self.model.virtual_keys())
-        return self.fronts[entry]
-
     def reseat(self, entries: Collection[int]) -> None:
-        """`use` has put other Rows in place, in which these entries are others than before.
-
-        No row of theirs is on its way. Rows with more virtual tokens than there were when the
-        engine began have less room for others.
-        """
-        self.mixtures = rows_in_use(self.model)
-        for entry in entries:
-            self.fronts.pop(entry, None)
+        """`use` has put other Rows in place; no row of these entries, which changed, is there."""
+        self.mixtures = self.options.mixtures = rows_in_use(self.model)
+        fronts = Fronts(self.model, self.mixtures)
+        fronts.most()  # other threads may look at them, and find all there
+        self.fronts = fronts
         self.known = [(e, [] if e in entries else ids) for e, ids in self.known]
+
+    def room(self, entry: int | None) -> int:
+        """The most tokens of a row of this entry, prompt and new ones."""
+        return min(self.length, self.cache.length - self.fronts.columns(entry))
 
     def submit(self, request: Request) -> int:
         """Let a request wait for a slot -> its number. Raises UserError for one that cannot be."""
-        tokens, new = len(request.ids), request.max_new_tokens
-        check(1, request.beams, request.sampling, request.sampling and [request.seed])
-        if request.beams > 1 and request.stop:
-            raise UserError(f"beams = {request.beams}: `stop` needs beams=1")
-        if tokens == 0:
-            raise UserError("cannot continue an empty prompt; give at least one token")
-        if request.beams > len(self.owners):
-            raise UserError(
-                f"{request.beams} beams need as many slots; there are {len(self.owners)}"
-            )
-        check_ids([request.ids], self.model.input_embedding.in_features)
         for rows in self.mixtures:
             rows.check_entry(request.entry)
-        prompt, *keys = self.in_front(request.entry)
-        length = min(self.length, self.cache.length - prompt - max(keys))
-        if new < 1 or tokens + new > length:
-            raise UserError(
-                f"max_new_tokens {new} after a prompt of {tokens} tokens: 1 or more is needed, and "
-                f"there is room for {length} in all"
-            )
+        if not self.mixtures:  # rows without adapters of their own share what they begin with
+            request = replace(request, entry=None)
+        request.check(len(self.owners), self.room(request.entry))
+        check_ids((request.ids, *request.options), self.model.input_embedding.in_features)
+        if len(request.options) > 1 and self.model.depends_on_length:
+            raise UserError("rotary angles depend on a row's length: give one option a request")
+        read = request.most - 1 if request.options else 0  # of its options; the last id is not
         with seated(self.mixtures, [request.entry]):
-            room = room_for(positions_of(self.model), tokens, new)
+            positions = positions_of(self.model)
+        room = room_for(positions, len(request.ids) + read, request.most - read)
         if not room:
             raise UserError(too_long(self.model))
         beams = Beams(request.beams, room, request.stop_ids) if request.beams > 1 else None
@@ -122,16 +104,17 @@ class Engine:
 
         The numbers of events are those of the requests.
         """
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
         numbers = {self.submit(requests[i]): i for i in order}
         while not self.is_idle:
             for event in self.step():
-                yield Event(numbers[event.number], event.tokens, event.ended)
+                yield replace(event, number=numbers[event.number])
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Read prompts that wait, if slots are free, else make a token of every live row."""
-        if admitted := self.admitted():
+        free = [slot for slot, row in enumerate(self.owners) if row is None]
+        if admitted := admit(self.waiting, free, self.model.device.type, self.fronts):
             return self.begin(admitted)
         self.close_gaps()
         live = [row for row in self.owners if row]
@@ -147,38 +130,34 @@ class Engine:
         self.cache.moved_on(len(live))
         return self.take(set_of(live), logits, [row.slots for row in set_of(live)])
 
-    def admitted(self) -> list[Row]:
-        """The rows whose prompts are read next, in slots now."""
-        free = [slot for slot, row in enumerate(self.owners) if row is None]
-        rows, device = [], self.model.device.type
-        for row in list(self.waiting):
-            width = row.request.beams
-            longest = max(len(other.request.ids) for other in [*rows, row])
-            if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
-                break
-            front = self.in_front(row.request.entry)
-            if rows and front != self.in_front(rows[0].request.entry):
-                continue  # one pass has as many virtual tokens in every row
-            row.slots, free = free[:width], free[width:]
-            rows.append(row)
-            self.waiting.remove(row)
-        return rows
-
     def begin(self, rows: list[Row]) -> list[Event]:
-        """Read the prompts of rows -> the events of their first tokens."""
-        prompts, entries = [row.request.ids for row in rows], [row.request.entry for row in rows]
-        found = read(self.model, prompts, self.mixtures, entries, self.longest_known(rows[0]))
-        with seated(self.mixtures, entries):
-            logits = self.model.logits(found.last(prompts))
+        """Read the prompts of rows -> the events of first tokens and of compared options."""
+        asked = [row.request for row in rows]
+        prompts, entries = [one.prompt for one in asked], [one.entry for one in asked]
+        known, most = self.longest_known(asked[0]), min(len(one.ids) for one in asked) - 1
+        found = read(self.model, prompts, self.mixtures, entries, known, most)
         for i, row in enumerate(rows):
-            for slot in row.slots:
+            if asked[i].options and i > 0:  # one of them is enough for `longest_known`
+                continue
+            for slot in row.slots[:1] if asked[i].options else row.slots:
                 self.cache.copy_row(slot, found.cache, i, found.lengths[i])
-                self.owners[slot], self.known[slot] = row, (row.request.entry, row.request.ids)
-        return self.take(rows, logits, [[i] * len(row.slots) for i, row in enumerate(rows)])
+                self.owners[slot], self.known[slot] = row, (entries[i], prompts[i])
+        compared = {i: one for i, one in enumerate(asked) if one.options}
+        figures = self.options.likelihoods(compared, found) if compared else {}
+        events = [Event(rows[i].number, [], "compared", figures[i]) for i in compared]
+        for i in compared:
+            self.release(rows[i])
+        going_on = [i for i in range(len(rows)) if i not in compared]
+        if going_on:
+            with seated(self.mixtures, [entries[i] for i in going_on]):
+                logits = self.model.logits(found.last(prompts)[going_on])
+            at = [[n] * len(rows[i].slots) for n, i in enumerate(going_on)]
+            events += self.take([rows[i] for i in going_on], logits, at)
+        return events
 
-    def longest_known(self, row: Row) -> Beginning | None:
-        """What slots still hold of the beginning of a row."""
-        entry, ids = row.request.entry, row.request.ids
+    def longest_known(self, request: Request) -> Beginning | None:
+        """What slots still hold of the beginning of a prompt."""
+        entry, ids = request.entry, request.ids
         shared = [shared_start(ids, known) if e == entry else 0 for e, known in self.known]
         slot = max(range(len(shared)), key=shared.__getitem__)
         return Beginning(ids[: shared[slot]], self.cache, slot) if shared[slot] else None
@@ -197,12 +176,8 @@ class Engine:
                 [row.generator for row in chosen],
             )
             self.last[[row.slots[0] for row in chosen]] = tokens
-            grown = [self.extend(row, t) for row, t in zip(chosen, tokens.tolist(), strict=True)]
-            for i, (row, event) in enumerate(zip(chosen, grown, strict=True)):
-                if row.request.logprobs is not None and event.tokens:
-                    scores = [scored(some[i], event.tokens[0], row.request.logprobs)]
-                    grown[i] = replace(event, scores=scores)
-            events += grown
+            grown = zip(chosen, tokens.tolist(), some, strict=True)
+            events += [self.extend(row, token, scores) for row, token, scores in grown]
         for width in sorted({row.request.beams for row in rows} - {1}):
             these = [(row, at) for row, at in zip(rows, where, strict=True) if len(at) == width]
             some = logits[[index for _, at in these for index in at]]
@@ -213,16 +188,17 @@ class Engine:
                 events += self.branch(row, *continued)
         return sorted(events, key=lambda event: event.number)
 
-    def extend(self, row: Row, token: int) -> Event:
-        """The next token of a row that has no beams."""
+    def extend(self, row: Row, token: int, logits: Tensor) -> Event:
+        """The next token of a row that has no beams, chosen by logits [V]."""
         if token in row.request.stop_ids:
             return self.end(row, [], "stop")
         row.tokens.append(token)
+        top, event = row.request.logprobs, Event(row.number, [token])
         if row.request.stop and row.request.stop(row.tokens):
-            return self.end(row, [token], "stop")
-        return (
-            self.end(row, [token]) if len(row.tokens) == row.longest else Event(row.number, [token])
-        )
+            event = self.end(row, [token], "stop")
+        elif len(row.tokens) == row.longest:
+            event = self.end(row, [token])
+        return event if top is None else replace(event, scores=[scored(logits, token, top)])
 
     def branch(
         self, row: Row, totals: list[float], beams: list[int], tokens: list[int]
@@ -236,8 +212,7 @@ class Engine:
             row.tokens = row.beams.best
             return [self.end(row, row.tokens, "" if len(row.tokens) == row.longest else "stop")]
         dropped = [row.slots[b] for b in range(len(row.slots)) if b not in sources]
-        prompt, *keys = self.in_front(row.request.entry)
-        slots, start = [], max(keys) + prompt + len(row.request.ids)
+        slots, start = [], self.fronts.columns(row.request.entry) + len(row.request.ids)
         for source in sources:
             slot = row.slots[source]
             if slot in slots:

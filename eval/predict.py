@@ -14,7 +14,7 @@ from eval.answers import judge, kind_of
 from eval.choices import choices, form_of, spelled_as_in
 from eval.engine import Engine, Request
 from eval.journal import Journal, answers_in, fingerprint_of, journal_of
-from eval.likelihood import log_likelihoods
+from eval.likelihood import each_likelihood
 from eval.room import positions_of, room_for
 from eval.sampling import Sampling
 from eval.settings import Eval
@@ -236,12 +236,13 @@ def likeliest(
 ) -> Iterator[tuple[int, dict]]:
     """(its number, {output, likelihoods}) of each job as it is answered: its likeliest option, and
     all log-likelihoods in nats."""
-    numbers = list(wanted)
-    for start in range(0, len(numbers), batch_size):
-        batch = numbers[start : start + batch_size]
-        flat = [pair for number in batch for pair in wanted[number].values()]
-        figures = iter(log_likelihoods(model, flat, batch_size=batch_size))
-        for number in batch:
-            likelihoods = {label: round(next(figures)[0], 5) for label in wanted[number]}
+    flat = [(number, label) for number in wanted for label in wanted[number]]
+    pairs = [wanted[number][label] for number, label in flat]
+    found: dict[int, dict[str, float]] = {number: {} for number in wanted}
+    for i, (log_prob, _) in each_likelihood(model, pairs, batch_size):
+        number, label = flat[i]
+        found[number][label] = round(log_prob, 5)
+        if len(found[number]) == len(wanted[number]):
+            likelihoods = {label: found[number][label] for label in wanted[number]}
             best = max(likelihoods, key=likelihoods.get)
             yield number, {"output": best, "likelihoods": likelihoods}

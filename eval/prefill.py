@@ -3,6 +3,7 @@
 Letters used for shapes: B rows, T tokens of the longest, E size of the embedding.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from adapters.compose import Rows, seated
 from data.batches import shared_start
+from eval.requests import Row
+from eval.room import Fronts
 from model.cache import Cache
 from model.language import LanguageModel
 
@@ -18,6 +21,24 @@ LEAST = 16  # tokens in common: fewer are read again
 WORTH = 64  # tokens: a pass over one row more is worth it if it saves so many
 TOKENS = {"cpu": 1024}  # of one pass, by device: no more is needed to use all of it
 MORE_TOKENS = 8192  # elsewhere
+
+
+def admit(waiting: deque[Row], free: list[int], device: str, fronts: Fronts) -> list[Row]:
+    """Take from `waiting` the rows that are read in the next pass, each with slots of `free`.
+
+    All have as many virtual tokens; rows that have others wait for a pass of their own.
+    """
+    rows: list[Row] = []
+    for row in list(waiting):
+        width = row.request.width
+        longest = max(len(other.request.prompt) for other in [*rows, row])
+        if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
+            break
+        if not rows or fronts[row.request.entry] == fronts[rows[0].request.entry]:
+            row.slots, free = free[:width], free[width:]
+            rows.append(row)
+            waiting.remove(row)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 OPT and GPT-J have a table of positions that ends; LLaMA's rotary angles and BLOOM's ALiBi go on.
 """
 
+from adapters.compose import Rows, seated
 from data.batches import encode_prompt
 from data.prompts import Template
 from eval.settings import Eval
@@ -20,6 +21,30 @@ def positions_of(model: LanguageModel) -> int | None:
     if not model.shape.table:
         return None
     return model.shape.positions - model.prompt_length - model.prefix_length
+
+
+class Fronts(dict):
+    """Entry of Rows -> (virtual tokens, virtual keys of each layer) in front of its rows.
+
+    Without Rows all entries are None.
+    """
+
+    def __init__(self, model: LanguageModel, mixtures: list[Rows]):
+        self.model, self.mixtures = model, mixtures
+
+    def __missing__(self, entry: int | None) -> tuple[int, ...]:
+        with seated(self.mixtures, [entry]):
+            self[entry] = (self.model.prompt_length, *self.model.virtual_keys())
+        return self[entry]
+
+    def columns(self, entry: int | None) -> int:
+        """Columns of a slot (model/cache.py) in front of a row's tokens."""
+        prompt, *keys = self[entry]
+        return prompt + max(keys)
+
+    def most(self) -> int | None:
+        """The most of any entry; None without Rows."""
+        return max(map(self.columns, range(len(self.mixtures[0].rows)))) if self.mixtures else None
 
 
 def room_for(positions: int | None, tokens: int, wanted: int) -> int:

@@ -82,6 +82,16 @@ def settings_of_run(folder: Path, options: dict, sets: Sequence[str]) -> dict:
     return table | {"continue_from": str(folder / "adapter")}
 
 
+def named_data(s: Settings) -> list[str]:
+    """The data that the user named: by options, or by the settings of the run that is continued.
+
+    What an adapter's own file names is not followed.
+    """
+    run = Path(s.continue_from).parent / "run.toml"
+    table = read_toml(run) if s.continue_from and run.is_file() else {}
+    return [s.data, *s.tests, *(name for name in [table.get("data")] if isinstance(name, str))]
+
+
 def same_data(one: str, other: str | None) -> bool:
     both_files = Path(one).is_file() and Path(str(other)).is_file()
     return one == other or (both_files and Path(one).samefile(str(other)))

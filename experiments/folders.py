@@ -2,34 +2,50 @@
 
 import json
 import warnings
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from files.errors import UserError
 from files.toml import read_toml
-from files.writing import write_text
+from files.writing import make_folder, write_text
 
 if TYPE_CHECKING:  # the command line needs this file before torch is loaded
     from train.settings import Settings
 
 
 def fresh_folder(path: Path, numbered: bool) -> Path:
-    """A folder for new results: `path`, or `path`-2, -3 ... where `numbered`. It is not created.
+    """A folder for new results: `path`, or `path`-2, -3 ... where `numbered`.
 
-    A folder that holds files is never chosen. Raises UserError where `path` itself is taken and
-    `numbered` is False.
+    A folder that holds files is never chosen. A numbered one is created here, so that several
+    processes take one each; `remove_if_empty` where nothing came into it. Raises UserError where
+    `path` itself is taken and `numbered` is False.
     """
-    candidate, number = path, 1
-    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
-        if not numbered:
+    if not numbered:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
             unfinished = (path / "run.toml").is_file() and not (path / "result.json").is_file()
             hint = f", or resume its run with: python run.py --resume {path}" * unfinished
             state = "not empty" if path.is_dir() else "not a folder"
             raise UserError(f"{path} exists and is {state}: give another --out{hint}")
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+        return path
+    make_folder(path.parent)
+    for number in count(1):
+        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make the folder {candidate}: {error.strerror}") from None
+    raise AssertionError
+
+
+def remove_if_empty(path: Path) -> None:
+    with suppress(OSError):  # it is not empty, or not there
+        path.rmdir()
 
 
 def absolute_paths(settings: "Settings") -> "Settings":

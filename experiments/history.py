@@ -46,12 +46,12 @@ def history_lines(history: list[dict]) -> list[str]:
 
 
 def seen_in_training(
-    runs: list[dict], tests: Tests, data_dir: str, named: Sequence[str] | None = None
+    runs: list[dict], tests: Tests, data_dir: str, named: Sequence[str]
 ) -> tuple[list[dict[str, Leak]], list[str]]:
     """(for each run what of the tests it trained on, where that is known; notes).
 
     runs: `run` sections of adapters' files; their histories and loaded adapters are included.
-    named: the files that the user named: no others are opened; None: all are.
+    named: the files that the user named: no others are opened.
     """
     entries: list[dict] = []
     for run in runs:
@@ -66,7 +66,7 @@ def seen_in_training(
 
 
 def held_out_seen(
-    runs: list[dict], held_out: list[dict], data_dir: str, named: Sequence[str] | None = None
+    runs: list[dict], held_out: list[dict], data_dir: str, named: Sequence[str]
 ) -> list[str]:
     """Notes on how many of the rows that the loss is measured on these runs trained on."""
     rows = {"held-out rows": held_out}
@@ -74,13 +74,13 @@ def held_out_seen(
 
 
 def seen_in(
-    run: dict, tests: Tests, data_dir: str, several: bool, named: Sequence[str] | None
+    run: dict, tests: Tests, data_dir: str, several: bool, named: Sequence[str]
 ) -> tuple[list[dict[str, Leak]], list[str]]:
     """`seen_in_training` of one run; several: the notes name its data."""
     name = run.get("data")
     if not isinstance(name, str) or not name:
         return [], [f"what an adapter was trained on is not known: {UNCHECKED}"]
-    if named is not None and name not in named and known_name(name) not in {*EXPERIMENTS, *SOURCES}:
+    if name not in named and known_name(name) not in {*EXPERIMENTS, *SOURCES}:
         return [], [
             f"the training data {name!r:.200} is named by the adapter's file only, which is not "
             f"followed: {UNCHECKED}; give it with --data"

@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from experiments.axes import Values
-from files.writing import make_folder, write_text
+from files.writing import lock, make_folder, write_text
 from train.settings import Settings, to_toml
 
 ROOT = Path(__file__).parent.parent
@@ -63,21 +65,70 @@ def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None] = pri
     """Run the jobs that are not complete, `at_once` at a time; returns those that failed.
 
     A job's settings must be written (`write_jobs`). Its output goes to FOLDER.log, and one line on
-    each is passed to `say`.
+    each is passed to `say`. What interrupts this (SystemExit of a SIGTERM, KeyboardInterrupt) stops
+    the runs after their step, and a second time at once.
     """
-    with ThreadPoolExecutor(at_once) as pool:
-        results = pool.map(lambda job: job.done or run_job(job, say), jobs)
-        return [job for job, complete in zip(jobs, results, strict=True) if not complete]
+    runs, pool = Runs(), ThreadPoolExecutor(at_once)
+    try:
+        complete = list(pool.map(lambda job: job.done or run_job(job, runs, say), jobs))
+        return [job for job, done in zip(jobs, complete, strict=True) if not done]
+    except BaseException:
+        runs.stop()
+        say("stopping the runs after their step; the same command goes on from there")
+        raise
+    finally:
+        try:
+            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            runs.stop()
+            raise
 
 
-def run_job(job: Job, say: Callable[[str], None]) -> bool:
-    """Run one job; whether it is complete afterwards."""
+class Runs:
+    """The processes of the jobs, which are out of the terminal's reach: `stop` stops them."""
+
+    def __init__(self):
+        self.processes: set[subprocess.Popen] = set()
+        self.stopped, self.lock = False, threading.Lock()
+
+    def stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                process.terminate()
+
+    def finish(self, command: list[str], output: TextIO) -> int | None:
+        """The status of a command; None where the runs were stopped before it began."""
+        with self.lock:
+            if self.stopped:
+                return None
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+            self.processes.add(process)
+        status = process.wait()
+        with self.lock:
+            self.processes.discard(process)
+        return status
+
+
+def run_job(job: Job, runs: Runs, say: Callable[[str], None]) -> bool:
+    """Run one job; whether it is complete afterwards.
+
+    The process holds a lock on its log, also where the one that started it was killed: the same
+    command waits for it.
+    """
     began = time.time()
     log = job.folder.with_name(f"{job.folder.name}.log")
     with open(log, "a", encoding="utf-8") as file:
-        status = subprocess.run(
-            job.command(), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        ).returncode
+        if not lock(file.fileno()):
+            say(f"{job.folder} is being run by another process: waiting for it")
+            while not runs.stopped and not lock(file.fileno()):
+                time.sleep(0.2)
+        status = 0 if job.done else runs.finish(job.command(), file)
+    if status is None or runs.stopped:
+        return False
     # Status 1 of a complete run: its result says what went wrong.
     if complete := job.done and status in (0, 1):
         outcome = f"{time.time() - began:.0f} seconds"

@@ -16,7 +16,7 @@ from data.prompts import AUTO, NAMES, Template
 from data.sources import Data
 from eval.room import positions_of, room_lines
 from experiments.base import check_base, choose_devices, load_base
-from experiments.continued import Start, load_start, template_of
+from experiments.continued import Start, load_start, named_data, template_of
 from experiments.held_out import HeldOut, hold_out_share
 from experiments.history import held_out_seen, seen_in_training
 from experiments.labels import check_labels, reading_lines
@@ -99,9 +99,10 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     template = template_of(s, tokenizer, start, data.is_own)
     runs |= start.loaded if start else {}
     history = start.history if start else []
-    earlier, earlier_lines = seen_in_training([*runs.values(), *history], tests, s.data_dir)
-    earlier_lines += held_out_seen([*runs.values(), *history], data.held_out, s.data_dir)
-    check_earlier(seen_in_training(history, tests, s.data_dir)[0], s.train_on_test)
+    where = s.data_dir, named_data(s)
+    earlier, earlier_lines = seen_in_training([*runs.values(), *history], tests, *where)
+    earlier_lines += held_out_seen([*runs.values(), *history], data.held_out, *where)
+    check_earlier(seen_in_training(history, tests, *where)[0], s.train_on_test)
     active = in_order(model)  # the loaded ones, then the new one; or a fusion of them
     use(model, active, train=["default"])
 

@@ -1,10 +1,10 @@
 """Train a pocket model from scratch: its tokenizer, its text, its weights."""
 
+import hashlib
 import json
 import random
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +19,11 @@ from data.batches import Example
 from data.prompts import PREAMBLE, RESPONSE, prompt
 from experiments.folders import write_json
 from files.errors import UserError, unknown
+from files.reading import read_json
 from files.typed import Range, from_table
-from files.writing import make_folder, write_atomically, write_text
+from files.writing import held, write_atomically, write_text
 from model.config import family_and_config
+from train.checkpoint import checkpoints
 from train.loop import train
 from train.settings import Train, recipe
 
@@ -49,20 +51,42 @@ class Recipe:
     families: dict[str, dict]
 
 
-def pretrain(
-    recipe_name: str,
-    family_name: str,
-    folder: Path,
-    seed: int | None = None,
-    max_steps: int | None = None,
-) -> int:
-    """Train a pocket model from scratch and write it to `folder`: config.json, tokenizer.json and
-    model.safetensors in float16.
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained, as pretrain.json keeps it until the model is complete.
 
-    seed, max_steps: in place of the recipe's. Returns the signal that stopped it, or 0. Raises
-    UserError for a recipe that is unknown, malformed or not one for pretrain, and for a family that
-    it does not have.
+    seed, max_steps: in place of the recipe's.
     """
+
+    recipe: str
+    family: str
+    seed: int | None = None
+    max_steps: int | None = None
+
+
+ORDER = "pretrain.json"
+
+
+def unfinished(folder: Path) -> Order:
+    """What the interrupted pretraining in this folder makes. Raises UserError."""
+    if not (folder / ORDER).is_file():
+        raise UserError(f"{folder} holds no {ORDER}: there is no pretraining to resume")
+    return from_table(Order, read_json(folder / ORDER), str(folder / ORDER), "key")
+
+
+def pretrain(order: Order, folder: Path) -> int:
+    """Train a pocket model from scratch and write it to `folder`: config.json, tokenizer.json and
+    model.safetensors in float16. It goes on from a checkpoint that is there.
+
+    Returns the signal that stopped it, or 0. Raises UserError for a recipe that is unknown,
+    malformed or not one for pretrain, and for a family that it does not have.
+    """
+    with held(folder):
+        return pretrain_in(order, folder)
+
+
+def pretrain_in(order: Order, folder: Path) -> int:
+    recipe_name, family_name, seed, max_steps = astuple(order)
     where = f"recipe {recipe_name}"
     table = recipe(recipe_name)
     if missing := [key.name for key in fields(Recipe) if key.name not in table]:
@@ -88,7 +112,7 @@ def pretrain(
             f"{where}: pretrain has neither validation nor a tracker; leave out "
             "train.validation_rows and train.tracker"
         )
-    make_folder(folder)  # fails now, not after the minutes of training
+    write_json(folder / ORDER, asdict(order))  # fails now, not after the minutes of training
 
     torch.set_num_threads(r.threads)
     print("training the tokenizer")
@@ -104,19 +128,18 @@ def pretrain(
         f"{sum(parameter.numel() for parameter in named.values()):,} parameters, "
         f"{sum(map(len, examples)):,} tokens, {s.max_steps} steps"
     )
-    with tempfile.TemporaryDirectory() as work:
-        outcome = train(
-            model,
-            named,
-            examples,
-            s,
-            seed=seed,
-            pad_id=ids["pad_token_id"],
-            folder=Path(work),
-            fingerprints={},
-        )
+    outcome = train(
+        model,
+        named,
+        examples,
+        s,
+        seed=seed,
+        pad_id=ids["pad_token_id"],
+        folder=folder,
+        resume=bool(checkpoints(folder)),
+        fingerprints={"recipe": digest(table), "order": digest(asdict(order))},
+    )
     if outcome.signal:
-        print("stopped before the end; nothing was saved")
         return outcome.signal
 
     weights = {name: parameter.detach().half().contiguous() for name, parameter in named.items()}
@@ -126,10 +149,16 @@ def pretrain(
     )
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     special = {"eos_token": EOS, "pad_token": PAD}
-    for name, table in (("tokenizer_config.json", special), ("config.json", raw)):
-        write_json(folder / name, table)
+    for name, content in (("tokenizer_config.json", special), ("config.json", raw)):
+        write_json(folder / name, content)
+    for path in (*checkpoints(folder), folder / ORDER):
+        path.unlink()
     print(f"saved in {folder}; try: python run.py --model {folder} --recipe pocket-tune")
     return 0
+
+
+def digest(table: dict) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 TOKENIZER_LINES = 30_000  # of text, by which the tokenizer is trained

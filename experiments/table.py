@@ -9,6 +9,7 @@ from eval.table import Cell, Table
 from experiments.axes import short, value_text
 from experiments.entries import Entry, axes_of
 from experiments.page import page, paragraph
+from experiments.plots import plots
 from experiments.published import SPELLED, Figures, Published, percents
 from experiments.text import loss_text
 from files.writing import write_text
@@ -162,12 +163,16 @@ def long_table(entries: Sequence[Entry]) -> Table:
 
 
 def write_table(folder: Path, entries: Sequence[Entry], table: Published | None) -> None:
-    """folder/table.md, table.html, and table.csv (a row for each set and reader)."""
+    """folder/table.md, table.html, table.csv (a row for each set and reader), and plots as SVG."""
     wide = summary(entries, table)
     notes = published_notes(entries)
-    lines = "".join(f"\n{note}\n" for note in notes)
-    write_text(folder / "table.md", wide.to_markdown() + lines)
-    write_text(folder / "table.html", html_page(wide, lines_of(entries), notes))
+    drawn = plots(entries)
+    for name, picture in drawn.items():
+        write_text(folder / name, picture)
+    lines = [*(f"![{Path(name).stem}]({name})" for name in drawn), *notes]
+    write_text(folder / "table.md", wide.to_markdown() + "".join(f"\n{line}\n" for line in lines))
+    pictures = "".join(f'<div class="scroll plots">{picture}</div>' for picture in drawn.values())
+    write_text(folder / "table.html", html_page(wide, lines_of(entries), notes, pictures))
     write_text(folder / "table.csv", long_table(entries).to_csv())
 
 
@@ -185,12 +190,20 @@ def published_notes(entries: Sequence[Entry]) -> list[str]:
     return list(notes)
 
 
-def html_page(wide: Table, lines: Sequence[Line], published: Sequence[str]) -> str:
-    """table.html: the table, and what those of its readers and columns are that it has."""
+def html_page(
+    wide: Table, lines: Sequence[Line], published: Sequence[str], pictures: str = ""
+) -> str:
+    """table.html: the plots, the table, and what those of its readers and columns are that it
+    has."""
     there = {"mean of seeds" if line.seeds > 1 else line.reader for line in lines} | set(wide.heads)
     there |= {line.reader for line in lines}
     notes = [f"{name}: {text}" for name, text in ABOUT.items() if name in there]
-    body = wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
+    about = (
+        "Points are means of the test sets, bars their 95% intervals over the problems, small dots "
+        "single seeds."
+    )
+    body = pictures + paragraph(about * bool(pictures), small=True)
+    body += wide.to_html() + paragraph("; ".join(notes) + ".", small=True)
     body += "".join(paragraph(note, small=True) for note in published)
     title = "Accuracy in percent" if len(wide.heads) > wide.names else "Held-out loss"
     return page(title, body, wide=True)

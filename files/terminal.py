@@ -1,7 +1,9 @@
 """Texts of other people on a terminal: control and direction characters are shown, not obeyed."""
 
+import os
 import re
 import sys
+from contextlib import suppress
 
 REORDER = (
     "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # direction of writing, lines and paragraphs
@@ -17,18 +19,28 @@ def escaped(text: str, pattern: re.Pattern = UNSEEN) -> str:
     return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-class Terminal:
-    """A stream to a terminal that writes texts escaped."""
+class Shown:
+    """A stream for people: texts are escaped on a terminal, and one that is gone is passed over.
+
+    A terminal that was closed, or a full disk behind stderr, must not end a run.
+    """
 
     def __init__(self, stream, pattern: re.Pattern):
-        self.stream, self.pattern = stream, pattern
+        self.stream = stream
+        self.pattern = pattern if stream.isatty() else None
 
     def write(self, text: str) -> int:
-        return self.stream.write(escaped(text, self.pattern))
+        with suppress(OSError):
+            self.stream.write(escaped(text, self.pattern) if self.pattern else text)
+        return len(text)
 
     def writelines(self, texts) -> None:
         for text in texts:
             self.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -36,13 +48,22 @@ class Terminal:
 
 def protect_terminal() -> None:
     """Nothing that is printed from now on controls a terminal; files and pipes get it as it is."""
-    for name, pattern in (("stdout", UNSEEN), ("stderr", BESIDE_BARS)):
-        stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, Terminal) and stream.isatty():
-            setattr(sys, name, Terminal(stream, pattern))
+    if not isinstance(sys.stderr, Shown):
+        sys.stderr = Shown(sys.stderr, BESIDE_BARS)
+    if not isinstance(sys.stdout, Shown) and sys.stdout.isatty():
+        sys.stdout = Shown(sys.stdout, UNSEEN)
+
+
+def open_streams() -> None:
+    """Put /dev/null in the place of a closed stdin, stdout or stderr, as cron and daemons leave."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def one_line(message: str) -> str:
     """An error message for a terminal: escaped, on one line. For a file it stays as it is."""
-    shown = sys.stderr is not None and sys.stderr.isatty()
-    return escaped(message, IN_A_LINE) if shown else message
+    return escaped(message, IN_A_LINE) if sys.stderr.isatty() else message

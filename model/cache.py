@@ -165,7 +165,8 @@ class Slots(Cache):
     def hide(self, layer: int, mask: Tensor | None) -> Tensor | None:
         if layer not in self.hidden:
             return mask
-        hidden = self.hidden[layer][..., : self.filled + 1 - self.skip[layer]]
+        width = self.filled + 1 - self.skip[layer] if mask is None else mask.shape[-1]
+        hidden = self.hidden[layer][..., :width]
         if mask is None:
             return ~hidden
         return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, -math.inf)

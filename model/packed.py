@@ -7,7 +7,6 @@ It has the values of what it was made of, in the dtype of the computation. A wei
 since is found by its storage and version, and multiplied plainly until `pack` is called again.
 """
 
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model import onednn
 from model.language import LanguageModel
 from model.quantize.linear import QuantizedLinear
 from model.sites import Linear
 
-ROWS = 16  # that the layout is made for; it serves any number
-FLOAT32_FROM = 2**19  # multiplications from which oneDNN is faster than torch in float32 (measured)
 FEWEST = 256  # rows: a float32 weight that needs more to reach FLOAT32_FROM has no copy
 SHARE = 0.5  # of the memory that is free: the most that "auto" takes
 DECODE_MEMORY = ("auto", "packed", "plain")
@@ -33,7 +31,7 @@ class Packed:
         matrix = linear.matrix().detach()
         self.dtype, self.device, self.fewest = matrix.dtype, matrix.device, fewest(linear)
         self.laid_out = lays_out(linear)
-        self.weight = lay_out(matrix) if self.laid_out else matrix
+        self.weight = onednn.lay_out(matrix) if self.laid_out else matrix
         sources = tuple(linear.sources())
         self.key = [(source, source.data_ptr(), source._version) for source in sources]
         self.storages = [
@@ -62,17 +60,7 @@ class Packed:
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> x W^T + bias [..., out]."""
-        return (multiply if self.laid_out else F.linear)(x, self.weight, bias)
-
-
-def lay_out(weight: Tensor) -> Tensor:
-    """A weight [out, in] in oneDNN's layout, for any number of rows."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-
-
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [..., in] times a weight packed by oneDNN, + bias [out]."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return (onednn.multiply if self.laid_out else F.linear)(x, self.weight, bias)
 
 
 def pack(model: LanguageModel) -> bool:
@@ -104,14 +92,14 @@ def lays_out(linear: Linear, device: str | None = None) -> bool:
     device: that it is meant for; None: where it is.
     """
     on_cpu = (device or linear.sources()[0].device.type) == "cpu"
-    return on_cpu and is_usable(linear.packed_dtype) and fewest(linear) <= FEWEST
+    return on_cpu and onednn.is_usable(linear.packed_dtype) and fewest(linear) <= FEWEST
 
 
 def fewest(linear: Linear) -> int:
     """Rows of x from which the packed copy of this Linear's weight is faster."""
     if linear.packed_dtype != torch.float32 or isinstance(linear, QuantizedLinear):
         return 1
-    return -(-FLOAT32_FROM // (linear.in_features * linear.out_features))
+    return -(-onednn.FLOAT32_FROM // (linear.in_features * linear.out_features))
 
 
 def is_worth_packing(linear: Linear, device: str | None = None) -> bool:
@@ -144,33 +132,6 @@ def bytes_by_place(model: LanguageModel, device: str, is_sharded: bool) -> list[
         if isinstance(linear, Linear) and is_worth_packing(linear, device) and not is_part:
             places[model.place_of(f"{path}.weight") + 1] += packed_bytes([linear])
     return places
-
-
-@functools.cache
-def is_usable(dtype: torch.dtype) -> bool:
-    """Whether this torch has the functions, which are private, and they multiply right in dtype."""
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
-        return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(size, generator=generator).to(dtype) for size in ((20, 70), (50, 70), (50,))
-    )
-    try:
-        packed = lay_out(weight)
-        pairs = [
-            (multiply(rows, packed, added), F.linear(rows.float(), weight.float(), wide))
-            for rows in (x, x[:1])
-            for added, wide in ((None, None), (bias, bias.float()))
-        ]
-    except (AttributeError, RuntimeError, TypeError):  # another torch, or a CPU without it
-        return False
-    error = 1e-6 if dtype == torch.float32 else 4e-3
-    return all(
-        found.shape == wanted.shape
-        and found.dtype == dtype
-        and (found.float() - wanted).abs().max() <= error * wanted.abs().max()
-        for found, wanted in pairs
-    )
 
 
 def free_memory(device: torch.device) -> int:

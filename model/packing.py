@@ -54,6 +54,17 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
     return Pick.apply(x.flatten(0, 1), index)
 
 
+def filling(chosen: Tensor) -> Tensor:
+    """The first places that are not chosen, bool [N]: so many that their number is round.
+
+    A CPU compiles a product for each number of rows that it has not seen yet. Round is a multiple
+    of a power of two, at most 64, which adds a sixteenth at most.
+    """
+    count = int(chosen.sum())
+    multiple = min(64, 2 ** max(0, (count // 16).bit_length() - 1))
+    return (~chosen).nonzero()[: -count % multiple, 0]
+
+
 @dataclass(frozen=True)
 class Packing:
     """Which tokens of rows [B, T] are packed, and which of these leave the last block.
@@ -62,7 +73,7 @@ class Packing:
     values for all.
     """
 
-    index: Tensor  # int64 [N]: their places among the B * T, ascending
+    index: Tensor  # int64 [N]: their places among the B * T, ascending; at the end a few pads
     rows: int  # B
     length: int  # T, virtual tokens of prompt tuning included
     kept: Tensor  # int64 [L]: places among the N of those that leave the last block
@@ -72,8 +83,9 @@ class Packing:
     def of(cls, lengths: Tensor, kept: Tensor, virtual: int = 0) -> "Packing":
         """The real tokens of right-padded rows and `virtual` ones before each; lengths [B]."""
         length = int(lengths.max()) + virtual
-        real = torch.arange(length) < lengths[:, None] + virtual
-        return cls(real.flatten().nonzero()[:, 0], len(lengths), length, kept)
+        real = (torch.arange(length) < lengths[:, None] + virtual).flatten()
+        index = torch.cat((real.nonzero()[:, 0], filling(real)))
+        return cls(index, len(lengths), length, kept)
 
     @property
     def leaving(self) -> Tensor:

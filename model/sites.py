@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.cache import Cache
 from model.fast import FastRMSNorm
+from model.onednn import linear
 from model.parts import kernels
 
 
@@ -66,7 +67,7 @@ class Linear(Site):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)

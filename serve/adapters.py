@@ -48,8 +48,10 @@ class Shelf:
             raise Refused("model_not_found", f"there is no model {name!r}")
         return self.named[name] if name else self.base
 
-    def load(self, name: str, folder: str | Path) -> int:
-        """Load the adapter of a folder under a name -> its entry, new or free again.
+    def load(self, name: str, folder: str | Path) -> Served:
+        """Load the adapter of a folder, in an entry that is new or free again.
+
+        It can be asked for when it is put into `named`, after the engine knows the entry.
 
         Raises UserError, with nothing changed.
         """
@@ -76,9 +78,9 @@ class Shelf:
         used = {0} | {served.entry for served in [*self.named.values(), *self.leaving]}
         entry = next(i for i in range(len(used) + 1) if i not in used)
         self.stacks[entry : entry + 1] = [tuple(stack)]
-        self.named[name] = Served(name, template or self.base.template, str(folder), entry, loaded)
         self.put_in_use()
-        return entry
+        template = template or self.base.template
+        return Served(name, template, str(folder), entry, loaded)
 
     def unload(self, name: str) -> None:
         """No question may name it any more; it goes when its last answer is over."""

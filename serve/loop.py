@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -132,11 +133,11 @@ class Loop:
 
     def room(self, question: Question) -> int:
         """The most tokens that an answer after this prompt may have. Raises Refused."""
-        prompt, *keys = self.engine.fronts[self.shelf.find(question.adapter).entry]
-        columns = self.engine.cache.length
+        engine, entry = self.engine, self.shelf.find(question.adapter).entry
+        room = engine.room(entry)
         if self.model.shape.table:  # the last new token takes no position
-            columns = min(columns, self.model.shape.positions + 1)
-        return min(self.length, columns - prompt - max(keys)) - len(question.ids)
+            room = min(room, self.model.shape.positions + 1 - engine.fronts.columns(entry))
+        return room - len(question.ids)
 
     def load(self, name: str, folder: str | Path) -> None:
         """Serve the adapter of a folder under a name. Raises UserError."""
@@ -144,10 +145,11 @@ class Loop:
         def command() -> None:
             entries = []
             try:
-                entries.append(self.shelf.load(name, folder))
+                served = self.shelf.load(name, folder)
+                entries.append(served.entry)
             finally:  # after an error too the Rows are others
                 self.engine.reseat(entries)
-            self.engine.in_front(*entries)  # `room` looks at it
+            self.shelf.named[name] = served
 
         self.in_loop(command)
 
@@ -164,10 +166,7 @@ class Loop:
         command() if not self.thread.is_alive() else self.call(command).result()
 
     def stop(self, seconds: float | None = None) -> None:
-        """Take no more questions, answer those that are there, and end the thread.
-
-        seconds: answers that take longer are left. The model is as it was before.
-        """
+        """Take no more questions, answer those that are there (for so long), end the thread."""
         with self.lock:
             self.is_stopping = True
         self.commands.put(lambda: None)
@@ -177,14 +176,13 @@ class Loop:
     # ---- in the loop's thread
 
     def run(self) -> None:
-        while True:
-            try:
+        def is_over() -> bool:
+            return self.is_stopping and not self.count
+
+        while not (is_over() and self.engine.is_idle):
+            with suppress(queue.Empty):
                 while True:
-                    self.commands.get(block=self.engine.is_idle and not self.is_over)()
-            except queue.Empty:
-                pass
-            if self.is_over and self.engine.is_idle:
-                return
+                    self.commands.get(block=self.engine.is_idle and not is_over())()
             try:
                 events = self.engine.step()
             except Exception as error:
@@ -193,10 +191,6 @@ class Loop:
             for event in events:
                 if event.number in self.answers:  # a stop string ended it in this pass
                     self.hand_out(self.answers[event.number], event)
-
-    @property
-    def is_over(self) -> bool:
-        return self.is_stopping and not self.count
 
     def submit(self, answer: Answer) -> None:
         question = answer.question

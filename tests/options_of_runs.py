@@ -452,7 +452,9 @@ def merged(here):
 
 @row(
     *rows_for(
-        "export", options="run --model --adapter --format --plain --out --dtype --device --quantize"
+        "export",
+        options="run --model --adapter --for --format --plain --out --shard-size --dtype --device "
+        "--quantize",
     )
 )
 def exported(here):
@@ -480,6 +482,14 @@ def exported(here):
     _, folder = export(here.made / "lora-run", "--plain", out="d")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["lora_alpha"] == config["r"]
+    files, folder = export(
+        here.run, "--for", "transformers", "--shard-size", 0.001, "--dtype", "bfloat16", out="e"
+    )
+    assert {"modeling_adapter.py", "model.safetensors.index.json"} <= files
+    shards = [load_file(path) for path in folder.glob("model-*.safetensors")]
+    assert len(shards) > 1
+    assert all(tensor.dtype == torch.bfloat16 for shard in shards for tensor in shard.values())
+    assert any("adapter_parts" in name for shard in shards for name in shard)
 
 
 def of_file(folder: Path) -> list[str]:

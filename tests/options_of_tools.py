@@ -13,6 +13,7 @@ from processes import ROOT
 
 from adapters import load_adapter
 from model import load_model
+from train.checkpoint import State
 
 # ---------------------------------------------------------------- plan and show
 
@@ -324,11 +325,12 @@ def what_is_measured_of_a_step(here):
     assert given == {"model": "pocket-opt", "tokens": 8, "processes": 2}
 
 
-@row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out"))
+@row(*rows_for("pretrain", options="--recipe --family --seed --max-steps --out --resume"))
 def models_from_scratch(here):
     recipe = here.path / "mine.toml"
     source = ROOT / "train" / "recipes" / "pocket.toml"
-    recipe.write_text(source.read_text())
+    text = source.read_text()
+    recipe.write_text(text.replace("save_every = 500", "save_every = 1"))
     sizes = []
     for seed in (1, 2):
         out = here.path / str(seed)
@@ -340,3 +342,22 @@ def models_from_scratch(here):
         assert json.loads((out / "config.json").read_text())["model_type"] == "gptj"
         sizes.append(load_model(str(out))(torch.tensor([[5, 6]])).sum().item())
     assert sizes[0] != sizes[1]
+
+    whole, cut = here.path / "whole", here.path / "cut"
+    command("pretrain", "--recipe", recipe, "--max-steps", 3, "--out", whole)
+    save = State.save
+
+    def killed_after_two(state, *what, **more):
+        save(state, *what, **more)
+        if state.step == 2:
+            raise KeyboardInterrupt
+
+    with here.monkeypatch.context() as patched:
+        patched.setattr(State, "save", killed_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            command("pretrain", "--recipe", recipe, "--max-steps", 3, "--out", cut)
+    assert sorted(path.name for path in cut.iterdir()) == ["checkpoint-000002.pt", "pretrain.json"]
+    assert "continuing from" in command("pretrain", "--resume", cut)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
+        path.name: path.read_bytes() for path in cut.iterdir()
+    }

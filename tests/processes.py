@@ -75,11 +75,17 @@ def finish(*words, **how) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, started.returncode, out, error)
 
 
-def run(command: list[str], stdout, **_) -> subprocess.CompletedProcess:
-    """subprocess.run as experiments/jobs.py calls it: both outputs go to one file."""
-    done = finish(*command[1:], cwd=os.getcwd())
-    stdout.write(done.stdout + done.stderr)
-    return done
+class Popen:
+    """subprocess.Popen as experiments/jobs.py calls it: both outputs go to one file."""
+
+    def __init__(self, command: list[str], stdout, **_):
+        self.started, self.output = start(*command[1:], cwd=os.getcwd()), stdout
+        self.terminate = self.started.terminate
+
+    def wait(self) -> int:
+        self.output.write("".join(self.started.communicate()))
+        self.output.flush()
+        return self.started.returncode
 
 
 def become(words: list[str], cwd: str, environment: dict, outputs: list[str], limit) -> None:

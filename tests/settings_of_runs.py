@@ -22,7 +22,7 @@ from eval.likelihood import log_likelihoods
 from eval.predict import own_seed
 from experiments import base
 from model import graphs, load_model, load_tokenizer
-from model.packed import is_usable
+from model.onednn import is_usable
 
 
 # ---------------------------------------------------------------- eval
@@ -90,7 +90,7 @@ def answers_are_made_so(here):
 
 @row("eval.decode_memory")
 def weights_are_packed(here):
-    here.monkeypatch.setattr("model.packed.FLOAT32_FROM", 1)
+    here.monkeypatch.setattr("model.onednn.FLOAT32_FROM", 1)
     packs, gigabyte = is_usable(torch.float32), 10**9  # without the functions nothing is packed
     for how, free, expected in (
         ("packed", 0, packs), ("plain", gigabyte, False), ("auto", 0, False),

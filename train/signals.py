@@ -1,23 +1,29 @@
-"""SIGINT and SIGTERM as a request to stop after the current step."""
+"""SIGINT, SIGTERM and SIGHUP (a closed terminal) ask a run to stop after the current step."""
 
 import os
 import signal
 import threading
 from contextlib import suppress
 
+STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class Signals:
-    """Within this block the first SIGINT or SIGTERM is only noted, in `received` (0: none).
+    """Within this block the first signal of STOPPING is only noted, in `received` (0: none).
 
-    A second one ends the process at once.
+    A second one ends the process at once. A signal that is ignored, as SIGHUP is under nohup, stays
+    ignored.
     """
 
     def __enter__(self):
         self.received = 0
         self.before = {}
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.note)
+            for number in STOPPING:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number: int, frame) -> None:

@@ -10,6 +10,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from adapters.places import all_sites
 from files.errors import UserError
 from files.reading import read_json, resolve_inside
@@ -56,9 +58,19 @@ def export_model(
             f"the model is stored as {model.quantize}: dequantize(model) makes plain weights, "
             "save_quantized(model, folder) keeps them as they are"
         )
+    files = write_model(model, folder, changes(model, set(base_parameters(model))), {}, shard_bytes)
+    read_config(folder)
+    return files
+
+
+def write_model(
+    model: LanguageModel, folder: Path, changed: dict, beside: dict[str, Tensor], shard_bytes: int
+) -> list[Path]:
+    """Write the weights and the tensors `beside` them, config.json with what has `changed`, and the
+    tokenizer's files; returns the files. Raises UserError as `export_model` does.
+    """
     check_empty(folder)
-    tensors = base_parameters(model)  # a tied head is not among them
-    changed = changes(model, set(tensors))
+    tensors = base_parameters(model) | beside  # a tied head is not among them
     for name, parameter in tensors.items():
         if parameter.dtype not in DTYPES or not is_finite(parameter):
             raise UserError(
@@ -78,7 +90,6 @@ def export_model(
     copy_tokenizer(model.folder, folder)
     write_shards(folder, tensors, shard_bytes)
     compare(folder, tensors)
-    read_config(folder)
     return sorted(path for path in folder.iterdir())
 
 

@@ -12,6 +12,7 @@ from repository import ROOMS, ROOT
 # jinja2), parquet, data sets of the hub, the harness, curves, plots and what is compared with.
 PEER = {"transformers", "peft"}
 SERVER = {"starlette", "uvicorn"}
+COPIED = ROOT / "adapters/formats/modeling_adapter.py"  # into folders for transformers
 OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", *PEER, *SERVER}
 OF_THE_SERVER = {"serve/app.py", "serve/stream.py"}  # themselves imported inside of functions
 
@@ -35,7 +36,7 @@ def test_imports_go_one_way():
         above = {*ROOMS[:at], "run", "minimal"}
         for path in (ROOT / room).rglob("*.py"):
             assert not imports(path) & above, path
-            is_peer = room == "benchmarks" and path.stem.startswith("peer")
+            is_peer = (room == "benchmarks" and path.stem.startswith("peer")) or path == COPIED
             assert is_peer or not imports(path) & PEER, path
 
 
@@ -67,9 +68,16 @@ def test_optional_extras_are_imported_where_they_are_needed():
                     names = [alias.name for alias in node.names]
                 is_server = str(path.relative_to(ROOT)) in OF_THE_SERVER
                 optional = OPTIONAL - SERVER if is_server else OPTIONAL
-                assert not {name.split(".")[0] for name in names} & optional, path
+                assert not {name.split(".")[0] for name in names} & optional or path == COPIED
                 here = {name.replace(".", "/") + ".py" for name in names}
                 assert is_server or not here & OF_THE_SERVER, path
+
+
+def test_what_is_copied_into_folders_is_self_contained_and_not_imported():
+    assert imports(COPIED) == {"inspect", "torch", "transformers"}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            assert "import modeling_adapter" not in path.read_text(), path
 
 
 def test_family_files_read_like_a_paper():

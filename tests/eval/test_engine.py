@@ -1,6 +1,7 @@
 """The engine for answers: rows take slots and leave them, and no token of a row changes by it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from families import CONFIGS, TINY
 from adapters import attach, parameters, use
 from adapters.compose import Rows
 from eval import prefill
-from eval.engine import Engine, Request
+from eval.engine import Engine, Event, Request
 from eval.sampling import Sampling
 from model import UserError, load_model
 
@@ -25,6 +26,8 @@ PROMPTS = [
     [*FRONT, 5, 6, 40, 41],
     [42, 43, 44],
 ]
+
+OPTIONS = [[[7], [8, 9], [10, 11, 12, 13]], [[44, 45, 46]], [[8], [30]]]
 
 
 def reference(model, request: Request, vocab_size: int = 61) -> list[int]:
@@ -108,7 +111,8 @@ def test_prompts_are_read_once_where_they_are_the_same(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny, "hidden", count)
     monkeypatch.setattr(prefill, "WORTH", 30)
-    requests = [Request(PROMPTS[i], 3) for i in (0, 3, 5)]
+    # The numbers of entries are of no account: no adapter is on the row.
+    requests = [Request(PROMPTS[i], 3, entry=i) for i in (0, 3, 5)]
     expected = [reference(tiny, request) for request in requests]
     engine = Engine(tiny, 3, 40)
     assert answers(engine, requests) == expected
@@ -152,6 +156,16 @@ def test_adapters_side_by_side(any_tiny):
     for slots in (2, 4):
         assert answers(Engine(any_tiny, slots, 40), requests) == expected
     assert rows.seats.entries is None  # other passes have an entry for each row again
+    compared = [
+        replace(r, max_new_tokens=0, options=OPTIONS[i % 3]) for i, r in enumerate(requests)
+    ]
+    found = [event for slots in (3, 7) for event in Engine(any_tiny, slots, 40).run(compared)]
+    use(any_tiny, [])
+    for event in found:
+        request = compared[event.number]
+        use(any_tiny, [names[request.entry]] if names[request.entry] else [])
+        assert_likelihoods(any_tiny, request, event)
+    use(any_tiny, [rows])
     for wrong in (None, 3):
         with pytest.raises(UserError, match=f"entries 0 to 2, not {wrong}"):
             Engine(any_tiny, 2, 40).submit(Request([5], 3, entry=wrong))
@@ -232,6 +246,37 @@ def test_ways_of_decoding_side_by_side(tiny):
         assert answers(Engine(tiny, slots, 40), requests) == alone
 
 
+def assert_likelihoods(model, request: Request, event: Event) -> None:
+    """As one pass over the prompt and each option has them."""
+    assert (event.ended, event.tokens) == ("compared", [])
+    for own, (log_prob, greedy) in zip(request.options, event.likelihoods, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([request.ids + own]))[0, len(request.ids) - 1 : -1]
+        wanted = logits.log_softmax(-1).gather(-1, torch.tensor(own)[:, None]).sum().item()
+        assert log_prob == pytest.approx(wanted, abs=1e-4)
+        assert greedy == (logits.argmax(-1).tolist() == own)
+
+
+def test_options_are_compared_beside_rows_that_go_on(any_tiny):
+    requests = []
+    for i, row in enumerate(PROMPTS):
+        options = [*OPTIONS[i % 3], reference(any_tiny, Request(row, 3))]
+        requests += [Request(row, 6), Request(row, options=options), Request(row, 5, beams=2)]
+    alone = {i: answers(Engine(any_tiny, 2, 40), [requests[i]])[0] for i in (0, 2, 9, 11)}
+    for slots in (4, 9):
+        engine, found = Engine(any_tiny, slots, 40), dict.fromkeys(range(len(requests)), ())
+        short = Request([5], options=OPTIONS[0])
+        assert_likelihoods(any_tiny, short, *engine.run([short]))
+        for event in engine.run(requests):
+            found[event.number] += (event,)
+        for i in range(1, len(requests), 3):
+            (event,) = found[i]
+            assert_likelihoods(any_tiny, requests[i], event)
+            assert event.likelihoods[-1][1]
+        for i, tokens in alone.items():
+            assert [t for event in found[i] for t in event.tokens] == tokens
+
+
 def test_a_row_comes_as_it_grows_and_can_be_cancelled(tiny):
     requests = [Request(row, 6) for row in PROMPTS[:4]]
     expected = [reference(tiny, request) for request in requests]
@@ -275,9 +320,17 @@ def test_what_cannot_be_answered_is_said_when_it_is_submitted(tmp_path):
         "room for 20 in all": Request([5, 6], 19),
         "`stop` needs beams=1": Request([5], 3, beams=2, stop=bool),
         "sampling needs beams=1": Request([5], 3, beams=2, sampling=Sampling()),
+        "3 options need as many slots; there are 2": Request([5], options=[[5]] * 3),
+        "an option of 3 after a prompt of 18 tokens": Request([5] * 18, options=[[5], [6] * 3]),
+        "position 12 is past": Request([5] * 11, options=[[6] * 3]),
+        "options have a token each at least": Request([5], options=[[]]),
+        "no max_new_tokens and no beams": Request([5], 3, options=[[5]]),
+        "token id 99": Request([5], options=[[5, 99]]),
         "temperature": Request([5], 3, sampling=Sampling(temperature=-1.0)),
     }
     for said, request in wrong.items():
         with pytest.raises(UserError, match=said):
             engine.submit(request)
+    fits = Request([5] * 11, options=[[6] * 2])  # the last id of an option needs no position
+    assert [event.ended for event in engine.run([fits])] == ["compared"]
     assert engine.is_idle

@@ -10,7 +10,7 @@ from likelihoods import PAIRS, assert_same, directly
 
 from adapters import attach, parameters, use
 from adapters.compose import Rows
-from eval import likelihood
+from eval import compare
 from eval.generate import generate
 from eval.likelihood import log_likelihoods
 from model import UserError, load_model
@@ -32,9 +32,7 @@ def test_likelihoods_equal_transformers(tmp_path, family):
     assert [one for _, one in expected] == [False] * 5 + [True] * 5 + [False] * 5
     for batch_size in (1, 4, 64):
         assert_same(log_likelihoods(model, pairs, batch_size=batch_size), expected)
-        assert_same(
-            log_likelihoods(model, pairs[::-1], batch_size=batch_size, pad_id=60), expected[::-1]
-        )
+        assert_same(log_likelihoods(model, pairs[::-1], batch_size=batch_size), expected[::-1])
 
 
 @pytest.mark.parametrize("preset", ["parallel", "prefix", "prompt", "invertible"])
@@ -60,7 +58,7 @@ def test_a_row_whose_rotary_angles_depend_on_its_length(tmp_path):
 def test_logits_are_made_where_they_are_needed_and_in_pieces(folder, device, monkeypatch):
     model = load_model(str(folder), device=device)
     expected = log_likelihoods(model, PAIRS)
-    monkeypatch.setattr(likelihood, "CHUNK", 4)
+    monkeypatch.setattr(compare, "CHUNK", 4)
     rows, logits = [], model.logits
     monkeypatch.setattr(model, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
     assert_same(log_likelihoods(model, PAIRS), expected)

@@ -143,6 +143,7 @@ def test_frozen_members_stay_and_the_trained_one_goes_on(first, tmp_path):
         [setup_of[1]["run"]],
         {"t": json.loads(Path(first.parent / "sums.json").read_text())[:9]},
         "",
+        [str(first.parent / "sums.json")],
     )
     assert sum(leak["t"].count("twin") for leak in leaks) >= 8  # through the adapter below
 

@@ -3,8 +3,9 @@
 import pytest
 
 from eval.score import Score
+from experiments.comparable import compare, conditions_of
 from experiments.entries import Entry
-from experiments.grid import make_grid
+from experiments.grid import grid_file, make_grid
 from experiments.grid_jobs import jobs_of
 from experiments.table import summary, write_table
 from model import UserError
@@ -120,6 +121,7 @@ def test_the_model_alone_runs_once_for_each_value_that_it_depends_on(tmp_path):
         ("set = ['adapter.r=4']\n[axes]\nadapter.r = [4]", "adapter.r is an axis of the grid"),
         ("combine = 'list'\n[axes]\nadapter.r = [4]\ntrain.epochs = [1, 2]", "of one length"),
         ("sample = 3\n[axes]\nadapter.r = [4]", "more than the 1 combinations"),
+        ("sample = -1", "from 0"),
         ("combine = 'zip'", "should be product or list"),
         ("[[parts]]\nadapter = ['lora']", "[[parts]] 1: unknown setting 'adapter'"),
         ("[[parts]]\nadapters = ['lora', 'ia3']\naxes.adapter.r = [4]", "adapter.r = 4 with ia3"),
@@ -131,11 +133,40 @@ def test_what_an_axis_cannot_be_is_said_with_its_name_and_value(text, said, tmp_
     assert said in str(error.value)
 
 
+COUNTS = {  # of experiments/grids: runs on the models of the paper, and of the pocket form
+    "placement": (9, 9), "size": (16, 12), "rates": (32, 8), "table1": (12, 4), "final": (32, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("pocket", [False, True])
+def test_each_ready_grid_has_its_runs(name, pocket, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.grid.load_data", lambda *args: None)
+    if not pocket:  # the sites are those of the pocket form
+        monkeypatch.setattr("experiments.grid_jobs.with_adapter", lambda *args: None)
+    found = jobs_of(make_grid(grid_file(name), pocket=pocket), tmp_path)
+    assert len(found) == COUNTS[name][pocket]
+    models = {job.model for job in found}
+    assert models == {"pocket-llama"} if pocket else "pocket-llama" not in models
+    if not pocket and name != "rates":  # each run but for sizes and places is a published row
+        ours = [conditions_of(job.settings) for job in found]
+        same = [any(not c.differs for c in compare(one)) for one in ours]
+        assert sum(same) == {"placement": 4, "size": 4, "table1": 12, "final": 32}[name]
+
+
 def test_pocket_needs_a_table_of_the_file(tmp_path):
     with pytest.raises(UserError, match=r"no \[pocket\] table"):
         jobs(tmp_path, "", pocket=True)
     (job,) = jobs(tmp_path, "[pocket]\nadapters = ['ia3']", pocket=True)
     assert job.adapter == "ia3"
+
+
+def test_a_grid_goes_by_its_name_or_its_file(tmp_path):
+    assert grid_file("size").parent.name == "grids"
+    (tmp_path / "mine").write_text("")
+    assert grid_file(str(tmp_path / "mine")) == tmp_path / "mine"
+    with pytest.raises(UserError, match="unknown grid 'sise'; did you mean 'size'"):
+        grid_file("sise")
 
 
 def test_the_table_has_a_column_for_each_axis(tmp_path):

@@ -12,7 +12,7 @@ from plans import (
 from adapters import attach, named_parameters, save_adapter
 from files.errors import UserError
 from model import load_model
-from model.packed import is_usable
+from model.onednn import is_usable
 from model.quantize import save_quantized
 from train.plan.advice import parse_memory, parse_rate
 

@@ -2,11 +2,14 @@
 
 import io
 import json
+import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+from command_line import command_line
 
 from eval.predict import are_to
 from eval.score import read_predictions
@@ -74,8 +77,45 @@ def test_a_path_in_an_adapters_file_is_not_opened(tmp_path, monkeypatch):
     assert f"the training data '{path}' is named by the adapter's file only" in notes[0]
     history.seen_in_training([{"data": path}], tests, "", [path])
     assert opened == [path]
-    _, notes = history.seen_in_training([{"data": "x" * 100_000}], tests, "")
+    _, notes = history.seen_in_training([{"data": "x" * 100_000}], tests, "", ["x" * 100_000])
     assert "is not here" in notes[0]
+
+
+def test_a_run_does_not_open_what_only_an_adapters_file_names(tmp_path, capsys):
+    """With --load and --continue; the run that is continued names its own data."""
+    secret = tmp_path / "secret.json"
+    rows = [
+        {"instruction": f"What is {n} + 1?", "output": f"{n + 1}", "answer": n + 1}
+        for n in range(20)
+    ]
+    secret.write_text(json.dumps(rows))
+    shutil.copy(secret, tmp_path / "mine.json")
+    words = "--template plain --set train.warmup_steps=0 --items 1 --set eval.before=false"
+    words = [*words.split(), "--max-steps", "1", "--set", "eval.max_new_tokens=1"]
+    data = [
+        "--data",
+        str(tmp_path / "mine.json"),
+        *words,
+        "--seed",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    first = ["--adapter", "lora", "--data", str(secret), *words, "--out", str(tmp_path / "run")]
+    assert command_line.main(first) in (0, 1)
+    alone = shutil.copytree(tmp_path / "run" / "adapter", tmp_path / "alone")
+    said = f"the training data '{secret}' is named by the adapter's file only"
+    for start, opened in (
+        (["--continue", str(alone)], False),
+        (["--load", f"a={alone}", "--adapter", "lora"], False),
+        (["--continue", str(tmp_path / "run")], True),
+    ):
+        capsys.readouterr()
+        command_line.main([*start, *data])
+        told = " ".join(capsys.readouterr())
+        assert (said in told) != opened, told
+        assert bool(re.search(r"was trained on (the test set|\d+ of these)", told)) == opened, told
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
 # ---------------------------------------------------------------- settings

@@ -9,13 +9,15 @@ import torch
 from conftest import DEVICES, write_checkpoint
 from methods import attach_small, randomise
 
+import model.onednn as onednn
 import model.packed as packed
 from adapters import use
 from adapters.merge import merge
 from eval.generate import generate
 from eval.likelihood import log_likelihoods
 from model import load_model
-from model.packed import is_usable, pack
+from model.onednn import is_usable
+from model.packed import pack
 from model.quantize.int8 import Int8
 from model.sites import Linear
 
@@ -32,7 +34,7 @@ IDS = torch.randint(3, 61, (3, 9), generator=torch.Generator().manual_seed(0))
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch):
     """Tiny float32 weights are packed as well."""
-    monkeypatch.setattr(packed, "FLOAT32_FROM", 1)
+    monkeypatch.setattr(onednn, "FLOAT32_FROM", 1)
 
 
 @pytest.fixture
@@ -40,12 +42,12 @@ def used(monkeypatch) -> Counter:
     """How many products a packed copy computed, by the rows of x."""
     rows = Counter()
 
-    def counted(x, *rest):
+    def counted(copy, x, *rest):
         rows[x.numel() // x.shape[-1]] += 1
-        return multiply(x, *rest)
+        return product(copy, x, *rest)
 
-    multiply = packed.multiply
-    monkeypatch.setattr(packed, "multiply", counted)
+    product = packed.Packed.product
+    monkeypatch.setattr(packed.Packed, "product", counted)
     return rows
 
 
@@ -170,7 +172,7 @@ def test_quantised_weights_have_a_copy_without_oneDNN_too(
     tmp_path, monkeypatch, device, quantize, dtype
 ):
     """On a card, and where a CPU lacks the functions: made once from what is stored, same bits."""
-    monkeypatch.setattr(packed, "is_usable", lambda dtype: False)
+    monkeypatch.setattr(onednn, "is_usable", lambda dtype: False)
     folder = str(write_checkpoint(tmp_path))
     model = load_model(folder, dtype, device=device, quantize=quantize)
     assert pack(model)
@@ -234,15 +236,17 @@ def test_without_the_functions_everything_is_plain(tmp_path, monkeypatch):
     def missing(*arguments):
         raise AttributeError("no such operator")
 
-    for function in (missing, lambda x, weight, bias: x @ x.new_ones(70, 50)):
-        monkeypatch.setattr(packed, "multiply", function)
+    for function in (missing, lambda x, weight, bias=None: x @ x.new_ones(70, 50)):
+        monkeypatch.setattr(onednn, "multiply", function)
         is_usable.cache_clear()
+        onednn.is_faster_here.cache_clear()
         model = load_model(str(write_checkpoint(tmp_path)))
         model.decode_memory = "packed"
         assert not pack(model)
         assert generate(model, IDS, max_new_tokens=3)
     monkeypatch.undo()
     is_usable.cache_clear()
+    onednn.is_faster_here.cache_clear()
 
 
 # ---------------------------------------------------------------- casts of adapters

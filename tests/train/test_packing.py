@@ -84,16 +84,29 @@ def test_stages_and_recomputation_take_packed_rows(any_folder, method, checkpoin
 
 
 def test_pads_are_computed_in_attention_only(any_folder):
-    """Linears get as many tokens as the rows have; attention gets rows."""
+    """Linears get as many tokens as the rows have, up to a round number; attention gets rows."""
     model, rows, seen = model_with(any_folder, "lora"), examples(6), set()
     site = model.blocks[1].get_submodule(model.sites["up"])
     site.register_forward_hook(lambda site, args, y: seen.add(y.shape[:2]))
     packed(model, rows)
-    assert seen == {(1, sum(map(len, rows)))}
+    assert seen == {(1, -(-sum(map(len, rows)) // 2) * 2)}
     assert mean_loss(model, rows, 6, 0) == pytest.approx(
         mean_loss(model, rows, 6, 0, packing=True), rel=1e-6
     )
     assert len(seen) == 2  # without packing, rows with pads
+
+
+def test_few_numbers_of_tokens_occur():
+    """Pads and tokens without a label make the numbers round; none is in twice, or has a weight."""
+    numbers = set()
+    for rows in map(examples, range(60, 90, 5)):
+        labels = batch_of(rows, 0, "cpu", packing=True).labels
+        index, kept = labels.packing.index, labels.packing.kept
+        assert len(set(index.tolist())) == len(index) <= 17 / 16 * sum(map(len, rows))
+        assert len(set(kept.tolist())) == len(kept) == len(labels.targets)
+        assert labels.weights.sum() == sum(sum(row.weights[1:]) for row in rows)
+        numbers |= {len(index), len(kept)}
+    assert all(number % 16 == 0 for number in numbers)
 
 
 def test_full_rows_are_not_packed():
