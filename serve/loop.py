@@ -112,14 +112,13 @@ class Loop:
         """
         got: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         (answer,) = self.ask((question, got.put))
+        piece = Piece()
         try:
-            while True:
+            while not piece.ended:
                 piece = got.get()
                 if piece.error:
                     raise UserError(piece.error)
                 yield piece
-                if piece.ended:
-                    return
         finally:
             self.cancel(answer)
 
@@ -163,7 +162,7 @@ class Loop:
         self.in_loop(command)
 
     def in_loop(self, command: Callable[[], None]) -> None:
-        command() if not self.thread.is_alive() else self.call(command).result()
+        self.call(command).result() if self.thread.is_alive() else command()
 
     def stop(self, seconds: float | None = None) -> None:
         """Take no more questions, answer those that are there (for so long), end the thread."""
@@ -198,7 +197,7 @@ class Loop:
             served = self.shelf.find(question.adapter)
             request = Request(
                 question.ids, question.max_new_tokens, self.ends(served.template), 1,
-                question.sampling, question.seed, None, served.entry, question.logprobs,
+                question.sampling, question.seed, None, served.entry, logprobs=question.logprobs,
             )  # fmt: skip
             answer.number = self.engine.submit(request)
         except (Refused, UserError) as error:
