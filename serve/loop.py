@@ -34,6 +34,7 @@ from serve.text import TextStream
 
 LONGEST = 2048  # tokens of a row, if the model has room for more and nothing else is asked for
 SWITCH = 0.0005  # seconds that the thread waits, after each operation, for one that runs Python
+YIELD = 1e-5  # seconds after a pass in which others may send what it made
 
 
 class Loop:
@@ -188,8 +189,8 @@ class Loop:
                 self.fail(error)
                 continue
             for event in events:
-                if event.number in self.answers:  # a stop string ended it in this pass
-                    self.hand_out(self.answers[event.number], event)
+                self.hand_out(self.answers[event.number], event)
+            time.sleep(YIELD)
 
     def submit(self, answer: Answer) -> None:
         question = answer.question
