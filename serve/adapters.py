@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.attach import adapter_names, in_order, remove, unchanged_on_error, use
-from adapters.compose import Rows
 from adapters.formats.folders import load_adapter
+from adapters.rows import Rows
 from adapters.several import SETUP, load_adapters
-from data.prompts import Template, stored_template
+from data.prompts import Template
+from data.stored_template import stored_template
 from files.errors import UserError
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer

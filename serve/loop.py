@@ -155,12 +155,7 @@ class Loop:
 
     def unload(self, name: str) -> None:
         """Serve an adapter no longer; what it is answering ends first. Raises Refused."""
-
-        def command() -> None:
-            self.shelf.unload(name)
-            self.engine.reseat([])
-
-        self.in_loop(command)
+        self.in_loop(lambda: (self.shelf.unload(name), self.engine.reseat([])))
 
     def in_loop(self, command: Callable[[], None]) -> None:
         self.call(command).result() if self.thread.is_alive() else command()
