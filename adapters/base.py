@@ -10,13 +10,13 @@ Shapes: B batch, T query length, S key length, K key/value heads, D head size, E
 embedding; `in` and `out` are the site's in_features and out_features.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
+from adapters.casting import Casting
+from adapters.folded import Folded
 from adapters.tensors import Tensors
 from files.errors import UserError
 from files.typed import Range
@@ -34,7 +34,7 @@ def training(default):
     return field(default=default, metadata={"training": True})
 
 
-class Adapter(nn.Module):
+class Adapter(Casting):
     """Base of all methods.
 
     A method is a subclass with a frozen dataclass `Options` (types are checked; a method `check`
@@ -53,6 +53,7 @@ class Adapter(nn.Module):
 
     works_on: tuple[str, ...] = ("Linear", "sub-layer")  # kinds of site it can sit at
     virtual = 0  # tokens that it puts before every row (prompt and prefix tuning)
+    ends = 0  # at a block's output: how many of a prompt's last tokens it finds by their place
     starts_at_base = True  # a new adapter does not change the model's outputs
     adds = True  # it has no hooks but before and after, so that an Average of several exists
     changes_input = False  # it changes what goes into f
@@ -90,7 +91,7 @@ class Adapter(nn.Module):
         """Last hidden states h [..., E] -> what the output head gets."""
         return h
 
-    def fold(self, f: "Folded") -> "Folded":
+    def fold(self, f: Folded) -> Folded:
         """f with this adapter in its weight and bias: the same outputs; called by `merge`.
 
         Raises UserError if there is no such weight.
@@ -121,41 +122,6 @@ class Adapter(nn.Module):
         weight = self.cast(weight, x) if isinstance(weight, nn.Parameter) else weight.to(x)
         return linear(x, weight, None if bias is None else bias.to(x))
 
-    def cast(self, tensor: Tensor, x: Tensor, holder: nn.Module | None = None) -> Tensor:
-        """A parameter or buffer in the dtype and on the device of x.
-
-        Where no gradient is wanted (answers) `holder`, or the adapter, keeps it until the values
-        change, their storage and version tell, or the model is trained or moved.
-        """
-        if (tensor.dtype, tensor.device) == (x.dtype, x.device):
-            return tensor
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or tensor.is_inference():
-            return tensor.to(x)  # an inference tensor has no version
-        casts = vars(holder or self).setdefault("casts", Casts())
-        key = (id(tensor), x.dtype, x.device)
-        state = (tensor.data_ptr(), tensor._version)
-        if key not in casts or casts[key][0] is not tensor or casts[key][1] != state:
-            # its storage is kept so that no other gets the address
-            casts[key] = (tensor, state, tensor.untyped_storage(), tensor.to(x))
-        return casts[key][-1]
-
-    def train(self, mode: bool = True) -> "Adapter":
-        for module in self.modules() if mode else ():  # model.eval() keeps them: graphs read them
-            vars(module).pop("casts", None)
-        return super().train(mode)
-
-    def _apply(self, function, recurse: bool = True) -> "Adapter":
-        for module in self.modules():
-            vars(module).pop("casts", None)
-        return super()._apply(function, recurse)
-
-
-class Casts(dict):
-    """What `Adapter.cast` keeps; a copy or a pickle of an adapter has none of it."""
-
-    def __reduce__(self):
-        return Casts, ()
-
 
 class Summable(Adapter):
     """A method whose outputs at a site can be summed in one adapter (LoRA, bottlenecks)."""
@@ -184,34 +150,3 @@ class Scheduled(Adapter):
 
         `adapters` are all of one part of one adapter.
         """
-
-
-@dataclass(frozen=True)
-class Folded:
-    """What a site computes with the adapters folded so far: y = weight (x M₁ M₂ ...) + bias.
-
-    weight [out, in] and bias [out] are float32, or None. Each of `inputs` is a matrix M [in, in]
-    that changes x, as a function weight -> weight Mᵀ. They stand apart because adapters that read x
-    (LoRA) get it changed, too.
-    """
-
-    site: Site
-    base: tuple[Tensor | None, Tensor | None]  # weight and bias before any adapter
-    weight: Tensor | None
-    bias: Tensor | None
-    inputs: tuple[Callable[[Tensor], Tensor], ...] = ()
-
-    def through(self, weight: Tensor) -> Tensor:
-        """weight ... M₂ᵀ M₁ᵀ"""
-        for change in reversed(self.inputs):
-            weight = change(weight)
-        return weight
-
-    def check_base(self, adapter: Adapter, *leaves: str) -> None:
-        """Raises UserError if one of "weight" and "bias" is no longer the base's."""
-        for leaf, base in zip(("weight", "bias"), self.base, strict=True):
-            if leaf in leaves and getattr(self, leaf) is not base:
-                raise UserError(
-                    f"{type(adapter).__name__} starts from the base's {leaf}, which another "
-                    "adapter in front of it has changed; apply it first"
-                )

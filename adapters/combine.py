@@ -19,10 +19,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
+from adapters.attach import adapters_named, attach, unchanged_on_error
 from adapters.base import Adapter, Summable
 from adapters.compose import Group
 from adapters.config import AdapterConfig, Part
+from adapters.in_use import parts_of
 from adapters.methods.lora import EmbeddingLoRA, LoRA, LowRank
 from adapters.task_vectors import dare, ties, truncate
 from files.errors import UserError, unknown

@@ -14,9 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import adapter_names, adapters_named, in_use, remove
+from adapters.attach import adapter_names, adapters_named, remove
 from adapters.base import Folded
 from adapters.compose import members_of
+from adapters.in_use import in_use
 from adapters.places import all_sites
 from files.errors import UserError
 from model.language import LanguageModel
@@ -24,7 +25,9 @@ from model.load import fingerprint_of, is_finite, sample_of
 from model.quantize import dequantize
 from model.sites import Linear, Site, base_parameters
 
-UNMERGED = "evaluate and generate use it unmerged"
+UNMERGED = (
+    "evaluate and generate use it unmerged, and export --for transformers writes a model with it"
+)
 BIASES = {  # model_type -> setting of config.json -> part of the paths of the Linears it gives one
     "llama": {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."},
     "qwen3": {"attention_bias": ".self_attn."},

@@ -3,8 +3,9 @@
 import re
 import sys
 
-from adapters.attach import adapters_named, parts_of
+from adapters.attach import adapters_named
 from adapters.base import Adapter
+from adapters.in_use import parts_of
 from adapters.places import site_of
 from model.language import LanguageModel
 

@@ -31,12 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from adapters import load_adapter, save_adapter
     from adapters.formats.folders import FORMATS
-    from adapters.several import SETUP
-    from experiments.base import load_base
-    from experiments.exporting import export_for
-    from experiments.merging import check_to_write, describe_adapters
+    from experiments.exporting import export_adapter, export_for
 
     engine, format = getattr(options, "for"), options.format or "peft"
     if engine and (options.format or options.plain):
@@ -49,25 +45,11 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.out)
     if engine:
         settings = replace(settings, dtype=options.dtype or "auto")
-        use = export_for(engine, settings, adapters, folder, options.shard_size)
-        print(f"exported  {settings.model} with {', '.join(map(str, adapters))}, for {engine}")
-        print_files(folder, sorted(folder.iterdir()))
-        print(f"use it    {use}")
-        return 0
-    check_to_write(settings, adapters, folder)
-    if len(adapters) > 1:
-        raise UserError("export writes one adapter at a time: give one --adapter")
-    (adapter,) = adapters
-    if (adapter / SETUP).is_file():
-        raise UserError(
-            f"{adapter} holds several adapters: choose one of them, such as "
-            f"--adapter {adapter / 'default'}, the one that was trained"
-        )
-    model = load_base(settings)
-    about = load_adapter(model, adapter)
-    exported = describe_adapters(model)
-    save_adapter(model, folder, format=format, run=about, plain=options.plain)
-    plain = ", plain" if options.plain else ""
-    print(f"exported  {exported} of {settings.model}, as {format}{plain}")
-    print_files(folder, sorted(folder.iterdir()))
+        done = export_for(engine, settings, adapters, folder, options.shard_size)
+    else:
+        done = export_adapter(settings, adapters, folder, format, options.plain)
+    kind = f"for {engine}" if engine else f"as {format}{', plain' if options.plain else ''}"
+    print(f"exported  {done.adapters} of {settings.model}, {kind}")
+    print_files(folder, done.files)
+    print(f"use it    {done.use}")
     return 0

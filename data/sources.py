@@ -4,7 +4,7 @@ import random
 import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from files.errors import UserError, unknown
 
 REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
 TRAIN_ROWS = 16000  # of wordproblems: more than a run needs, so that it sees each once
-SHARE_NEW = 3 / 7  # of them of the held-out kind; the rest repeat the trained kinds (rehearsal),
-# most often the kind that is forgotten first
+SHARE_NEW = 3 / 7  # of them of the held-out kind; the rest are rehearsal
 REPEATED = {"addsub": 2, "singleeq": 2, "svamp": 6, "gsm8k": 3, "aqua": 1}
 
 
@@ -30,7 +29,7 @@ class Source:
     """A published data set: a table of sources.toml.
 
     rows: as published (0: not published). tests: what is measured after training on it. trains:
-    made to train on; the others are test sets.
+    made to train on; the others are test sets. columns: field -> column of its file.
     """
 
     files: tuple[File, ...]
@@ -39,6 +38,7 @@ class Source:
     tests: tuple[str, ...] = ()
     licence: str = "ODC-By 1.0"
     trains: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
 
     @property
     def pinned(self) -> bool:
@@ -106,7 +106,8 @@ def source_rows(name: str, data_dir: str = "", reader: Reader | None = None) -> 
             )
         fetch(files_of(name))
     if source.trains:
-        return (reader or Reader({}, strict=True)).read(path, NEED["train"]).rows
+        reader = replace(reader or Reader({}, strict=True), columns=source.columns)
+        return reader.read(path, NEED["train"]).rows
     return read_table(path, need=NEED["test"])
 
 

@@ -17,6 +17,7 @@ KINDS = {  # data set -> kind of its answers; "labels:" and the words that an an
         "number",
     ),
     "aqua": "letter",
+    "mathqa": "letter",
     "boolq": "labels:true|false",
     "piqa": "labels:solution1|solution2",
     "social_i_qa": "labels:answer1|answer2|answer3",

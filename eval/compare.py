@@ -11,7 +11,7 @@ Letters used for shapes: E size of the embedding, N tokens of all options.
 import torch
 from torch import Tensor
 
-from adapters.compose import Rows, seated
+from adapters.rows import Rows, seated
 from eval.prefill import Read
 from eval.requests import Request
 from model.cache import Slots

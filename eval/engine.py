@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from adapters.compose import rows_in_use, seated
+from adapters.rows import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
 from eval.compare import Options
@@ -134,14 +134,16 @@ class Engine:
         """Read the prompts of rows -> the events of first tokens and of compared options."""
         asked = [row.request for row in rows]
         prompts, entries = [one.prompt for one in asked], [one.entry for one in asked]
-        known, most = self.longest_known(asked[0]), min(len(one.ids) for one in asked) - 1
-        found = read(self.model, prompts, self.mixtures, entries, known, most)
+        known, lengths = self.longest_known(asked[0]), [len(one.ids) for one in asked]
+        found = read(self.model, prompts, self.mixtures, entries, known, lengths)
+        ends = self.model.prompt_ends
         for i, row in enumerate(rows):
             if asked[i].options and i > 0:  # one of them is enough for `longest_known`
                 continue
             for slot in row.slots[:1] if asked[i].options else row.slots:
                 self.cache.copy_row(slot, found.cache, i, found.lengths[i])
-                self.owners[slot], self.known[slot] = row, (entries[i], prompts[i])
+                shared = prompts[i][: max(0, lengths[i] - ends)]  # with any other prompt
+                self.owners[slot], self.known[slot] = row, (entries[i], shared)
         compared = {i: one for i, one in enumerate(asked) if one.options}
         figures = self.options.likelihoods(compared, found) if compared else {}
         events = [Event(rows[i].number, [], "compared", figures[i]) for i in compared]

@@ -4,8 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from adapters.attach import in_order, in_use
+from adapters.attach import in_order
 from adapters.compose import Composition
+from adapters.in_use import in_use
 from eval.score import are_likelihoods
 from files.errors import UserError
 from files.writing import JsonLines, make_folder

@@ -23,7 +23,7 @@ class Request:
     seed: int = 0  # of drawn tokens
     # whether these new tokens end the row; they are all part of it. Not with beams
     stop: Callable[[list[int]], bool] | None = None
-    entry: int | None = None  # of Rows (adapters/compose.py), if rows have adapters of their own
+    entry: int | None = None  # of Rows (adapters/rows.py), if rows have adapters of their own
     options: Sequence[list[int]] = ()  # ids of continuations whose likelihoods are wanted
 
     @cached_property

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from adapters import attach, load_adapter, use
 from adapters.attach import adapters_named, in_order
-from adapters.compose import rows_in_use
 from adapters.config import AdapterConfig
 from adapters.formats.folders import CONFIG, OURS, read_adapter
+from adapters.rows import rows_in_use
 from adapters.several import SETUP, load_adapters
-from data.prompts import AUTO, Template, stored_template, template
+from data.prompts import AUTO, Template, template
+from data.stored_template import stored_template
 from experiments.folders import check_whole
 from experiments.history import history_of
 from files.errors import UserError

@@ -5,17 +5,20 @@ can compute it; what they cannot is refused by name, with the way that remains.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import load_adapter, save_adapter
 from adapters.attach import adapters_named
 from adapters.formats.peft_write import write
 from adapters.formats.transformers_model import export_with_adapters
+from adapters.several import SETUP
+from data.stored_template import stored_template
 from experiments.base import load_base
+from experiments.card import base_name, without_paths, write_card
 from experiments.merging import check_to_write, describe_adapters, load_stored
 from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.registry import REGISTRY
 from train.settings import Settings
 
 ENGINES = ("transformers", "peft", "vllm")
@@ -23,35 +26,83 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's --max-lora-rank takes o
 MERGE = "merge it (python run.py merge) and serve the merged folder"
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the adapters in words, the files, and how the folder is used."""
+
+    adapters: str
+    files: list[Path]
+    use: str = ""
+
+
 def export_for(
     engine: str, settings: Settings, adapters: Sequence[Path], folder: Path, shard_size: float = 5.0
-) -> str:
-    """Write what `engine` takes into `folder`, new or empty; returns how to use it, in a line.
+) -> Exported:
+    """Write what `engine` takes into `folder`, new or empty, with a model card.
 
     adapters: folders of saved adapters; transformers takes several, stacked. shard_size: of a
     file of weights, in GB. Raises UserError for what the engine cannot compute.
     """
     if engine not in ENGINES:
         raise unknown("--for", engine, ENGINES)
+    if engine != "transformers":
+        return export_adapter(settings, adapters, folder, "peft", engine == "vllm", engine)
     check_to_write(settings, adapters, folder)
-    if engine == "transformers":
-        model, _ = load_stored(settings, adapters, average=False)
-        export_with_adapters(model, folder, int(shard_size * 1e9))
-        return f'AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)'
-    if len(adapters) > 1:
-        raise UserError(f"{engine} takes one adapter at a time: combine makes one of several")
-    base = REGISTRY[settings.model].repo if settings.model in REGISTRY else settings.model
-    model = load_base(settings)
-    about = load_adapter(model, adapters[0])
-    rank = lora_rank(model) if engine == "vllm" else None
-    save_adapter(model, folder, format="peft", run=about, plain=engine == "vllm")
-    if engine == "peft":
-        return f'PeftModel.from_pretrained(model, "{folder}"), where model is {base}'
-    allowed = next(size for size in RANKS if size >= rank)
-    return (
-        f"vllm serve {base} --enable-lora --max-lora-rank {allowed} "
-        f"--lora-modules {adapters[0].parent.name or 'adapter'}={folder}"
+    model, template, runs = load_stored(settings, adapters, average=False)
+    described = describe_adapters(model)
+    export_with_adapters(model, folder, int(shard_size * 1e9))
+    call = 'AutoModelForCausalLM.from_pretrained("{}", trust_remote_code=True)'
+    trained = list(zip(adapters, runs, strict=True))
+    write_card(
+        folder, settings.model, engine, described, trained, template, call.format(folder.name)
     )
+    return Exported(described, sorted(folder.iterdir()), call.format(folder))
+
+
+def export_adapter(
+    settings: Settings,
+    adapters: Sequence[Path],
+    folder: Path,
+    format: str = "peft",
+    plain: bool = False,
+    engine: str = "",
+) -> Exported:
+    """Write one saved adapter in a format of `save_adapter`, with a model card.
+
+    engine: "vllm" checks what vLLM serves. Raises UserError as `save_adapter` does.
+    """
+    check_to_write(settings, adapters, folder)
+    if len(adapters) > 1:
+        raise UserError("export writes one adapter at a time: give one --adapter")
+    (adapter,) = adapters
+    if (adapter / SETUP).is_file():
+        raise UserError(
+            f"{adapter} holds several adapters: choose one of them, such as "
+            f"--adapter {adapter / 'default'}, the one that was trained"
+        )
+    model = load_base(settings)
+    about = load_adapter(model, adapter)
+    described, base = describe_adapters(model), base_name(settings.model)
+    use = {
+        "native": "load_adapter(model, {folder!r})",
+        "peft": f"PeftModel.from_pretrained(model, {{folder!r}})  # model: {base}",
+        "paper": "a folder of LoRA weights for the paper's evaluate.py",
+    }[format]
+    if engine == "vllm":
+        rank = lora_rank(model)
+        use = (
+            f"vllm serve {base} --enable-lora "
+            f"--max-lora-rank {next(size for size in RANKS if size >= rank)} "
+            f"--lora-modules {adapter.parent.name or 'adapter'}={{folder}}"
+        )
+    save_adapter(model, folder, format=format, run=without_paths(about), plain=plain)
+    library = "peft" if format == "peft" else ""
+    template = stored_template([about])
+    write_card(
+        folder, settings.model, library, described, [(adapter, about)], template,
+        use.format(folder=folder.name),
+    )  # fmt: skip
+    return Exported(described, sorted(folder.iterdir()), use.format(folder=str(folder)))
 
 
 def lora_rank(model: LanguageModel) -> int:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from adapters.attach import named_buffers, rates
+from adapters.in_use import named_buffers, rates
 from data.batches import Example
 from experiments.prepare import Prepared, prepare
 from experiments.rows import hold_out

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.attach import adapters_named, in_use
+from adapters.attach import adapters_named
 from adapters.formats.merged_model import export_model
+from adapters.in_use import in_use
 from adapters.merge import merge_and_compare
 from data.batches import encode_prompt
 from data.prompts import Template
 from experiments.announce import count_base
 from experiments.base import check_model, choose_devices
+from experiments.card import write_card
 from experiments.folders import fresh_folder
 from experiments.loading import load_with_adapter
 from files.errors import UserError
@@ -55,11 +57,17 @@ def merge_model(
     """
     if not 0 < shard_size < 1e6:
         raise UserError(f"--shard-size {shard_size} should be a number of GB")
-    model, template = load_stored(settings, adapters, average)
+    model, template, runs = load_stored(settings, adapters, average)
     described = describe_adapters(model)
     ids, compared_on = probe_ids(model, template)
     difference, deviation = merge_and_compare(model, ids)
-    files = export_model(model, folder, int(shard_size * 1e9))
+    export_model(model, folder, int(shard_size * 1e9))
+    write_card(
+        folder, settings.model, "transformers", f"{described}, merged",
+        list(zip(adapters, runs, strict=True)), template,
+        f'AutoModelForCausalLM.from_pretrained("{folder.name}")',
+    )  # fmt: skip
+    files = sorted(folder.iterdir())
     return Merged(
         described, count_base(model), files, model.input_embedding.weight.dtype, model.dtype,
         difference, deviation, compared_on, template,
@@ -76,8 +84,10 @@ def check_to_write(settings: Settings, adapters: Sequence[Path], folder: Path) -
 
 def load_stored(
     settings: Settings, adapters: Sequence[Path], average: bool
-) -> tuple[LanguageModel, Template]:
-    """(model with the adapters, prompt template), the weights in the dtype they are stored in.
+) -> tuple[LanguageModel, Template, list[dict]]:
+    """(model with the adapters, prompt template, `run` sections of the adapters' files).
+
+    The weights have the dtype they are stored in.
 
     float16 on a CPU is computed in float32, which is faster there.
     """
@@ -87,10 +97,10 @@ def load_stored(
         first = next(tensor for name, tensor in names if name.endswith("weight"))
         if first.dtype == torch.float16 and choose_devices(settings)[0].type == "cpu":
             settings = replace(settings, dtype="float16")
-    model, _, template, _ = load_with_adapter(settings, adapters, average, with_tokenizer=False)
+    model, _, template, runs = load_with_adapter(settings, adapters, average, with_tokenizer=False)
     if model.dtype == torch.float16 and model.device.type == "cpu":
         model.dtype = torch.float32
-    return model, template
+    return model, template, runs
 
 
 def describe_adapters(model: LanguageModel) -> str:

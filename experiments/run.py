@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters import save_adapter, save_adapters, use
-from adapters.attach import adapter_names, rates
+from adapters.attach import adapter_names
+from adapters.in_use import rates
 from data.leakage import seen_sets
 from eval.journal import remove_journals
 from eval.predict import are_to, predict

@@ -3,7 +3,6 @@
 A family's own Model has the computation: `forward`, and what it calls (`embed`, `step`, `final`).
 """
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from model.cache import Cache, Slots
 from model.packing import Packing
 from model.parts import Shape, Stage, Step, moved
+from model.placed import Placed
 from model.sites import Embedding, Linear
 from model.tokens import Tokens
 
@@ -24,7 +24,7 @@ def call_block(block: nn.Module, x: Tensor, step: Step) -> Tensor:
     return block(x, step)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Placed):
     """A decoder-only language model, what all families have in common.
 
     B batch, T tokens of a pass, V vocabulary, C hidden size; E size of the embedding (C but in
@@ -80,11 +80,6 @@ class LanguageModel(nn.Module):
     def input_embedding(self) -> Embedding:
         return self.get_submodule(self.outer_sites["embed"])
 
-    @property
-    def device(self) -> torch.device:
-        """Where the embedding is, so where ids belong."""
-        return self.input_embedding.weight.device
-
     def tie(self) -> None:
         """Let the output head use the embedding's weight."""
         self.lm_head.weight = self.input_embedding.weight
@@ -92,23 +87,6 @@ class LanguageModel(nn.Module):
     @property
     def tied(self) -> bool:
         return self.lm_head.weight is self.input_embedding.weight
-
-    def place_of(self, path: str) -> int:
-        """Where a tensor or module belongs: -1 before the blocks, else the number of its block, or
-        the number of blocks for what comes after them."""
-        if path.startswith(f"{self.blocks_at}."):
-            return int(path.removeprefix(f"{self.blocks_at}.").partition(".")[0])
-        head = path.startswith("lm_head") and not self.tied
-        return len(self.blocks) if head or f"{path}.".startswith(self.after_blocks) else -1
-
-    def device_of(self, path: str) -> torch.device:
-        """The device of a tensor or module of this path."""
-        return self.device_at(self.place_of(path)) if self.stages else self.device
-
-    def device_at(self, place: int) -> torch.device:
-        """The device of a place as `place_of` counts them, where there are several devices."""
-        after = (stage.device for stage in self.stages if place < stage.end)
-        return next(after, self.stages[-1].device)
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens."""
@@ -141,7 +119,7 @@ class LanguageModel(nn.Module):
 
     def tokens(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None,
-        packing: Packing | None = None,
+        packing: Packing | None = None, prompts: Tensor | None = None,
     ) -> Tokens:  # fmt: skip
         """The tokens of a pass (arguments as in `forward`) with the virtual ones of adapters."""
         filled = cache.filled if cache else 0
@@ -151,10 +129,25 @@ class LanguageModel(nn.Module):
             mask = torch.cat((mask.new_ones(len(ids), virtual), mask), dim=1)
         if filled:
             starts = None if cache.starts is None else cache.starts + prefix
-            return Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
-        if prompt:
-            ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
-        return Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
+            tokens = Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
+        else:
+            if prompt:
+                ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
+            tokens = Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
+        if self.block_adapters() and (prompts is not None or not filled):
+            places = tokens.places(prompts)
+            tokens.in_prompts = packing.pack(places) if packing else places
+        return tokens
+
+    def block_adapters(self) -> list:
+        """The active adapters at the outputs of blocks, which look at places in the prompt."""
+        at = self.sites["block"]
+        return [adapter for block in self.blocks for adapter in block.get_submodule(at).active]
+
+    @property
+    def prompt_ends(self) -> int:
+        """How many of a prompt's last tokens are computed as such: no other row can share them."""
+        return max((adapter.ends for adapter in self.block_adapters()), default=0)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """The input of the first block [B, T, C]; adapters change it and put virtual tokens first.
@@ -210,43 +203,25 @@ class LanguageModel(nn.Module):
         return self.head(hidden).float()
 
     def hidden(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, packing: Packing | None = None, prompts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Last hidden states [B, T, E], from which `logits` makes logits; arguments: `forward`."""
-        return self(ids, mask, positions, cache, head=False, packing=packing)
+        return self(ids, mask, positions, cache, False, packing, prompts)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
+        prompts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Token ids -> logits float32 [B, T, V], or with head=False last hidden states [B, T, E].
 
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
         mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
         positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
+        prompts: int64 [B], how many of a row's real tokens are its prompt, those in the cache too;
+            None: all of a first pass. Only adapters at a block's output look at it
         packing: blocks compute some of the tokens only; [1, L, ...] of them are returned
         Raises UserError for a position that the model does not have.
         """
         raise NotImplementedError
-
-    def warn_of_length(self, tokens: Tokens, limit: int) -> None:
-        """Warn, once a model, of a text longer than the `limit` of tokens it was trained for.
-
-        The values of positions are read only where there are more keys than that: a GPU waits.
-        """
-        given = tokens.given is not None and tokens.given.device.type == "cpu"
-        if self.warned_of_length or tokens.ids.is_meta or not (tokens.keys > limit or given):
-            return
-        longest = int(tokens.query_positions().max()) + 1
-        if longest > limit:
-            self.warned_of_length = True
-            warnings.warn(
-                f"a text of {longest} tokens is longer than the {limit} that the model was trained "
-                f"for (max_position_embeddings): expect worse answers, or shorten it",
-                stacklevel=2,
-            )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from files.errors import UserError
 from model.parts import Shape, check_sizes
-from model.rope import check_rope
+from model.rope_scaling import check_rope
 
 QWEN = {
     "vocab_size": 151936,
@@ -43,7 +43,7 @@ x ─┬─ [attn_norm] ─┬─ [q] ─ [q_norm] ─ rotary ─┐
    └────────────────────────────────────────────────────────────────────────────────┘  │
 ┌──────────────────────────────────────────────────────────────────────────────────────┘
 └──┬─ [mlp_norm] ──┬─ [gate] ─ act ─┐
-   │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ x
+   │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ [block] ─ x
    └─────────────────────────────────────────────────────┘"""
 TYPES = {"full_attention", "sliding_attention"}
 BIASES = {

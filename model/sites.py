@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from model.cache import Cache
 from model.fast import FastRMSNorm
+from model.kernels import kernels
 from model.onednn import linear
-from model.parts import kernels
+from model.packable import Packable
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -52,14 +53,10 @@ class Site(nn.Module):
         return self.after(y, x)
 
 
-class Linear(Site):
-    """y = x W^T + b in the dtype of x; a site. weight [out, in] has any float dtype.
-
-    `packed`: a copy of the weight in another layout, for answers on a CPU (model/packed.py).
-    """
+class Linear(Packable, Site):
+    """y = x W^T + b in the dtype of x; a site. weight [out, in] has any float dtype."""
 
     kind = "Linear"
-    packed = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False):
         super().__init__(in_features, out_features)
@@ -71,39 +68,10 @@ class Linear(Site):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
-        copy = self.packed
-        is_packed = copy is not None and copy.serves(x) and copy.is_current(self)
-        return self.after(self.product_packed(x) if is_packed else self.product(x), x)
+        return self.after(self.product_packed(x) if self.is_packed_for(x) else self.product(x), x)
 
     def product(self, x: Tensor) -> Tensor:
         return self.compute(x, self.weight, self.bias)
-
-    # ---- the packed copy
-
-    def product_packed(self, x: Tensor) -> Tensor:
-        """`product` by the packed copy."""
-        return self.packed.product(x, None if self.bias is None else self.bias.to(x.dtype))
-
-    def sources(self) -> tuple[Tensor, ...]:
-        """The tensors that the matrix is made of."""
-        return (self.weight,)
-
-    @property
-    def packed_dtype(self) -> torch.dtype:
-        return self.weight.dtype
-
-    def matrix(self) -> Tensor:
-        """[out, in] in `packed_dtype`: what is packed."""
-        return self.weight
-
-    def train(self, mode: bool = True) -> "Linear":
-        if mode:
-            self.packed = None  # training needs the memory
-        return super().train(mode)
-
-    def _apply(self, function, recurse: bool = True) -> "Linear":
-        self.packed = None  # model.to(...)
-        return super()._apply(function, recurse)
 
 
 class Embedding(Site):
@@ -168,6 +136,16 @@ class LayerNorm(Site):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.compute(x, self.weight, self.bias), x)
+
+
+class BlockOutput(Site):
+    """The site of what leaves a block: adapters there know where tokens stand in their prompts."""
+
+    kind = "block"
+
+    def forward(self, y: Tensor, places: Tensor | None) -> Tensor:
+        """y [B, T, C]; places int64 [B, T, 2] (Tokens.places), None: no token is a prompt's."""
+        return y if places is None else self.after(y, places)
 
 
 class KeysValues(Site):

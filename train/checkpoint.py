@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adapters.attach import named_buffers
+from adapters.in_use import named_buffers
 from files.errors import UserError
 from files.pickles import check_pickle, is_zip
 from files.writing import write_atomically

@@ -5,17 +5,14 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from adapters.compose import Rows
+from adapters.rows import Rows
 from data.batches import Example, Labels, batch_of, micro_batches
 from files.errors import UserError
 from model.language import LanguageModel
 from model.packing import pick
-from model.parts import CHUNK
+from train.loss_gradient import LossAndGradient, loss_and_gradient
 from train.parallel import SINGLE, Processes
-
-KEEP = (lambda tensor: tensor, lambda tensor: tensor)  # saved tensors stay where they are
 
 
 def summed_loss(
@@ -34,14 +31,16 @@ def summed_loss(
     """
     labels = labels_of(ids, weights) if labels is None else labels
     positions = positions_of(model, ids, lengths)
-    return loss_of(model, model.hidden(ids, positions=positions, packing=labels.packing), labels)
+    hidden = model.hidden(ids, positions=positions, packing=labels.packing, prompts=labels.prompts)
+    return loss_of(model, hidden, labels)
 
 
 def labels_of(ids: Tensor, weights: Tensor) -> Labels:
     """The labels of right-padded rows, for callers without `batch_of`; a GPU is waited for."""
     row, place = weights[:, 1:].nonzero(as_tuple=True)  # position t predicts token t + 1
     places = row * ids.shape[1] + place
-    return Labels(places, ids[row, place + 1], weights[row, place + 1], None)
+    prompts = weights[:, 1:].ne(0).int().argmax(dim=1) + 1
+    return Labels(places, ids[row, place + 1], weights[row, place + 1], None, prompts)
 
 
 def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
@@ -82,88 +81,6 @@ def plain_loss(model: LanguageModel, hidden: Tensor, weights: Tensor, targets: T
     logits = model.logits(hidden)
     losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
     return (weights.to(logits.device) * losses).sum()
-
-
-class LossAndGradient(Function):
-    """`plain_loss`, with the gradient made in the forward pass while the logits are there.
-
-    So the head's product is made once, and no logits are kept for the backward pass. `trained` are
-    parameters that the head may depend on: its own, its adapters', the embedding's.
-    """
-
-    @staticmethod
-    def forward(ctx, model: LanguageModel, hidden: Tensor, weights, targets, *trained: Tensor):
-        needed = [t for t in (hidden, *trained) if t.requires_grad]
-        ctx.scale = 64.0 if hidden.dtype == torch.float16 else 1.0  # else small gradients are lost
-        loss, gradients = loss_and_gradient(model, hidden, weights, targets, needed, ctx.scale)
-        found = dict(zip(map(id, needed), gradients, strict=True))
-        ctx.save_for_backward(*(found.get(id(t)) for t in (hidden, *trained)))
-        return loss
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradient / ctx.scale
-        made = (None if t is None else t * gradient.to(t.device) for t in ctx.saved_tensors)
-        hidden, *trained = made
-        return None, hidden, None, None, *trained
-
-
-def loss_and_gradient(
-    model: LanguageModel,
-    hidden: Tensor,
-    weights: Tensor,
-    targets: Tensor,
-    needed: list[Tensor],
-    scale: float = 1.0,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """`plain_loss` and scale x its gradients with respect to `needed`: `hidden`, parameters."""
-    device = model.lm_head.weight.device
-    weights, targets = weights.to(device), targets.to(device)
-    losses = torch.empty_like(weights)  # [L]
-    gradients: list[Tensor | None] = [None] * len(needed)
-    whole = next((i for i, t in enumerate(needed) if t is hidden), None)
-    if whole is not None:
-        gradients[whole] = torch.empty_like(hidden)
-    for start in range(0, len(hidden), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        with torch.set_grad_enabled(bool(needed)), torch.autograd.graph.saved_tensors_hooks(*KEEP):
-            h = hidden[chunk].detach().requires_grad_(whole is not None)
-            logits = model.head(h)
-        losses[chunk] = cross_entropy(logits.detach(), targets[chunk], scale * weights[chunk])
-        if not needed:
-            continue
-        inputs = [h if t is hidden else t for t in needed]
-        # by now `logits` holds the gradient of the loss with respect to itself
-        parts = torch.autograd.grad(logits, inputs, logits.detach(), allow_unused=True)
-        for i, part in enumerate(parts):
-            if i == whole:
-                gradients[i][chunk] = part
-            elif part is not None:
-                gradients[i] = part if gradients[i] is None else gradients[i].add_(part)
-    return (weights * losses).sum(), gradients
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """-log softmax(logits)[targets], float32 [L]; logits [L, V] become weights x its gradient.
-
-    softmax(logits) - 1 at the target, computed in float32: on a CPU a few rows at a time, which
-    then fit its cache.
-    """
-    L, V = logits.shape
-    step = max(1, 2**20 // V) if logits.device.type == "cpu" else max(1, L)
-    losses = torch.empty_like(weights)
-    for start in range(0, L, step):
-        rows = slice(start, start + step)
-        target, weight = targets[rows, None], weights[rows, None]
-        x = logits[rows].float()
-        top = x.amax(dim=-1, keepdim=True)
-        at_target = x.gather(1, target)
-        total = x.sub_(top).exp_().sum(dim=-1, keepdim=True)
-        losses[rows] = (total.log() + (top - at_target))[:, 0]
-        x.mul_(weight / total).scatter_add_(1, target, -weight)
-        if x.dtype != logits.dtype:
-            logits[rows] = x
-    return losses
 
 
 @torch.no_grad()

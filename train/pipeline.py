@@ -186,7 +186,8 @@ def pipelined(
             timer.mark(work, stage.device)
             ids, _, lengths, labels = passage.batch
             positions = positions_of(model, ids, lengths)
-            tokens = passage.tokens = model.tokens(ids, None, positions, None, labels.packing)
+            tokens = model.tokens(ids, None, positions, None, labels.packing, labels.prompts)
+            passage.tokens = tokens
             passage.step = model.step(tokens, None)
             x = passage.step.tokens(model.embed(tokens))
         else:

@@ -25,10 +25,13 @@ def check_base(model: LanguageModel, raw: dict, folder: Path) -> None:
 
 
 def base_name(model: LanguageModel) -> str:
-    """The model's hub repository, or its folder if that is not in the hub's cache; "" of none."""
+    """The model's hub repository, or its folder's name if that is not in the hub's cache.
+
+    "" of none. Never a path: files go to other machines.
+    """
     folder = str(getattr(model, "folder", None) or "")
     cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", folder)
-    return cached[1].replace("--", "/", 1) if cached else folder
+    return cached[1].replace("--", "/", 1) if cached else Path(folder).name
 
 
 def last_part(name: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.attach import adapters_named, attach, parts_of, unchanged_on_error
+from adapters.attach import adapters_named, attach, unchanged_on_error
 from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig, resolve
 from adapters.formats import paper, paper_write, peft_read, peft_write
@@ -22,6 +22,7 @@ from adapters.formats.base_model import check_base
 from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
 from adapters.formats.stored import OLD_WEIGHTS, WEIGHTS, check_size, elements, read_tensors
+from adapters.in_use import parts_of
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown
 from files.reading import read_json, resolve_inside

@@ -6,6 +6,7 @@ from torch import Tensor
 from adapters.base import PREFIX, Adapter
 from adapters.compose import Group
 from adapters.config import AdapterConfig
+from adapters.formats.base_model import base_name
 from adapters.formats.paper import ACTS, PARALLEL, series_kind, targeted
 from adapters.formats.peft_places import leaves
 from adapters.methods.bottleneck import Bottleneck
@@ -45,7 +46,7 @@ def write(model: LanguageModel, config: AdapterConfig, adapters: dict[str, Adapt
         "peft_type": "BOTTLENECK" if bottlenecks else "LORA",
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "base_model_name_or_path": str(model.folder),
+        "base_model_name_or_path": base_name(model),
         "target_modules": as_targets(model, list(adapters)),
         "bias": "none",
         "modules_to_save": None,

@@ -9,13 +9,13 @@ each method writes is in adapters/formats/peft_methods.py.
 
 import torch
 
-from adapters.attach import parts_of
 from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig
 from adapters.formats.base_model import common
 from adapters.formats.peft_beside import BESIDE, KEEPS, MORE
 from adapters.formats.peft_methods import WRITERS, Adapters, Written, write_factors
 from adapters.formats.peft_places import leaves
+from adapters.in_use import parts_of
 from files.errors import UserError
 from model.language import LanguageModel
 

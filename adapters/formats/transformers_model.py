@@ -7,16 +7,18 @@ with modeling_adapter.py, which computes it: bottlenecks, prefixes, prompts, inv
 fusions, gates.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adapters.attach import in_order, parts_of
+from adapters.attach import in_order
 from adapters.base import Adapter
 from adapters.compose import Composition
 from adapters.formats.merged_model import CLASSES, changes, write_model
+from adapters.in_use import parts_of
 from adapters.merge import folded
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.fusion import Fusion
@@ -26,7 +28,8 @@ from adapters.methods.prefix import Prefix
 from adapters.methods.prompt import SoftPrompt
 from adapters.places import all_sites
 from files.errors import UserError
-from files.writing import write_atomically
+from files.reading import read_json
+from files.writing import write_text
 from model.language import LanguageModel
 from model.quantize import dequantize
 from model.sites import Linear, Site, base_parameters
@@ -102,10 +105,18 @@ def export_with_adapters(
     folder = Path(folder)
     write_model(model, folder, config, tensors, shard_bytes)
     code = MODELING.read_text(encoding="utf-8").replace('"LlamaForCausalLM"', f'"{base}"')
-    write_atomically(
-        folder / MODELING.name, lambda path: Path(path).write_text(code, encoding="utf-8")
-    )
+    write_text(folder / MODELING.name, code)
+    name_tokenizer(folder)
     return sorted(folder.iterdir())
+
+
+def name_tokenizer(folder: Path) -> None:
+    """Name the class of a tokenizer.json, or AutoTokenizer asks the model type, which it lacks."""
+    file = folder / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    if (folder / "tokenizer.json").is_file() and "tokenizer_class" not in config:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        write_text(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def take_apart(model: LanguageModel) -> tuple[list[dict], list[Spec], Tensor | None]:

@@ -21,7 +21,7 @@ from adapters.base import Dropout, Folded, Scheduled, Size, training
 from adapters.methods.lora import LowRank
 from files.errors import UserError
 from files.typed import Range
-from model.parts import dropout
+from model.kernels import dropout
 from model.sites import Site
 
 MEAN, SPREAD = "sensitivity", "uncertainty"  # buffers, of each parameter

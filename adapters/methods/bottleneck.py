@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from adapters.base import Adapter, Dropout, Size, Summable, training
 from files.errors import UserError
 from files.typed import Range
-from model.parts import dropout
+from model.kernels import dropout
 from model.sites import Linear, Site
 
 ACTIVATIONS = {

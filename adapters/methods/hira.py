@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import Adapter, Dropout, Folded, Size, Summable, training
-from model.parts import dropout
+from model.kernels import dropout
 from model.sites import Site
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from adapters.base import Adapter, Dropout, Folded, Size, Summable, training
 from files.errors import UserError
 from files.typed import Range
+from model.kernels import dropout
 from model.language import LanguageModel
-from model.parts import dropout
 from model.sites import Embedding, Site
 
 

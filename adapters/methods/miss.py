@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapters.base import Dropout, Size, training
 from adapters.methods.lora import LowRank
 from files.errors import UserError
-from model.parts import dropout
+from model.kernels import dropout
 from model.sites import Site
 
 

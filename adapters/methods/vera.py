@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from adapters.base import PREFIX, Adapter, Dropout, Size, training
 from adapters.methods.lora import LowRank
 from files.errors import UserError
+from model.kernels import dropout
 from model.language import LanguageModel
-from model.parts import dropout
 from model.sites import Site
 
 A_KEY, B_KEY = "base_model.vera_A", "base_model.vera_B"

@@ -6,8 +6,9 @@ from methods import IDS, randomise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import attach, parameters, remove
-from adapters.attach import adapters_named, after_step, penalty
+from adapters.attach import adapters_named
 from adapters.config import resolve
+from adapters.in_use import after_step, penalty
 from adapters.methods.adalora import AdaLoRA
 
 

@@ -14,7 +14,7 @@ from methods import attach_small, randomise
 from adapters import Average, attach, save_adapter, use
 from adapters.formats.transformers_model import export_with_adapters
 from files.errors import UserError
-from model import load_model
+from model import load_model, load_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 MIXED = [  # of each kind of part one; what no folder has is merged
@@ -169,6 +169,9 @@ def test_the_command(tmp_path):
     with torch.no_grad():
         found = loaded(tmp_path / "out")(ids).logits
         torch.testing.assert_close(found, model(ids), rtol=1e-4, atol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")  # needs no trust
+    text = "Tom has 3 pens."
+    assert tokenizer(text).input_ids == load_tokenizer("pocket-llama").encode(text)
     text = (tmp_path / "out" / "config.json").read_text()
     assert str(tmp_path) not in text  # no path of this machine
     assert json.loads(text)["architectures"] == ["ModelWithAdapter"]

@@ -194,3 +194,22 @@ def test_the_package_is_what_requirements_and_folders_say():
 def test_json_of_a_plan_is_all_that_is_printed(capsys):
     assert starter.main(["plan", "--model", "pocket-llama", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "pocket-llama"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_that_a_step_frees_is_there_for_the_next():
+    """A page of blocks of 1 MB is asked for once, not in every round (counted: page faults)."""
+    code = """
+import resource
+from cli.main import keep_freed_memory
+{call}
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(2**20) for _ in range(20)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    plain, kept = (
+        int(python(code.format(call=call)).stdout) for call in ("", "keep_freed_memory()")
+    )
+    assert kept < 1000 < 4000 < plain

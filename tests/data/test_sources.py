@@ -10,6 +10,7 @@ from paper_folder import write_paper_folder
 
 from data.sources import EXPERIMENTS, SOURCES, files_of, kind_of_answers, known_name, load_data
 from data.split import MATH_SETS, paper_split, random_split
+from eval.answers import read_answer
 from model import UserError
 
 
@@ -105,6 +106,36 @@ def test_a_commonsense_set_and_a_training_set(tmp_path):
         UserError, match=r"piqa/test\.json is missing"
     ):  # its own eight tests are not all there
         load_data("commonsense_15k", str(tmp_path))
+
+
+def test_the_training_part_of_mawps_has_columns_of_its_own(tmp_path):
+    rows_of_it = [
+        {"id": 1, "original_text": "2 and 2 ?", "equation": "X=(2.0+2.0)", "ans": 4.0},
+        {"id": 2, "original_text": "half of 1 ?", "equation": "x=1/2", "ans": "0.5"},
+    ]
+    write(tmp_path / "dataset" / "mawps" / "trainset.json", rows_of_it)
+    write(tmp_path / "dataset" / "mawps" / "test.json", rows(3))
+    data = load_data("mawps_train", str(tmp_path))
+    assert list(data.tests) == ["mawps"]
+    assert [(row["instruction"], row["output"]) for row in data.train] == [
+        ("2 and 2 ?", "4.0"), ("half of 1 ?", "0.5"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["math_50k", "alpaca_cleaned"])
+def test_further_training_sets_of_the_repository(name, tmp_path):
+    file = {"alpaca_cleaned": "alpaca_data_cleaned"}.get(name, name)
+    write(tmp_path / "ft-training_set" / f"{file}.json", rows(4))
+    data = load_data(name, str(tmp_path), tests=[write(tmp_path / "t.json", rows(2))])
+    assert len(data.train) == 4
+
+
+def test_mathqa_is_answered_by_a_letter(tmp_path):
+    text = "what is 1 + 1 ? The options: A ) 1 , B ) 2 , C ) 3 , D ) 4 , E ) 5"
+    row = {"instruction": text, "input": "", "output": "", "answer": "B"}
+    write(tmp_path / "dataset" / "mathqa" / "test.json", [row])
+    assert load_data("MathQA", str(tmp_path)).tests["mathqa"][0]["answer"] == "B"
+    assert read_answer("The answer is B ) 2.", "mathqa") == "B"
 
 
 # ---------------------------------------------------------------- which tests

@@ -9,7 +9,7 @@ from conftest import write_checkpoint
 from families import CONFIGS, TINY
 
 from adapters import attach, parameters, use
-from adapters.compose import Rows
+from adapters.rows import Rows
 from eval import prefill
 from eval.engine import Engine, Event, Request
 from eval.sampling import Sampling

@@ -1,5 +1,7 @@
 """Fast forms beside the plain ones: outputs and gradients are the same, in less memory."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,9 @@ from torch import Tensor
 from adapters import attach, named_parameters
 from adapters.config import resolve
 from data.batches import Example, collate
-from model import fast, parts
+from model import fast, kernels, parts
 from model.sites import RMSNorm
-from train import loss
+from train import loss, loss_gradient
 from train.loss import summed_loss
 
 KINDS = ("causal", "more keys", "holes", "window", "ALiBi")
@@ -89,8 +91,8 @@ def test_attention_by_blocks(monkeypatch, H, K, kind, kept):
 def test_nothing_is_kept_where_there_is_no_backward_pass():
     q, k, v = torch.randn(3, 1, 2, 5, 4)
     with torch.inference_mode():
-        torch.testing.assert_close(parts.attention(q, k, v, None), plain_attention(q, k, v, None))
-    assert parts.attention(q, k, v, None).grad_fn is None
+        torch.testing.assert_close(kernels.attention(q, k, v, None), plain_attention(q, k, v, None))
+    assert kernels.attention(q, k, v, None).grad_fn is None
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -160,7 +162,7 @@ def plain_form(model, hidden, weights, targets, *trained) -> Tensor:
 @pytest.mark.parametrize("chunk", [256, 4])
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_of_the_loss_is_made_in_the_forward_pass(any_tiny, monkeypatch, head, chunk):
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss_gradient, "CHUNK", chunk)
     torch.manual_seed(0)
     HEADS[head](any_tiny)
     for parameter in named_parameters(any_tiny).values():
@@ -171,6 +173,16 @@ def test_the_gradient_of_the_loss_is_made_in_the_forward_pass(any_tiny, monkeypa
         assert (expected is None) == (found[name] is None), name
         if expected is not None:
             torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_does_not_import_sympy(tiny, monkeypatch):
+    """torch.autograd.grad does for a gradient that it is given, and the first step waits for it."""
+    monkeypatch.setitem(sys.modules, "torch.fx.experimental.symbolic_shapes", None)
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(ModuleNotFoundError):
+        torch.autograd.grad(2 * x, x, torch.ones(2))
+    attach(tiny, "lora", r=2)
+    assert step_results(tiny)["loss"] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

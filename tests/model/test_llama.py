@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from model import UserError, load_model
-from model.parts import attention, attention_plain, rotary_angles, rotate_halves
+from model.kernels import attention
+from model.parts import attention_plain
+from model.rope import rotary_angles, rotate_halves
 from model.sites import RMSNorm
 
 

@@ -16,7 +16,7 @@ from eval.likelihood import log_likelihoods
 from model import load_model
 from model.config import family_and_config
 from model.devices import split
-from model.rope import trained_length
+from model.rope_scaling import trained_length
 from model.tokens import Tokens
 from train.loss import mean_loss, summed_loss
 from train.pipeline import accumulate

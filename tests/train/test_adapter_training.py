@@ -11,7 +11,8 @@ import torch
 from training_runs import S, examples, run, same, state
 
 from adapters import attach, named_parameters, use
-from adapters.attach import adapters_named, named_buffers, penalty, rates
+from adapters.attach import adapters_named
+from adapters.in_use import named_buffers, penalty, rates
 from model import load_model
 from train.loop import train
 

@@ -7,7 +7,7 @@ import torch
 from training_runs import S, examples, model_with, run
 
 from adapters import attach, named_parameters
-from adapters.attach import rates
+from adapters.in_use import rates
 from data.batches import batch_of, epoch_order, micro_batches
 from model import load_model
 from train.loop import train

@@ -10,7 +10,7 @@ from training_runs import S, examples, gradients, model_with, run, same, state
 from data.batches import collate, encode_row, epoch_order, micro_batches
 from data.prompts import prompt, template
 from model.sites import Linear
-from train import loss
+from train import loss, loss_gradient
 from train.optim import LossScale, learning_rate
 from train.settings import Train
 
@@ -22,7 +22,7 @@ def test_the_gradient_does_not_depend_on(folder, monkeypatch, change):
     s = replace(S, micro_batch_size=1 if change == "micro-batches" else 6)
     model.checkpointing = change == "checkpointing"
     if change == "chunks":
-        monkeypatch.setattr(loss, "CHUNK", 3)
+        monkeypatch.setattr(loss_gradient, "CHUNK", 3)
     for a, b in zip(plain, gradients(model, s), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 

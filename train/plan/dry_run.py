@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adapters.attach import after_step, named_parameters, penalty
+from adapters.in_use import after_step, named_parameters, penalty
 from data.batches import Labels
 from eval.prefill import rows_of_pass
 from model.language import LanguageModel
 from model.packing import Packing
+from model.parts import CHUNK
 from model.sites import base_parameters
-from train.loss import CHUNK, summed_loss
+from train.loss import summed_loss
 from train.optim import adamw
 from train.plan.footprint import Footprint, kernels_of, sum_dry, watch
 from train.settings import Eval, Train

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from model.kernels import META_KERNELS, Kernels
 from model.language import LanguageModel
-from model.parts import META_KERNELS, Kernels
 from train.offload import SMALL, Room
 
 aten = torch.ops.aten

@@ -1,0 +1,70 @@
+"""Which kernels compute attention, norms and dropout on a device."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.fast import block_attention
+from model.parts import attention_plain
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions whose memory depends on the device, because its kernels are fused."""
+
+    device: str = "cpu"
+    attention: Callable = F.scaled_dot_product_attention
+    rms_norm: Callable = F.rms_norm
+    dropout: Callable = F.dropout
+
+
+TORCH = Kernels()
+
+META_KERNELS = ContextVar("META_KERNELS", default=TORCH)  # train/plan counts those of a device
+
+
+def kernels(x: Tensor) -> Kernels:
+    """Torch's own; for a tensor on "meta", those of the device that is planned for."""
+    return META_KERNELS.get() if x.is_meta else TORCH
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    return kernels(x).dropout(x, p, training)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False
+) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
+
+    mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores.
+    Each query looks at one key at least, and at none after itself. float32: q and k are multiplied
+    in float32, as the fused kernels do (float16 may overflow).
+    """
+    B, H, T, D = q.shape
+    device = kernels(q).device if q.is_meta else q.device.type
+    if T > 1 and device == "cpu" and q.dtype != torch.float16:
+        return block_attention(q, k, v, mask, float32)
+    if T == 1 and (device != "cpu" or q.dtype != torch.float16):
+        out = attention_of_one(q, k, v, mask)
+    elif device == "cpu":
+        out = attention_plain(q, k, v, mask, float32)
+    else:
+        fused = kernels(q).attention
+        out = fused(q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H)
+    return out.transpose(1, 2).reshape(B, T, H * D)
+
+
+def attention_of_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` of one query -> [B, H, 1, D], multiplied in float32: the query heads of one
+    key/value head are the queries of the fused kernel, which reads k and v once."""
+    B, H, _, D = q.shape
+    rows = q.reshape(B, k.shape[1], -1, D)  # [B, K, H / K, D]
+    if mask is not None and mask.shape[1] > 1:  # of each head
+        mask = mask.reshape(B, k.shape[1], -1, mask.shape[-1])
+    fused = kernels(q).attention
+    return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, 1, D)
