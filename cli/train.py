@@ -162,7 +162,11 @@ def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Setti
     from experiments.run import resume_settings
 
     allowed = ("resume", "device", "set", "debug")
-    if any(value not in (None, []) for name, value in vars(options).items() if name not in allowed):
+    if any(
+        value not in (None, False, [])
+        for name, value in vars(options).items()
+        if name not in allowed
+    ):
         raise UserError(
             "--resume continues a run with its own settings; give no other option with it but "
             "--device and some of --set"
