@@ -24,6 +24,8 @@ COMMANDS = {  # name of the module in cli/ -> what the command does
     "evaluate": "measure a model, with an adapter or without",
     "inspect": "read answers: wrong ones, one test set, two runs compared",
     "generate": "continue a text or answer an instruction",
+    "chat": "talk with a model and its adapters in the terminal",
+    "serve": "answer over HTTP, as OpenAI's server does, with any adapter in every request",
     "harness": "run tasks of lm-evaluation-harness",
     "table": "train a grid of adapters and compare with the published figures",
     "plan": "memory and time of a run, before anything is downloaded",
