@@ -27,6 +27,8 @@ COMMANDS = {  # name of the module in cli/ -> what the command does
     "chat": "talk with a model and its adapters in the terminal",
     "serve": "answer over HTTP, as OpenAI's server does, with any adapter in every request",
     "harness": "run tasks of lm-evaluation-harness",
+    "compare": "which of several runs differ beyond chance, and in what",
+    "referee": "train methods with equal budgets and say which differ beyond chance",
     "table": "train a grid of adapters and compare with the published figures",
     "plan": "memory and time of a run, before anything is downloaded",
     "models": "list the models that --model knows by name",
