@@ -6,8 +6,8 @@
                                                                 code, row 2 through the base
 
 `Rows` is in adapters/rows.py. A composition stands in a site's tuple of active adapters and has an
-adapter's hooks; it owns no parameters. Fusion, which does, is a method (adapters/methods/fusion.py);
-what task arithmetic makes of adapters is a new adapter (adapters/combine.py).
+adapter's hooks; it owns no parameters. Fusion, which does, is a method (methods/fusion.py); what
+task arithmetic makes of adapters is a new adapter (adapters/combine.py).
 """
 
 import math
