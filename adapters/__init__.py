@@ -2,10 +2,11 @@
 
 from adapters.attach import attach, remove, use
 from adapters.combine import combine
-from adapters.compose import Average, Rows
+from adapters.compose import Average
 from adapters.formats.folders import load_adapter, save_adapter
 from adapters.in_use import named_parameters, parameters
 from adapters.merge import merge
+from adapters.rows import Rows
 from adapters.several import load_adapters, save_adapters
 
 __all__ = [

@@ -53,6 +53,7 @@ class Adapter(Casting):
 
     works_on: tuple[str, ...] = ("Linear", "sub-layer")  # kinds of site it can sit at
     virtual = 0  # tokens that it puts before every row (prompt and prefix tuning)
+    ends = 0  # at a block's output: how many of a prompt's last tokens it finds by their place
     starts_at_base = True  # a new adapter does not change the model's outputs
     adds = True  # it has no hooks but before and after, so that an Average of several exists
     changes_input = False  # it changes what goes into f

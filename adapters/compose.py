@@ -5,23 +5,20 @@
     use(model, [Rows("math", "code", None)])                    row 0 through math, row 1 through
                                                                 code, row 2 through the base
 
-A composition stands in a site's tuple of active adapters and has an adapter's hooks; it owns no
-parameters. Fusion, which does, is a method (adapters/methods/fusion.py); what task arithmetic makes
-of adapters is a new adapter (adapters/combine.py).
+`Rows` is in adapters/rows.py. A composition stands in a site's tuple of active adapters and has an
+adapter's hooks; it owns no parameters. Fusion, which does, is a method (methods/fusion.py); what
+task arithmetic makes of adapters is a new adapter (adapters/combine.py).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from adapters.base import Adapter, Folded
 from files.errors import UserError
-from model.language import LanguageModel
 from model.sites import Site
 
 
@@ -32,6 +29,7 @@ class Group(Adapter):
         super().__init__()
         self.parts = nn.ModuleDict(parts)
         self.virtual = sum(part.virtual for part in parts.values())
+        self.ends = max(part.ends for part in parts.values())
         self.starts_at_base = all(part.starts_at_base for part in parts.values())
         self.adds = all(part.adds for part in parts.values())
         self.changes_input = any(part.changes_input for part in parts.values())
@@ -76,6 +74,10 @@ class Composition:
     names: tuple[str, ...]
     members: list[Adapter]
     virtual = 0
+
+    @property
+    def ends(self) -> int:
+        return max(member.ends for member in self.members)
 
     def embed(self, x: Tensor, first: bool) -> Tensor:
         return x
@@ -156,131 +158,6 @@ class Average(Composition):
         return replace(f, weight=weight, bias=bias, inputs=inputs)
 
 
-class Seats:
-    """Which entry of a Rows each row of a pass has; None: row i has entry i."""
-
-    def __init__(self):
-        self.entries: list[int] | None = None
-        self.indices: dict = {}  # (name, device) -> the rows of that name, int64
-
-    def take(self, entries: Sequence[int] | None) -> None:
-        if entries != self.entries:
-            self.entries, self.indices = None if entries is None else list(entries), {}
-
-
-class Rows(Composition):
-    """An adapter, or none, for each row of the batch.
-
-    `seats.take(entries)` gives the rows of the next passes other entries than each its own.
-    Adapters that put virtual tokens in front must be of one length for all rows.
-    """
-
-    def __init__(self, *names: str | None):
-        self.rows, self.seats = names, Seats()
-        if not all(name is None or isinstance(name, str) for name in names):
-            raise UserError(f"Rows takes names and None, not {list(names)}")
-        self.names = tuple(dict.fromkeys(name for name in names if name is not None))
-        if not names:
-            raise UserError("Rows takes a name, or None, for each row of the batch")
-
-    def __repr__(self) -> str:
-        return f"Rows({', '.join(map(repr, self.rows))})"
-
-    def table(self) -> dict:
-        return {"rows": list(self.rows)}
-
-    def at(self, site: Site) -> "Rows | None":
-        here = {name: site.adapters[name] for name in self.names if name in site.adapters}
-        if not here:
-            return None
-        lengths = {here[name].virtual if name in here else 0 for name in self.rows}
-        if len(lengths) > 1:
-            raise UserError(
-                f"{self}: rows with {' and '.join(map(str, sorted(lengths)))} virtual tokens "
-                "cannot be in one batch"
-            )
-        bound = copy(self)
-        bound.virtual, bound.members, bound.here = lengths.pop(), list(here.values()), here
-        return bound
-
-    def check(self, count: int) -> None:
-        """Raise UserError where there are not as many entries as rows."""
-        if count != len(self.rows):
-            raise UserError(f"{self} is for a batch of {len(self.rows)} rows, this one has {count}")
-
-    def check_entry(self, entry: int | None) -> None:
-        """Raise UserError for what is not the number of an entry."""
-        if entry not in range(len(self.rows)):
-            raise UserError(
-                f"{self}: each row needs one of the entries 0 to {len(self.rows) - 1}, not {entry}"
-            )
-
-    def rows_with(self, name: str, device: torch.device) -> Tensor:
-        """The rows of the pass that this adapter is for."""
-        key = name, device
-        if key not in self.seats.indices:
-            entries = self.seats.entries or range(len(self.rows))
-            rows = [row for row, entry in enumerate(entries) if self.rows[entry] == name]
-            self.seats.indices[key] = torch.tensor(rows, dtype=torch.long).to(device)
-        return self.seats.indices[key]
-
-    def split(self, batch: Tensor, change: Callable[[Adapter, Tensor | slice], Tensor]) -> Tensor:
-        """`batch` [B, ...] with the rows of each adapter as `change(adapter, rows)` makes them."""
-        if self.seats.entries is None:
-            self.check(len(batch))
-        whole = None
-        for name, adapter in self.here.items():
-            rows = self.rows_with(name, batch.device)
-            if len(rows) == len(batch):
-                return change(adapter, slice(None))
-            if len(rows) == 0:
-                continue
-            part = change(adapter, rows)
-            if whole is None:  # if the shape changes, every row has an adapter
-                same = part.shape[1:] == batch.shape[1:]
-                whole = batch.clone() if same else batch.new_empty(len(batch), *part.shape[1:])
-            whole[rows] = part
-        return batch if whole is None else whole
-
-    def before(self, x: Tensor) -> Tensor:
-        return self.split(x, lambda adapter, rows: adapter.before(x[rows]))
-
-    def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
-        return self.split(y, lambda adapter, rows: adapter.after(y[rows], x[rows], f))
-
-    def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            self.split(k, lambda adapter, rows: adapter.kv(k[rows], v[rows])[0]),
-            self.split(v, lambda adapter, rows: adapter.kv(k[rows], v[rows])[1]),
-        )
-
-    def embed(self, x: Tensor, first: bool) -> Tensor:
-        return self.split(x, lambda adapter, rows: adapter.embed(x[rows], first))
-
-    def unembed(self, h: Tensor) -> Tensor:
-        return self.split(h, lambda adapter, rows: adapter.unembed(h[rows]))
-
-    def fold(self, f: Folded) -> Folded:
-        raise UserError("each row of a batch has an adapter of its own")
-
-
 def members_of(entry: "Adapter | Composition") -> list[Adapter]:
     """The adapters of an entry of a site's active tuple."""
     return entry.members if isinstance(entry, Composition) else [entry]
-
-
-def rows_in_use(model: LanguageModel) -> list[Rows]:
-    """The entries by which rows of a batch have adapters of their own."""
-    return [entry for entry in model.adapters_on[0] if isinstance(entry, Rows)]
-
-
-@contextmanager
-def seated(mixtures: list[Rows], entries: Sequence[int]) -> Iterator[None]:
-    """Row i of the passes in this block has entry entries[i] of each of these Rows."""
-    for rows in mixtures:
-        rows.seats.take(entries)
-    try:
-        yield
-    finally:
-        for rows in mixtures:
-            rows.seats.take(None)

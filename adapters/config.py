@@ -38,6 +38,7 @@ CLASSES = {  # kind -> its file and class in adapters/methods/; one row a method
     "road": "road.RoAd",
     "oft": "oft.OFT",
     "shira": "shira.SHiRA",
+    "loreft": "loreft.LoReFT",
     "prefix": "prefix.Prefix",
     "prompt": "prompt.Prompt",
     "p_tuning": "p_tuning.PTuning",

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 from adapters.attach import adapter_names, adapters_named, in_order, unchanged_on_error, use
-from adapters.compose import Average, Composition, Rows
+from adapters.compose import Average, Composition
 from adapters.formats.folders import load_adapter, save_adapter
+from adapters.rows import Rows
 from files.errors import UserError
 from files.reading import read_json
 from files.typed import typed

@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from adapters import combine, load_adapter, save_adapter
-    from data.prompts import stored_template
+    from data.stored_template import stored_template
     from experiments.base import check_model, load_base
     from experiments.folders import fresh_folder
     from train.settings import settings as make_settings

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.assistant_turns import Conversation
+from data.chat_tokens import encode_chat
 from data.prompts import Template
 from data.stops import turn_end
 from model.packing import Packing, filling
@@ -89,48 +90,6 @@ def encode_turns(
     return ids, weights
 
 
-def encode_chat(
-    tokenizer, chat: Conversation, turn_end: int | None = None
-) -> tuple[list[int], list[float]]:
-    """A conversation -> (ids, weight 1 on every token that a span touches, else 0).
-
-    The token `turn_end` directly after a span has the loss too; what follows the last one is cut.
-    An EOS follows where the text ends without a special token, so that there is an end to learn.
-    """
-    ids, places = tokenizer.encode_with_offsets(chat.text)
-    weights = [0.0] * len(ids)
-    number = 0
-    for start, end in chat.spans:
-        while number < len(ids) and places[number][1] <= start:
-            number += 1
-        while number < len(ids) and places[number][0] < end:
-            weights[number] = 1.0
-            number += 1
-        if turn_end is not None and ids[number : number + 1] == [turn_end]:
-            weights[number] = 1.0
-            number += 1
-    if turn_end in ids:
-        last = len(ids) - ids[::-1].index(turn_end)
-        ids, weights = ids[:last], weights[:last]
-    if tokenizer.eos_id is not None and not (ids and tokenizer.is_special(ids[-1])):
-        ids, weights = [*ids, tokenizer.eos_id], [*weights, 1.0]
-    return ids, weights
-
-
-def pack_text(tokenizer, texts: Sequence[str], cutoff: int) -> tuple[list[Example], int]:
-    """Plain texts -> (rows of `cutoff` tokens with loss on all of them, the tokens in all).
-
-    The texts follow each other with an EOS after each; the last row may be shorter.
-    """
-    ids: list[int] = []
-    for text in texts:
-        ids += tokenizer.encode(text)
-        if tokenizer.eos_id is not None:
-            ids.append(tokenizer.eos_id)
-    rows = [ids[start : start + cutoff] for start in range(0, len(ids), cutoff)]
-    return [Example(row, [1.0] * len(row)) for row in rows if len(row) > 1], len(ids)
-
-
 def shared_start(first: list[int], second: list[int]) -> int:
     """How many ids two rows have in common from their start on."""
     return next(
@@ -198,6 +157,7 @@ class Labels(NamedTuple):
     targets: Tensor  # int64 [L], the ids to predict
     weights: Tensor  # float32 [L]
     packing: Packing | None  # None: all tokens have a label, or packing is off
+    prompts: Tensor | None = None  # int64 [B], tokens of each row before its first label
 
 
 class Batch(NamedTuple):
@@ -254,5 +214,6 @@ def batch_of(
         places = torch.cat((places, extra))
         targets, label_weights = (F.pad(t, (0, len(extra))) for t in (targets, label_weights))
         packed = replace(packed, kept=places).map(there)
-    labels = Labels(there(places), there(targets), there(label_weights), packed)
+    prompts = there(weights[:, 1:].ne(0).int().argmax(dim=1) + 1)
+    labels = Labels(there(places), there(targets), there(label_weights), packed, prompts)
     return Batch(there(ids), there(weights), there(lengths), labels)

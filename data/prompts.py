@@ -4,20 +4,25 @@ The template is stored with the adapter and used again in evaluation.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from data.assistant_turns import Conversation
 from data.chat_template import RefusedMessages, render_all, render_one
 from files.errors import UserError, unknown
 
 WRITE = " Write a response that appropriately completes the request."
+
 TASK = "Below is an instruction that describes a task." + WRITE
+
 PAIRED = (
     "Below is an instruction that describes a task, paired with an input that provides further"
     " context." + WRITE
 )
+
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
+
 GAP = 16 * " "  # before every line of the paper's v1 prompt but the first, blank lines too
+
 LARGEST = 100_000  # characters of a chat template
 
 
@@ -155,7 +160,9 @@ def paper(task: str, end: str, *sections: str) -> str:
 
 
 NOQA = "  # noqa: E501"  # a comment that became part of the v1 prompt
+
 SHORT = ("Instruction", "{instruction}", "Response", "")
+
 LONG = ("Instruction", "{instruction}", "Input", "{input}", "Response", "")
 
 TEMPLATES = {
@@ -171,8 +178,11 @@ TEMPLATES = {
         Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
     )
 }
+
 CHAT = "chat"  # the name of the template that a tokenizer folder holds
+
 AUTO = "auto"  # chat for a user's own data where the tokenizer has a template, else alpaca
+
 NAMES = (*TEMPLATES, CHAT)
 
 
@@ -201,55 +211,6 @@ def template(name: str, tokenizer=None, is_own: bool = False) -> Template:
         )
     special = tuple(sorted(tokenizer.special_tokens.items()))
     return Template(CHAT, tokenizer.chat_template, chat=True, special=special)
-
-
-def template_from(table: dict) -> Template:
-    """A Template from what `table()` made of one. Raises UserError when it is malformed."""
-    types = {field.name: field.type for field in fields(Template)}
-    special = table.get("special", {}) if isinstance(table, dict) else None
-    fits = isinstance(special, dict) and all(
-        isinstance(text, str) for pair in special.items() for text in pair
-    )
-    if (
-        not fits
-        or not {"name", "text"} <= table.keys()
-        or not all(
-            key in types and (key == "special" or isinstance(value, types[key]))
-            for key, value in table.items()
-        )
-    ):
-        raise UserError("the prompt template that is stored with the adapter is malformed")
-    slots = table.get("chat", False) or (
-        "{instruction}" in table["text"]
-        and (
-            not table.get("with_input")
-            or all(slot in table["with_input"] for slot in ("{instruction}", "{input}"))
-        )
-    )
-    if not slots or len(table["text"]) > LARGEST:
-        wrong = "is too long" if slots else "has no place for instruction or input"
-        raise UserError(f"the prompt template that is stored with the adapter {wrong}")
-    return Template(**table | {"special": tuple(sorted(special.items()))})
-
-
-def stored_template(runs: list[dict], tokenizer=None) -> Template | None:
-    """The template that adapters were trained with, by their files; None if they name none.
-
-    Raises UserError when they differ, since one prompt cannot suit both.
-    """
-    found = {
-        template_from(run["template_text"])
-        if "template_text" in run
-        else template(run["template"], tokenizer)
-        for run in runs
-        if isinstance(run.get("template"), str)
-    }
-    if len(found) > 1:
-        raise UserError(
-            "the adapters were trained with different prompt templates: "
-            + ", ".join(sorted(one.name for one in found))
-        )
-    return next(iter(found), None)
 
 
 def prompt(name: str, instruction: str, given: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from adapters.compose import rows_in_use
+from adapters.rows import rows_in_use
 from eval.compare import Likelihood
 from eval.engine import Engine, Request
 from files.errors import UserError, short_of_memory

@@ -3,14 +3,17 @@
 Letters used for shapes: B rows, T tokens of the longest, E size of the embedding.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from adapters.compose import Rows, seated
+from adapters.rows import Rows, seated
 from data.batches import shared_start
+from eval.requests import Row
+from eval.room import Fronts
 from model.cache import Cache
 from model.language import LanguageModel
 
@@ -18,6 +21,24 @@ LEAST = 16  # tokens in common: fewer are read again
 WORTH = 64  # tokens: a pass over one row more is worth it if it saves so many
 TOKENS = {"cpu": 1024}  # of one pass, by device: no more is needed to use all of it
 MORE_TOKENS = 8192  # elsewhere
+
+
+def admit(waiting: deque[Row], free: list[int], device: str, fronts: Fronts) -> list[Row]:
+    """Take from `waiting` the rows that are read in the next pass, each with slots of `free`.
+
+    All have as many virtual tokens; rows that have others wait for a pass of their own.
+    """
+    rows: list[Row] = []
+    for row in list(waiting):
+        width = row.request.width
+        longest = max(len(other.request.prompt) for other in [*rows, row])
+        if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
+            break
+        if not rows or fronts[row.request.entry] == fronts[rows[0].request.entry]:
+            row.slots, free = free[:width], free[width:]
+            rows.append(row)
+            waiting.remove(row)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -62,18 +83,31 @@ def read(
     mixtures: list[Rows],
     entries: Sequence[int],
     beginning: Beginning | None = None,
-    most: int | None = None,
+    prompts: Sequence[int] | None = None,
 ) -> Read:
     """Read rows of token ids, which may share a beginning that was read before.
 
     Tokens in common are read once, unless rows have adapters of their own or rotary angles depend
-    on the length of a row. entries: those of `mixtures` for each row. most: tokens that may be read
-    in advance, without their hidden states (None: all but the last of each row).
+    on the length of a row. entries: those of `mixtures` for each row, which have as many virtual
+    tokens each. prompts: how many tokens of each row are its prompt (None: all); all but the last
+    of these may be read in advance, without their hidden states.
     """
-    known = None
+    with seated(mixtures, entries):
+        return read_seated(model, rows, mixtures, entries, beginning, prompts)
+
+
+def read_seated(
+    model: LanguageModel,
+    rows: Sequence[list[int]],
+    mixtures: list[Rows],
+    entries: Sequence[int],
+    beginning: Beginning | None,
+    prompts: list[int] | None,
+) -> Read:
+    """`read`, with the rows in their seats."""
+    known, prompts = None, prompts or list(map(len, rows))
     if len(set(entries)) == 1 and not model.depends_on_length:
-        most = min(map(len, rows)) - 1 if most is None else most
-        known = begin(model, rows, mixtures, entries, beginning, most)
+        known = begin(model, rows, mixtures, entries, beginning, prompts)
     first = len(known.ids) if known else 0
     rest = [row[first:] for row in rows]
     T = max(map(len, rest))
@@ -87,8 +121,8 @@ def read(
     if model.depends_on_length:
         mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rest])
         mask = None if mask.all() else mask.to(model.device)
-    with seated(mixtures, entries):
-        hidden = model.hidden(ids, mask, cache=cache)
+    counts = torch.tensor(prompts, device=model.device)
+    hidden = model.hidden(ids, mask, cache=cache, prompts=counts)
     lengths = [model.prompt_length + len(row) for row in rows]
     return Read(hidden, first, cache, lengths, known)
 
@@ -99,10 +133,11 @@ def begin(
     mixtures: list[Rows],
     entries: Sequence[int],
     beginning: Beginning | None,
-    most: int,
+    prompts: Sequence[int],
 ) -> Beginning | None:
     """The beginning that these rows have in common, read already or now; None: too short."""
-    shared = min(common_start(rows), most)
+    shortest = min(prompts)
+    shared = max(0, min(common_start(rows), shortest - max(1, model.prompt_ends)))
     there = min(shared_start(beginning.ids, rows[0]), shared) if beginning else 0
     there = there if there >= LEAST else 0
     if (len(rows) - 1) * (shared - there) >= WORTH:
@@ -112,6 +147,7 @@ def begin(
             one.copy_row(0, known.cache, known.row, model.prompt_length + there)
             one.filled = model.prompt_length + there
         with seated(mixtures, entries[:1]):
-            model.hidden(torch.tensor([rows[0][there:shared]], device=model.device), cache=one)
+            ids = torch.tensor([rows[0][there:shared]], device=model.device)
+            model.hidden(ids, cache=one, prompts=torch.tensor([shortest], device=model.device))
         return Beginning(rows[0][:shared], one, 0)
     return Beginning(rows[0][:there], beginning.cache, beginning.row) if there else None

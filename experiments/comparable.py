@@ -66,6 +66,7 @@ class Compared:
         """For JSON."""
         return {
             "row": self.name,
+            "sets": list(self.row.table.sets),
             "figures": self.row.figures,
             "comparable": not self.differs,
             "differs": self.text if self.differs else "",
@@ -101,6 +102,8 @@ def differences(row: Row, ours: Conditions) -> list[tuple[str, str]]:
     theirs = row.training.prompt_weight
     if ours.adapter and (theirs is None or theirs != ours.prompt_weight):
         found.append((loss_over(theirs), loss_over(ours.prompt_weight)))
+    if row.training.reader != "paper":
+        found.append(("a reader of answers that is not known", "the paper's"))
     return found
 
 
@@ -115,7 +118,7 @@ def adapter_differences(row: Row, ours: Conditions) -> list[tuple[str, str]]:
     if here is None:
         return [(row.word, "no single adapter")]
     if theirs is None:
-        return [(f"{row.word}, which is not here", here.kind)]
+        return [(f"{row.word}, whose sites and sizes its table does not say", here.kind)]
     if theirs.kind != here.kind or theirs.parts.keys() != here.parts.keys():
         return [(theirs.kind, here.kind)]
     family = MODEL_TYPES[REGISTRY[row.model].config["model_type"]]
@@ -166,10 +169,10 @@ def beside_published(ours: Conditions, predictions: list[dict]) -> tuple[list[Ta
         if compared.differs:
             continue
         row, sets = compared.row, compared.row.table.sets
-        here = percents(paper, sets)
+        here, keys = percents(paper, sets), row.figures.keys()
         rows: dict[str, Figures] = {
-            "ours, strict": percents(strict, sets),
-            "ours, the paper's reader": here,
+            "ours, strict": {key: percents(strict, sets)[key] for key in keys},
+            "ours, the paper's reader": {key: here[key] for key in keys},
             f"published, {compared.name}": row.figures,
             "difference": {key: here[key] - value for key, value in row.figures.items()},
         }

@@ -40,9 +40,14 @@ class Entry:
         """Reader -> scores; only the strict one, empty, where there is no test set."""
         return {"strict": self.strict} | ({"paper": self.paper} if self.paper else {})
 
-    def comparable(self) -> list[Figures]:
-        """The figures of the published rows that this result can be compared with."""
-        return [row["figures"] for row in self.published if row["comparable"]]
+    def comparable(self) -> list[tuple[Figures, list[str]]]:
+        """The figures of each published row that this result can be compared with, and the sets
+        that they are of."""
+        return [
+            (row["figures"], row.get("sets") or [key for key in row["figures"] if key != "average"])
+            for row in self.published
+            if row["comparable"]
+        ]
 
 
 def entry(job: Job) -> Entry:

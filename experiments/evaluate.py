@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from adapters.attach import adapter_names, adapters_named
-from data.prompts import Template, stored_template
+from data.prompts import Template
+from data.stored_template import stored_template
 from eval.journal import remove_journals
 from eval.predict import predict
 from eval.room import room_lines

@@ -13,7 +13,7 @@ from adapters.attach import adapters_named
 from adapters.formats.peft_write import write
 from adapters.formats.transformers_model import export_with_adapters
 from adapters.several import SETUP
-from data.prompts import stored_template
+from data.stored_template import stored_template
 from experiments.base import load_base
 from experiments.card import base_name, without_paths, write_card
 from experiments.merging import check_to_write, describe_adapters, load_stored

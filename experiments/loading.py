@@ -6,7 +6,8 @@ from pathlib import Path
 from adapters import Average, use
 from adapters.attach import in_order
 from adapters.several import load_any
-from data.prompts import Template, stored_template, template
+from data.prompts import Template, template
+from data.stored_template import stored_template
 from experiments.base import load_base, load_tokenizer_of
 from experiments.folders import check_whole
 from files.errors import UserError
@@ -19,7 +20,7 @@ from train.settings import settings as make_settings
 NOT_MEASURED = ("adapter", "train", "load", "continue_from", "only_right", "train_on_test")
 NOT_OF_THE_RUN = {
     "shard": False,
-    "train": {"offload": False, "compile": False},
+    "train": {"offload": False, "compile": False, "tf32": False},
 }  # were for training only
 
 

@@ -16,7 +16,8 @@ from data.prompts import AUTO, NAMES, Template
 from data.sources import Data
 from eval.room import positions_of, room_lines
 from experiments.base import check_base, choose_devices, load_base
-from experiments.continued import Start, load_start, named_data, template_of
+from experiments.continued import Start, load_start, template_of
+from experiments.continued_settings import named_data
 from experiments.held_out import HeldOut, hold_out_share
 from experiments.history import held_out_seen, seen_in_training
 from experiments.labels import check_labels, reading_lines
@@ -106,6 +107,12 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     active = in_order(model)  # the loaded ones, then the new one; or a fusion of them
     use(model, active, train=["default"])
 
+    if model.block_adapters() and (data.is_text or s.train.prompt_weight):
+        cause = "train.prompt_weight = 0" if s.train.prompt_weight else "data that is no plain text"
+        raise UserError(
+            f"{config.kind} adapters change the prompt's tokens, and a prompt ends where the loss "
+            f"begins: they need {cause}"
+        )
     encoded = encode_rows(tokenizer, data.train, data.is_text, template, s)
     check_positions(model, encoded.examples)
     share = hold_out_share(tokenizer, data, template, s, encoded.examples)

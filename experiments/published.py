@@ -24,6 +24,7 @@ class Training:
     batch_size: int | None = None
     learning_rate: float | None = None
     seeds: int | None = None
+    reader: str = ""  # "paper": answers were read by the paper's code
     best_on_test: str = ""  # "yes": the best epoch was chosen on the test sets
     notes: list[str] = field(default_factory=list)  # doubts, other figures for the same row
 
@@ -34,6 +35,7 @@ class Training:
             (self.batch_size, f"batches of {self.batch_size}"),
             (self.learning_rate, f"learning rate {self.learning_rate}"),
             (self.seeds, f"{self.seeds} seed{'s' * (self.seeds != 1)}"),
+            (self.reader == "paper", "answers read by the paper's code"),
             (self.best_on_test == "yes", "the best epoch chosen on the test sets"),
         )
         return ", ".join(text for value, text in known if value)
@@ -46,7 +48,8 @@ class Published:
     problems: of each set. teacher: the name and the figures of the model whose answers are the
     training data. models, grid: the models and presets that `run.py table` runs by default.
     adapters: word of the table -> what it is here. of: word -> where its training is another.
-    leaks: sets that the training data holds problems of. rows: model, word -> figures, average.
+    leaks: sets that the training data holds problems of. rows: model, word -> figures, average;
+    of some tables the average alone. parameters: model, word -> as printed, "4.2M" or "0.826%".
     """
 
     data: str
@@ -63,6 +66,7 @@ class Published:
     training: Training = Training()
     adapters: dict[str, dict] = field(default_factory=dict)
     of: dict[str, dict] = field(default_factory=dict)
+    parameters: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def missing(self, measured: dict[str, Score]) -> str:
         """The sets that were measured in part, such as "gsm8k 2 of 264"; "" where none was."""
@@ -74,6 +78,8 @@ class Published:
         )
 
     def figures(self, values: Sequence[float]) -> Figures:
+        if len(values) == 1:
+            return {"average": values[0]}
         return dict(zip((*self.sets, "average"), values, strict=True))
 
     def rows_of(self, model: str) -> list["Row"]:
@@ -107,7 +113,9 @@ class Row:
 
     def notes(self) -> list[str]:
         """How the row was made, where it stands, and what is doubtful about it."""
-        made = ", ".join(filter(None, [self.training.text(), self.table.about]))
+        printed = self.table.parameters.get(self.model, {}).get(self.word, "")
+        printed = f"{printed} parameters" * bool(printed)
+        made = ", ".join(filter(None, [printed, self.training.text(), self.table.about]))
         return [f"published with {made}; {self.table.source}", *self.training.notes]
 
 

@@ -42,6 +42,7 @@ class Line:
     reader: str  # strict | paper | published | difference | mean of N seeds
     figures: dict[str, tuple[float, ...]]  # set or "average" -> percent, or percent, low, high
     seeds: int  # runs of this model and adapter
+    sets: tuple[str, ...] = ()  # that a published average is over
 
     def heads(self, axes: Sequence[str]) -> list[str]:
         """Model, adapter, the axes, parameters, loss and held-out loss, on the first line of an
@@ -73,7 +74,7 @@ class Line:
         """Whether this is a difference whose published figure is outside the interval of ours."""
         if self.reader != "difference":
             return False
-        measured = {key: self.entry.paper[key] for key in self.figures if key != "average"}
+        measured = {key: self.entry.paper[key] for key in self.sets}
         ours, low, high = percent(measured)[name]
         return not low <= ours - self.figures[name][0] <= high
 
@@ -95,12 +96,12 @@ def lines_of(entries: Sequence[Entry]) -> list[Line]:
             lines.append(Line(e, f"mean of {len(same)} seeds", spread(same), len(same)))
         for reader, scores in e.readings().items():
             lines.append(Line(e, reader, percent(scores), len(same)))
-        for row in e.comparable():
-            ours = percent({name: e.paper[name] for name in row if name != "average"})
+        for row, sets in e.comparable():
+            ours = percent({name: e.paper[name] for name in sets})
             figures = {name: (value,) for name, value in row.items()}
             lines.append(Line(e, "published", figures, len(same)))
             figures = {name: (ours[name][0] - value,) for name, value in row.items()}
-            lines.append(Line(e, "difference", figures, len(same)))
+            lines.append(Line(e, "difference", figures, len(same), tuple(sets)))
     return lines
 
 
@@ -141,7 +142,7 @@ def long_table(entries: Sequence[Entry]) -> Table:
         e = line.entry
         if line.reader not in ("strict", "paper"):
             continue
-        row = next(iter(e.comparable()), {})
+        row, of_row = next(iter(e.comparable()), ({}, []))
         run = (e.model, e.quantize, e.adapter or "none", e.seed, e.parameters)
         run += (*(e.losses or (None, None)), e.seconds)
         held_out = (e.held_out.get("before", e.held_out.get("loss")), e.held_out.get("after"))
@@ -150,7 +151,7 @@ def long_table(entries: Sequence[Entry]) -> Table:
         totals["average"] = sum(totals.values())
         for name, figures in (line.figures or {"": (None, None, None)}).items():
             published, difference = row.get(name), None
-            if name == "average" and len(row) != len(line.figures):
+            if name == "average" and len(of_row) + 1 != len(line.figures):
                 published = None  # ours is over other sets
             if published is not None:
                 difference = round(figures[0] - published, 2)

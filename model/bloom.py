@@ -18,14 +18,14 @@ from model.kernels import attention
 from model.language import LanguageModel
 from model.packing import Packing
 from model.parts import Shape, Step, check_sizes
-from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
+from model.sites import BlockOutput, Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "qkv": "self_attention.query_key_value", "o": "self_attention.dense",
     "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h", "attn": "attn_site",
     "mlp": "mlp_site", "kv": "self_attention.kv_site", "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
+    "mlp_norm": "post_attention_layernorm", "block": "block_site",
 }  # fmt: skip
 OUTER_SITES = {  # the same -> attribute of the Model
     "embed": "transformer.word_embeddings", "embed_norm": "transformer.word_embeddings_layernorm",
@@ -36,7 +36,7 @@ PICTURE = """\
 x ─┬─ [attn_norm] ─ [qkv] ─ [kv] ─ attention + distance ─ [o] ─ [attn] ─ + ─┐
    └─────────────────────────────────────────────────────────────────────┘  │
 ┌───────────────────────────────────────────────────────────────────────────┘
-└──┬─ [mlp_norm] ─ [up] ─ gelu ─ [down] ─ [mlp] ─ + ─ x
+└──┬─ [mlp_norm] ─ [up] ─ gelu ─ [down] ─ [mlp] ─ + ─ [block] ─ x
    └──────────────────────────────────────────────┘"""
 
 SPELLINGS = {  # other names of the fields below
@@ -148,6 +148,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = LayerNorm(C, eps)
         self.mlp = MLP(config)
         self.mlp_site = Site(C)
+        self.block_site = BlockOutput(C)
         self.residual_is_normed = config.apply_residual_connection_post_layernorm
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
@@ -155,7 +156,8 @@ class Block(nn.Module):
         attended, x, h = self.self_attention(h, step), step.kept(x), step.kept(h)
         x = (h if self.residual_is_normed else x) + self.attn_site(attended, h)
         h = self.post_attention_layernorm(x)
-        return (h if self.residual_is_normed else x) + self.mlp_site(self.mlp(h), h)
+        x = (h if self.residual_is_normed else x) + self.mlp_site(self.mlp(h), h)
+        return self.block_site(x, step.places)
 
 
 class Decoder(nn.Module):
@@ -189,14 +191,15 @@ class Model(LanguageModel):
         keys, T = tokens.positions(), tokens.ids.shape[1]
         queries = keys[:, -T:] if tokens.starts is None else tokens.query_positions()
         bias = alibi(self.config, keys, queries, tokens.may_look())
-        return Step(bias.to(self.dtype), cache, packing=tokens.packing)
+        return Step(bias.to(self.dtype), cache, packing=tokens.packing, places=tokens.in_prompts)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
+        prompts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache, packing)
+        tokens = self.tokens(ids, mask, positions, cache, packing, prompts)
         step = self.step(tokens, cache)
         x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:

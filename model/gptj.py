@@ -17,20 +17,20 @@ from model.language import LanguageModel
 from model.packing import Packing
 from model.parts import ACTIVATIONS, Shape, Step, check_sizes
 from model.rope import rotary_angles, rotate_pairs
-from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
+from model.sites import BlockOutput, Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj",
     "up": "mlp.fc_in", "down": "mlp.fc_out", "attn": "attn_site", "mlp": "mlp_site",
-    "kv": "attn.kv_site", "norm": "ln_1",
+    "kv": "attn.kv_site", "norm": "ln_1", "block": "block_site",
 }  # fmt: skip
 OUTER_SITES = {"embed": "transformer.wte", "final_norm": "transformer.ln_f", "head": "lm_head"}
 
 PICTURE = """\
 x ─┬─ [norm] ─┬─ [q] ─ rotary ─┐
    │          ├─ [k] ─ rotary ─┤
-   │          ├─ [v] ──────────┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─ x
+   │          ├─ [v] ──────────┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─ [block] ─ x
    │          └─ [up] ─ act ─ [down] ─ [mlp] ───────────────────────┤
    └────────────────────────────────────────────────────────────────┘"""
 
@@ -135,11 +135,13 @@ class Block(nn.Module):
         self.attn_site = Site(config.n_embd)
         self.mlp = MLP(config)
         self.mlp_site = Site(config.n_embd)
+        self.block_site = BlockOutput(config.n_embd)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.ln_1(x)
         attended, x, h = self.attn(h, step), step.kept(x), step.kept(h)
-        return x + self.attn_site(attended, h) + self.mlp_site(self.mlp(h), h)
+        x = x + self.attn_site(attended, h) + self.mlp_site(self.mlp(h), h)
+        return self.block_site(x, step.places)
 
 
 class Decoder(nn.Module):
@@ -170,14 +172,17 @@ class Model(LanguageModel):
         inv_freq = 10000.0 ** -(torch.arange(0, R, 2, dtype=torch.float32, device=device) / R)
         positions = tokens.query_positions(limit=self.config.n_positions)
         cos, sin = rotary_angles(inv_freq, positions, self.dtype)
-        return Step(tokens.causal_mask(), cache, cos, sin, packing=tokens.packing)
+        return Step(
+            tokens.causal_mask(), cache, cos, sin, packing=tokens.packing, places=tokens.in_prompts
+        )
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
+        prompts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache, packing)
+        tokens = self.tokens(ids, mask, positions, cache, packing, prompts)
         step = self.step(tokens, cache)
         x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.cache import Cache, Slots
+from model.cache import Cache
 from model.packing import Packing
-from model.parts import Shape, Stage, Step, moved
-from model.placed import Placed
+from model.parts import Shape, Step
+from model.placed import Placed, Stage, moved
 from model.sites import Embedding, Linear
+from model.slots import Slots
 from model.tokens import Tokens
 
 
@@ -92,16 +93,23 @@ class LanguageModel(Placed):
         """An empty cache for `batch` rows of at most `length` tokens."""
         return Cache(batch, *self.cache_sizes(length))
 
-    def new_slots(self, slots: int, length: int) -> Slots:
-        """A static cache for `slots` rows at a time, of at most `length` tokens each."""
-        return Slots(slots, *self.cache_sizes(length))
+    def new_slots(self, slots: int, length: int, virtual: int | None = None) -> Slots:
+        """A static cache for `slots` rows at a time, of at most `length` tokens each.
+
+        virtual: the most virtual tokens and keys in front of a row, where rows differ in it.
+        """
+        if virtual is None:
+            return Slots(slots, *self.cache_sizes(length))
+        return Slots(slots, *self.sizes(length + virtual), [0] * len(self.blocks))
 
     def cache_sizes(self, length: int) -> tuple:
         """The arguments of `Cache` after the first."""
+        return *self.sizes(length + self.prompt_length), self.virtual_keys()
+
+    def sizes(self, columns: int) -> tuple:
         layers = range(len(self.blocks))
         devices = [self.device_at(i) if self.stages else self.device for i in layers]
-        K, D = self.shape.kv_heads, self.shape.head_size
-        return K, length + self.prompt_length, D, self.dtype, devices, self.virtual_keys()
+        return self.shape.kv_heads, columns, self.shape.head_size, self.dtype, devices
 
     @property
     def prompt_length(self) -> int:
@@ -119,20 +127,36 @@ class LanguageModel(Placed):
 
     def tokens(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None,
-        packing: Packing | None = None,
+        packing: Packing | None = None, prompts: Tensor | None = None,
     ) -> Tokens:  # fmt: skip
         """The tokens of a pass (arguments as in `forward`) with the virtual ones of adapters."""
         filled = cache.filled if cache else 0
+        if isinstance(cache, Slots):  # virtual ones are columns of its rows
+            return Tokens(ids, mask, positions, filled, 0, 0, packing, cache.starts)
         prompt, prefix = self.prompt_length, self.prefix_length
         virtual = prefix + prompt
         if mask is not None and virtual:
             mask = torch.cat((mask.new_ones(len(ids), virtual), mask), dim=1)
         if filled:
-            starts = None if cache.starts is None else cache.starts + prefix
-            return Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
-        if prompt:
-            ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
-        return Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
+            tokens = Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing)
+        else:
+            if prompt:
+                ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)
+            tokens = Tokens(ids, mask, positions, prefix, prompt, virtual, packing)
+        if self.block_adapters() and (prompts is not None or not filled):
+            places = tokens.places(prompts)
+            tokens.in_prompts = packing.pack(places) if packing else places
+        return tokens
+
+    def block_adapters(self) -> list:
+        """The active adapters at the outputs of blocks, which look at places in the prompt."""
+        at = self.sites["block"]
+        return [adapter for block in self.blocks for adapter in block.get_submodule(at).active]
+
+    @property
+    def prompt_ends(self) -> int:
+        """How many of a prompt's last tokens are computed as such: no other row can share them."""
+        return max((adapter.ends for adapter in self.block_adapters()), default=0)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """The input of the first block [B, T, C]; adapters change it and put virtual tokens first.
@@ -188,25 +212,24 @@ class LanguageModel(Placed):
         return self.head(hidden).float()
 
     def hidden(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
-    ) -> Tensor:
+        self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+        cache: Cache | None = None, packing: Packing | None = None, prompts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Last hidden states [B, T, E], from which `logits` makes logits; arguments: `forward`."""
-        return self(ids, mask, positions, cache, head=False, packing=packing)
+        return self(ids, mask, positions, cache, False, packing, prompts)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
+        prompts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Token ids -> logits float32 [B, T, V], or with head=False last hidden states [B, T, E].
 
         ids: int64 [B, T]; with a cache that holds `past` tokens, those after them
         mask: [B, past + T], 1 = real token, 0 = pad; None: all are real
         positions: [B, T] (BLOOM: of all keys, [B, past + T]); None: counted from the mask
+        prompts: int64 [B], how many of a row's real tokens are its prompt, those in the cache too;
+            None: all of a first pass. Only adapters at a block's output look at it
         packing: blocks compute some of the tokens only; [1, L, ...] of them are returned
         Raises UserError for a position that the model does not have.
         """

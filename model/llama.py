@@ -21,14 +21,14 @@ from model.packing import Packing
 from model.parts import ACTIVATIONS, Step
 from model.rope import rope_angles, rotate_halves
 from model.rope_scaling import depends_on_length, warn_of_length
-from model.sites import Embedding, KeysValues, Linear, RMSNorm, Site
+from model.sites import BlockOutput, Embedding, KeysValues, Linear, RMSNorm, Site
 from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
     "down": "mlp.down_proj", "attn": "attn_site", "mlp": "mlp_site", "kv": "self_attn.kv_site",
-    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "block": "block_site",
 }  # fmt: skip
 OUTER_SITES = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
@@ -39,7 +39,7 @@ x ─┬─ [attn_norm] ─┬─ [q] ─ rotary ─┐
    └─────────────────────────────────────────────────────────────────────┘  │
 ┌───────────────────────────────────────────────────────────────────────────┘
 └──┬─ [mlp_norm] ──┬─ [gate] ─ act ─┐
-   │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ x
+   │               └─ [up] ─────────× ─ [down] ─ [mlp] ─ + ─ [block] ─ x
    └─────────────────────────────────────────────────────┘"""
 
 __all__ = ["ROWS", "Config", "Model"]
@@ -119,13 +119,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
         self.mlp_site = Site(config.hidden_size)
+        self.block_site = BlockOutput(config.hidden_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         h = self.input_layernorm(x)
         attended, x, h = self.self_attn(h, step), step.kept(x), step.kept(h)
         x = x + self.attn_site(attended, h)  # an empty site returns its first input
         h = self.post_attention_layernorm(x)
-        return x + self.mlp_site(self.mlp(h), h)
+        return self.block_site(x + self.mlp_site(self.mlp(h), h), step.places)
 
 
 class Decoder(nn.Module):
@@ -161,14 +162,15 @@ class Model(LanguageModel):
         mask = tokens.causal_mask()
         slides = 0 < self.window < tokens.keys  # in some layers, and beyond some keys
         window_mask = tokens.may_look(self.window) if slides else mask
-        return Step(mask, cache, cos, sin, window_mask, tokens.packing)
+        return Step(mask, cache, cos, sin, window_mask, tokens.packing, tokens.in_prompts)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
+        prompts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache, packing)
+        tokens = self.tokens(ids, mask, positions, cache, packing, prompts)
         step = self.step(tokens, cache)
         x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:

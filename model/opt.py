@@ -12,14 +12,14 @@ from model.kernels import attention
 from model.language import LanguageModel
 from model.packing import Packing
 from model.parts import ACTIVATIONS, Shape, Step, check_sizes
-from model.sites import Embedding, KeysValues, LayerNorm, Linear, Site
+from model.sites import BlockOutput, Embedding, KeysValues, LayerNorm, Linear, Site
 from model.tokens import Tokens
 
 SITES = {  # the paper's place -> attribute of a Block; its last part is a name, too
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "o": "self_attn.out_proj", "up": "fc1", "down": "fc2", "attn": "attn_site",
     "mlp": "mlp_site", "kv": "self_attn.kv_site", "attn_norm": "self_attn_layer_norm",
-    "mlp_norm": "final_layer_norm",
+    "mlp_norm": "final_layer_norm", "block": "block_site",
 }  # fmt: skip
 OUTER_SITES = {  # the same -> attribute of the Model
     "embed": "model.decoder.embed_tokens", "final_norm": "model.decoder.final_layer_norm",
@@ -32,7 +32,7 @@ x ─┬─ [attn_norm] ─┬─ [q] ─┐
    │               └─ [v] ─┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─┐
    └────────────────────────────────────────────────────────────┘  │
 ┌──────────────────────────────────────────────────────────────────┘
-└──┬─ [mlp_norm] ─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ x
+└──┬─ [mlp_norm] ─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ [block] ─ x
    └─────────────────────────────────────────────┘"""
 
 PICTURE_350M = """\
@@ -41,7 +41,7 @@ x ─┬─┬─ [q] ─┐
    │ └─ [v] ─┴─ [kv] ─ attention ─ [o] ─ [attn] ─ + ─ [attn_norm] ─┐
    └──────────────────────────────────────────────┘                │
 ┌──────────────────────────────────────────────────────────────────┘
-└──┬─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ [mlp_norm] ─ x
+└──┬─ [up] ─ act ─ [down] ─ [mlp] ─ + ─ [mlp_norm] ─ [block] ─ x
    └────────────────────────────────┘"""
 
 SPELLINGS, ONLY, ROWS = {}, {}, {"opt": {}}
@@ -128,6 +128,7 @@ class Block(nn.Module):
         self.fc2 = Linear(config.ffn_dim, C, config.enable_bias)
         self.act = ACTIVATIONS[config.activation_function]
         self.mlp_site = Site(C)
+        self.block_site = BlockOutput(C)
         self.final_layer_norm = LayerNorm(C, affine=affine)  # the MLP's, whatever its name says
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
@@ -138,7 +139,8 @@ class Block(nn.Module):
             x = self.self_attn_layer_norm(x)
         h = self.final_layer_norm(x) if self.norm_first else x
         x = x + self.mlp_site(self.fc2(self.act(self.fc1(h))), h)
-        return x if self.norm_first else self.final_layer_norm(x)
+        x = x if self.norm_first else self.final_layer_norm(x)
+        return self.block_site(x, step.places)
 
 
 class Decoder(nn.Module):
@@ -181,7 +183,7 @@ class Model(LanguageModel):
         return x + decoder.embed_positions(positions + OFFSET).to(self.dtype)
 
     def step(self, tokens: Tokens, cache: Cache | None) -> Step:
-        return Step(tokens.causal_mask(), cache, packing=tokens.packing)
+        return Step(tokens.causal_mask(), cache, packing=tokens.packing, places=tokens.in_prompts)
 
     def final(self, x: Tensor) -> Tensor:
         norm, project = self.model.decoder.final_layer_norm, self.model.decoder.project_out
@@ -191,9 +193,10 @@ class Model(LanguageModel):
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
         cache: Cache | None = None, head: bool = True, packing: Packing | None = None,
+        prompts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """ids [B, T] -> logits [B, T, V]; arguments: see LanguageModel."""
-        tokens = self.tokens(ids, mask, positions, cache, packing)
+        tokens = self.tokens(ids, mask, positions, cache, packing, prompts)
         step = self.step(tokens, cache)
         x = step.tokens(self.embed(tokens))  # [B, T, C]
         for block in self.blocks:

@@ -14,6 +14,7 @@ from torch import Tensor
 from files.errors import UserError, unknown
 from model.cache import Cache
 from model.packing import Packing
+from model.placed import moved
 
 ACTIVATIONS = {  # by the names of config.json
     "relu": F.relu,
@@ -74,20 +75,6 @@ def check_sizes(config, width: str, heads: str, act: str = "") -> None:
         raise unknown(act, getattr(config, act), ACTIVATIONS)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Blocks first to end - 1 and the device they lie on."""
-
-    device: torch.device
-    first: int
-    end: int
-
-
-def moved(x: Tensor, device: torch.device) -> Tensor:
-    """x on another device; asynchronous if that is a GPU."""
-    return x.to(device, non_blocking=device.type == "cuda")
-
-
 @dataclass
 class Step:
     """What every block needs to know about this forward pass."""
@@ -98,6 +85,7 @@ class Step:
     sin: Tensor | None = None
     window_mask: Tensor | None = None  # `mask` of layers with a sliding window
     packing: Packing | None = None  # blocks get packed tokens (model/packing.py)
+    places: Tensor | None = None  # of the tokens in their prompts, for adapters at a block's output
     copies: dict[torch.device, "Step"] = field(default_factory=dict)  # made by `to`
 
     def rows(self, x: Tensor) -> Tensor:
@@ -118,13 +106,17 @@ class Step:
 
     def last(self) -> "Step":
         """What the last block needs to know."""
-        return self if self.packing is None else replace(self, packing=self.packing.last())
+        if self.packing is None:
+            return self
+        packing = self.packing.last()
+        places = None if self.places is None else packing.keep(self.places)
+        return replace(self, packing=packing, places=places)
 
     def to(self, device: torch.device) -> "Step":
         """A copy on another device, made once; the cache's layers are there already."""
         if device not in self.copies:
-            tensors = (self.mask, self.cos, self.sin, self.window_mask)
-            mask, *rest = (None if t is None else moved(t, device) for t in tensors)
+            tensors = (self.mask, self.cos, self.sin, self.window_mask, self.places)
+            mask, *rest, places = (None if t is None else moved(t, device) for t in tensors)
             packing = self.packing and self.packing.map(lambda index: moved(index, device))
-            self.copies[device] = Step(mask, self.cache, *rest, packing)
+            self.copies[device] = Step(mask, self.cache, *rest, packing, places)
         return self.copies[device]

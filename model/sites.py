@@ -138,6 +138,16 @@ class LayerNorm(Site):
         return self.after(self.compute(x, self.weight, self.bias), x)
 
 
+class BlockOutput(Site):
+    """The site of what leaves a block: adapters there know where tokens stand in their prompts."""
+
+    kind = "block"
+
+    def forward(self, y: Tensor, places: Tensor | None) -> Tensor:
+        """y [B, T, C]; places int64 [B, T, 2] (Tokens.places), None: no token is a prompt's."""
+        return y if places is None else self.after(y, places)
+
+
 class KeysValues(Site):
     """The site of a layer's keys and values: prefix tuning puts further ones in front.
 
@@ -168,4 +178,6 @@ class KeysValues(Site):
                 k, v = adapter.kv(k, v)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        return k, v, None if mask is None else mask[..., -k.shape[2] :]
+        if mask is not None:
+            mask = mask[..., -k.shape[2] :]
+        return k, v, mask if cache is None else cache.hide(layer, mask)

@@ -42,6 +42,7 @@ class Tokens:
     # [B], the position of each row's first query, where rows of a static cache differ in it; their
     # keys lie at their positions, and `past` is that of the longest
     starts: Tensor | None = None
+    in_prompts: Tensor | None = None  # `places`, packed where there is `packing`; None: not needed
 
     @property
     def keys(self) -> int:
@@ -82,6 +83,25 @@ class Tokens:
                     "for it"
                 )
         return positions
+
+    def places(self, prompts: Tensor | None) -> Tensor:
+        """Where the queries stand in their prompts, int64 [B, T, 2].
+
+        The first number counts a row's real tokens from 0, the second how many tokens of its prompt
+        come after; it is negative behind the prompt. prompts [B]: real tokens of each prompt, those
+        in the cache too; None: all so far. Virtual tokens and pads before them count below 0.
+        """
+        T, B = self.ids.shape[1], len(self.ids)
+        if self.starts is not None:
+            positions = self.starts[:, None] + torch.arange(T, device=self.ids.device)
+        elif self.mask is not None:
+            positions = self.mask.long().cumsum(dim=1)[:, -T:] - 1
+        else:
+            positions = torch.arange(self.past, self.keys, device=self.ids.device).expand(B, -1)
+        numbers = positions - self.virtual
+        if prompts is None:
+            prompts = numbers[:, -1] + 1
+        return torch.stack((numbers, prompts.to(numbers)[:, None] - 1 - numbers), dim=-1)
 
     def with_virtual(self, virtual: int, real: int, which: str) -> Tensor:
         """The given positions [B, real] after those of the last `virtual` virtual tokens."""

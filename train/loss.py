@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.compose import Rows
+from adapters.rows import Rows
 from data.batches import Example, Labels, batch_of, micro_batches
 from files.errors import UserError
 from model.language import LanguageModel
@@ -31,14 +31,16 @@ def summed_loss(
     """
     labels = labels_of(ids, weights) if labels is None else labels
     positions = positions_of(model, ids, lengths)
-    return loss_of(model, model.hidden(ids, positions=positions, packing=labels.packing), labels)
+    hidden = model.hidden(ids, positions=positions, packing=labels.packing, prompts=labels.prompts)
+    return loss_of(model, hidden, labels)
 
 
 def labels_of(ids: Tensor, weights: Tensor) -> Labels:
     """The labels of right-padded rows, for callers without `batch_of`; a GPU is waited for."""
     row, place = weights[:, 1:].nonzero(as_tuple=True)  # position t predicts token t + 1
     places = row * ids.shape[1] + place
-    return Labels(places, ids[row, place + 1], weights[row, place + 1], None)
+    prompts = weights[:, 1:].ne(0).int().argmax(dim=1) + 1
+    return Labels(places, ids[row, place + 1], weights[row, place + 1], None, prompts)
 
 
 def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> Tensor | None:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from data.batches import Batch, Example, batch_of, seed_from
 from model.language import LanguageModel
-from model.parts import Step, moved
+from model.parts import Step
+from model.placed import moved
 from model.tokens import Tokens
 from train.loss import loss_of, positions_of, summed_loss
 
@@ -186,7 +187,8 @@ def pipelined(
             timer.mark(work, stage.device)
             ids, _, lengths, labels = passage.batch
             positions = positions_of(model, ids, lengths)
-            tokens = passage.tokens = model.tokens(ids, None, positions, None, labels.packing)
+            tokens = model.tokens(ids, None, positions, None, labels.packing, labels.prompts)
+            passage.tokens = tokens
             passage.step = model.step(tokens, None)
             x = passage.step.tokens(model.embed(tokens))
         else:

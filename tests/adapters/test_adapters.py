@@ -154,7 +154,7 @@ def test_cached_steps_equal_the_full_pass(any_tiny, method):
     """Prompts and prefixes come once, their positions count in every step."""
     attach_small(any_tiny, method)
     randomise(any_tiny)
-    whole = any_tiny(IDS, MASK)
+    whole = any_tiny(IDS, MASK, prompts=MASK[:, :4].sum(dim=1))
     cache = any_tiny.new_cache(2, 7)
     parts = [any_tiny(IDS[:, :4], MASK[:, :4], cache=cache)]
     parts += [any_tiny(IDS[:, i : i + 1], MASK[:, : i + 1], cache=cache) for i in range(4, 7)]

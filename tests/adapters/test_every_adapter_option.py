@@ -355,6 +355,21 @@ def few_entries(tiny):
             assert S.flatten().nonzero()[:, 0].tolist() == sorted(places.tolist())
 
 
+@row(*(f"loreft.{name}" for name in ("r", "first", "last", "form")))
+def tokens_of_the_prompt(tiny):
+    h = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(8))
+    places = torch.stack((torch.arange(9), 6 - torch.arange(9)), dim=-1)[None]  # a prompt of 7
+    for form in ("loreft", "direft"):
+        where = "model.layers.0.block_site"
+        one = tiny.at("loreft", where, ("block",), r=3, first=2, last=1, form=form)
+        assert (one.reft_R.shape, one.reft_b.shape) == ((3, 32), (3,))
+        R = one.rotation()
+        inner = F.linear(h, one.reft_W, one.reft_b) - (h @ R.T if form == "loreft" else 0)
+        expected = h.clone()
+        expected[:, [0, 1, 6]] += (inner @ R)[:, [0, 1, 6]]
+        close(tiny.site(h, places), expected)
+
+
 # ---------------------------------------------------------------- prompts
 KV = "model.layers.0.self_attn.kv_site"
 

@@ -8,7 +8,8 @@ import pytest
 import transformers
 
 from data.batches import encode_row
-from data.prompts import TEMPLATES, Template, template, template_from
+from data.prompts import TEMPLATES, Template, template
+from data.stored_template import template_from
 from model import UserError, load_tokenizer
 from model.registry import POCKET
 

@@ -4,15 +4,8 @@ import json
 
 import pytest
 
-from data.prompts import (
-    NAMES,
-    TEMPLATES,
-    Template,
-    prompt,
-    stored_template,
-    template,
-    template_from,
-)
+from data.prompts import NAMES, TEMPLATES, Template, prompt, template
+from data.stored_template import stored_template, template_from
 from model import UserError
 
 ROW = {"instruction": "Add them.", "input": "1 and 2", "output": "It is 3."}

@@ -225,6 +225,7 @@ def test_the_picture_has_the_kinds_of_methods():
         "inverse": "invertible",
         "LN-tuning": "ln_tuning",
         "fusion": "fusion",
+        "LoReFT": "loreft",
         "×": "ia3",
         "+": "",
     }

@@ -9,7 +9,7 @@ from families import TINY
 from reference import as_transformers_model, by_transformers
 
 from adapters import attach, parameters, use
-from adapters.compose import Rows
+from adapters.rows import Rows
 from eval.generate import generate, left_pad
 from model import UserError, load_model
 

@@ -9,7 +9,7 @@ from families import CONFIGS, TINY
 from likelihoods import PAIRS, assert_same, directly
 
 from adapters import attach, parameters, use
-from adapters.compose import Rows
+from adapters.rows import Rows
 from eval import compare
 from eval.generate import generate
 from eval.likelihood import log_likelihoods

@@ -140,8 +140,9 @@ def test_leaking_sets_and_doubts_are_said():
     assert "The training data holds problems of MultiArith, AddSub, SingleEq." in notes
     assert any("November 2023" in note for note in notes)
     assert (
-        "Note: published with 3 epochs, batches of 16, learning rate 0.0003, 1 seed, over the full "
-        "six sets; README of github.com/AGI-Edgerunners/LLM-Adapters, commit e5a66dd."
+        "Note: published with 3 epochs, batches of 16, learning rate 0.0003, 1 seed, answers read "
+        "by the paper's code, over the full six sets; README of "
+        "github.com/AGI-Edgerunners/LLM-Adapters, commit e5a66dd."
     ) in notes
     _, notes = beside_published(conditions("final-prefix"), answers(table, table.problems))
     assert any("5 epochs, batches of 8, learning rate 0.03, 1 seed" in note for note in notes)

@@ -7,11 +7,15 @@ from dataclasses import replace
 import processes
 import pytest
 
+from adapters.show import trained
 from eval.score import Score
 from experiments import jobs
+from experiments.comparable import Compared, Conditions, beside_published
 from experiments.entries import Entry
+from experiments.layout import with_adapter
 from experiments.published import published
 from experiments.table import lines_of, summary, write_table
+from model.show import count
 from train.settings import settings
 
 TABLE = published()["math-v1"]
@@ -25,11 +29,11 @@ def forked_jobs():
         yield
 
 
-def row_facts(word, model="llama-7b", **differs):
+def row_facts(word, model="llama-7b", table=TABLE, differs=""):
     """What result.json says of a published row."""
-    row = next(row for row in TABLE.rows_of(model) if row.word == word)
-    text = differs.get("differs", "")
-    return {"row": word, "figures": row.figures, "comparable": not text, "differs": text}
+    row = next(row for row in table.rows_of(model) if row.word == word)
+    facts = Compared(row, [("", "")] * bool(differs), same=True).facts()
+    return facts | {"row": word, "differs": differs}
 
 
 def test_ours_stands_beside_a_comparable_published_row(tmp_path):
@@ -74,6 +78,52 @@ def test_the_average_beside_a_published_one_is_over_its_sets(tmp_path):
     assert {line["published"] for line in rows if line["set"] == "AQuA"} == {"9.8"}
 
 
+def test_a_published_average_alone_stands_beside_ours_over_the_same_sets(tmp_path):
+    table = published()["commonsense_170k-rank"]
+    scores = {name: Score(1, 2) for name in table.sets} | {"mawps": Score(10, 10)}
+    row = row_facts("DoRA r 16", table=table)
+    assert row["figures"] == {"average": 77.5}
+    entry = Entry("llama-7b", "dora", 0, scores, scores, published=(row,))
+    line, difference = lines_of([entry])[2:]
+    assert (line.figures, difference.figures) == ({"average": (77.5,)}, {"average": (-27.5,)})
+    assert difference.is_outside("average")  # eight sets of two problems: 50 +- 14.4
+    write_table(tmp_path, [entry], table)
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert {line["published"] for line in rows} == {""}  # its average is over other sets here
+    answers = [
+        {"set": name, "index": n, "right": n % 2 == 0, "paper_right": n % 2 == 0}
+        for name, count in zip(table.sets, table.problems, strict=True)
+        for n in range(count)
+    ]
+    adapter = next(row for row in table.rows_of("llama-7b") if row.word == "DoRA r 16").adapter
+    ours = Conditions("llama-7b", "commonsense_170k", adapter, 1.0)
+    (of_paper, beside), _ = beside_published(ours, answers)
+    assert "DoRA r 16 of later papers" in of_paper.to_text()[3]
+    assert beside.heads == ("", "average")
+    assert [str(row[1]) for row in beside.rows] == ["50.0", "50.0", "77.5", "-27.5"]
+
+
+def test_results_of_older_versions_have_the_sets_of_their_figures():
+    row = {key: value for key, value in row_facts("LoRA").items() if key != "sets"}
+    scores = {name: Score(1, 2) for name in TABLE.sets}
+    entry = Entry("llama-7b", "lora", 0, scores, scores, published=(row,))
+    assert entry.comparable() == [(row["figures"], list(TABLE.sets))]
+
+
+@pytest.mark.parametrize("name", ["math_10k-april", "math_10k"])
+def test_printed_parameters_are_those_of_the_adapters(name):
+    table = published()[name]
+    for model in ("llama-7b", *(["gptj-6b", "bloom-7b1"] * (name == "math_10k-april"))):
+        printed = table.parameters[model]
+        for row in table.rows_of(model):
+            made = settings(None, None, {"model": model, "adapter": row.adapter.to_dict()})
+            with_it = with_adapter(made, "cpu")
+            ours, whole = trained(with_it), count(with_it)
+            text = printed[row.word]
+            ours = 100 * ours / whole if text.endswith("%") else ours / 1e6
+            assert ours == pytest.approx(float(text[:-1]), rel=0.02), (model, row.word)
+
+
 def test_a_row_that_differs_is_named_below_the_table_and_not_in_it(tmp_path):
     scores = {name: Score(1, 2) for name in TABLE.sets}
     row = row_facts("LoRA", differs="published r 32 on q, v; here r 8 on q, v")
@@ -91,6 +141,9 @@ def test_published_averages_are_plain_means():
     for name, table in published().items():
         for model, rows in table.rows.items():
             for word, figures in rows.items():
+                if name == "commonsense_170k-rank":  # averages alone
+                    assert len(figures) == 1
+                    continue
                 assert len(figures) == len(table.sets) + 1, (name, model, word)
                 assert sum(figures[:-1]) / len(table.sets) == pytest.approx(figures[-1], abs=0.06)
 
