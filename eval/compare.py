@@ -56,10 +56,10 @@ class Options:
     def read_on(self, found: Read, options: list[Option]) -> Tensor:
         """Read options without their last id, after their rows -> hidden states [B, T, E]."""
         T = max(len(own) for _, own in options) - 1
-        length = max(found.lengths[row] for row, _ in options) + T
-        if self.cache is None or self.cache.length < length:
+        columns = found.cache.before + max(found.lengths[row] for row, _ in options) + T
+        if self.cache is None or self.cache.length < columns:
             self.cache = None  # first, so that there are never two
-            self.cache = self.model.new_slots(self.slots, length)
+            self.cache = self.model.new_slots(self.slots, columns, virtual=0)
         for slot, (row, _) in enumerate(options):
             self.cache.copy_row(slot, found.cache, row, found.lengths[row])
         self.cache.begin(len(options))

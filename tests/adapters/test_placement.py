@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import write_checkpoint
-from methods import randomise
+from methods import SIZES, randomise
 
 from adapters import attach, parameters, remove
 from adapters.attach import adapters_named
@@ -16,13 +16,14 @@ from model import UserError, load_model
 
 def test_a_site_that_does_not_fit_is_refused_with_the_list_of_those_that_do(any_tiny):
     """Every method at every kind of site: it works, or says where it would."""
-    by_kind = {site.kind: name for name, site in named_sites(any_tiny).items()}
+    by_kind = {site.kind: name for name, site in reversed(named_sites(any_tiny).items())}
     assert len(by_kind) == 6
     for kind, method in METHODS.items():
         for place, site in by_kind.items():
             table = {
                 "kind": kind,
                 "sites": [site],
+                **SIZES.get(kind, {}),
                 **({"of": ["a", "b"]} if kind == "fusion" else {}),
                 **({"ids": [1]} if kind == "token_rows" else {}),
             }
