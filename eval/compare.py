@@ -14,9 +14,9 @@ from torch import Tensor
 from adapters.rows import Rows, seated
 from eval.prefill import Read
 from eval.requests import Request
-from model.cache import Slots
 from model.language import LanguageModel
 from model.parts import CHUNK
+from model.slots import Slots
 
 Likelihood = tuple[float, bool]  # log p in nats, whether each of its ids is the likeliest
 Option = tuple[int, list[int]]  # row of a `Read`, its own ids

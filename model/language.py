@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.cache import Cache, Slots
+from model.cache import Cache
 from model.packing import Packing
-from model.parts import Shape, Stage, Step, moved
-from model.placed import Placed
+from model.parts import Shape, Step
+from model.placed import Placed, Stage, moved
 from model.sites import Embedding, Linear
+from model.slots import Slots
 from model.tokens import Tokens
 
 
