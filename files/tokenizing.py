@@ -13,28 +13,31 @@ def ask(state: str, request: list, what: str) -> list:
 
     The child gets the text with the first request and keeps the tokenizer. Raises UserError.
     """
-    for text, seconds in ((None, SECONDS), (state, 10 * SECONDS)):
-        answer = call(
-            "files.tokenizing:run", [hash(state), text, what, *request], what, seconds, MEMORY
-        )
-        if answer is not None:
-            break
+    key = hash(state)
+    answer = call("files.tokenizing:run", [key, what, *request], what, SECONDS, MEMORY)
+    if answer is None:
+        call("files.tokenizing:keep", [key, state], what, 10 * SECONDS, MEMORY)
+        answer = call("files.tokenizing:run", [key, what, *request], what, SECONDS, MEMORY)
     return answer
+
+
+def keep(request: list) -> None:
+    """In the child: the tokenizer of this key, in place of the one before."""
+    from tokenizers import Tokenizer
+
+    key, state = request
+    tokenizers.clear()
+    tokenizers[key] = Tokenizer.from_str(state), Budget(8.0, 0.005)
 
 
 def run(request: list) -> list | None:
     """In the child: the answer, or None where it does not have the tokenizer yet."""
-    from tokenizers import Tokenizer
-
-    key, state, what, name, value, flag = request
-    if state is not None:
-        tokenizers.clear()
-        tokenizers[key] = Tokenizer.from_str(state), Budget(8.0, 0.005)
+    key, what, name, value, flag = request
     if key not in tokenizers:
         return None
     tokenizer, budget = tokenizers[key]
     try:
-        with budget.piece(what, SECONDS):
+        with budget.piece(what):
             if name == "decode":
                 answer = [tokenizer.decode(value, skip_special_tokens=flag)]
             else:

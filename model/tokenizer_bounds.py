@@ -11,7 +11,6 @@ from pathlib import Path
 from files.errors import UserError
 from files.tokenizing import ask
 
-LARGEST = 40_000_000  # bytes of a tokenizer.json; published ones have at most 35 million
 LONGEST_TOKEN = 1000  # characters
 ADDED = 500_000  # characters of all added tokens together
 UNIGRAM = 4_000_000  # characters of a Unigram's vocabulary, whose tree takes 300 bytes for each

@@ -91,6 +91,7 @@ class Stream(Response):
             await send({"type": "http.response.start", **start})
             async for part in self.parts:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
+                await asyncio.sleep(0)  # a client that has left is noticed
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         try:

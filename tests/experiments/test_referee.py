@@ -104,7 +104,10 @@ def test_the_ranking_is_made_again_in_other_ways(judged):
         "rate tuned on held-out rows", "rate left at 0.01", "loss over the prompt too",
         "the paper's reader", "without leaked problems",
     ]  # fmt: skip
-    _, untuned, _, paper, clean = verdict.rankings
+    _, untuned, prompt, paper, clean = verdict.rankings
+    runs = verdict.trials.other_loss["lora"]
+    assert prompt.seeds["lora"] == [verdict.trials.right(job).mean() for job in runs]
+    assert prompt.seeds["lora"] != verdict.main.seeds["lora"]
     assert untuned.order == paper.order == ["ia3", "lora"]
     assert untuned.accuracy("lora") == pytest.approx(0.3, abs=0.06)
     assert paper.accuracy("lora") == 0

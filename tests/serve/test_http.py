@@ -271,14 +271,17 @@ def test_adapters_come_and_go(client, chat, url, adapters, tmp_path):
 def test_clients_that_leave_free_their_slots(url, loop):
     """Of a stream, of a whole answer, and of one that waits for a slot."""
     for stream in (True, False):
-        body = json.dumps({"model": "lora", "messages": ASKED, "stream": stream, "n": 8,
-                           "stop": "no such text"})  # fmt: skip
+        asked = {"model": "lora", "messages": ASKED, "temperature": 0, "n": 8}
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
-        connection.request("POST", CHAT, body, {"Authorization": f"Bearer {KEY}"})
+        headers, before = {"Authorization": f"Bearer {KEY}"}, loop.metrics.tokens
+        connection.request("POST", CHAT, json.dumps(asked | {"stream": stream}), headers)
         wait_for(lambda: loop.count == 8)
         connection.sock.close()
         connection.close()
         wait_for(lambda: loop.count == 0)
+        assert loop.metrics.tokens - before < 4 * 100  # all of them have more
+    whole = ask(url, CHAT, json.dumps(asked | {"n": 1}))[1]
+    assert json.loads(whole)["usage"]["completion_tokens"] > 100
     assert ask(url, CHAT, json.dumps({"model": "lora", "messages": ASKED}))[0] == 200
 
 
