@@ -142,7 +142,7 @@ def use(model: LanguageModel, names: list[Entry], train: list[str] | None = None
     """Switch on exactly these adapters, applied in this order; [] leaves the base alone.
 
     An entry may be a composition of several: Average("a", "b"), Rows("a", "b", None)
-    (adapters/compose.py). The parameters of what is on require gradients, or those of `train` only.
+    (compose.py, rows.py). The parameters of what is on require gradients, or those of `train` only.
     Raises UserError for an unknown name and for what cannot be composed.
     """
     if isinstance(names, str):

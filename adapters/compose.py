@@ -5,9 +5,9 @@
     use(model, [Rows("math", "code", None)])                    row 0 through math, row 1 through
                                                                 code, row 2 through the base
 
-A composition stands in a site's tuple of active adapters and has an adapter's hooks; it owns no
-parameters. Fusion, which does, is a method (adapters/methods/fusion.py); what task arithmetic makes
-of adapters is a new adapter (adapters/combine.py).
+`Rows` is in adapters/rows.py. A composition stands in a site's tuple of active adapters and has an
+adapter's hooks; it owns no parameters. Fusion, which does, is a method (methods/fusion.py); what
+task arithmetic makes of adapters is a new adapter (adapters/combine.py).
 """
 
 import math

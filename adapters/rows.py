@@ -30,7 +30,8 @@ class Rows(Composition):
     """An adapter, or none, for each row of the batch.
 
     `seats.take(entries)` gives the rows of the next passes other entries than each its own.
-    Adapters that put virtual tokens in front must be of one length for all rows.
+    Adapters may put virtual tokens in front: rows that have as many read their prompts in one pass
+    (eval/engine.py), and go on together with all others.
     """
 
     def __init__(self, *names: str | None):
@@ -51,15 +52,22 @@ class Rows(Composition):
         here = {name: site.adapters[name] for name in self.names if name in site.adapters}
         if not here:
             return None
-        lengths = {here[name].virtual if name in here else 0 for name in self.rows}
+        bound = copy(self)
+        bound.members, bound.here = list(here.values()), here
+        bound.lengths = [here[name].virtual if name in here else 0 for name in self.rows]
+        return bound
+
+    @property
+    def virtual(self) -> int:
+        """Virtual tokens in front of the rows of a first pass. Raises UserError if they differ."""
+        entries = self.seats.entries
+        lengths = set(self.lengths if entries is None else [self.lengths[e] for e in entries])
         if len(lengths) > 1:
             raise UserError(
                 f"{self}: rows with {' and '.join(map(str, sorted(lengths)))} virtual tokens "
-                "cannot be in one batch"
+                "cannot be read in one pass; `generate` reads them one after another"
             )
-        bound = copy(self)
-        bound.virtual, bound.members, bound.here = lengths.pop(), list(here.values()), here
-        return bound
+        return lengths.pop()
 
     def check(self, count: int) -> None:
         """Raise UserError where there are not as many entries as rows."""
@@ -130,10 +138,11 @@ def rows_in_use(model: LanguageModel) -> list[Rows]:
 @contextmanager
 def seated(mixtures: list[Rows], entries: Sequence[int]) -> Iterator[None]:
     """Row i of the passes in this block has entry entries[i] of each of these Rows."""
+    before = [rows.seats.entries for rows in mixtures]
     for rows in mixtures:
         rows.seats.take(entries)
     try:
         yield
     finally:
-        for rows in mixtures:
-            rows.seats.take(None)
+        for rows, entries in zip(mixtures, before, strict=True):
+            rows.seats.take(entries)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.launch import OR_RESUME, resume_or_start
 from cli.options import (
     COMPILE,
     DATA,
@@ -50,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume FOLDER": "continue the interrupted evaluation here, with its own settings",
         "--teacher": (bool, "measure the rationales of the six math sets instead of a model"),
     }
-    add(parser, "output", output)
+    add(parser, "output", output | OR_RESUME)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -76,6 +77,11 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.base import for_processes
     from experiments.folders import remove_if_empty
 
+    if options.or_resume:
+        given_settings = new(options).settings
+        options = resume_or_start(options, processes, evaluation.STARTED, lambda: given_settings)
+        if options is None:
+            return 0
     if options.resume:
         folder, job = Path(options.resume), resumed(options)
     else:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cli.launch import LAUNCH, launcher_of, print_lines
 from cli.options import DATA, SETTINGS, add, parse_numbers, pick, split_names
 
 
@@ -20,16 +21,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--adapters NAME,NAME": "presets",
         "--seeds N,N": "0,1,2: every run once with each",
         "--data NAME": "training data (math-v1; --pocket: wordproblems)",
-        "--jobs N": (int, "runs at the same time (1)", 1),
         "--out FOLDER": "of the runs and the table (runs/table); complete runs there are kept",
     }
     table |= pick(DATA, "--data-dir") | pick(SETTINGS, "--recipe", "--set")
     add(parser, "", table, set="a setting of every run; may be repeated")
+    add(parser, "runs", LAUNCH)
 
 
 def run(options: argparse.Namespace) -> int:
     from experiments.grid import grid_file, make_grid
-    from experiments.grid_jobs import run_grid
+    from experiments.grid_jobs import jobs_of, run_grid
 
     grid = make_grid(
         grid_file(options.grid) if options.grid else None,
@@ -42,5 +43,10 @@ def run(options: argparse.Namespace) -> int:
         sets=options.set,
         pocket=options.pocket,
     )
-    run_grid(grid, Path(options.out or "runs/table"), options.jobs)
+    out = Path(options.out or "runs/table")
+    if options.list:
+        print_lines(options, lambda: jobs_of(grid, out))
+        return 0
+    with launcher_of(options) as launcher:
+        run_grid(grid, out, launcher)
     return 0

@@ -3,9 +3,11 @@
 import argparse
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.launch import OR_RESUME, resume_or_start
 from cli.options import (
     COMPILE,
     DATA,
@@ -69,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume RUN": "continue the interrupted run here, with its own settings; --device and "
         "--set of what changes memory only (train.micro_batch_size ...) may be given",
     }
-    add(parser, "output", output)
+    add(parser, "output", output | OR_RESUME)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -131,6 +133,11 @@ def train(processes: "Processes", options: argparse.Namespace) -> int:
     from experiments.run import can_resume
     from experiments.run import run as train_and_measure
 
+    if options.or_resume:
+        given_settings = partial(settings_of, options)
+        options = resume_or_start(options, processes, "run.toml", given_settings)
+        if options is None:
+            return 0
     settings, folder = resumed(options, processes) if options.resume else new(options, processes)
     resume = bool(options.resume) and can_resume(folder)
     if options.resume and not resume:
@@ -166,7 +173,8 @@ def resumed(options: argparse.Namespace, processes: "Processes") -> "tuple[Setti
     from experiments.run import resume_settings
 
     allowed = ("resume", "device", "set", "debug")
-    if any(value not in (None, []) for name, value in vars(options).items() if name not in allowed):
+    others = [value for name, value in vars(options).items() if name not in allowed]
+    if any(value not in (None, [], False) for value in others):
         raise UserError(
             "--resume continues a run with its own settings; give no other option with it but "
             "--device and some of --set"

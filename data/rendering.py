@@ -1,13 +1,12 @@
 """Chat templates rendered in Jinja's sandbox: the part that runs in a child process.
 
 `render_all` is what the child is asked for (data/chat_template.py). The sandbox keeps a template
-from Python's objects and from files. files/bounded.py limits memory and the time of each text,
-`Template` what all texts of a template take together.
+from Python's objects and from files. files/bounded.py limits memory and time, `Sandboxed` the
+characters that all texts of a template have together.
 """
 
 import json
 import re
-import time
 from contextvars import ContextVar
 from datetime import date
 from functools import cache, lru_cache
@@ -15,7 +14,7 @@ from itertools import islice
 
 from data.assistant_turns import conversation
 from data.chat_template import Messages, RefusedMessages
-from files.bounded import allow
+from files.bounded import Budget
 from files.errors import UserError
 
 LONGEST = 1_000_000  # characters that a template may write, beside ten times those it is given
@@ -54,7 +53,7 @@ class Sandboxed:
 
     def __init__(self, text: str):
         self.text, self.special, self.patience = text, {}, 2.0
-        self.seconds, self.seconds_allowed = 0.0, 8.0
+        self.budget = Budget(8.0, 0.005)  # published templates take a thousandth of it
         self.characters, self.characters_allowed = 0, 10_000_000
 
     def plain(self, messages: Messages, ask: bool) -> str:
@@ -93,16 +92,17 @@ class Sandboxed:
         }  # fmt: skip
         given = sum(len(str(message.get("content"))) for message in messages)
         parts, length, longest = [], 0, LONGEST + 10 * given
-        began = time.process_time()
         sandbox()  # imports Jinja, which takes time of its own
-        allow(self.patience)
         token = CURRENT_BLOCKS.set(blocks)
         try:
-            for part in compiled(self.text).generate(**variables | self.special):
-                parts.append(part)
-                length += len(part)
-                if length > longest:
-                    raise UserError(f"the chat template writes more than {longest:,} characters")
+            with self.budget.piece("the chat template", self.patience, 1e-6 * given):
+                for part in compiled(self.text).generate(**variables | self.special):
+                    parts.append(part)
+                    length += len(part)
+                    if length > longest:
+                        raise UserError(
+                            f"the chat template writes more than {longest:,} characters"
+                        )
         except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever a template can make Jinja raise
@@ -112,20 +112,13 @@ class Sandboxed:
             ) from None
         finally:
             CURRENT_BLOCKS.reset(token)
-            self.add_up(given, time.process_time() - began, length)
+            self.add_up(given, length)
         return "".join(parts)
 
-    def add_up(self, given: int, seconds: float, written: int) -> None:
-        """Count a text of `written` characters. Raises UserError where all take too much."""
-        self.seconds += seconds
-        self.seconds_allowed += 0.005 + 1e-6 * given
+    def add_up(self, given: int, written: int) -> None:
+        """Count a text of `written` characters. Raises UserError where all have too many."""
         self.characters += written
         self.characters_allowed += 10_000 + 10 * given
-        if self.seconds > self.seconds_allowed:
-            raise UserError(
-                f"the chat template takes longer than {self.seconds_allowed:.0f} s for all its "
-                "texts: published ones take a thousandth of it"
-            )
         if self.characters > self.characters_allowed:
             raise UserError(
                 f"the chat template writes more than {self.characters_allowed:,} characters in all"

@@ -5,8 +5,10 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+from data.parquet import rows as parquet_rows
 from files.errors import UserError
 from files.reading import reject_duplicate_keys
 
@@ -166,19 +168,8 @@ def is_quoted(text: str, options: dict) -> bool:
 
 
 def parquet(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(
-            f"{path}: parquet files need the package pyarrow: pip install pyarrow"
-        ) from None
-    try:
-        with ParquetFile(path) as file:
-            rows = file.read().to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{path} cannot be read as parquet: {reason}") from None
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    if find_spec("pyarrow") is None:
+        raise UserError(f"{path}: parquet files need the package pyarrow: pip install pyarrow")
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    yield from ((f"row {number}", row) for number, row in enumerate(parquet_rows(path), start=1))

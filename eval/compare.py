@@ -14,9 +14,9 @@ from torch import Tensor
 from adapters.rows import Rows, seated
 from eval.prefill import Read
 from eval.requests import Request
-from model.cache import Slots
 from model.language import LanguageModel
 from model.parts import CHUNK
+from model.slots import Slots
 
 Likelihood = tuple[float, bool]  # log p in nats, whether each of its ids is the likeliest
 Option = tuple[int, list[int]]  # row of a `Read`, its own ids
@@ -56,10 +56,10 @@ class Options:
     def read_on(self, found: Read, options: list[Option]) -> Tensor:
         """Read options without their last id, after their rows -> hidden states [B, T, E]."""
         T = max(len(own) for _, own in options) - 1
-        length = max(found.lengths[row] for row, _ in options) + T
-        if self.cache is None or self.cache.length < length:
+        columns = found.cache.before + max(found.lengths[row] for row, _ in options) + T
+        if self.cache is None or self.cache.length < columns:
             self.cache = None  # first, so that there are never two
-            self.cache = self.model.new_slots(self.slots, length)
+            self.cache = self.model.new_slots(self.slots, columns, virtual=0)
         for slot, (row, _) in enumerate(options):
             self.cache.copy_row(slot, found.cache, row, found.lengths[row])
         self.cache.begin(len(options))

@@ -9,7 +9,7 @@ the row: not on its neighbours, the order or the slots, up to the rounding of a 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,10 +19,10 @@ from adapters.rows import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
 from eval.compare import Options
-from eval.prefill import Beginning, read, rows_of_pass
+from eval.prefill import Beginning, admit, read
 from eval.requests import Event, Request, Row
-from eval.room import positions_of, room_for, too_long
-from eval.sampling import choose
+from eval.room import Fronts, positions_of, room_for, too_long
+from eval.sampling import choose, scored
 from files.errors import UserError
 from model.graphs import graphs_for
 from model.language import LanguageModel
@@ -34,7 +34,7 @@ class Engine:
     """Makes the answers of one model, of at most `slots` rows at a time.
 
     length: the most tokens of a row, prompt and new ones. vocab_size: only ids below it are chosen
-    (None: all). The adapters in use, and with Rows their entries, stay the same meanwhile.
+    (None: all). The adapters in use stay the same meanwhile, but for those of Rows (`reseat`).
     """
 
     def __init__(
@@ -42,16 +42,15 @@ class Engine:
     ):
         self.model, self.length, self.vocab_size = model, length, vocab_size
         pack(model)
-        self.cache = model.new_slots(slots, length)
-        self.positions = positions_of(model)
         self.mixtures = rows_in_use(model)
+        self.fronts = Fronts(model, self.mixtures)
         self.options = Options(model, slots, vocab_size, self.mixtures)
+        self.cache = model.new_slots(slots, length, self.fronts.most)
         self.graphs = graphs_for(model, self.cache, by_row=bool(self.mixtures))
         self.waiting: deque[Row] = deque()
         self.owners: list[Row | None] = [None] * slots
-        self.known: list[tuple[int | None, list[int]]] = [
-            (None, [])
-        ] * slots  # (entry, prompt) in each slot
+        # (entry, prompt) in each slot
+        self.known: list[tuple[int | None, list[int]]] = [(None, [])] * slots
         self.last = torch.zeros(slots, dtype=torch.long, device=model.device)  # token of each slot
         self.count = 0
 
@@ -59,18 +58,30 @@ class Engine:
     def is_idle(self) -> bool:
         return not self.waiting and not any(self.owners)
 
+    def reseat(self, entries: Collection[int]) -> None:
+        """`use` has put other Rows in place; no row of these entries, which changed, is there."""
+        self.mixtures = self.options.mixtures = rows_in_use(self.model)
+        self.fronts = Fronts(self.model, self.mixtures)
+        self.known = [(e, [] if e in entries else ids) for e, ids in self.known]
+
+    def room(self, entry: int | None) -> int:
+        """The most tokens of a row of this entry, prompt and new ones."""
+        return min(self.length, self.cache.length - self.fronts.columns(entry))
+
     def submit(self, request: Request) -> int:
         """Let a request wait for a slot -> its number. Raises UserError for one that cannot be."""
-        request.check(len(self.owners), self.length)
-        check_ids((request.ids, *request.options), self.model.input_embedding.in_features)
         for rows in self.mixtures:
             rows.check_entry(request.entry)
         if not self.mixtures:  # rows without adapters of their own share what they begin with
             request = replace(request, entry=None)
+        request.check(len(self.owners), self.room(request.entry))
+        check_ids((request.ids, *request.options), self.model.input_embedding.in_features)
         if len(request.options) > 1 and self.model.depends_on_length:
             raise UserError("rotary angles depend on a row's length: give one option a request")
         read = request.most - 1 if request.options else 0  # of its options; the last id is not
-        room = room_for(self.positions, len(request.ids) + read, request.most - read)
+        with seated(self.mixtures, [request.entry]):
+            positions = positions_of(self.model)
+        room = room_for(positions, len(request.ids) + read, request.most - read)
         if not room:
             raise UserError(too_long(self.model))
         beams = Beams(request.beams, room, request.stop_ids) if request.beams > 1 else None
@@ -100,7 +111,8 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Read prompts that wait, if slots are free, else make a token of every live row."""
-        if admitted := self.admitted():
+        free = [slot for slot, row in enumerate(self.owners) if row is None]
+        if admitted := admit(self.waiting, free, self.model.device.type, self.fronts):
             return self.begin(admitted)
         self.close_gaps()
         live = [row for row in self.owners if row]
@@ -115,20 +127,6 @@ class Engine:
                 logits = self.model.logits(hidden[:, -1])
         self.cache.moved_on(len(live))
         return self.take(set_of(live), logits, [row.slots for row in set_of(live)])
-
-    def admitted(self) -> list[Row]:
-        """The rows whose prompts are read next, in slots now."""
-        free = [slot for slot, row in enumerate(self.owners) if row is None]
-        rows, device = [], self.model.device.type
-        while self.waiting:
-            row = self.waiting[0]
-            width = row.request.width
-            longest = max(len(other.request.prompt) for other in [*rows, row])
-            if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
-                break
-            row.slots, free = free[:width], free[width:]
-            rows.append(self.waiting.popleft())
-        return rows
 
     def begin(self, rows: list[Row]) -> list[Event]:
         """Read the prompts of rows -> the events of first tokens and of compared options."""
@@ -178,7 +176,8 @@ class Engine:
                 [row.generator for row in chosen],
             )
             self.last[[row.slots[0] for row in chosen]] = tokens
-            events += [self.extend(row, t) for row, t in zip(chosen, tokens.tolist(), strict=True)]
+            grown = zip(chosen, tokens.tolist(), some, strict=True)
+            events += [self.extend(row, token, scores) for row, token, scores in grown]
         for width in sorted({row.request.beams for row in rows} - {1}):
             these = [(row, at) for row, at in zip(rows, where, strict=True) if len(at) == width]
             some = logits[[index for _, at in these for index in at]]
@@ -189,16 +188,17 @@ class Engine:
                 events += self.branch(row, *continued)
         return sorted(events, key=lambda event: event.number)
 
-    def extend(self, row: Row, token: int) -> Event:
-        """The next token of a row that has no beams."""
+    def extend(self, row: Row, token: int, logits: Tensor) -> Event:
+        """The next token of a row that has no beams, chosen by logits [V]."""
         if token in row.request.stop_ids:
             return self.end(row, [], "stop")
         row.tokens.append(token)
+        top, event = row.request.logprobs, Event(row.number, [token])
         if row.request.stop and row.request.stop(row.tokens):
-            return self.end(row, [token], "stop")
-        return (
-            self.end(row, [token]) if len(row.tokens) == row.longest else Event(row.number, [token])
-        )
+            event = self.end(row, [token], "stop")
+        elif len(row.tokens) == row.longest:
+            event = self.end(row, [token])
+        return event if top is None else replace(event, scores=[scored(logits, token, top)])
 
     def branch(
         self, row: Row, totals: list[float], beams: list[int], tokens: list[int]
@@ -212,7 +212,7 @@ class Engine:
             row.tokens = row.beams.best
             return [self.end(row, row.tokens, "" if len(row.tokens) == row.longest else "stop")]
         dropped = [row.slots[b] for b in range(len(row.slots)) if b not in sources]
-        slots, start = [], self.model.prompt_length + len(row.request.ids)
+        slots, start = [], self.fronts.columns(row.request.entry) + len(row.request.ids)
         for source in sources:
             slot = row.slots[source]
             if slot in slots:

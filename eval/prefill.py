@@ -3,6 +3,7 @@
 Letters used for shapes: B rows, T tokens of the longest, E size of the embedding.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from adapters.rows import Rows, seated
 from data.batches import shared_start
+from eval.requests import Row
+from eval.room import Fronts
 from model.cache import Cache
 from model.language import LanguageModel
 
@@ -18,6 +21,24 @@ LEAST = 16  # tokens in common: fewer are read again
 WORTH = 64  # tokens: a pass over one row more is worth it if it saves so many
 TOKENS = {"cpu": 1024}  # of one pass, by device: no more is needed to use all of it
 MORE_TOKENS = 8192  # elsewhere
+
+
+def admit(waiting: deque[Row], free: list[int], device: str, fronts: Fronts) -> list[Row]:
+    """Take from `waiting` the rows that are read in the next pass, each with slots of `free`.
+
+    All have as many virtual tokens; rows that have others wait for a pass of their own.
+    """
+    rows: list[Row] = []
+    for row in list(waiting):
+        width = row.request.width
+        longest = max(len(other.request.prompt) for other in [*rows, row])
+        if width > len(free) or rows_of_pass(device, len(rows) + 1, longest) <= len(rows):
+            break
+        if not rows or fronts[row.request.entry] == fronts[rows[0].request.entry]:
+            row.slots, free = free[:width], free[width:]
+            rows.append(row)
+            waiting.remove(row)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -67,10 +88,23 @@ def read(
     """Read rows of token ids, which may share a beginning that was read before.
 
     Tokens in common are read once, unless rows have adapters of their own or rotary angles depend
-    on the length of a row. entries: those of `mixtures` for each row. prompts: how many tokens of
-    each row are its prompt (None: all); all but the last of these may be read in advance, without
-    their hidden states.
+    on the length of a row. entries: those of `mixtures` for each row, which have as many virtual
+    tokens each. prompts: how many tokens of each row are its prompt (None: all); all but the last
+    of these may be read in advance, without their hidden states.
     """
+    with seated(mixtures, entries):
+        return read_seated(model, rows, mixtures, entries, beginning, prompts)
+
+
+def read_seated(
+    model: LanguageModel,
+    rows: Sequence[list[int]],
+    mixtures: list[Rows],
+    entries: Sequence[int],
+    beginning: Beginning | None,
+    prompts: list[int] | None,
+) -> Read:
+    """`read`, with the rows in their seats."""
     known, prompts = None, prompts or list(map(len, rows))
     if len(set(entries)) == 1 and not model.depends_on_length:
         known = begin(model, rows, mixtures, entries, beginning, prompts)
@@ -87,9 +121,8 @@ def read(
     if model.depends_on_length:
         mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rest])
         mask = None if mask.all() else mask.to(model.device)
-    with seated(mixtures, entries):
-        counts = torch.tensor(prompts, device=model.device)
-        hidden = model.hidden(ids, mask, cache=cache, prompts=counts)
+    counts = torch.tensor(prompts, device=model.device)
+    hidden = model.hidden(ids, mask, cache=cache, prompts=counts)
     lengths = [model.prompt_length + len(row) for row in rows]
     return Read(hidden, first, cache, lengths, known)
 

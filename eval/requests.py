@@ -23,8 +23,9 @@ class Request:
     seed: int = 0  # of drawn tokens
     # whether these new tokens end the row; they are all part of it. Not with beams
     stop: Callable[[list[int]], bool] | None = None
-    entry: int | None = None  # of Rows (adapters/compose.py), if rows have adapters of their own
+    entry: int | None = None  # of Rows (adapters/rows.py), if rows have adapters of their own
     options: Sequence[list[int]] = ()  # ids of continuations whose likelihoods are wanted
+    logprobs: int | None = None  # likely tokens to give beside each new one. Not with beams
 
     @cached_property
     def prompt(self) -> list[int]:
@@ -71,6 +72,8 @@ class Event:
     ended: str = ""
     # of each option: log p(option | ids) in nats, and whether greedy decoding would make it
     likelihoods: Sequence[tuple[float, bool]] = ()
+    # of each token, with `logprobs`: its log-probability, the likeliest [(id, log-probability)]
+    scores: Sequence[tuple[float, list[tuple[int, float]]]] = ()
 
 
 @dataclass

@@ -3,6 +3,7 @@
 OPT and GPT-J have a table of positions that ends; LLaMA's rotary angles and BLOOM's ALiBi go on.
 """
 
+from adapters.rows import Rows, seated
 from data.batches import encode_prompt
 from data.prompts import Template
 from eval.settings import Eval
@@ -20,6 +21,26 @@ def positions_of(model: LanguageModel) -> int | None:
     if not model.shape.table:
         return None
     return model.shape.positions - model.prompt_length - model.prefix_length
+
+
+class Fronts(dict):
+    """Entry of Rows -> (virtual tokens, virtual keys of each layer) in front of its rows.
+
+    Without Rows the only entry is None. `most`: columns of a slot (model/cache.py) in front of a
+    row's tokens, the most of any entry; None without Rows.
+    """
+
+    def __init__(self, model: LanguageModel, mixtures: list[Rows]):
+        super().__init__()
+        for entry in range(len(mixtures[0].rows)) if mixtures else [None]:
+            with seated(mixtures, [entry]):
+                self[entry] = (model.prompt_length, *model.virtual_keys())
+        self.most = max(map(self.columns, self)) if mixtures else None
+
+    def columns(self, entry: int | None) -> int:
+        """Columns in front of a row of this entry."""
+        prompt, *keys = self[entry]
+        return prompt + max(keys)
 
 
 def room_for(positions: int | None, tokens: int, wanted: int) -> int:

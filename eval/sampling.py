@@ -94,3 +94,10 @@ def choose(
         drawn = draw(sampling.filter(logits[rows]), [generators[row] for row in rows])
         tokens[rows] = drawn
     return tokens
+
+
+def scored(logits: Tensor, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Logits [V] -> (the token's log-probability, the `top` likeliest [(id, log-probability)])."""
+    log_probs = logits.float().log_softmax(dim=-1)
+    values, ids = log_probs.topk(min(top, len(log_probs)))
+    return float(log_probs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))

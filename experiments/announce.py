@@ -1,5 +1,9 @@
 """What a run prints above its progress bars."""
 
+import resource
+import sys
+
+import torch
 from torch import nn
 
 from data.prompts import AUTO
@@ -51,3 +55,12 @@ def count(parameters: dict[str, nn.Parameter]) -> int:
 def count_base(model: LanguageModel) -> int:
     """Parameters of the model without its adapters."""
     return count(base_parameters(model)) + quantized_weights(model)
+
+
+def peak_memory(model: LanguageModel) -> int:
+    """Most bytes in use so far: of the model's GPUs, or of this process on a CPU."""
+    if model.device.type == "cuda":
+        devices = {stage.device for stage in model.stages} or {model.device}
+        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

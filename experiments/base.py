@@ -64,6 +64,8 @@ def check_together(s: Settings, devices: list[torch.device], world: int = 1) -> 
             "train.offload moves activations from a GPU to the CPU's memory, "
             "and this run is on the CPU: leave it out"
         )
+    if s.train.tf32 and not cards:
+        raise UserError("train.tf32 is for a GPU, and this run is on the CPU: leave it out")
     if s.shard and world == 1:
         raise UserError(
             "shard lays the blocks over several processes and there is one: "

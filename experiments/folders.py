@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from files.errors import UserError
 from files.toml import read_toml
-from files.writing import make_folder, write_text
+from files.writing import make_folder, wait_for, write_text
 
 if TYPE_CHECKING:  # the command line needs this file before torch is loaded
     from train.settings import Settings
@@ -46,6 +46,17 @@ def fresh_folder(path: Path, numbered: bool) -> Path:
 def remove_if_empty(path: Path) -> None:
     with suppress(OSError):  # it is not empty, or not there
         path.rmdir()
+
+
+def state_of(folder: Path, start_file: str) -> str:
+    """Of the run in a folder: "new", "interrupted" or "complete"; waits while a process runs in it.
+
+    start_file: what a run writes when it begins.
+    """
+    wait_for(folder)
+    if (folder / "result.json").is_file():
+        return "complete"
+    return "interrupted" if (folder / start_file).is_file() else "new"
 
 
 def absolute_paths(settings: "Settings") -> "Settings":

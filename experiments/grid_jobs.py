@@ -9,7 +9,7 @@ from experiments.axes import Values, as_table, combinations, value_text, values_
 from experiments.entries import Entry, entry
 from experiments.folders import absolute_paths
 from experiments.grid import Grid, data_dir_of, data_of, parts_of
-from experiments.jobs import Job, run_jobs, write_jobs
+from experiments.jobs import HERE, Job, Launcher, run_jobs, write_jobs
 from experiments.layout import with_adapter
 from experiments.published import Published, table_for
 from experiments.table import summary, write_table
@@ -22,19 +22,17 @@ OF_TRAINING = ("adapter.", "train.", "only_right")  # axes that the model alone 
 
 
 def run_grid(
-    grid: Grid, folder: Path, at_once: int = 1, say: Callable[[str], None] = print
+    grid: Grid, folder: Path, launcher: Launcher = HERE, say: Callable[[str], None] = print
 ) -> list[Entry]:
-    """Run what is missing of the grid, `at_once` runs at a time, and write its table.
+    """Run what is missing of the grid and write its table.
 
     Returns the entries of the table. Raises UserError where runs failed, or have nothing to show,
     after the table of the others is written.
     """
-    if at_once < 1:
-        raise UserError(f"--jobs {at_once} must be at least 1")
     jobs = jobs_of(grid, folder)
     say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
     write_jobs(jobs)
-    failed = run_jobs(jobs, at_once, say)
+    failed = run_jobs(jobs, launcher, say)
     return show_results(grid, jobs, failed, folder, say)
 
 

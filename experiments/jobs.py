@@ -1,5 +1,6 @@
 """The runs of a grid as processes of their own, several at a time; complete ones are skipped."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -8,9 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TextIO
 
 from experiments.axes import Values
+from files.reading import read_json
 from files.writing import lock, make_folder, write_text
 from train.settings import Settings, to_toml
 
@@ -47,11 +50,10 @@ class Job:
         return (self.folder / "result.json").is_file()
 
     def command(self) -> list[str]:
-        """What runs the job, or goes on with it where it was interrupted."""
+        """What starts the job, goes on with it, or does nothing where it is complete."""
         start = [sys.executable, str(ROOT / "run.py"), *([] if self.adapter else ["evaluate"])]
-        if (self.folder / ("run.toml" if self.adapter else "evaluation.json")).is_file():
-            return [*start, "--resume", str(self.folder)]
-        return [*start, "--config", str(self.config), "--out", str(self.folder)]
+        paths = [str(path.absolute()) for path in (self.config, self.folder)]
+        return [*start, "--config", paths[0], "--out", paths[1], "--or-resume"]
 
 
 def write_jobs(jobs: Sequence[Job]) -> None:
@@ -61,17 +63,49 @@ def write_jobs(jobs: Sequence[Job]) -> None:
         write_text(job.config, to_toml(job.settings))
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None] = print) -> list[Job]:
-    """Run the jobs that are not complete, `at_once` at a time; returns those that failed.
+Started = tuple[Callable[[], int], Callable[[], None]]  # waits for its status; stops it
+
+
+def start_process(command: list[str], log: TextIO) -> Started:
+    """Start a command, its output at the end of `log`."""
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    return process.wait, process.terminate
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How the runs of a grid are started (experiments/launch.py)."""
+
+    start: Callable[[Job, TextIO], Started] = lambda job, log: start_process(job.command(), log)
+    at_once: int | None = 1  # runs at the same time; None: all
+    tries: int = 1  # of a job that does not end complete; each goes on where the last one ended
+
+
+HERE = Launcher()
+
+
+def run_jobs(
+    jobs: Sequence[Job], launcher: Launcher = HERE, say: Callable[[str], None] = print
+) -> list[Job]:
+    """Run the jobs that are not complete; returns those that failed.
 
     A job's settings must be written (`write_jobs`). Its output goes to FOLDER.log, and one line on
-    each is passed to `say`. What interrupts this (SystemExit of a SIGTERM, KeyboardInterrupt) stops
-    the runs after their step, and a second time at once.
+    each is passed to `say` as soon as it has ended. What interrupts this (SystemExit of a SIGTERM,
+    KeyboardInterrupt) stops the runs after their step, and a second time at once.
     """
-    runs, pool = Runs(), ThreadPoolExecutor(at_once)
+    waiting = [job for job in jobs if not job.done]
+    ended = itertools.count(len(jobs) - len(waiting) + 1)
+
+    def told(name: str, outcome: str) -> None:
+        say(f"[{next(ended)} of {len(jobs)}] {name}: {outcome}")
+
+    runs, pool = Runs(), ThreadPoolExecutor(launcher.at_once or max(1, len(waiting)))
     try:
-        complete = list(pool.map(lambda job: job.done or run_job(job, runs, say), jobs))
-        return [job for job, done in zip(jobs, complete, strict=True) if not done]
+        complete = list(pool.map(lambda job: run_job(job, launcher, runs, told), waiting))
+        return [job for job, done in zip(waiting, complete, strict=True) if not done]
     except BaseException:
         runs.stop()
         say("stopping the runs after their step; the same command goes on from there")
@@ -85,56 +119,62 @@ def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None] = pri
 
 
 class Runs:
-    """The processes of the jobs, which are out of the terminal's reach: `stop` stops them."""
+    """The runs under way, which are out of the terminal's reach: `stop` stops them."""
 
     def __init__(self):
-        self.processes: set[subprocess.Popen] = set()
+        self.stops: set[Callable[[], None]] = set()
         self.stopped, self.lock = False, threading.Lock()
 
     def stop(self) -> None:
         with self.lock:
             self.stopped = True
-            for process in self.processes:
-                process.terminate()
+            for stop in self.stops:
+                stop()
 
-    def finish(self, command: list[str], output: TextIO) -> int | None:
-        """The status of a command; None where the runs were stopped before it began."""
+    def finish(self, start: Callable[[], Started]) -> int | None:
+        """The status of what is started; None where the runs were stopped before it began."""
         with self.lock:
             if self.stopped:
                 return None
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
-            self.processes.add(process)
-        status = process.wait()
+            wait, stop = start()
+            self.stops.add(stop)
+        status = wait()
         with self.lock:
-            self.processes.discard(process)
+            self.stops.discard(stop)
         return status
 
 
-def run_job(job: Job, runs: Runs, say: Callable[[str], None]) -> bool:
+def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str], None]) -> bool:
     """Run one job; whether it is complete afterwards.
 
     The process holds a lock on its log, also where the one that started it was killed: the same
     command waits for it.
     """
-    began = time.time()
+    began, status = time.time(), 0
     log = job.folder.with_name(f"{job.folder.name}.log")
     with open(log, "a", encoding="utf-8") as file:
-        if not lock(file.fileno()):
-            say(f"{job.folder} is being run by another process: waiting for it")
-            while not runs.stopped and not lock(file.fileno()):
-                time.sleep(0.2)
-        status = 0 if job.done else runs.finish(job.command(), file)
+        while not runs.stopped and not lock(file.fileno()):
+            time.sleep(0.2)
+        for _ in range(launcher.tries):
+            if not job.done and not runs.stopped:
+                status = runs.finish(lambda: launcher.start(job, file))
     if status is None or runs.stopped:
         return False
-    # Status 1 of a complete run: its result says what went wrong.
-    if complete := job.done and status in (0, 1):
-        outcome = f"{time.time() - began:.0f} seconds"
+    # A complete run may end with status 1, of which its result says why, or be killed as it exits.
+    if complete := job.done:
+        outcome = f"{time.time() - began:.0f} seconds{accuracy_text(job)}"
     else:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.strip()), "")
         outcome = f"failed with status {status}, see {log}: {last[:300]}"
-    say(f"{job.folder.name}: {outcome}")
+    told(job.folder.name, outcome)
     return complete
+
+
+def accuracy_text(job: Job) -> str:
+    """ ", 97.5% on 4 test sets"; "" where nothing was measured."""
+    scores = read_json(job.folder / "result.json").get("after" if job.adapter else "scores")
+    if not scores:
+        return ""
+    mean = fmean(score["accuracy"] for score in scores.values())
+    return f", {100 * mean:.1f}% on {len(scores)} test set{'s' * (len(scores) > 1)}"

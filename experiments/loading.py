@@ -20,7 +20,7 @@ from train.settings import settings as make_settings
 NOT_MEASURED = ("adapter", "train", "load", "continue_from", "only_right", "train_on_test")
 NOT_OF_THE_RUN = {
     "shard": False,
-    "train": {"offload": False, "compile": False},
+    "train": {"offload": False, "compile": False, "tf32": False},
 }  # were for training only
 
 

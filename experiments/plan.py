@@ -13,13 +13,15 @@ from adapters.formats.folders import native_tensors
 from adapters.show import trained
 from experiments.base import check_together
 from experiments.comparable import compare, conditions_of
-from experiments.layout import Planned, Target, advice, batches_of, planned
+from experiments.fitting import advice
+from experiments.layout import Planned, Target, batches_of, planned
 from files.errors import UserError
 from model.language import LanguageModel
 from model.show import count
 from train.pipeline import orders, utilisation
 from train.plan.advice import check_room, measured_rate, own_use, parse_memory, parse_rate
-from train.plan.dry_run import gathered, matrices_of
+from train.plan.dry_run import matrices_of
+from train.plan.phases import gathered
 from train.settings import Settings
 
 

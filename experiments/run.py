@@ -12,7 +12,7 @@ from data.leakage import seen_sets
 from eval.journal import remove_journals
 from eval.predict import are_to, predict
 from eval.score import mark_leaks, read_predictions, scores, tables, write_predictions
-from experiments.announce import announce, count, count_base
+from experiments.announce import announce, count, count_base, peak_memory
 from experiments.comparable import compare, conditions_of
 from experiments.curves import read_log
 from experiments.folders import check_whole, write_json
@@ -212,6 +212,7 @@ def facts_of(job: Prepared, outcome: Outcome, result: Result, world: int, second
         "steps": outcome.step,
         "skipped_steps": outcome.skipped,
         "seconds": seconds,
+        "peak_memory_bytes": peak_memory(job.model),
         "rows_cut_off": job.encoded.cut,
         "rows_left_out": len(job.data.left_out) + job.encoded.refused + job.share.refused,
         "held_out_loss": result.loss,

@@ -16,6 +16,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from files.errors import UserError
@@ -41,6 +44,32 @@ def allow(seconds: float) -> None:
     """
     if is_child and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process
+
+
+class Budget:
+    """In the child: what all pieces of one kind of work took so far, and may take."""
+
+    def __init__(self, seconds: float, more: float = 0.0):
+        """seconds: of computing for all; more: for each further piece."""
+        self.spent, self.allowed, self.more = 0.0, seconds, more
+
+    @contextmanager
+    def piece(self, what: str, seconds: float = 0.0, more: float = 0.0) -> Iterator[None]:
+        """A piece of work; after so many seconds the process ends, 0: after those of the request.
+
+        more: seconds beside those of every piece, for a long one. Raises UserError where all pieces
+        take too much.
+        """
+        began = time.process_time()
+        if seconds:
+            allow(seconds)
+        try:
+            yield
+        finally:
+            self.spent += time.process_time() - began
+            self.allowed += self.more + more
+            if self.spent > self.allowed:
+                raise UserError(f"{what}: longer than {self.allowed:.0f} s for all texts")
 
 
 def serve() -> None:
@@ -123,7 +152,7 @@ class Worker:
             raise UserError(f"{what} makes {length:,} bytes, too many")
         if not length or len(body) < length:
             status = process.wait()
-            if status == MEMORY_STATUS:
+            if status in (MEMORY_STATUS, -signal.SIGABRT):  # Rust and C++ abort
                 raise UserError(f"{what} needs more than {memory // 2**20} MB of memory")
             if resource is None or status == -signal.SIGPROF:
                 raise UserError(f"{what} takes longer than {seconds:g} s")

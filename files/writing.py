@@ -104,6 +104,16 @@ def held(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
+def wait_for(folder: Path) -> None:
+    """Wait until no other process holds the folder."""
+    if fcntl and folder.is_dir():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            lock(handle, wait=True)
+        finally:
+            os.close(handle)
+
+
 def refuse_links(folder: Path) -> None:
     """Raise UserError for a link in a folder or in those in it: nothing is written through one."""
     for stars in ("*", "*/*"):

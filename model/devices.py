@@ -15,7 +15,8 @@ from torch import nn
 
 from files.errors import UserError
 from model.language import LanguageModel
-from model.parts import CHUNK, Stage
+from model.parts import CHUNK
+from model.placed import Stage
 
 
 def balance(sizes: Sequence[int], first: int, last: int, room: Sequence[int]) -> list[int]:

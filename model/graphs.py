@@ -17,9 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.cache import Slots
 from model.fsdp import is_part
 from model.language import LanguageModel
+from model.slots import Slots
 
 KEYS = 256  # steps of the number of keys: fewer captures, more keys read in vain
 WARM_UP = 2  # passes before the capture, in which libraries allocate their workspaces

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.cache import Cache, Slots
+from model.cache import Cache
 from model.packing import Packing
-from model.parts import Shape, Stage, Step, moved
-from model.placed import Placed
+from model.parts import Shape, Step
+from model.placed import Placed, Stage, moved
 from model.sites import Embedding, Linear
+from model.slots import Slots
 from model.tokens import Tokens
 
 
@@ -92,16 +93,23 @@ class LanguageModel(Placed):
         """An empty cache for `batch` rows of at most `length` tokens."""
         return Cache(batch, *self.cache_sizes(length))
 
-    def new_slots(self, slots: int, length: int) -> Slots:
-        """A static cache for `slots` rows at a time, of at most `length` tokens each."""
-        return Slots(slots, *self.cache_sizes(length))
+    def new_slots(self, slots: int, length: int, virtual: int | None = None) -> Slots:
+        """A static cache for `slots` rows at a time, of at most `length` tokens each.
+
+        virtual: the most virtual tokens and keys in front of a row, where rows differ in it.
+        """
+        if virtual is None:
+            return Slots(slots, *self.cache_sizes(length))
+        return Slots(slots, *self.sizes(length + virtual), [0] * len(self.blocks))
 
     def cache_sizes(self, length: int) -> tuple:
         """The arguments of `Cache` after the first."""
+        return *self.sizes(length + self.prompt_length), self.virtual_keys()
+
+    def sizes(self, columns: int) -> tuple:
         layers = range(len(self.blocks))
         devices = [self.device_at(i) if self.stages else self.device for i in layers]
-        K, D = self.shape.kv_heads, self.shape.head_size
-        return K, length + self.prompt_length, D, self.dtype, devices, self.virtual_keys()
+        return self.shape.kv_heads, columns, self.shape.head_size, self.dtype, devices
 
     @property
     def prompt_length(self) -> int:
@@ -123,13 +131,14 @@ class LanguageModel(Placed):
     ) -> Tokens:  # fmt: skip
         """The tokens of a pass (arguments as in `forward`) with the virtual ones of adapters."""
         filled = cache.filled if cache else 0
+        if isinstance(cache, Slots):  # virtual ones are columns of its rows
+            return Tokens(ids, mask, positions, filled, 0, 0, packing, cache.starts)
         prompt, prefix = self.prompt_length, self.prefix_length
         virtual = prefix + prompt
         if mask is not None and virtual:
             mask = torch.cat((mask.new_ones(len(ids), virtual), mask), dim=1)
         if filled:
-            starts = None if cache.starts is None else cache.starts + prefix
-            tokens = Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing, starts)
+            tokens = Tokens(ids, mask, positions, filled + prefix, 0, virtual, packing)
         else:
             if prompt:
                 ids = torch.cat((ids.new_zeros(len(ids), prompt), ids), dim=1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from files.errors import UserError, unknown
 from model.cache import Cache
 from model.packing import Packing
+from model.placed import moved
 
 ACTIVATIONS = {  # by the names of config.json
     "relu": F.relu,
@@ -72,20 +73,6 @@ def check_sizes(config, width: str, heads: str, act: str = "") -> None:
         raise UserError(f"config.json: {width} {size} is not a multiple of {heads} {count}")
     if act and getattr(config, act) not in ACTIVATIONS:
         raise unknown(act, getattr(config, act), ACTIVATIONS)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks first to end - 1 and the device they lie on."""
-
-    device: torch.device
-    first: int
-    end: int
-
-
-def moved(x: Tensor, device: torch.device) -> Tensor:
-    """x on another device; asynchronous if that is a GPU."""
-    return x.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass

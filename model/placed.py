@@ -1,9 +1,23 @@
 """Where the parts of a model lie: on one device, or its layers on several (model/devices.py)."""
 
-import torch
-from torch import nn
+from dataclasses import dataclass
 
-from model.parts import Stage
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks first to end - 1 and the device they lie on."""
+
+    device: torch.device
+    first: int
+    end: int
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on another device; asynchronous if that is a GPU."""
+    return x.to(device, non_blocking=device.type == "cuda")
 
 
 class Placed(nn.Module):

@@ -178,4 +178,6 @@ class KeysValues(Site):
                 k, v = adapter.kv(k, v)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        return k, v, None if mask is None else mask[..., -k.shape[2] :]
+        if mask is not None:
+            mask = mask[..., -k.shape[2] :]
+        return k, v, mask if cache is None else cache.hide(layer, mask)

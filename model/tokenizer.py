@@ -11,7 +11,7 @@ from model.tokenizer_json import FileTokenizer, translate_errors
 from model.tokenizer_merges import MergesTokenizer
 from model.tokenizer_sentencepiece import SentencePieceTokenizer
 
-LARGEST = 100_000_000  # bytes of a tokenizer's file
+LARGEST = 40_000_000  # bytes of a tokenizer's file; published ones have at most 35 million
 
 
 class Tokenizer:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from files.errors import UserError
 from files.reading import resolve_inside
+from model.tokenizer_bounds import PREFIX, InChild, check_sizes, is_bounded
 
 LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 SPACE = "▁"  # sentencepiece's sign for a space
@@ -28,14 +29,20 @@ class FileTokenizer:
         from tokenizers import Tokenizer
 
         path = resolve_inside(folder, "tokenizer.json")
+        raw = translate_errors(path, lambda: json.loads(path.read_bytes()))
+        if not isinstance(raw, dict):
+            raise UserError(f"{path} holds a {type(raw).__name__}, not a JSON object")
+        translate_errors(path, lambda: check_sizes(raw, path))
         self.inner = translate_errors(path, lambda: Tokenizer.from_file(str(path)))
         if has_normalized_tokens_of_llama(self.inner, names):
             legacy = names.get("legacy") is True and "CodeLlama" not in names["tokenizer_class"]
-            text = translate_errors(path, lambda: with_tokens_in_raw_text(path, legacy))
+            text = translate_errors(path, lambda: with_tokens_in_raw_text(raw, legacy))
             self.inner = translate_errors(path, lambda: Tokenizer.from_str(text))
         self.inner.no_padding()
         self.inner.no_truncation()
         self.note_added_tokens(special)
+        if not translate_errors(path, lambda: is_bounded(raw)):
+            self.inner = InChild(self.inner, path)
         self.size = 1 + max(self.inner.get_vocab().values(), default=-1)
         plain = self.inner.get_vocab(with_added_tokens=False)
         self.base_size = 1 + max(plain.values(), default=-1)
@@ -62,7 +69,12 @@ class FileTokenizer:
         for text in chain(("a",), islice(self.inner.get_vocab(), 1000)):
             if self.inner.encode(text, add_special_tokens=False).ids:
                 encoding = self.inner.encode(text)
-                return encoding.ids[: encoding.special_tokens_mask.index(0)]
+                prefix = encoding.ids[: encoding.special_tokens_mask.index(0)]
+                if len(prefix) > PREFIX:
+                    raise UserError(
+                        f"a tokenizer's template puts {len(prefix):,} tokens before every text"
+                    )
+                return prefix
         return []
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
@@ -100,12 +112,11 @@ def has_normalized_tokens_of_llama(inner, names: dict) -> bool:
     return steps in ([PREPEND, REPLACE], [PREPEND]) and any(token.normalized for token in tokens)
 
 
-def with_tokens_in_raw_text(path: Path, legacy: bool) -> str:
+def with_tokens_in_raw_text(raw: dict, legacy: bool) -> str:
     """LLaMA's tokenizer.json with tokens looked up in the raw text, as in transformers 5.
 
     legacy: each part between such tokens begins with a space of its own, else the first part only.
     """
-    raw = json.loads(path.read_text(encoding="utf-8"))
     scheme = "always" if legacy else "first"
     raw["normalizer"] = None
     raw["pre_tokenizer"] = {
@@ -122,7 +133,7 @@ def translate_errors(path: Path, read: Callable[[], Result]) -> Result:
     """
     try:
         return read()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, UserError):
         raise
     except BaseException as error:
         message = str(error).strip().partition("\n")[0]

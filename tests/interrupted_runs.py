@@ -13,11 +13,11 @@ from data.wordproblems import problems
 from experiments.report import read_log
 from train.checkpoint import checkpoints, read_checkpoint
 
-WHAT = (
-    "--adapter lora --set adapter.dropout=0.1 --set "
-    "train.micro_batch_size=5 --set train.validation_rows=12 --set "
-    "eval.before=true --set eval.batch_size=4 --set eval.max_new_tokens=12"
+EVERY = (
+    "--set train.micro_batch_size=5 --set train.validation_rows=12 --set eval.before=true "
+    "--set eval.batch_size=4 --set eval.max_new_tokens=12"
 ).split()
+WHAT = ["--adapter", "lora", "--set", "adapter.dropout=0.1", *EVERY]
 
 
 def rows(tmp_path: Path) -> Path:
@@ -51,10 +51,19 @@ def moment(what: str, rng: random.Random) -> tuple:
 
 
 def kill(command: list, folder: Path, what: str, rng: random.Random) -> None:
-    status, _, error = finish(*command, at=[(*moment(what, rng), signal.SIGKILL)])
-    assert status == -signal.SIGKILL, error
+    """Kill the command at a moment of this kind; "hangup step": with the signal of a closed
+    terminal, which saves a checkpoint where the command trains."""
+    hangup = what.startswith("hangup ")
+    number = signal.SIGHUP if hangup else signal.SIGKILL
+    at = (*moment(what.removeprefix("hangup "), rng), number)
+    status, out, error = finish(*command, at=[at])
+    assert status == (128 + number if hangup else -number), error
+    if hangup:
+        assert f"--resume {folder}" in out
     for path in checkpoints(folder):
         read_checkpoint(path)  # whole, every one of them
+    if what == "hangup step":
+        assert len(read_log(folder / "log.jsonl")) == read_checkpoint(path)["step"]
 
 
 def check_same(folder: Path, whole: Path) -> None:
@@ -80,14 +89,14 @@ def check_same(folder: Path, whole: Path) -> None:
 
 
 def chain(
-    tmp_path: Path, steps: int, items: int, kills: list[str], rng: random.Random
+    tmp_path: Path, steps: int, items: int, kills: list[str], rng: random.Random, settings=WHAT
 ) -> tuple[Path, Path]:
     """(the folder of an undisturbed run, that of a run killed -9 at these moments, one after the
     other, and not yet finished).
     """
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     command = [
-        *WHAT,
+        *settings,
         "--data",
         rows(tmp_path),
         "--max-steps",

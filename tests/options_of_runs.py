@@ -176,6 +176,27 @@ def a_run_is_continued(here):
     assert losses(out) == whole
 
 
+@row("train --or-resume", "evaluate --or-resume")
+def a_run_that_may_be_started_any_number_of_times(here):
+    """tests/experiments/test_launch.py has its other cases."""
+    out = here.train("--or-resume", steps=2)
+    whole, stamp = losses(out), (out / "result.json").stat().st_mtime_ns
+    assert "is complete" in (here.train("--or-resume", steps=2) and here.told)
+    assert (out / "result.json").stat().st_mtime_ns == stamp
+    (out / "result.json").unlink()
+    (out / "predictions.jsonl").unlink()
+    here.train("--or-resume", steps=2)
+    assert losses(out) == whole
+    here.train("--or-resume", steps=3, status=1)
+    assert "holds results of other settings (train.max_steps)" in here.told
+    answers = here.evaluate("--or-resume")
+    (here.path / "e" / "result.json").unlink()
+    (here.path / "e" / "predictions.jsonl").unlink()
+    assert here.evaluate("--or-resume") == answers
+    here.evaluate("--or-resume")
+    assert "is complete" in here.told
+
+
 @row("train --continue", "train --load", "plan --continue", "plan --load")
 def adapters_that_are_there(here):
     words = ("--model", "pocket-llama", "--data", here.sums, "--max-steps", 1)

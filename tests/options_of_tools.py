@@ -1,6 +1,7 @@
 """The options of plans, pictures, data, tables and measurements, each with what it must give."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from options_given import as_settings, options_of, plan, row, rows_for, settings
 from processes import ROOT
 
 from adapters import load_adapter
+from experiments.jobs import Launcher
 from model import load_model
 from train.checkpoint import State
 
@@ -249,8 +251,8 @@ def what_the_harness_is_asked(here):
 def grids(here):
     running = []
 
-    def run_jobs(jobs, at_once, *more):
-        running.append(at_once)
+    def run_jobs(jobs, launcher, *more):
+        running.append(launcher.at_once)
         return jobs
 
     here.monkeypatch.setattr("experiments.grid_jobs.run_jobs", run_jobs)
@@ -278,8 +280,76 @@ def grids(here):
     assert {one["model"] for one in found.values()} == {
         "pocket-llama", "pocket-bloom", "pocket-opt", "pocket-gptj",
     }  # fmt: skip
+    launches(here, lambda: [*("table", grid), "--out", here.path / "e"], running)
     told = command("table", "--data-dir", here.path / "no", "--out", here.path / "d", status=1)
     assert str(here.path / "no") in told
+
+
+def launches(here, words, running) -> None:
+    """--list, --launch, --engine and --address; tests/experiments/test_launch.py runs them."""
+    lines = command(*words(), "--list").splitlines()
+    configs = sorted(str(path) for path in (here.path / "e").glob("*.toml"))
+    assert sorted(line.split("--config ")[1].split()[0] for line in lines) == configs
+    given = []
+
+    @contextmanager
+    def launcher(*values):
+        given.append(values)
+        yield Launcher(at_once=9)
+
+    with here.monkeypatch.context() as patch:
+        patch.setattr("experiments.launch.launcher", launcher)
+        command(*words(), "--launch", "srun {}", status=1)
+        command(*words(), "--engine", "ray", "--address", "auto", "--jobs", 4, status=1)
+    assert given == [(None, "srun {}", "", ""), (4, "", "ray", "auto")]
+    assert running[-2:] == [9, 9]
+
+
+@row(*(name for name in options_of("referee") if name != "referee --debug"))
+def methods_with_equal_budgets(here):
+    running = []
+    here.monkeypatch.setattr(
+        "experiments.referee.run_jobs",
+        lambda jobs, launcher, *more: running.append(launcher.at_once) or jobs,
+    )
+
+    def jobs(*words, out):
+        command("referee", *words, "--out", here.path / out, status=1)  # all of them failed
+        return {path.stem: settings_in(path) for path in (here.path / out).glob("*.toml")}
+
+    found = jobs(
+        "referee", "--pocket", "--adapters", "ia3,lora", "--seeds", "4,5", "--jobs", 2,
+        "--set", "train.clip=0.5", out="a",
+    )  # fmt: skip
+    assert running == [2]
+    assert {(one["adapter"]["preset"], one["seed"]) for one in found.values()} == {
+        (method, seed) for method in ("ia3", "lora") for seed in (4, 5)
+    }
+    for one in found.values():
+        as_settings(one, {"model": "pocket-llama", "train.clip": 0.5})
+        assert one["train"]["learning_rate"] in (0.003, 0.01, 0.03, 0.1)
+    assert len(found) == 2 * 2 * 4
+    words = "referee referee --pocket --adapters ia3,lora --seeds 4 --out".split()
+    launches(here, lambda: [*words, here.path / "e"], running)
+    told = command("referee", "referee", "--data-dir", here.path / "no", status=1)
+    assert str(here.path / "no") in told
+
+
+@row(*(name for name in options_of("compare") if name != "compare --debug"))
+def runs_compared(here):
+    first = predictions(here.path / "one.jsonl")
+    second = predictions(
+        here.path / "two.jsonl",
+        [(n, i, right, not paper, *rest) for n, i, right, paper, *rest in ANSWERS],
+    )
+
+    def compared(*words):
+        return json.loads(command("compare", first, second, "--json", *words))["pairs"][0]
+
+    assert compared()["only"] == [0, 0]
+    assert compared("--reader", "paper")["only"] == [2, 2]
+    assert compared("--reader", "paper", "--clean")["only"] == [2, 0]
+    assert command("compare", first, second, "--markdown").startswith("## All problems")
 
 
 @row(*rows_for("benchmark", options="--only --out --smoke --data-dir --minutes"))

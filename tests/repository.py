@@ -17,6 +17,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ROOMS = (  # from the top down
     "cli",
+    "serve",
     "benchmarks",
     "experiments",
     "train",

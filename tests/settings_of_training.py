@@ -239,6 +239,24 @@ def sums_have_a_fixed_order(here):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@row("train.tf32")
+def factors_are_rounded_on_a_card(here):
+    found, summed_loss = [], pipeline.summed_loss
+
+    def watch(*arguments):
+        found.append(torch.backends.cuda.matmul.allow_tf32)
+        return summed_loss(*arguments)
+
+    here.monkeypatch.setattr(pipeline, "summed_loss", watch)
+    run(model_with(here.tiny), here.path, replace(S, max_steps=1))
+    assert set(found) == {False}
+    run(model_with(here.tiny), here.path, replace(S, max_steps=1, tf32=True))
+    assert found[-1]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    here.train("--set", "train.tf32=true", status=1)  # there is no card
+    assert "train.tf32 is for a GPU" in here.told
+
+
 def workspace() -> str:
     return os.environ["CUBLAS_WORKSPACE_CONFIG"]
 

@@ -1,4 +1,5 @@
-"""`train.deterministic`: sums in a fixed order, so that a GPU repeats a run to the bit."""
+"""How a GPU adds and multiplies: `train.deterministic`, sums in a fixed order, so that it repeats a
+run to the bit, and `train.tf32`."""
 
 import os
 from collections.abc import Iterator
@@ -37,3 +38,14 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextmanager
+def in_tf32() -> Iterator[None]:
+    """Within this block a GPU rounds the factors of float32 products to 10 bits (TF32)."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

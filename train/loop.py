@@ -20,7 +20,7 @@ from model.compiled import compiled
 from model.language import LanguageModel
 from model.tokens import check_ids
 from train.checkpoint import State
-from train.deterministic import deterministic
+from train.deterministic import deterministic, in_tf32
 from train.loss import mean_loss
 from train.offload import offloaded
 from train.optim import LossScale, adamw, learning_rate
@@ -102,7 +102,8 @@ def train(
     bar = progress_bar(total, state.step, unit="step", disable=not processes.is_writer)
     fixed = deterministic() if s.deterministic else nullcontext()
     faster = compiled(model) if s.compile else nullcontext()
-    with fixed, faster, Signals() as signals, bar:
+    rounded = in_tf32() if s.tf32 else nullcontext()
+    with fixed, rounded, faster, Signals() as signals, bar:
         for step, rows in steps(examples, s, seed, state.step, total):
             if out_of_patience(state, s.patience, validate_every):
                 break

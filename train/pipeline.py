@@ -22,7 +22,8 @@ from torch import Tensor
 
 from data.batches import Batch, Example, batch_of, seed_from
 from model.language import LanguageModel
-from model.parts import Step, moved
+from model.parts import Step
+from model.placed import moved
 from model.tokens import Tokens
 from train.loss import loss_of, positions_of, summed_loss
 

@@ -55,6 +55,7 @@ class Train:
     compile: bool = False  # blocks through torch.compile: the same numbers to rounding
     # the same bits in every run on one kind of GPU: deterministic algorithms only, some slower
     deterministic: bool = False
+    tf32: bool = False  # float32 products in TF32 on a GPU: faster, factors rounded to 10 bits
     save_every: FromOne = 100  # steps between checkpoints
     keep: FromOne = 1  # newest checkpoints to keep
     validation_rows: FromZero = 0  # training rows, drawn by the seed, to validate on instead

@@ -123,11 +123,20 @@ class LLMInt8(Int8):
         step = near.abs().amax(dim=1, keepdim=True) / 127  # [rows, 1]
         codes = (near / step.clamp(min=TINY)).round().to(torch.int8)
         y = integer_product(codes, self.codes) * step * self.scale  # [rows, out], float32
-        columns = far.any(dim=0).nonzero()[:, 0]
-        if len(columns):
-            outliers = torch.where(far, rows, 0)[:, columns].float()  # [rows, columns]
-            y += F.linear(outliers, self.codes[:, columns].float()) * self.scale
+        outliers = torch.where(far, rows, 0)
+        y += self.times_all(outliers) if x.is_cuda else self.times_some(outliers)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def times_all(self, outliers: Tensor) -> Tensor:
+        """Outliers [rows, in], else 0 -> their part of the output, without a wait for the device:
+        finding their columns has one."""
+        return super().multiply(outliers)
+
+    def times_some(self, outliers: Tensor) -> Tensor:
+        """The same in float32, of the columns that have any."""
+        columns = outliers.any(dim=0).nonzero()[:, 0]
+        some = outliers[:, columns].float()
+        return F.linear(some, self.codes[:, columns].float()) * self.scale
 
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def test_a_folder_that_does_not_fit_leaves_the_model_as_it_was(several, tmp_path
         (lambda m: Average("a", "a"), "different names"),
         (lambda m: Average("a", "b", weights=[1.0]), "as many weights"),
         (lambda m: Rows(), "for each row"),
-        (lambda m: use(m, [Rows("p", None)]), "0 and 3 virtual tokens"),
+        (lambda m: out(m, Rows("p", None, "p")), "0 and 3 virtual tokens"),
         (lambda m: out(m, Rows("a", "b")), "for a batch of 2 rows, this one has 3"),
         (lambda m: combine(m, {"a": 1.0, "l": 1.0}, "x"), "bottleneck and lora"),
         (lambda m: combine(m, {"p": 1.0}, "x"), "have no|has no sum"),

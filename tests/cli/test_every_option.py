@@ -2,12 +2,14 @@
 
 The options are read from the parsers, so that a new one without a row fails. What becomes a setting
 is compared with the settings file of the run: tests/train/test_every_setting.py proves the
-settings. The rows are in options_of_runs.py and options_of_tools.py.
+settings. The rows are in options_of_runs.py, options_of_serving.py and
+options_of_tools.py.
 """
 
 from pathlib import Path
 
 import options_of_runs  # noqa: F401 - adds rows
+import options_of_serving  # noqa: F401
 import options_of_tools  # noqa: F401
 import pytest
 from conftest import write_sums

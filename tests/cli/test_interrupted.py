@@ -9,7 +9,7 @@ import sys
 
 import processes
 import pytest
-from interrupted_runs import ROOT, chain, check_same, finish, lines, rows
+from interrupted_runs import EVERY, ROOT, chain, check_same, finish, lines, rows
 
 from experiments.report import read_log
 from train.checkpoint import checkpoints, read_checkpoint
@@ -50,13 +50,25 @@ def test_killed_out_of_disk_and_terminated_a_run_ends_with_the_same_bits(tmp_pat
     check_same(folder, whole)
 
 
+METHODS = {
+    "lora": "--adapter lora --set adapter.dropout=0.2",
+    "prefix": "--adapter prefix --set train.group_by_length=true",
+    "adalora": "--adapter adalora",
+    "pissa": "--adapter pissa --set train.batch_size=20",
+    "float16": "--adapter unipelt --dtype float16 --set train.learning_rate=1e-3",
+    "best": "--adapter parallel --set train.validate_every=2 --set train.keep=2",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_ten_random_moments_a_run_ends_with_the_same_bits(tmp_path, seed):
-    rng = random.Random(seed)
-    training = ["step", "step", "step", "step", "saving", "saving", "starting"]
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_at_ten_random_moments_a_run_ends_with_the_same_bits(tmp_path, name):
+    rng = random.Random(name)
+    training = ["step", "step", "step", "saving", "saving", "starting"]
+    training += ["hangup step", "hangup step"]
     rng.shuffle(training)
-    whole, folder = chain(tmp_path, 90, 24, ["base", *training, "measuring", "measuring"], rng)
+    kills = [rng.choice(["base", "hangup base"]), *training, "measuring", "hangup measuring"]
+    whole, folder = chain(tmp_path, 70, 24, kills, rng, [*METHODS[name].split(), *EVERY])
     assert finish("--resume", folder)[0] == 0
     check_same(folder, whole)
 

@@ -11,8 +11,11 @@ from repository import ROOMS, ROOT
 # Installed only by those who need them; the error names the package: chat templates (torch brings
 # jinja2), parquet, data sets of the hub, the harness, curves, plots and what is compared with.
 PEER = {"transformers", "peft"}
+SERVER = {"starlette", "uvicorn"}
 COPIED = ROOT / "adapters/formats/modeling_adapter.py"  # into folders for transformers
-OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", *PEER}
+OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", "ray", *PEER}
+OPTIONAL |= SERVER
+OF_THE_SERVER = {"serve/app.py", "serve/stream.py"}  # themselves imported inside of functions
 
 
 # ---------------------------------------------------------------- imports
@@ -64,7 +67,11 @@ def test_optional_extras_are_imported_where_they_are_needed():
                 names = [getattr(node, "module", None) or ""]
                 if isinstance(node, ast.Import):
                     names = [alias.name for alias in node.names]
-                assert not {name.split(".")[0] for name in names} & OPTIONAL or path == COPIED
+                is_server = str(path.relative_to(ROOT)) in OF_THE_SERVER
+                optional = OPTIONAL - SERVER if is_server else OPTIONAL
+                assert not {name.split(".")[0] for name in names} & optional or path == COPIED
+                here = {name.replace(".", "/") + ".py" for name in names}
+                assert is_server or not here & OF_THE_SERVER, path
 
 
 def test_what_is_copied_into_folders_is_self_contained_and_not_imported():

@@ -171,6 +171,68 @@ def test_adapters_side_by_side(any_tiny):
             Engine(any_tiny, 2, 40).submit(Request([5], 3, entry=wrong))
 
 
+def mixed(model) -> list[str | None]:
+    """Adapters with virtual tokens of different numbers, in some layers too; their names."""
+    attach(model, "lora", name="lora")
+    attach(model, "prefix", name="prefix", length=5)
+    attach(model, "prefix", name="last", length=3, layers=[1])
+    attach(model, "prompt", name="prompt", length=4)
+    attach(model, "parallel", name="parallel", size=4)
+    attach(model, "unipelt", name="unipelt", prefix={"length": 7})
+    for parameter in parameters(model):
+        parameter.data.normal_(0, 0.3)
+    return [None, "lora", "prefix", "last", "prompt", "parallel", "unipelt"]
+
+
+@pytest.mark.parametrize(("family", "changes"), MODELS, ids=str)
+def test_rows_with_other_numbers_of_virtual_tokens(tmp_path, family, changes):
+    model = load_model(str(write_checkpoint(tmp_path, family, **changes)))
+    names = mixed(model)
+    requests = [Request(PROMPTS[e], 5 + e % 3, entry=e) for e in range(7)]
+    requests += [Request(PROMPTS[2], 9, entry=e, beams=2) for e in (2, 3, 4)]
+    expected = []
+    for request in requests:
+        use(model, [name for name in names[request.entry :][:1] if name])
+        free = reference(model, request)
+        if request.beams > 1:
+            (free,) = answers(Engine(model, 2, 40), [request])
+        expected.append(free)
+    assert len(set(map(tuple, expected))) == len(expected)
+    use(model, [Rows(*names)])
+    orders = itertools.islice(itertools.permutations(range(10)), 0, 3628800, 1234567)
+    for slots, order in zip((2, 4, 13), orders, strict=True):
+        engine = Engine(model, slots, 40)
+        assert answers(engine, [requests[i] for i in order]) == [expected[i] for i in order]
+        # The same slots again, with what earlier rows left in them.
+        assert answers(engine, requests[::-1]) == expected[::-1]
+
+
+def test_rows_may_get_other_adapters(tiny):
+    """While rows of the first are on their way; what slots hold of an entry is not taken for what
+    another adapter made of the same tokens."""
+    names = mixed(tiny)
+    expected = {}
+    for name in ("lora", "prefix", "unipelt"):
+        use(tiny, [name])
+        expected[name] = reference(tiny, Request(PROMPTS[0], 6))
+    use(tiny, [Rows("lora", "prefix")])
+    engine = Engine(tiny, 3, 40)
+    first = engine.submit(Request(PROMPTS[0], 6, entry=0))
+    tokens = {first: [], engine.submit(Request(PROMPTS[0], 1, entry=1)): []}
+    engine.step(), engine.step()
+    use(tiny, [Rows("lora", "unipelt")])
+    engine.reseat([1])
+    again = engine.submit(Request(PROMPTS[0], 6, entry=1))
+    tokens = {first: engine.owners[0].tokens[:], again: []}
+    while not engine.is_idle:
+        for event in engine.step():
+            tokens[event.number] += event.tokens
+    assert tokens == {first: expected["lora"], again: expected["unipelt"]}
+    with pytest.raises(UserError, match="there is room for 38 in all"):  # 7 virtual, not 5
+        engine.submit(Request(PROMPTS[0], 30, entry=1))
+    assert names[6] == "unipelt"
+
+
 def test_ways_of_decoding_side_by_side(tiny):
     """Greedy rows, drawn ones and beams in one engine; each is what it is alone."""
     drawn = Sampling(temperature=2.0, top_k=30)

@@ -54,7 +54,7 @@ def test_the_pocket_table_runs_what_is_missing_and_says_what_failed(tmp_path, ca
     assert (tmp_path / "pocket-opt-lora" / "result.json").stat().st_mtime_ns == stamp
     (tmp_path / "bad.toml").write_text('model = "pocket-opt"\ndtype = "int3"\n')
     said = []
-    failed = run_jobs([Job(settings(), "lora", tmp_path / "bad")], 1, say=said.append)
+    failed = run_jobs([Job(settings(), "lora", tmp_path / "bad")], say=said.append)
     assert [job.folder.name for job in failed] == ["bad"]
     assert "float32" in said[0]  # the reason, from the end of its log
 

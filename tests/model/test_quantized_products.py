@@ -98,6 +98,19 @@ def test_outliers_keep_their_precision_and_change_no_other_row():
     assert ((linear.multiply(x) - F.linear(x, linear.dequantized(torch.float32)))[2]).std() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_outliers_are_multiplied_without_waiting_for_a_card(dtype):
+    """Nothing in it has a shape that depends on values: it can be computed on "meta"."""
+    linear = stored("llm-int8", noise(64, 256))
+    outliers = torch.zeros(5, 256, dtype=dtype)
+    outliers[2, 17], outliers[2, 200], outliers[4, 17] = 300.0, -90.0, 7.0
+    found, some = linear.times_all(outliers), linear.times_some(outliers)
+    torch.testing.assert_close(found.float(), some, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert some[2].abs().max() > 1
+    assert not some[[0, 1, 3]].any()
+    assert linear.to("meta").times_all(outliers.to("meta")).shape == some.shape
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_four_levels_at_once_are_those_one_by_one(device, dtype):

@@ -67,13 +67,14 @@ def test_what_is_saved_elsewhere_comes_back_the_same_and_weights_stay(any_tiny, 
     attach(any_tiny, "series", size=4, init="bert")
     plain = gradients(any_tiny, every)
     monkeypatch.setattr(memory, "SMALL", 0)
-    copied, true_empty = [], torch.empty
+    copied = []
 
-    def empty(*size, **more):
-        copied.append(true_empty(*size, **more))
-        return copied[-1]
+    class Watched(memory.Elsewhere):
+        def __init__(self, *more):
+            super().__init__(*more)
+            copied.append(self.copy)
 
-    monkeypatch.setattr(memory.torch, "empty", empty)
+    monkeypatch.setattr(memory, "Elsewhere", Watched)
     with offloaded(any_tiny):
         elsewhere = gradients(any_tiny, every)
     assert all(torch.equal(a, b) for a, b in zip(plain, elsewhere, strict=True))
@@ -91,7 +92,7 @@ def test_what_several_operations_save_is_copied_once(tiny, monkeypatch):
     """And not mistaken for what lies at its address later, or for what it was before a change."""
     monkeypatch.setattr(memory, "SMALL", 0)
     made, true = [], memory.Elsewhere
-    monkeypatch.setattr(memory, "Elsewhere", lambda tensor: made.append(1) or true(tensor))
+    monkeypatch.setattr(memory, "Elsewhere", lambda *more: made.append(1) or true(*more))
     x = torch.randn(4, 6, requires_grad=True)
     with offloaded(tiny):
         y = x.exp()  # saves y
@@ -102,6 +103,52 @@ def test_what_several_operations_save_is_copied_once(tiny, monkeypatch):
         assert len(made) == 2
     (gradient,) = torch.autograd.grad(z, x)
     torch.testing.assert_close(gradient, 4 * x.exp() ** 2 + (x + 1).exp())
+
+
+def test_copies_come_back_before_they_are_needed(tiny, monkeypatch):
+    """A copier that writes down what it does, as a card's would queue it."""
+    monkeypatch.setattr(memory, "SMALL", 0)
+    monkeypatch.setattr(memory, "AHEAD", 2)
+    done, numbers = [], {}
+
+    class Written(memory.Copier):
+        def out(self, tensor, copy):
+            super().out(tensor, copy)
+            numbers[copy.data_ptr()] = len(numbers)
+
+        def back(self, copy, device):
+            done.append(("back", numbers[copy.data_ptr()]))
+            return super().back(copy, device)[0], numbers[copy.data_ptr()]
+
+        def arrived(self, tensor, event):
+            done.append(("used", event))
+
+    monkeypatch.setattr(memory, "Copier", Written)
+    x = torch.randn(3, 5, requires_grad=True)
+    with offloaded(tiny):
+        y = x.exp().tanh().sigmoid().exp()  # each saves its output: copies 0 to 3
+        y.sum().backward()
+        expected, *ahead = done[:3]
+        assert (expected, *ahead) == (("back", 3), ("back", 2), ("back", 1))
+        order = [("used", 3), ("back", 0), ("used", 2), ("used", 1), ("used", 0)]
+        assert done[3:] == order
+        del done[:]
+        (x.exp().sum() + x.cos().sum()).backward()  # nothing of the first pass comes again
+        assert sorted(done) == [("back", 4), ("back", 5), ("used", 4), ("used", 5)]
+
+
+def test_copies_lie_side_by_side(monkeypatch):
+    monkeypatch.setattr(memory, "PIECE", 2**12)
+    arena, room = memory.Arena(pinned=False), memory.Room()
+    tensors = [torch.randn(n) for n in (3, 700, 300, 5, 1500, 500)]
+    tensors[3] = tensors[3].bfloat16()[:4].view(2, 2)
+    copies = [arena.room_for(tensor) for tensor in tensors]
+    sizes = [room.take(tensor.nbytes) for tensor in tensors]
+    assert sizes == [2**12, 0, 0, 2**12, 2**13, 0]  # as the plan counts them
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor)
+    assert all(torch.equal(copy, tensor) for copy, tensor in zip(copies, tensors, strict=True))
+    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 3
 
 
 def test_settings_that_do_not_go_together_are_refused_before_anything_is_made(

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from model.kernels import META_KERNELS, Kernels
 from model.language import LanguageModel
-from train.offload import SMALL
+from train.offload import SMALL, Room
 
 aten = torch.ops.aten
 
@@ -85,6 +85,7 @@ class Footprint(TorchDispatchMode):
 
         weights: addresses of the storages that stay.
         """
+        room = Room()
 
         def pack(tensor: Tensor):
             if tensor.nbytes < SMALL or tensor.untyped_storage()._cdata in weights:
@@ -92,8 +93,7 @@ class Footprint(TorchDispatchMode):
             self.here = False
             saved = torch.empty_like(tensor)
             self.here = True
-            # torch rounds pinned memory up to powers of two, and keeps it for the next step
-            self.host += 1 << (tensor.nbytes - 1).bit_length()
+            self.host += room.take(tensor.nbytes)  # torch keeps it for the next step
             return (saved,)
 
         def unpack(packed) -> Tensor:

@@ -1,0 +1,68 @@
+"""Rows of a parquet file, a few hundred at a time: the part that runs in a child process.
+
+A dictionary of one long text, of which a million rows are made, takes a few bytes in the file.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from files.bounded import call
+from files.errors import UserError
+
+AT_ONCE = 256  # rows
+MEMORY = 2**30  # bytes of address space
+SECONDS = 5.0  # of computing for a request
+MOST = 200_000_000  # characters of all rows, beside ten times the size of the file
+batches: Iterator = iter(())  # in the child: of the file that is being read
+
+
+def rows(path: Path) -> Iterator[dict]:
+    """The rows of a parquet file. Raises UserError."""
+    left, what = MOST + 10 * path.stat().st_size, f"reading {path}"
+    call("data.parquet:begin", [str(path.resolve()), str(path)], what, SECONDS, MEMORY)
+    while (batch := call("data.parquet:more", None, what, SECONDS, MEMORY)) is not None:
+        left -= sum(map(len, map(str, batch)))
+        if left < 0:
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes and expands to too many rows"
+            )
+        yield from batch
+
+
+def begin(request: list[str]) -> None:
+    global batches
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    path, shown = request
+    try:
+        batches = ParquetFile(path).iter_batches(AT_ONCE, use_threads=False)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(reason(shown, error)) from None
+
+
+def more(_) -> list[dict] | None:
+    import pyarrow
+
+    try:
+        batch = next(batches, None)
+        return None if batch is None else [plain(row) for row in batch.to_pylist()]
+    except MemoryError:  # pyarrow's own is an ArrowException too
+        raise
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(reason("the file", error)) from None
+
+
+def reason(path: str, error: Exception) -> str:
+    said = str(error).partition("\n")[0][:200]
+    return f"{path} cannot be read as parquet: {said}"
+
+
+def plain(value):
+    """A value as JSON can hold it; what it cannot is an object that names its type."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    known = value is None or isinstance(value, str | int | float)
+    return value if known else {type(value).__name__: ""}

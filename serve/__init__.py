@@ -1,0 +1,1 @@
+"""A model and its adapters for several people: the loop, HTTP, the page, the chat."""
