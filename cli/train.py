@@ -52,7 +52,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     of_training = {
         "--seed N": (int, "of initial weights, order of rows and dropout (0)"),
         "--max-steps N": (int, "stop after this many steps; 0: after train.epochs"),
-        "--find-rate": (bool, "first find train.learning_rate, by short runs on held-out rows"),
+        "--find-rate": (
+            bool,
+            "first find train.learning_rate, by short runs on held-out rows",
+            None,
+        ),
     }
     add(parser, "training", SETTINGS | of_training | COMPILE)
     add(parser, "evaluation", TESTS)

@@ -58,7 +58,6 @@ SOURCES = {
 }
 
 
-# ---------------------------------------------------------------- rows
 def known_name(name: str) -> str:
     """The name as it is spelt here: case does not matter."""
     return next(

@@ -52,8 +52,9 @@ def between(first: np.ndarray, second: np.ndarray) -> Difference:
 
     first, second: [seeds, problems], right or wrong; at least two seeds each, not paired. The
     variance of the difference is that of an analysis of variance with problems and seeds as random
-    effects, either part at least what single answers alone would give; the degrees of freedom are
-    Satterthwaite's (1946), the distribution Student's.
+    effects, either part at least what single answers alone would give. The distribution is
+    Student's; its degrees of freedom are those of the seeds (Satterthwaite 1946) and of the
+    problems, weighted by their parts of the variance.
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     problems = first.shape[1]

@@ -35,6 +35,8 @@ def test_a_product_has_every_combination_with_its_settings(tmp_path):
         tmp_path,
         """
 seeds = [0, 1]
+[settings]
+adapter.r = 3  # the axis lies over it
 [axes]
 adapter.r = [2, 4]
 train.prompt_weight = [0.0, 0.5]
@@ -61,6 +63,8 @@ def test_a_list_takes_the_values_together_and_a_sample_draws_the_same_each_time(
     whole = values(jobs(tmp_path, axes), "adapter.r", "adapter.alpha")
     assert len(set(drawn)) == 4
     assert set(drawn) < set(whole)
+    assert drawn != whole[:4]
+    assert whole[:4] == [(2, 4.0), (2, 8.0), (2, 16.0), (4, 4.0)]  # the last axis changes fastest
 
 
 def test_parts_have_adapters_and_axes_of_their_own_over_the_grid(tmp_path):
