@@ -72,7 +72,7 @@ def test_a_step_of_every_method(any_folder, method, monkeypatch, used):
     torch.manual_seed(0)
     model = load_model(str(any_folder)).eval()
     attach_small(model, method)
-    randomise(model)
+    randomise(model, 0.1)  # more saturates the softmax of LoRA everywhere, which magnifies rounding
     found = loss_and_gradients(model.eval())  # without dropout
     assert len(used) > 2 * len(model.blocks)
     monkeypatch.setattr(onednn, "is_faster_here", lambda: False)
@@ -86,7 +86,7 @@ def test_a_step_of_every_method(any_folder, method, monkeypatch, used):
     rounding = max(float((plain[name] - exact[name]).abs().max()) for name in exact)
     for name, gradient in found.items():
         error = float((gradient - exact[name]).abs().max())
-        assert error <= max(1e-5 * largest, 4 * rounding), name
+        assert error <= max(1e-5 * largest, 2 * rounding), name
 
 
 def test_nothing_else_is_multiplied_by_it(monkeypatch, used):
