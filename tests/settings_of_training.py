@@ -142,7 +142,7 @@ def linears_see_no_pads(here):
         s = replace(S, max_steps=0, epochs=1, micro_batch_size=6, packing=packing)
         run(model, here.path, s)
         counts.append(sum(tokens))
-    assert counts[0] == sum(lengths) < counts[1]
+    assert sum(lengths) <= counts[0] <= 17 / 16 * sum(lengths) < counts[1]
 
 
 @row("train.checkpointing")

@@ -68,7 +68,7 @@ def loss_and_gradients(model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ALL)
 def test_a_step_of_every_method(any_folder, method, monkeypatch, used):
-    """To 1e-5 of the largest gradient the plain step, in float64 where the method has that."""
+    """As near to a step in float64, where the method has that, as the plain one, or to 1e-5."""
     torch.manual_seed(0)
     model = load_model(str(any_folder)).eval()
     attach_small(model, method)
@@ -77,14 +77,16 @@ def test_a_step_of_every_method(any_folder, method, monkeypatch, used):
     assert len(used) > 2 * len(model.blocks)
     monkeypatch.setattr(onednn, "is_faster_here", lambda: False)
     model.zero_grad()
+    plain = {name: tensor.clone() for name, tensor in loss_and_gradients(model).items()}
+    model.zero_grad()
     if method != "dora":
         model.double().dtype = torch.float64
-    expected = loss_and_gradients(model)
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    exact = loss_and_gradients(model)
+    largest = max(float(gradient.abs().max()) for gradient in exact.values())
+    rounding = max(float((plain[name] - exact[name]).abs().max()) for name in exact)
     for name, gradient in found.items():
-        torch.testing.assert_close(
-            gradient, expected[name], rtol=1e-5, atol=1e-5 * largest, check_dtype=False
-        )
+        error = float((gradient - exact[name]).abs().max())
+        assert error <= max(1e-5 * largest, 4 * rounding), name
 
 
 def test_nothing_else_is_multiplied_by_it(monkeypatch, used):
