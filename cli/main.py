@@ -57,6 +57,10 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"invalid float value: (.+)", r"\1 is not a number", message)
         raise UsageError(f"{message}; see: {self.prog} --help")
 
+    def _print_message(self, message: str, file=None) -> None:
+        """Print help or version; argparse's own swallows the error of a full disk."""
+        (file or sys.stderr).write(message)
+
 
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit status. Errors that the user can fix are one line on

@@ -3,6 +3,7 @@
 A dictionary of one long text, of which a million rows are made, takes a few bytes in the file.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,21 +13,27 @@ from files.errors import UserError
 AT_ONCE = 256  # rows
 MEMORY = 2**30  # bytes of address space
 SECONDS = 5.0  # of computing for a request
-MOST = 200_000_000  # characters of all rows, beside ten times the size of the file
+MOST = 200_000_000  # bytes of all rows in Python, beside 20 times the size of the file
 batches: Iterator = iter(())  # in the child: of the file that is being read
 
 
 def rows(path: Path) -> Iterator[dict]:
     """The rows of a parquet file. Raises UserError."""
-    left, what = MOST + 10 * path.stat().st_size, f"reading {path}"
+    left, what = MOST + 20 * path.stat().st_size, f"reading {path}"
     call("data.parquet:begin", [str(path.resolve()), str(path)], what, SECONDS, MEMORY)
     while (batch := call("data.parquet:more", None, what, SECONDS, MEMORY)) is not None:
-        left -= sum(map(len, map(str, batch)))
+        left -= held(batch)
         if left < 0:
             raise UserError(
                 f"{path} has {path.stat().st_size:,} bytes and expands to too many rows"
             )
         yield from batch
+
+
+def held(value) -> int:
+    """The bytes that a value takes in Python, without the keys."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sys.getsizeof(value) + sum(map(held, inner))
 
 
 def begin(request: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import processes
 import pytest
@@ -136,6 +137,17 @@ def test_a_mistake_in_a_process_of_its_own():
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_help_for_a_full_disk_is_one_line(words, monkeypatch, capsys):
+    with open("/dev/full", "w", buffering=1) as full, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", full)
+        assert command_line.main(words) == 1
+    assert capsys.readouterr().err == (
+        "run.py: the output cannot be written: No space left on device\n"
+    )
 
 
 def test_debug_shows_the_traceback():

@@ -25,10 +25,11 @@ def test_rows_come_in_portions_and_whole(tmp_path):
     assert len(read_rows(path).rows) == 2 * parquet.AT_ONCE + 1
 
 
-def test_a_file_that_expands_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("text", "count"), [("x" * 1000, 5000), ("x", 2000)])
+def test_a_file_that_expands_is_refused(tmp_path, monkeypatch, text, count):
     monkeypatch.setattr(parquet, "MOST", 100_000)
     with pytest.raises(UserError, match="bytes and expands to too many rows"):
-        read_rows(written(tmp_path / "a.parquet", "x" * 1000, 5000))
+        read_rows(written(tmp_path / "a.parquet", text, count))
 
 
 def test_a_portion_needs_no_more_than_its_memory(tmp_path):
