@@ -195,6 +195,8 @@ def leave(status: int) -> NoReturn:
 def keep_freed_memory() -> None:
     """Let glibc keep up to 128 MB that is free, in place of asking for it anew in every step: its
     own bounds grow with the largest block that was freed, and a small model's blocks are small."""
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return  # the user's own bounds
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the largest it can be

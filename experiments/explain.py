@@ -7,6 +7,7 @@ ABOUT = {
     "svamp": "one-step problems, reworded so that key words mislead (Patel et al. 2021)",
     "gsm8k": "grade-school problems of two to eight steps (Cobbe et al. 2021)",
     "aqua": "algebra with five options, A to E (Ling et al. 2017)",
+    "mathqa": "GRE and GMAT problems with five options, A to E (Amini et al. 2019)",
     "mawps": "a collection of arithmetic word problems (Koncel-Kedziorski et al. 2016)",
     "boolq": "yes-or-no questions, asked without their passage (Clark et al. 2019)",
     "piqa": "which of two solutions works: everyday physics (Bisk et al. 2020)",

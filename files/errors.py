@@ -26,6 +26,7 @@ def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> Use
 MEMORY_WORDS = (  # in torch's errors that are a plain RuntimeError
     "can't allocate memory",  # of a CPU
     "not enough memory",  # of a CPU under Windows
+    "could not create a primitive",  # of oneDNN, which has no word for the reason
     "out of memory",  # CUDA error: out of memory (pinned memory, a context), and NCCL's
     "failed to cuda",  # ... calloc or malloc, of NCCL
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED and its like

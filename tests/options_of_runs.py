@@ -48,7 +48,10 @@ def debug(here):
     from files.errors import UserError
 
     name = here.name.split()[0]
-    wrong = {"data": ["shaw"], "inspect": ["/nowhere"], "models": None, "show": ["--model", "x-y"]}
+    wrong = {
+        "data": ["shaw"], "inspect": ["/nowhere"], "models": None, "show": ["--model", "x-y"],
+        "compare": ["/nowhere", "/other"], "referee": ["/nowhere.toml"],
+    }  # fmt: skip
     words = wrong.get(name, ["--model", "pocket-lama"])
     if name in ("merge", "export"):
         words = [*words, "--out", here.path / "out"]

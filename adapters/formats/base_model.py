@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 from model.language import LanguageModel
+from model.registry import POCKET
 
 
 def check_base(model: LanguageModel, raw: dict, folder: Path) -> None:
@@ -25,11 +26,13 @@ def check_base(model: LanguageModel, raw: dict, folder: Path) -> None:
 
 
 def base_name(model: LanguageModel) -> str:
-    """The model's hub repository, or its folder's name if that is not in the hub's cache.
+    """The model's hub repository, a pocket model's name, or the name of another folder.
 
     "" of none. Never a path: files go to other machines.
     """
     folder = str(getattr(model, "folder", None) or "")
+    if folder and Path(folder).parent == POCKET:
+        return f"pocket-{Path(folder).name}"
     cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+$", folder)
     return cached[1].replace("--", "/", 1) if cached else Path(folder).name
 

@@ -125,7 +125,7 @@ def test_fused_stacked_and_averaged_on_the_command_line(tmp_path, capsys, short)
     for words, said in (
         ((f"{folders[0]}",), "FOLDER=WEIGHT"),
         ((f"{folders[0]}=x",), "FOLDER=WEIGHT"),
-        ((f"{folders[0]}=1", "--how", "sum"), "outputs, weights"),
+        ((f"{folders[0]}=1", "--how", "sum"), "outputs, cat, svd, weights"),
         ((f"{tmp_path}/none=1",), "no adapter folder"),
         ((f"{folders[0]}=1", "--model", "pocket-opt"), "made for a llama model"),
     ):
