@@ -25,9 +25,7 @@ from model.load import fingerprint_of, is_finite, sample_of
 from model.quantize import dequantize
 from model.sites import Linear, Site, base_parameters
 
-UNMERGED = (
-    "evaluate and generate use it unmerged, and export --for transformers writes a model with it"
-)
+UNMERGED = "evaluate and generate use it unmerged; for transformers try export --for transformers"
 BIASES = {  # model_type -> setting of config.json -> part of the paths of the Linears it gives one
     "llama": {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."},
     "qwen3": {"attention_bias": ".self_attn."},

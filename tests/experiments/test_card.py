@@ -6,6 +6,10 @@ import re
 import pytest
 from in_command import command
 
+from experiments.run import run as python_run
+from files.errors import UserError
+from train.settings import settings
+
 CARD = ("--set", "train.max_steps=2", "--set", "eval.items=3", "--tests", "svamp,multiarith")
 
 
@@ -45,6 +49,20 @@ def test_a_card_in_every_exported_folder(run, tmp_path, words):
     assert 'data = "mine.json"' in text  # the settings, without the place
     for path in (tmp_path / "out").iterdir():
         assert b"a-secret-place" not in path.read_bytes(), path
+
+
+def test_a_finished_run_is_not_overwritten_from_python(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds a finished run: give another folder"):
+        python_run(settings(options={"model": "pocket-llama"}), run)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_shards_have_a_size(run, tmp_path, size):
+    words = ("--for", "transformers", "--shard-size", size, "--out", tmp_path / "out")
+    assert "should be a number of GB" in command("export", run, *words, status=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_known_base_is_named_as_on_the_hub(tmp_path):
