@@ -13,6 +13,8 @@ FILE = "predictions.jsonl"
 
 def predictions_in(path: Path) -> list[dict]:
     """The predictions of a run's or an evaluation's folder, or of a file. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the folder of a run or of an evaluation")
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         unfinished = ": it is not finished" * file.with_name(f"{FILE}.part").is_file()

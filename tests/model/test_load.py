@@ -153,3 +153,9 @@ def test_spellings_of_published_names(tmp_path, family, spelling):
     save_file(weights, path)
     with pytest.raises(UserError, match="unknown tensor"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float33", 32])
+def test_a_dtype_is_one_of_torch(dtype):
+    with pytest.raises(UserError, match="is not a dtype of torch"):
+        load_model("pocket-llama", dtype=dtype)

@@ -15,6 +15,7 @@ from eval.sampling import Sampling
 from files.errors import UserError
 from model import load_model, load_tokenizer
 from serve.questions import Question, Refused
+from serve.start import load
 from serve.text import TextStream
 
 DRAWN = Sampling(temperature=1.5, top_k=20)
@@ -187,3 +188,8 @@ def test_pieces_of_text_are_the_text(tokenizer, stops):
     assert stream.stopped == bool(ends)
     assert "\ufffd" not in "".join(pieces)
     assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_rows_are_no_longer_than_the_model_reads():
+    with pytest.raises(UserError, match="--max-length 5000: the model reads up to 256 tokens"):
+        load(None, [], {"model": "pocket-llama"}, slots=2, length=5000, waiting=1)
