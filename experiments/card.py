@@ -14,14 +14,13 @@ from experiments.text import history_text
 from files.reading import read_json
 from files.toml import read_toml, table_text
 from files.writing import write_text
-from model.registry import REGISTRY
 
 PROJECT = "LLM-Adapters, from scratch (arXiv 2304.01933)"
 
 
 def write_card(
     folder: Path,
-    model: str,
+    base: str,
     library: str,
     described: str,
     trained: Sequence[tuple[Path, dict]],
@@ -30,14 +29,12 @@ def write_card(
 ) -> None:
     """Write README.md into an exported folder.
 
-    model: name, repository or folder of the base; library: "transformers", "peft" or "" for none;
+    base: its name (adapters/formats/base_model.py); library: "transformers", "peft" or "" for none;
     described: the adapters in words; trained: (folder, `run` section of its file) of each; usage:
     how the folder is loaded. Results and settings are told where an adapter lies in its run.
     """
-    base = base_name(model)
-    is_public = model in REGISTRY or ("/" in model and not Path(model).exists())
     front = {
-        "base_model": base if is_public else None,  # a pocket model or a folder is not on the hub
+        "base_model": base if "/" in base else None,  # a pocket model or a folder is not on the hub
         "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": ["llm-adapters"],
@@ -59,21 +56,15 @@ def write_card(
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
-def base_name(model: str) -> str:
-    """Repository of a known model, or the last part of a folder's path."""
-    if model in REGISTRY:
-        return REGISTRY[model].repo
-    return Path(model).name if Path(model).exists() else model
-
-
 def results(run: Path) -> list[str]:
     """What was measured: accuracies with intervals, problems that training saw, warnings."""
-    after, before = (run / f"predictions{which}.jsonl" for which in ("", "-base"))
-    parts = []
+    after, parts = run / "predictions.jsonl", []
     if after.is_file():
         predictions = read_predictions(after)
-        base = read_predictions(before) if before.is_file() else []
-        table = score_table(base, predictions, "with the adapter").to_markdown()
+        files = {title: run / f"predictions-{title}.jsonl" for title in ("before", "base")}
+        title = "before" if files["before"].is_file() else "base"  # before: trained further
+        earlier = read_predictions(files[title]) if files[title].is_file() else []
+        table = score_table(earlier, predictions, "with the adapter", title).to_markdown()
         parts.append(f"## Results\n\nAccuracy in percent, 95 % intervals.\n\n{table}".rstrip())
         leaked = sum(bool(prediction.get("leak")) for prediction in predictions)
         parts.append(

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from adapters import load_adapter, save_adapter
 from adapters.attach import adapters_named
+from adapters.formats.base_model import base_name
 from adapters.formats.peft_write import write
 from adapters.formats.transformers_model import export_with_adapters
 from adapters.several import SETUP
 from data.stored_template import stored_template
 from experiments.base import load_base
-from experiments.card import base_name, without_paths, write_card
+from experiments.card import without_paths, write_card
 from experiments.merging import check_to_write, describe_adapters, load_stored
 from files.errors import UserError, unknown
 from model.language import LanguageModel
@@ -59,7 +60,7 @@ def export_for(
         f"{name} = {call.format(kind, folder.name)}"
         for name, kind in (("model", "AutoModelForCausalLM"), ("tokenizer", "AutoTokenizer"))
     )
-    write_card(folder, settings.model, engine, described, trained, template, usage)
+    write_card(folder, base_name(model), engine, described, trained, template, usage)
     use = call.format("AutoModelForCausalLM", folder) + ", and so the tokenizer"
     return Exported(described, sorted(folder.iterdir()), use)
 
@@ -87,7 +88,7 @@ def export_adapter(
         )
     model = load_base(settings)
     about = load_adapter(model, adapter)
-    described, base = describe_adapters(model), base_name(settings.model)
+    described, base = describe_adapters(model), base_name(model)
     use = {
         "native": "load_adapter(model, {folder!r})",
         "peft": f"PeftModel.from_pretrained(model, {{folder!r}})  # model: {base}",
@@ -104,7 +105,7 @@ def export_adapter(
     library = "peft" if format == "peft" else ""
     template = stored_template([about])
     write_card(
-        folder, settings.model, library, described, [(adapter, about)], template,
+        folder, base, library, described, [(adapter, about)], template,
         use.format(folder=folder.name),
     )  # fmt: skip
     return Exported(described, sorted(folder.iterdir()), use.format(folder=str(folder)))

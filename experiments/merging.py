@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.attach import adapters_named
+from adapters.formats.base_model import base_name
 from adapters.formats.merged_model import export_model
 from adapters.in_use import in_use
 from adapters.merge import merge_and_compare
@@ -63,7 +64,7 @@ def merge_model(
     difference, deviation = merge_and_compare(model, ids)
     export_model(model, folder, int(shard_size * 1e9))
     write_card(
-        folder, settings.model, "transformers", f"{described}, merged",
+        folder, base_name(model), "transformers", f"{described}, merged",
         list(zip(adapters, runs, strict=True)), template,
         f'AutoModelForCausalLM.from_pretrained("{folder.name}")',
     )  # fmt: skip

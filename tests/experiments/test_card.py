@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from in_command import command
@@ -58,6 +59,16 @@ def test_a_finished_run_is_not_overwritten_from_python(run):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+def test_an_adapter_trained_further_is_beside_what_it_was_before(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "predictions-base.jsonl").rename(
+        tmp_path / "run" / "predictions-before.jsonl"
+    )
+    command("export", tmp_path / "run", "--out", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| test set | before | with the adapter |" in text
+
+
 @pytest.mark.parametrize("size", [0, -1])
 def test_shards_have_a_size(run, tmp_path, size):
     words = ("--for", "transformers", "--shard-size", size, "--out", tmp_path / "out")
@@ -68,7 +79,9 @@ def test_shards_have_a_size(run, tmp_path, size):
 def test_a_known_base_is_named_as_on_the_hub(tmp_path):
     from experiments.card import write_card
 
-    write_card(tmp_path, "llama-7b", "peft", "lora at q, v", [(tmp_path, {})], None, "use")
+    write_card(
+        tmp_path, "huggyllama/llama-7b", "peft", "lora at q, v", [(tmp_path, {})], None, "use"
+    )
     text = (tmp_path / "README.md").read_text()
     assert 'base_model: "huggyllama/llama-7b"' in text
     assert "## Results" not in text  # nothing is known of an adapter outside of its run

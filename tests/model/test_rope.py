@@ -101,6 +101,7 @@ def test_other_rope_types_count_from_zero(folder):
     model.hidden = lambda *args, **more: calls.append(more) or hidden(*args, **more)
     summed_loss(model, *collate(examples(3), 0, "cpu"))
     (call,) = calls
+    assert call.keys() == {"positions", "packing", "prompts"}
     assert (call["positions"], call["packing"]) == (None, None)
     del model.hidden
     plain = summed_loss(model, *collate(examples(3), 0, "cpu")[:2])
