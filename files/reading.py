@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict:
 
 def read_file(path: Path) -> bytes:
     """All of a file. Raises UserError for a pipe or a device, which may have no end; OSError."""
-    if path.exists() and not path.is_file():
+    if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is not a file")
     return path.read_bytes()
 

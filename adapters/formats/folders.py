@@ -21,7 +21,14 @@ from adapters.formats import paper, paper_write, peft_read, peft_write
 from adapters.formats.base_model import check_base
 from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
-from adapters.formats.stored import OLD_WEIGHTS, WEIGHTS, check_size, elements, read_tensors
+from adapters.formats.stored import (
+    OLD_WEIGHTS,
+    WEIGHTS,
+    check_names,
+    check_size,
+    elements,
+    read_tensors,
+)
 from adapters.in_use import parts_of
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown
@@ -154,6 +161,7 @@ def read_adapter(model: LanguageModel, folder: Path) -> tuple[AdapterConfig, Ten
     tensors = read_tensors(folder, elements(model))
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
     raw = read_json(resolve_inside(folder, CONFIG))
+    check_names(raw, str(folder / CONFIG))
     if OURS in raw:
         config, run = read_ours(model, raw[OURS], folder)
         return config, Tensors(tensors, where), run
