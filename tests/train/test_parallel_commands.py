@@ -66,7 +66,8 @@ def test_one_of_several_processes_ends_without_pythons_cleanup(tmp_path):
         assert subprocess.run(command, env=variables, capture_output=True).returncode == status
 
 
-def test_rank_0_reports_an_error_that_it_meets_later_than_the_others():
+def test_rank_0_reports_an_error_that_it_meets_later_than_the_others(monkeypatch):
+    monkeypatch.setattr(lost, "PATIENCE", timedelta(seconds=1))
     store, error = torch.distributed.HashStore(), UserError("unknown adapter")
     reported = []
     rank_0 = threading.Timer(0.5, lambda: reported.append(lost.is_reported(store, 0, 2, error)))
