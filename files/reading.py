@@ -7,8 +7,8 @@ from files.errors import UserError
 
 LONGEST_JSON = 20_000_000  # bytes; the largest published indexes and headers have a tenth of it
 MOST_SHARDS = 10_000
-MOST = 150_000_000  # bytes that the values of a text may take in Python, beside 12 for a character
-JSON_SIGNS = {"{": 250, "[": 72, ",": 60, "\n": 60, '"': 25}  # bytes that values take, a sign
+MOST = 150_000_000  # bytes that the values of a text may take in Python, beside 16 for a character
+JSON_SIGNS = {"{": 200, "[": 72, ",": 60, "\n": 60, '"': 25}  # bytes that values take, a sign
 
 
 def read_json(path: Path) -> dict:
@@ -45,7 +45,7 @@ def check_expansion(path: Path, text: str, signs: dict[str, int] = JSON_SIGNS) -
     signs: what begins or ends a value, and the bytes that this value takes at most.
     """
     bytes_needed = sum(text.count(sign) * size for sign, size in signs.items())
-    if bytes_needed > MOST + 12 * len(text):
+    if bytes_needed > MOST + 16 * len(text):
         raise UserError(
             f"{path} has {len(text):,} characters and expands to too many values: "
             f"about {bytes_needed / 1e6:,.0f} MB"

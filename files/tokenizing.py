@@ -56,7 +56,8 @@ class Pieces:
     def __init__(self, text: str):
         from sentencepiece import SentencePieceProcessor
 
-        self.inner = SentencePieceProcessor(model_proto=b64decode(text))
+        self.inner = SentencePieceProcessor()
+        self.inner.LoadFromSerializedProto(b64decode(text))
 
     def table(self, *_) -> tuple[list, int, int]:
         """[every piece, the number of BOS, the numbers of control, unknown and byte pieces]."""
