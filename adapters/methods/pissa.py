@@ -25,15 +25,7 @@ class PiSSA(LoRA):
 
     def __init__(self, options: LoRA.Options, site: Site):
         super().__init__(options, site)
-        if options.alpha <= 0:
-            raise UserError(
-                f"alpha = {options.alpha} must be positive: PiSSA's start is divided by its root"
-            )
-        if options.r > min(site.in_features, site.out_features):
-            raise UserError(
-                f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no "
-                "more than its smaller side of singular values"
-            )
+        check_principal(options, site)
         if not site.weight.is_meta:
             B, A = principal(whole(site.weight).detach().float(), options.r)
             self.lora_A.data, self.lora_B.data = A / self.scale**0.5, B / self.scale**0.5
@@ -56,6 +48,19 @@ class PiSSA(LoRA):
     def start(self, site: Site) -> dict[str, Tensor]:
         A, B = self.lora_A_start, self.lora_B_start
         return {"lora_A": A, "lora_B": B, "lora_A_start": A, "lora_B_start": B}
+
+
+def check_principal(options: LoRA.Options, site: Site) -> None:
+    """Raise UserError where a start from r singular values, divided by sqrt(s), does not exist."""
+    if options.alpha <= 0:
+        raise UserError(
+            f"alpha = {options.alpha} must be positive: the start is divided by its root"
+        )
+    if options.r > min(site.in_features, site.out_features):
+        raise UserError(
+            f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no "
+            "more than its smaller side of singular values"
+        )
 
 
 def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
