@@ -17,7 +17,8 @@ from adapters.attach import adapters_named, attach, remove, setup, switch
 from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig, Part
 from adapters.in_use import in_use, parts_of
-from adapters.methods.lora import LoRA, Start, Started
+from adapters.methods.lora import LoRA
+from adapters.starts import Start, Started
 from files.errors import UserError
 from model.language import LanguageModel
 

@@ -10,9 +10,8 @@ multiplies s by sigmoid(g · x) for each token.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -121,31 +120,6 @@ class LoRA(LowRank):
         if self.lora_B_bias is None:
             return f
         return replace(f, bias=self.scale * self.lora_B_bias + (0 if f.bias is None else f.bias))
-
-
-class Start(NamedTuple):
-    """Where a LoRA begins at a site, instead of a random A and B = 0 (adapters/begin.py)."""
-
-    r: int
-    alpha: float
-    A: Tensor  # [r, in]
-    B: Tensor | None = None  # [out, r]; None: zeros
-
-
-class Started(LoRA):
-    """A LoRA whose start is made before training, of more than the weight."""
-
-    works_on = ("Linear",)
-
-    @classmethod
-    def begin(
-        cls, adapters: dict[str, LoRA], model: LanguageModel, batches: Iterable
-    ) -> dict[str, Start]:
-        """The starts by path of the site; a site without one gets no adapter. Raises UserError.
-
-        batches: (ids int64 [B, T], bool [B, T]: the tokens with a loss) of training rows.
-        """
-        raise NotImplementedError
 
 
 class EmbeddingLoRA(Adapter):

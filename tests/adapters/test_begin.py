@@ -11,7 +11,7 @@ from peft_bases import QV, compare, loaded_by_peft, randomised
 from adapters import attach, begin, load_adapter, named_parameters, save_adapter
 from adapters.attach import adapters_named
 from adapters.begin import check_begun
-from adapters.methods.eva import Components
+from adapters.starts import Components
 from files.errors import UserError
 from model import load_model
 from model.quantize import save_quantized
@@ -179,7 +179,7 @@ def test_loftq_starts_nearest_to_the_weight(folder):
 def test_what_cannot_begin(folder, tmp_path):
     plain = load_model(str(folder))
     attach(plain, "loftq", r=3)
-    with pytest.raises(UserError, match="q_proj is not quantised: give --quantize nf4"):
+    with pytest.raises(UserError, match="needs a quantised base: give --quantize nf4"):
         begin(plain, [])
     with pytest.raises(UserError, match="'default' has no LoftQ start yet"):
         check_begun(plain)
