@@ -38,15 +38,19 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     logging.set_verbosity_error()
     disable_progress_bars()
     api = HfApi()
-    again = f"hf upload {repo} {shlex.quote(str(folder))}{' --private' if private else ''}"
+    private_words, to = " --private" if private else "", repo
     try:
-        with hub_errors(repo, "main", "another name with --push"):
+        with hub_errors(repo, "main", "another name with --push", there=":"):
             url = api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.repo_info(repo).private:
-                raise UserError(f"{repo} is public: give --private with another name")
+                to = "OWNER/OTHER-NAME"
+                raise UserError(f"{repo} is there and is public")
             api.upload_folder(
                 repo_id=repo, folder_path=folder, commit_message="Export of an adapter"
             )
     except UserError as error:
-        raise UserError(f"not pushed: {error}; {folder} is whole, to go on: {again}") from None
+        raise UserError(
+            f"not pushed: {error}; {folder} is whole, to go on: hf upload {to} "
+            f"{shlex.quote(str(folder))}{private_words}"
+        ) from None
     return str(url)

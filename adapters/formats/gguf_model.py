@@ -154,7 +154,7 @@ def names(architecture: str, blocks: int):
 def name_of(model: LanguageModel, module: str) -> str:
     """llama.cpp's name of a module. Raises UserError if it has none."""
     known = names(ARCHITECTURES[model.config.model_type], len(model.blocks))
-    name = known.get_name(module)
+    name = known.get_name(module.removeprefix("transformer."))
     if name is None:
         raise UserError(f"llama.cpp has no place for {module}")
     return name
