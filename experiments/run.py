@@ -33,6 +33,7 @@ from train.settings import settings as make_settings
 # what may change when a run is resumed: the result does by rounding and dropout only
 FREE = tuple(f"train.{key}" for key in FREE_OF_TRAIN)
 FREE += ("eval.compile", "layers_per_device", "threads", "shard")
+TEACHERS = "predictions-teacher.jsonl"
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,15 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
         before = measure(job, title, folder / f"predictions-{title}.jsonl", active, processes)
         accuracies = (f"{n} {100 * score.accuracy:.1f}%" for n, score in scores(before).items())
         print("before: " + "   ".join(accuracies))
-    unseen, loss = job.share.examples, {}
+    if job.teacher:
+        measure(job, "teacher", folder / TEACHERS, [job.teacher.name], processes)
+    unseen, loss = job.share.examples or (job.held_out if job.teacher else []), {}
+    what = "KL to the teacher" if job.teacher else "held-out loss"
     if unseen:
         use(model, active)
-        loss = {"rows": len(unseen), "before": measure_loss(model, unseen, s, pad_id, processes)}
-        print(f"before: held-out loss per token {loss['before']:.4f} (rows: {len(unseen):,})")
+        figure = measure_loss(model, unseen, s, pad_id, processes, job.teacher)
+        loss = {"rows": len(unseen), "before": figure}
+        print(f"before: {what} per token {figure:.4f} (rows: {len(unseen):,})")
 
     use(model, job.active, train=["default"])
     with JsonLines(folder / "log.jsonl") if processes.is_writer else nullcontext() as log:
@@ -101,12 +106,14 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
             held_out=job.held_out,
             fingerprints=job.fingerprints,
             processes=processes,
+            teacher=job.teacher,
         )
     if outcome.signal:
         tracker.finish(outcome.step, {})
         return Result(before, [], outcome.signal)
     if processes.is_writer:
-        save = save_adapters if len(adapter_names(model)) > 1 else save_adapter
+        several = len(adapter_names(model)) > 1 and not job.teacher
+        save = save_adapters if several else save_adapter
         # A run that was killed after its last step has written it before.
         save(model, folder / "adapter", run=run_section(job, outcome), overwrite=True)
     kept = validation_text(outcome.adapter_step, outcome.validation)
@@ -117,7 +124,7 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
         after = measure(job, "with adapter", folder / "predictions.jsonl", job.active, processes)
     if unseen:
         use(model, job.active)
-        loss["after"] = measure_loss(model, unseen, s, pad_id, processes)
+        loss["after"] = measure_loss(model, unseen, s, pad_id, processes, job.teacher)
     measured = scores(before), scores(after), loss
     judgement = processes.from_writer(
         lambda: verdict(
@@ -205,6 +212,7 @@ def facts_of(job: Prepared, outcome: Outcome, result: Result, world: int, second
         "quantize": job.model.quantize,
         "adapter": job.preset,
         "continued_from": s.continue_from,
+        "teacher": s.teacher,
         "history": job.history,
         "data": s.data,
         "seed": s.seed,
@@ -217,7 +225,8 @@ def facts_of(job: Prepared, outcome: Outcome, result: Result, world: int, second
         "peak_memory_bytes": peak_memory(job.model),
         "rows_cut_off": job.encoded.cut,
         "rows_left_out": len(job.data.left_out) + job.encoded.refused + job.share.refused,
-        "held_out_loss": result.loss,
+        "held_out_loss": {} if s.teacher else result.loss,
+        "divergence": result.loss if s.teacher else {},  # from the teacher
         "trainable_parameters": count(job.trained),
         "parameters": count_base(job.model),
         "trained_on_test": list(dict.fromkeys(seen)),
