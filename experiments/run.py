@@ -8,16 +8,15 @@ from pathlib import Path
 from adapters import save_adapter, save_adapters, use
 from adapters.attach import adapter_names
 from adapters.in_use import rates
-from data.leakage import seen_sets
 from eval.journal import remove_journals
 from eval.predict import are_to, predict
-from eval.score import mark_leaks, read_predictions, scores, tables, write_predictions
-from experiments.announce import announce, count, count_base, peak_memory
-from experiments.comparable import compare, conditions_of
+from eval.score import mark_leaks, read_predictions, scores, write_predictions
+from experiments.announce import announce
+from experiments.comparable import conditions_of
 from experiments.curves import read_log
+from experiments.facts import facts_of, run_section
 from experiments.folders import check_whole, write_json
 from experiments.held_out import measure_loss
-from experiments.history import short
 from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
 from experiments.report import validation_text, write_report
 from experiments.tracker import TRACKERS
@@ -25,7 +24,7 @@ from experiments.verdict import NO_VERDICT, Verdict, verdict
 from files.errors import UserError
 from files.writing import JsonLines, held, write_text
 from train.checkpoint import checkpoints
-from train.loop import Outcome, train
+from train.loop import train
 from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
@@ -175,69 +174,6 @@ def measure(
         write_predictions(file, predictions)
         remove_journals(journal)
     return predictions
-
-
-def run_section(job: Prepared, outcome: Outcome) -> dict:
-    """The `run` section of the adapter's file: what it was trained on."""
-    s, data = job.settings, job.data
-    prompt = {"template": job.template.name, "template_text": job.template.table()}
-    section = {
-        "model": s.model,
-        "data": s.data,
-        **({} if data.is_text else prompt),
-        "seed": s.seed,
-        "adapter": job.preset,
-        "columns": s.columns,
-        "test_share": 0.0 if s.tests else s.test_share,
-        "only_right": s.only_right,
-        "prompt_weight": s.train.prompt_weight,
-        "data_fingerprint": data.fingerprint,
-        "quantize": job.model.quantize,
-        "revision": s.revision,
-        "steps": outcome.adapter_step,
-    }
-    if job.start:
-        section["history"] = job.history
-    if job.loaded:
-        section["loaded"] = {name: short(run) for name, run in job.loaded.items()}
-    return section
-
-
-def facts_of(job: Prepared, outcome: Outcome, result: Result, world: int, seconds: int) -> dict:
-    """The content of result.json."""
-    s = job.settings
-    seen = (name for leaks in (job.leaks, *job.earlier) for name in seen_sets(leaks))
-    return {
-        "model": s.model,
-        "quantize": job.model.quantize,
-        "adapter": job.preset,
-        "continued_from": s.continue_from,
-        "teacher": s.teacher,
-        "history": job.history,
-        "data": s.data,
-        "seed": s.seed,
-        "processes": world,
-        "adapter_step": outcome.adapter_step,
-        "validation": outcome.validation,
-        "steps": outcome.step,
-        "skipped_steps": outcome.skipped,
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory(job.model),
-        "rows_cut_off": job.encoded.cut,
-        "rows_left_out": len(job.data.left_out) + job.encoded.refused + job.share.refused,
-        "held_out_loss": {} if s.teacher else result.loss,
-        "divergence": result.loss if s.teacher else {},  # from the teacher
-        "trainable_parameters": count(job.trained),
-        "parameters": count_base(job.model),
-        "trained_on_test": list(dict.fromkeys(seen)),
-        "published": [c.facts() for c in compare(conditions_of(s), scores(result.after))],
-        "decoding": s.eval.decoding,
-        "before": tables(result.before),
-        "after": tables(result.after),
-        "problems": result.verdict.problems,
-        "notes": result.verdict.notes,
-        "status": result.verdict.status,
-    }
 
 
 def resume_settings(folder: Path, options: dict | None = None, sets: list[str] = ()) -> Settings:
