@@ -6,13 +6,13 @@ A run whose loss is KL(teacher || student) on the rows that the adapter was trai
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapters import load_adapter
 from adapters.in_use import parameters
 from adapters.merge import check
-from eval.score import scores
+from eval.score import percent_cell, scores
 from eval.table import Cell, Table
 from experiments.base import load_base
 from experiments.compare import ALL, Pair, difference_cell, p_text, pairs_of
@@ -22,6 +22,7 @@ from experiments.folders import write_json
 from experiments.loading import settings_to_measure
 from experiments.run import TEACHERS, can_resume, run
 from experiments.same_problems import read_run, right_shares
+from experiments.verdict import together
 from files.errors import UserError
 from files.reading import read_json
 from train.settings import Settings
@@ -150,6 +151,7 @@ def comparison(folder: Path) -> tuple[list[Pair], dict[str, list[tuple[float, fl
     ]
     pairs = pairs_of({one.name: right_shares(one.predictions, "strict") for one in runs})
     found = [scores(one.predictions) for one in runs]
+    found = [of | {ALL: together(list(of.values()))} for of in found]
     intervals = {name: [of[name].interval for of in found] for name in found[0]}
     return sorted(pairs, key=lambda pair: pair.tests == ALL), intervals
 
@@ -157,12 +159,8 @@ def comparison(folder: Path) -> tuple[list[Pair], dict[str, list[tuple[float, fl
 def table_of(tests: list[Pair], intervals: dict[str, list[tuple[float, float]]]) -> Table:
     rows = []
     for pair in tests:
-        shares = [Cell(f"{100 * share:.1f}%") for share in pair.accuracy]
-        if pair.tests in intervals:
-            shares = [
-                replace(cell, detail=f"[{100 * low:.1f}, {100 * high:.1f}]")
-                for cell, (low, high) in zip(shares, intervals[pair.tests], strict=True)
-            ]
+        both = zip(pair.accuracy, intervals[pair.tests], strict=True)
+        shares = [percent_cell(share, interval) for share, interval in both]
         change = difference_cell(pair.difference)
         rows.append([Cell(pair.tests), *shares, change, Cell(p_text(pair.p_holm))])
     return Table(("test set", "teacher", "student", "teacher - student, points", "p (Holm)"), rows)
