@@ -97,7 +97,7 @@ def test_a_complete_one_is_shown_again(whole):
     [
         (("/nowhere",), "/nowhere holds no run.toml"),
         ((), "give the folder of the run"),
-        (("FIRST", "--to", "prefix", "--r", 2), "r"),
+        (("FIRST", "--to", "prefix", "--r", 2), "unknown option of prefix adapters 'r'"),
         (("FIRST", "--set", "load.a=x"), "leave out load and continue_from, or teacher"),
         (("--resume", "FIRST"), "has no teacher"),
     ],
