@@ -67,9 +67,9 @@ def tiles(facts: dict, before: list[dict], after: list[dict]) -> str:
     if name := next(iter(now), ""):
         both = f"{percent(was[name])} → {percent(now[name])}" if was else percent(now[name])
         figures.append((both, f"{name}: accuracy" + (" before → after" if was else "")))
-    elif loss := facts["held_out_loss"] or facts["divergence"]:
+    elif loss := facts["held_out_loss"] or facts.get("divergence"):
         both = f"{loss['before']:.4f} → {loss['after']:.4f}"
-        what = "KL to the teacher" if facts["teacher"] else "held-out loss"
+        what = "KL to the teacher" if facts.get("divergence") else "held-out loss"
         figures.append((both, f"{what} per token before → after (rows: {loss['rows']:,})"))
     else:
         figures.append(("not measured", "the data has no test set"))
