@@ -19,6 +19,7 @@ from adapters.rows import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
 from eval.compare import Options
+from eval.drafts import check, guesses
 from eval.prefill import Beginning, admit, read
 from eval.requests import Event, Request, Row
 from eval.room import Fronts, positions_of, room_for, too_long
@@ -110,7 +111,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Read prompts that wait, if slots are free, else make a token of every live row."""
+        """Read prompts that wait, if slots are free, else make tokens of every live row."""
         free = [slot for slot, row in enumerate(self.owners) if row is None]
         if admitted := admit(self.waiting, free, self.model.device.type, self.fronts):
             return self.begin(admitted)
@@ -118,6 +119,9 @@ class Engine:
         live = [row for row in self.owners if row]
         if not live:
             return []
+        guessed = [] if self.graphs else guesses(self.model, live, self.cache)
+        if any(guessed):
+            return check(self, live, guessed)
         ids = self.last[: len(live)]
         logits = self.graphs.step(ids) if self.graphs else None
         if logits is None:
@@ -125,7 +129,7 @@ class Engine:
             with seated(self.mixtures, [row.request.entry for row in live]):
                 hidden = self.model.hidden(ids[:, None], cache=self.cache)
                 logits = self.model.logits(hidden[:, -1])
-        self.cache.moved_on(len(live))
+        self.cache.moved_on([1] * len(live))
         return self.take(set_of(live), logits, [row.slots for row in set_of(live)])
 
     def begin(self, rows: list[Row]) -> list[Event]:
