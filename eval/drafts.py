@@ -30,7 +30,7 @@ TOKENS = {"cpu": 32}  # of a pass with guesses, by kind of device; elsewhere the
 
 
 class Text:
-    """The tokens of a row so far, and where each pair of them stood last."""
+    """The tokens of a row so far, and where each pair of them stood last, but for the last pair."""
 
     def __init__(self, tokens: Sequence[int]):
         self.tokens: list[int] = []
@@ -74,13 +74,13 @@ def guess(row: Row, most: int) -> list[int]:
     return row.text.guess(min(most, row.longest - len(row.tokens) - 1))
 
 
-def check(engine: "Engine", rows: Sequence[Row], guessed: Sequence[list[int]]) -> list[Event]:
+def verify(engine: "Engine", rows: Sequence[Row], guessed: Sequence[list[int]]) -> list[Event]:
     """Read the last token of each live row and its guesses -> the events of the tokens that the
     model chooses itself: after the last token, and after each guess that was its choice.
 
     What a slot holds of a wrong guess lies behind its row's length, where nothing looks.
     """
-    logits, first = read(engine, rows, guessed)
+    logits, first = pass_over(engine, rows, guessed)
     events, new, going_on = [], [0] * len(rows), list(range(len(rows)))
     while going_on:
         at = [[first[i] + new[i]] for i in going_on]
@@ -93,10 +93,10 @@ def check(engine: "Engine", rows: Sequence[Row], guessed: Sequence[list[int]]) -
             held += [i] if lives and guess == row.tokens[-1:] else []
         going_on = held
     engine.cache.moved_on(new)
-    return sorted(events, key=lambda event: event.number)
+    return events
 
 
-def read(
+def pass_over(
     engine: "Engine", rows: Sequence[Row], guessed: Sequence[list[int]]
 ) -> tuple[Tensor, list[int]]:
     """One pass over the last token of each row and its guesses -> (logits [N, V], the index of
@@ -108,7 +108,10 @@ def read(
     T, packing = max(counts), None
     last = engine.last[: len(rows)].tolist()
     ids = torch.tensor(
-        [[token, *guess] + [0] * (T - 1 - len(guess)) for token, guess in zip(last, guessed)]
+        [
+            [token, *guess] + [0] * (T - 1 - len(guess))
+            for token, guess in zip(last, guessed, strict=True)
+        ]
     )
     first = [i * T for i in range(len(rows))]
     if not engine.mixtures and sum(counts) < ids.numel():

@@ -2,10 +2,11 @@
 
     submit ── waiting ──> [ slot 0 | slot 1 | slot 2 | ... ] ── step ──> events ── over
 
-A step reads the prompts of rows that slots are free for, or makes a token of every live row. Rows
-go on at their own lengths, so that one that is over makes room at once; when no row waits, the last
-slots move into the free ones and the passes get smaller. What a row becomes depends on nothing but
-the row: not on its neighbours, the order or the slots, up to the rounding of a sum.
+A step reads the prompts of rows that slots are free for, or makes tokens of every live row: one,
+or more where guesses hold (eval/drafts.py). Rows go on at their own lengths, so that one that is
+over makes room at once; when no row waits, the last slots move into the free ones and the passes
+get smaller. What a row becomes depends on nothing but the row: not on its neighbours, the order or
+the slots, up to the rounding of a sum.
 """
 
 from collections import deque
@@ -19,9 +20,9 @@ from adapters.rows import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
 from eval.compare import Options
-from eval.drafts import check, guesses
+from eval.drafts import guesses, verify
 from eval.prefill import Beginning, admit, read
-from eval.requests import Event, Request, Row
+from eval.requests import Event, Request, Row, set_of
 from eval.room import Fronts, positions_of, room_for, too_long
 from eval.sampling import choose, scored
 from files.errors import UserError
@@ -121,7 +122,7 @@ class Engine:
             return []
         guessed = [] if self.graphs else guesses(self.model, live, self.cache)
         if any(guessed):
-            return check(self, live, guessed)
+            return verify(self, live, guessed)
         ids = self.last[: len(live)]
         logits = self.graphs.step(ids) if self.graphs else None
         if logits is None:
@@ -247,8 +248,3 @@ class Engine:
             self.last[gap], self.known[gap] = self.last[slot], self.known[slot]
             self.owners[gap], self.owners[slot] = row, None
             row.slots[row.slots.index(slot)] = gap
-
-
-def set_of(rows: Sequence[Row | None]) -> list[Row]:
-    """Each row once, in order."""
-    return list({id(row): row for row in rows if row}.values())

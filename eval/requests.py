@@ -92,3 +92,8 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)  # one, or one for each beam or option
     text: "Text | None" = None  # that tokens are guessed from (eval/drafts.py)
+
+
+def set_of(rows: Sequence[Row | None]) -> list[Row]:
+    """Each row once, in order."""
+    return list({id(row): row for row in rows if row}.values())
