@@ -112,13 +112,13 @@ def test_events_are_those_without_guesses(tmp_path, monkeypatch, family, way, pr
 @pytest.mark.parametrize(("new", "length", "why"), [(40, 45, "positions"), (21, 26, "length")])
 def test_guesses_end_where_the_positions_or_the_slots_do(tmp_path, monkeypatch, new, length, why):
     model = load_model(str(write_checkpoint(tmp_path, "opt", max_position_embeddings=30)))
-    requests = [Request([7, 8, 7, 8, 9], new)]
+    requests = [Request([7, 8, 7, 8, 9], new), Request([7, 8], new + 3)]  # ends at the same column
     with monkeypatch.context() as without:
         without.setattr(drafts, "TOKENS", {})
-        plain, slow = events_of(model, requests, slots=1, length=length)
-    answer = [token for event in plain[0] for token in event.tokens]
-    monkeypatch.setattr(drafts, "guess", guesses_that_half_hold({0: answer}))
-    found, fast = events_of(model, requests, slots=1, length=length)
+        plain, slow = events_of(model, requests, slots=2, length=length)
+    answers = {n: [t for e in events for t in e.tokens] for n, events in plain.items()}
+    monkeypatch.setattr(drafts, "guess", guesses_that_half_hold(answers))
+    found, fast = events_of(model, requests, slots=2, length=length)
     assert found == plain
     assert found[0][-1].ended == why
     assert len(fast) < len(slow)
