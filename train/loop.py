@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -118,10 +119,14 @@ def train(
                 seed_from(seed, step, number): batch  # the key seeds dropout
                 for number, batch in enumerate(micro_batches(rows, s.micro_batch_size, *fill))
             }
-            with short_of_memory(
-                f"on {model.device} with {s.amount} at once: lower {s.at_once} "
-                "or set train.checkpointing=block; the last checkpoint is "
-                f"intact, --resume {folder} takes both with --set"
+            whole = partial(state.rescue, folder, fingerprints, s.keep)  # the step before
+            with (
+                processes.rescue(whole),
+                short_of_memory(
+                    f"on {model.device} with {s.amount} at once: lower {s.at_once} "
+                    "or set train.checkpointing=block; the last checkpoint is "
+                    f"intact, --resume {folder} takes both with --set"
+                ),
             ):
                 with offloaded(model) if s.offload else nullcontext():
                     losses, used = accumulate(
