@@ -47,7 +47,7 @@ def test_each_gets_its_own_product_of_its_own_x(tmp_path, products):
         for linear, y in calls:
             torch.testing.assert_close(linear(y), wanted[linear, y], rtol=1e-5, atol=1e-5)
         assert products == [total] * count
-    k.weight.data *= 2  # its own product is plain from now on, and the others' stay
+    k.weight.mul_(2)  # its own product is plain from now on, and the others' stay
     products.clear()
     for linear in (q, k, v):
         expected = wanted[linear, x] * (2 if linear is k else 1)
