@@ -50,10 +50,10 @@ def test_each_gets_its_own_product_of_its_own_x(tmp_path, products):
     k.weight.mul_(2)  # its own product is plain from now on, and the others' stay
     products.clear()
     for linear in (q, k, v):
-        expected = wanted[linear, x] * (2 if linear is k else 1)
-        torch.testing.assert_close(linear(x), expected, rtol=1e-5, atol=1e-5)
-    assert products[0] == total
-    pack(model)  # the group's copies are made anew
+        expected = wanted[linear, other] * (2 if linear is k else 1)
+        torch.testing.assert_close(linear(other), expected, rtol=1e-5, atol=1e-5)
+    assert products == [total, k.out_features]
+    pack(model)  # k has a copy again
     torch.testing.assert_close(k(x), 2 * wanted[k, x], rtol=1e-5, atol=1e-5)
 
 
