@@ -9,7 +9,7 @@ from experiments.rows import encode_rows, hold_out
 from files.errors import short_of_memory
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
-from train.loss import mean_loss
+from train.measure import mean_loss
 from train.parallel import Processes
 from train.settings import Settings
 from train.teacher import Teacher

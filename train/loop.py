@@ -23,7 +23,7 @@ from model.language import LanguageModel
 from model.tokens import check_ids
 from train.checkpoint import State
 from train.deterministic import deterministic, in_tf32
-from train.loss import mean_loss
+from train.measure import mean_loss
 from train.offload import offloaded
 from train.optim import LossScale, adamw, learning_rate
 from train.parallel import SINGLE, Processes
@@ -73,8 +73,7 @@ def train(
     from must share (data, settings ...). rates: factors of the learning rate, by name of
     the parameter. held_out: validation rows; with `s.best` the model ends with the weights of the
     lowest loss on them. log: gets a dict each step. processes: each computes its share of the
-    micro-batches; rank 0 logs and saves. teacher: whose distributions are learned, not the rows'
-    tokens.
+    micro-batches; rank 0 logs and saves. teacher: whose distributions are learned.
 
     A resumed run takes, to the bit, the steps of an uninterrupted one; on a GPU, if
     `s.deterministic`. SIGINT and SIGTERM finish the step, save and return. Raises UserError when
@@ -134,10 +133,8 @@ def train(
                 ),
             ):
                 with offloaded(model) if s.offload else nullcontext():
-                    losses, used = accumulate(
-                        model, processes.share(batches), weight / scale.scale, pad_id, s.packing,
-                        teacher,
-                    )  # fmt: skip
+                    mine, divisor = processes.share(batches), weight / scale.scale
+                    losses, used = accumulate(model, mine, divisor, pad_id, s.packing, teacher)
                 loss = sum(processes.gather(sum((part / weight).item() for part in losses)))
                 processes.sum_gradients(parameters.values())
                 if (extra := penalty(model)) is not None:  # of AdaLoRA, for example

@@ -1,22 +1,15 @@
 """Next-token loss, with logits only where there is a label."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.rows import Rows
-from data.batches import Batch, Example, Labels, batch_of, micro_batches
+from data.batches import Labels
 from files.errors import UserError
 from model.language import LanguageModel
 from model.packing import pick
 from train.loss_gradient import LossAndGradient, loss_and_gradient
-from train.parallel import SINGLE, Processes
-
-if TYPE_CHECKING:
-    from train.teacher import Teacher
 
 
 def summed_loss(
@@ -85,43 +78,3 @@ def plain_loss(model: LanguageModel, hidden: Tensor, weights: Tensor, targets: T
     logits = model.logits(hidden)
     losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
     return (weights.to(logits.device) * losses).sum()
-
-
-def batch_to_learn(
-    model: LanguageModel,
-    rows: Sequence[Example],
-    pad_id: int,
-    packing: bool = False,
-    teacher: "Teacher | None" = None,
-) -> Batch:
-    """The micro-batch of these rows on the model's device; its targets are the teacher's
-    distributions, if there is one."""
-    batch = batch_of(rows, pad_id, model.device, packing, model.prompt_length)
-    return teacher.taught(batch, rows, pad_id) if teacher else batch
-
-
-@torch.no_grad()
-def mean_loss(
-    model: LanguageModel,
-    rows: Sequence[Example],
-    size: int,
-    pad_id: int,
-    processes: Processes = SINGLE,
-    tokens: int = 0,
-    packing: bool = False,
-    teacher: "Teacher | None" = None,
-) -> float:
-    """The loss per token of these rows, weighted as in training but without dropout.
-
-    size, tokens, packing: what goes through the model at once (data/batches.py); each process
-    computes its share. teacher: the loss is KL(teacher || model). Leaves the model in training
-    mode.
-    """
-    model.eval()
-    mine = processes.share(dict(enumerate(micro_batches(rows, size, tokens, packing))))
-    total = sum(
-        summed_loss(model, *batch_to_learn(model, batch, pad_id, packing, teacher)).item()
-        for batch in mine.values()
-    )
-    model.train()
-    return sum(processes.gather(total)) / sum(sum(row.weights[1:]) for row in rows)

@@ -25,7 +25,8 @@ from model.language import LanguageModel
 from model.parts import Step
 from model.placed import moved
 from model.tokens import Tokens
-from train.loss import batch_to_learn, loss_of, positions_of, summed_loss
+from train.loss import loss_of, positions_of, summed_loss
+from train.measure import batch_to_learn
 from train.teacher import Teacher
 
 

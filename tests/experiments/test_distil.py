@@ -16,7 +16,7 @@ from experiments.distil import distil, settings_to_distil
 from files.errors import UserError
 from model import load_model, load_tokenizer
 from train import loop
-from train.loss import mean_loss
+from train.measure import mean_loss
 from train.teacher import Teacher
 
 SHORT = "train.validation_rows=4 train.max_steps=4 train.save_every=2 eval.items=3".split()

@@ -8,7 +8,7 @@ from training_runs import examples
 from adapters import attach, named_parameters, use
 from data.batches import micro_batches
 from model import load_model
-from train.loss import mean_loss
+from train.measure import mean_loss
 from train.pipeline import accumulate
 from train.teacher import Teacher
 
