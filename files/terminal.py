@@ -5,6 +5,7 @@ import re
 import sys
 from contextlib import suppress
 
+LONGEST = 3000  # characters of a message; a value from a file may have millions
 REORDER = (
     "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # direction of writing, lines and paragraphs
 )
@@ -65,5 +66,7 @@ def open_streams() -> None:
 
 
 def one_line(message: str) -> str:
-    """An error message for a terminal: escaped, on one line. For a file it stays as it is."""
+    """An error message for a terminal: escaped, on one line. For a file only its length is cut."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST - 500]} ... {message[-480:]}"
     return escaped(message, IN_A_LINE) if sys.stderr.isatty() else message

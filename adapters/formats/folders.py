@@ -216,12 +216,16 @@ def read_ours(model: LanguageModel, ours, folder: Path) -> tuple[AdapterConfig, 
     if not isinstance(ours, dict) or not isinstance(ours.get("adapter"), dict):
         raise UserError(f"{folder / CONFIG}: section {OURS!r} has no table 'adapter'")
     family, fingerprint, run = (ours.get(key) for key in ("family", "base_fingerprint", "run"))
+    base = run.get("model") if isinstance(run, dict) else None  # is not opened: the user names it
+    named = f"; its file names {base!r:.200}: give --model" if isinstance(base, str) else ""
     if family != model.family:
-        raise UserError(f"{folder} was made for a {family} model, this one is {model.family}")
+        raise UserError(
+            f"{folder} was made for a {family!s:.20} model, this one is {model.family}{named}"
+        )
     if has_weights(model) and fingerprint != model.fingerprint:
         raise UserError(
             f"{folder} was trained on another base model (fingerprint {fingerprint}, this one has "
-            f"{model.fingerprint})"
+            f"{model.fingerprint}){named}"
         )
     return resolve(ours["adapter"]), run if isinstance(run, dict) else {}
 

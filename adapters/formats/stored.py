@@ -34,6 +34,8 @@ def read_tensors(folder: Path, most: float = math.inf) -> dict[str, Tensor]:
                     raise UserError(f"{path} holds a tensor twice")
                 tensors[key] = tensor
                 most -= tensor.numel()
+                if most < 0:  # of views of one storage, or of a file with holes
+                    raise UserError(f"{path} holds more values than the model has a place for")
             return tensors
     raise UserError(f"{folder / WEIGHTS} is missing: {folder} is no adapter folder")
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from adapters import attach, load_adapter, save_adapter
+from adapters.formats.stored import read_tensors
 from files.errors import UserError
 from files.pickles import LARGEST, Refused, all_within, check_pickle, follow
 from model import load_model
@@ -157,6 +159,18 @@ def test_a_tensor_is_measured_before_there_is_memory_for_it(tmp_path, monkeypatc
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(UserError, match="larger than all"):
         load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_all_tensors_of_an_adapter_are_bounded_together(tmp_path, name):
+    table = {f"k{n}": torch.zeros(10) for n in range(4)}
+    if name.endswith(".bin"):  # views of one storage
+        torch.save(dict.fromkeys(table, table["k0"]), tmp_path / name)
+    else:
+        save_file(table, tmp_path / name)
+    assert len(read_tensors(tmp_path, 40)) == 4
+    with pytest.raises(UserError, match="holds more values than the model has a place for"):
+        read_tensors(tmp_path, 39)
 
 
 @pytest.mark.parametrize("change", [{"r": 400_000}, {"r": 2**31}])
