@@ -64,7 +64,7 @@ def export(family, adapter, out, *words, status=0) -> str:
         ("opt", "lora", (), "llama.cpp has no opt models: use export --for transformers"),
         ("gptj", "lora", ("--gguf", "lora"), "llama.cpp has no gptj models"),
         ("llama", "parallel", (), "cannot be merged: .*try export --for transformers"),
-        ("llama", "prompt", ("--gguf", "lora"), "takes LoRA only, not prompt"),
+        ("llama", "ia3", ("--gguf", "lora"), "takes LoRA only, not ia3"),
         ("bloom", "dora", ("--gguf", "both"), "takes LoRA only, not dora .*use --gguf merged"),
         ("llama", "lora", ("--gguf", "all"), "unknown --gguf 'all'"),
         ("llama", "lora", ("--for", "ollama", "--gguf", "lora"), "Ollama needs the base"),
