@@ -67,9 +67,10 @@ def tiles(facts: dict, before: list[dict], after: list[dict]) -> str:
     if name := next(iter(now), ""):
         both = f"{percent(was[name])} → {percent(now[name])}" if was else percent(now[name])
         figures.append((both, f"{name}: accuracy" + (" before → after" if was else "")))
-    elif loss := facts["held_out_loss"]:
+    elif loss := facts["held_out_loss"] or facts.get("divergence"):
         both = f"{loss['before']:.4f} → {loss['after']:.4f}"
-        figures.append((both, f"held-out loss per token before → after (rows: {loss['rows']:,})"))
+        what = "KL to the teacher" if facts.get("divergence") else "held-out loss"
+        figures.append((both, f"{what} per token before → after (rows: {loss['rows']:,})"))
     else:
         figures.append(("not measured", "the data has no test set"))
     share = 100 * facts["trainable_parameters"] / facts["parameters"]
@@ -128,7 +129,7 @@ def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> 
     """The table of scores, what its sets test, and what its columns are."""
     if not after:
         return ""
-    table = score_table(before, after, "with adapter", first)
+    table = score_table(before, after, "with adapter", first, trained_on(facts))
     names = list(scores(after))
     lines = "".join(
         f"<dt>{esc(name)}</dt><dd>{esc(explanation(name, facts['data']))}</dd>" for name in names
@@ -147,6 +148,11 @@ def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> 
         f"<h2>Accuracy</h2>{table.to_html()}{paragraph(' '.join(notes), small=True)}"
         f"<dl>{lines}</dl>"
     )
+
+
+def trained_on(facts: dict) -> str:
+    """The data of a result.json, if the adapter was trained on no other."""
+    return "" if facts.get("continued_from") else facts.get("data", "")
 
 
 def published(conditions: Conditions, after: list[dict]) -> str:
