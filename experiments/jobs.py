@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TextIO
 
 from experiments.axes import Values
-from files.reading import read_json
+from experiments.results import read_result
 from files.writing import lock, make_folder, write_text
 from train.settings import Settings, to_toml
 
@@ -173,8 +173,8 @@ def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str],
 
 def accuracy_text(job: Job) -> str:
     """ ", 97.5% on 4 test sets"; "" where nothing was measured."""
-    scores = read_json(job.folder / "result.json").get("after" if job.adapter else "scores")
+    scores = read_result(job.folder, is_run=bool(job.adapter)).strict
     if not scores:
         return ""
-    mean = fmean(score["accuracy"] for score in scores.values())
+    mean = fmean(score.accuracy for score in scores.values())
     return f", {100 * mean:.1f}% on {len(scores)} test set{'s' * (len(scores) > 1)}"
