@@ -54,9 +54,11 @@ def entry(job: Job) -> Entry:
     """The Entry of a complete job. Raises UserError."""
     try:
         result = read_result(job.folder, is_run=bool(job.adapter))
-        for key in ("model", "data"):
-            if getattr(result, key) != getattr(job.settings, key):
-                raise UserError(f"its result.json is of {key} {getattr(result, key)!r:.100}")
+        asked = {"model": job.model, "data": job.settings.data}
+        asked |= {"adapter": job.adapter, "seed": job.seed}
+        for key, value in asked.items():
+            if (of := getattr(result, key)) not in (None, value):
+                raise UserError(f"its result.json is of {key} {of!r:.100}")
         own = (job.model, job.adapter, job.seed, result.strict, result.paper)
         stored = {
             "quantize": result.quantize,

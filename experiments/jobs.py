@@ -14,6 +14,7 @@ from typing import TextIO
 
 from experiments.axes import Values
 from experiments.results import read_result
+from files.errors import UserError
 from files.writing import lock, make_folder, write_text
 from train.settings import Settings, to_toml
 
@@ -173,7 +174,10 @@ def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str],
 
 def accuracy_text(job: Job) -> str:
     """ ", 97.5% on 4 test sets"; "" where nothing was measured."""
-    scores = read_result(job.folder, is_run=bool(job.adapter)).strict
+    try:
+        scores = read_result(job.folder, is_run=bool(job.adapter)).strict
+    except UserError as error:  # the table says so again; other runs go on
+        return f", {error}"
     if not scores:
         return ""
     mean = fmean(score.accuracy for score in scores.values())

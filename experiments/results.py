@@ -48,6 +48,8 @@ class Result:
 
     model: str
     data: str
+    adapter: str | None = None  # the preset of a run
+    seed: int | None = None  # of a run
     quantize: str = ""
     held_out_loss: dict = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
@@ -97,7 +99,7 @@ def read_result(folder: Path, is_run: bool | None = None) -> Result:
             for name, of in facts[scores].items()
         }
     except UserError as error:
-        raise UserError(f"{file}: {error!s:.300}") from None
+        raise UserError(f"{file}: {str(error).removeprefix(f'{FILE}: '):.300}") from None
     return replace(result, published=rows, strict=strict, paper=paper)
 
 
