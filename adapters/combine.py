@@ -37,6 +37,8 @@ OPTIONS = {  # ways to combine -> the options they have
     "ties": ("density",), "dare": ("density", "seed"),
 }  # fmt: skip
 
+WHILE_IT_RUNS = "evaluate --average, use(model, [Average(...)]) in Python, adds them as it runs"
+
 
 @torch.no_grad()
 def combine(
@@ -110,7 +112,7 @@ def add_weights(
             raise UserError(
                 f"the weights of {first_name!r} ({config.kind} at {config.place()}) and "
                 f"{other_name!r} ({theirs.kind} at {theirs.place()}) do not have the same places, "
-                'sizes and options: add their outputs (how="outputs")'
+                "sizes and options: outputs, not weights, is the way to combine them"
             )
     tensors: dict[str, dict[str, Tensor]] = {}
     for path in first:
@@ -183,22 +185,24 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
             named = " and ".join(sorted(adapter.config.kind for adapter in adapters))
             raise UserError(
                 f"the outputs of {named} adapters at {path} have no sum in one adapter; "
-                "use(model, [Average(...)]) adds them while it runs"
+                f"{WHILE_IT_RUNS}"
             )
         if any(isinstance(adapter, Group) for adapter in adapters):
             raise UserError(
                 f"the adapter at {path} is a mixture, whose parts cannot be put side by side; "
-                "use(model, [Average(...)]) adds them as it runs"
+                f"{WHILE_IT_RUNS}"
             )
         if not isinstance(adapters[0], Summable):
             raise UserError(
-                f"what {adapters[0].config.kind} adapters add has no sum in one adapter; "
-                'how="weights" adds the adapters themselves'
+                f"what {adapters[0].config.kind} adapters add has no sum in one adapter; the way "
+                "to combine the adapters themselves is weights"
             )
         kind, here, values = adapters[0].side_by_side(weighted)
         if how == "svd":
             if kind != "lora":
-                raise UserError(f'{kind} adapters are not of low rank: how="outputs" adds them')
+                raise UserError(
+                    f"{kind} adapters are not of low rank: outputs is the way to combine them"
+                )
             A, B = truncate(values["lora_A"], values["lora_B"], rank or largest_rank(loaded))
             values |= {"lora_A": A, "lora_B": B}
             here = replace(here, r=len(A), alpha=float(len(A)))

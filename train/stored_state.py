@@ -31,10 +31,9 @@ def check_state(
     check_weights(saved, parameters, buffers, where)
     table = typed(saved.get("scale"), dict, where, "scale")
     scale = from_table(LossScale, table, "the loss scale")
-    if table.keys() != vars(scale).keys() or not (
-        scale.scale > 0 and scale.calm >= 0 and scale.patience > 0
-    ):
-        raise UserError(f"the loss scale: {vars(scale)} is out of range")
+    in_range = scale.scale > 0 and scale.calm >= 0 and scale.patience > 0
+    if not in_range or table.keys() != vars(scale).keys():
+        raise UserError(f"the loss scale: {table} is incomplete or out of range")
     optimizer_state = typed(saved.get("optimizer"), dict, where, "optimizer")
     check_optimizer(optimizer_state, optimizer, saved["step"])
     if saved["step"] > saved["skipped"] and not optimizer_state["state"]:
