@@ -38,7 +38,8 @@ def test_answers_alone_go_to_the_pipe(say, tmp_path):
                 "/adapter x", "/quit", PROBLEM, status=1)  # fmt: skip
     own, other, listed = found.out.splitlines()
     assert (own != other, listed) == (True, "lora")
-    for told in ("/save FILE", "none/said.jsonl: No such file or directory\n", "written:", "no earlier question", "/nothing is no command",
+    for told in ("/save FILE", "none/said.jsonl: No such file or directory\n", "written:",
+                 "no earlier question", "/nothing is no command",
                  "no adapter 'x': choose from pocket-llama, lora"):  # fmt: skip
         assert told in found.err
     (line,) = (tmp_path / "said.jsonl").read_text().splitlines()
