@@ -68,6 +68,8 @@ def combine(
     density = 0.5 if density is None else density
     if not 0 < density <= 1:
         raise UserError(f"density {density} is not a share above 0, up to 1")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is not a whole number from 0 to 2^63 - 1")
     if not weights:
         raise UserError("combine needs an adapter or more, with a weight each")
     loaded = {adapter: adapters_named(model, adapter) for adapter in weights}
@@ -76,6 +78,7 @@ def combine(
     elif how == "weights":
         config, tensors = add_weights(model, loaded, weights, weighted_sum)
     else:
+        check_density(loaded, density)
         generator = torch.Generator().manual_seed(seed or 0)
         add = partial(ties, density=density)
         if how == "dare":
@@ -87,6 +90,14 @@ def combine(
             for leaf, value in tensors[path].items():
                 adapter.state_dict(keep_vars=True)[leaf].copy_(value)
     return config
+
+
+def check_density(loaded: Loaded, density: float) -> None:
+    """Raise UserError for a density that keeps no entry of any parameter."""
+    states = [one.state_dict() for adapters in loaded.values() for one in adapters.values()]
+    largest = max((t.numel() for state in states for t in state.values()), default=0)
+    if density * largest < 1:
+        raise UserError(f"density {density} keeps none of {largest:,} entries: nothing is left")
 
 
 def weighted_sum(vectors: list[Tensor], weights: list[float]) -> Tensor:

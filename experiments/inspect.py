@@ -25,8 +25,8 @@ def predictions_in(path: Path) -> list[dict]:
 def without_predictions(path: Path) -> bool:
     """Whether this is the folder of a complete run or evaluation whose data has no test set."""
     file = path / FILE
-    empty = not file.is_file() or not file.stat().st_size
-    return empty and (path / "result.json").is_file()
+    empty = not file.exists() or (file.is_file() and not file.stat().st_size)
+    return empty and (path / "result.json").is_file() and not read_result(path).strict
 
 
 def run_lines(path: Path) -> list[str]:

@@ -96,6 +96,13 @@ class State:
             }
             save_checkpoint(folder, self.step, state | weights, keep)
 
+    def rescue(self, folder: Path, fingerprints: dict[str, str], keep: int) -> None:
+        """Save the last whole step of a run that cannot go on, unless that is done."""
+        newest = folder / f"checkpoint-{self.step:06}.pt"
+        if self.step and not newest.exists():
+            self.save(folder, fingerprints, keep)
+            tqdm.write(f"saved after step {self.step}")
+
     def load(self, folder: Path, fingerprints: dict[str, str], total: int) -> None:
         """Continue from the newest checkpoint in `folder` that fits a run of `total` steps.
 

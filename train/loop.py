@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from adapters.begin import check_begun
 from adapters.in_use import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from files.errors import UserError, short_of_memory
@@ -78,6 +80,7 @@ def train(
     """
     fingerprints = fingerprints or {}
     check_ids((row.ids for row in (*examples, *held_out)), model.input_embedding.in_features)
+    check_begun(model)
     total = s.max_steps or math.ceil(len(examples) / s.batch_size) * s.epochs
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)
@@ -118,10 +121,14 @@ def train(
                 seed_from(seed, step, number): batch  # the key seeds dropout
                 for number, batch in enumerate(micro_batches(rows, s.micro_batch_size, *fill))
             }
-            with short_of_memory(
-                f"on {model.device} with {s.amount} at once: lower {s.at_once} "
-                "or set train.checkpointing=block; the last checkpoint is "
-                f"intact, --resume {folder} takes both with --set"
+            whole = partial(state.rescue, folder, fingerprints, s.keep)  # the step before
+            with (
+                processes.rescue(whole),
+                short_of_memory(
+                    f"on {model.device} with {s.amount} at once: lower {s.at_once} "
+                    "or set train.checkpointing=block; the last checkpoint is "
+                    f"intact, --resume {folder} takes both with --set"
+                ),
             ):
                 with offloaded(model) if s.offload else nullcontext():
                     losses, used = accumulate(

@@ -1,10 +1,19 @@
-"""What an error of torch.distributed means: another process is gone, or this one did wrong."""
+"""What an error of torch.distributed means, and which of several processes reports it."""
+
+from contextlib import suppress
+from datetime import timedelta
 
 import torch.distributed as dist
 
 from files.errors import OutOfMemory, UserError, is_out_of_memory
 
+PATIENCE = timedelta(seconds=10)  # of a process with an error, for rank 0 to report one
+REPORTED = "an error is reported"  # key in the store
 BROKEN = ("gloo", "connection closed", "connection reset", "timed out")
+LOST = (
+    "another process of this job ended or does not answer; continue from the last checkpoint "
+    "with --resume"
+)
 NCCL_BROKEN = ("ncclremoteerror", "ncclsystemerror", "timeout", "timed out", "aborted")
 
 
@@ -36,11 +45,39 @@ def lost(error: Exception) -> Exception:
         broken = isinstance(error, dist.DistError) or any(words in text for words in BROKEN)
     if not broken:
         return error
-    return Lost(
-        "another process of this job ended or does not answer; continue from the last checkpoint "
-        f"with --resume ({first_line(error)})"
-    )
+    return Lost(f"{LOST} ({first_line(error)})")
 
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_reported(store: dist.Store, rank: int, world: int, error: UserError) -> bool:
+    """Whether another process reports an error, so that this one need not.
+
+    Rank 0 reports its own errors at once, the others wait for it (PATIENCE). Rank 0 leaves
+    out that another process is gone if that one has reported why.
+    """
+    try:
+        if rank:
+            store.wait([REPORTED], PATIENCE)
+            store.set(f"{REPORTED} to {rank}", "")
+            return True
+        if isinstance(error, Lost) and store.check([REPORTED]):
+            return True
+    except dist.DistStoreError:
+        pass  # no report in this time
+    except RuntimeError:
+        return rank > 0  # rank 0 is gone, and the store with it
+    if store.add(REPORTED, 1) > 1:
+        return True
+    if rank == 0:  # its process may hold the store: let the others read it first
+        others = [f"{REPORTED} to {other}" for other in range(1, world)]
+        with suppress(RuntimeError):
+            store.wait(others, timedelta(seconds=2))
+    return False
+
+
+def signed(error: UserError, rank: int) -> UserError:
+    """The error as this process reports it: others than rank 0 say who they are."""
+    return type(error)(f"process {rank}: {error}") if rank else error

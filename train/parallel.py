@@ -13,11 +13,13 @@ blocks' weights are spread over the processes (model/fsdp.py). Only rank 0 write
 
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,11 +27,10 @@ from torch import Tensor, nn
 
 from data.batches import Example
 from files.errors import UserError
-from train.lost import Lost, first_line, lost
+from train.lost import LOST, Lost, first_line, is_reported, lost, signed
+from train.watch import Watch
 
 TIMEOUT = timedelta(minutes=30)  # of a collective operation whose other processes hang
-PATIENCE = timedelta(seconds=10)  # of a process with an error, for rank 0 to report one
-REPORTED = "an error is reported"  # key in the store
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Processes:
     world: int = 1
     local_rank: int = 0  # its number on its machine
     sharded: bool = False  # the blocks' weights are spread over the processes
+    watch: Watch | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_writer(self) -> bool:
@@ -103,6 +105,24 @@ class Processes:
             raise error
         return value
 
+    @contextmanager
+    def rescue(self, save: Callable[[], None]) -> Iterator[None]:
+        """Within this block rank 0 calls `save` if another process is lost; nothing in the block
+        changes what is saved."""
+        if self.watch is None or not self.is_writer:
+            yield
+            return
+        self.watch.arm(save)
+        try:
+            yield
+        except (UserError, RuntimeError) as error:
+            if isinstance(lost(error), Lost):
+                self.watch.stop()
+                self.watch.rescue()
+            raise
+        finally:
+            self.watch.arm(None)
+
     def agree(
         self, facts: dict[str, str], weights: dict[str, dict[str, Tensor]] | None = None
     ) -> None:
@@ -159,6 +179,13 @@ def started() -> Iterator[Processes]:
         )
     rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     processes = Processes(rank, world, int(environment.get("LOCAL_RANK", 0)))
+
+    def on_lost() -> None:
+        error = Lost(LOST)
+        if not is_reported(apart, rank, world, error):
+            line = f"{Path(sys.argv[0]).name}: {signed(error, rank)}\n"
+            os.write(2, line.encode())
+
     gpu = torch.cuda.is_available() and processes.local_rank < torch.cuda.device_count()
     if gpu:
         torch.cuda.set_device(processes.local_rank)
@@ -171,50 +198,28 @@ def started() -> Iterator[Processes]:
             "the processes did not find each other at "
             f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}: {first_line(error)}"
         ) from None
+    apart = store.clone()  # a connection of its own: the main thread may wait on the other
+    watch = Watch(rank, world, on_lost)
+    processes = replace(processes, watch=watch)
     try:
         with nullcontext() if processes.is_writer else quiet():
             yield processes
             processes.barrier()
+            watch.stop(goodbye=True)
     except (UserError, RuntimeError) as error:
         message = lost(error)
         if not isinstance(message, UserError):
             raise
-        if is_reported(store, processes, message):
+        if is_reported(store, rank, world, message):
             raise SystemExit(1) from None
-        if not processes.is_writer:
-            message = type(message)(f"process {rank}: {message}")
-        raise message from error
+        raise signed(message, rank) from error
     except KeyboardInterrupt:
         if processes.is_writer:
             raise
         raise SystemExit(130) from None
+    finally:
+        watch.stop()
     dist.destroy_process_group()
-
-
-def is_reported(store: dist.Store, processes: Processes, error: UserError) -> bool:
-    """Whether another process reports an error, so that this one need not.
-
-    Rank 0 reports its own errors at once, the others wait for it (PATIENCE). Rank 0 leaves
-    out that another process is gone if that one has reported why.
-    """
-    try:
-        if not processes.is_writer:
-            store.wait([REPORTED], PATIENCE)
-            store.set(f"{REPORTED} to {processes.rank}", "")
-            return True
-        if isinstance(error, Lost) and store.check([REPORTED]):
-            return True
-    except dist.DistStoreError:
-        pass  # no report in this time
-    except RuntimeError:
-        return not processes.is_writer  # rank 0 is gone, and the store with it
-    if store.add(REPORTED, 1) > 1:
-        return True
-    if processes.is_writer:  # its process may hold the store: let the others read it first
-        others = [f"{REPORTED} to {rank}" for rank in range(1, processes.world)]
-        with suppress(RuntimeError):
-            store.wait(others, timedelta(seconds=2))
-    return False
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from experiments import base
 from experiments import run as experiment
 from experiments.prepare import fingerprint
 from model import UserError, load_model
-from train import parallel
+from train import lost
 from train.parallel import Processes, started
 from train.settings import settings, to_toml
 
@@ -172,25 +172,25 @@ def test_processes_that_were_not_started_by_torchrun_say_so(monkeypatch):
 
 def test_a_connection_that_broke_is_told_from_other_mistakes():
     assert isinstance(
-        parallel.lost(
+        lost.lost(
             RuntimeError(
                 "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"
             )
         ),
-        parallel.Lost,
+        lost.Lost,
     )
     nccl = "NCCL error in: ProcessGroupNCCL.cpp:1, NCCL version 2.27.5\n"
     for text in (
         nccl + "ncclRemoteError: A call failed possibly due to a remote process exiting",
         "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4) ran for 1800000 ms",
     ):
-        assert isinstance(parallel.lost(torch.distributed.DistBackendError(text)), parallel.Lost)
+        assert isinstance(lost.lost(torch.distributed.DistBackendError(text)), lost.Lost)
     for other in (
         RuntimeError("shapes do not fit"),
         UserError("gloo is a word, too"),
         torch.distributed.DistBackendError(nccl + "ncclInvalidArgument: Invalid value"),
     ):
-        assert parallel.lost(other) is other
+        assert lost.lost(other) is other
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_connection_that_broke_is_told_from_other_mistakes():
     ],
 )
 def test_what_nccl_cannot_do_is_not_taken_for_a_lost_process(text, said):
-    error = parallel.lost(torch.distributed.DistBackendError(f"NCCL error in: x, {text}"))
-    assert not isinstance(error, parallel.Lost)
+    error = lost.lost(torch.distributed.DistBackendError(f"NCCL error in: x, {text}"))
+    assert not isinstance(error, lost.Lost)
     assert isinstance(error, UserError)
     assert str(error).startswith(said)

@@ -22,9 +22,8 @@ from launched import (
 import run as command_line
 from experiments import run as experiment
 from model import UserError
-from train import parallel
+from train import lost
 from train.checkpoint import checkpoints
-from train.parallel import Processes
 from train.settings import settings
 
 
@@ -67,23 +66,22 @@ def test_one_of_several_processes_ends_without_pythons_cleanup(tmp_path):
         assert subprocess.run(command, env=variables, capture_output=True).returncode == status
 
 
-def test_rank_0_reports_an_error_that_it_meets_later_than_the_others():
+def test_rank_0_reports_an_error_that_it_meets_later_than_the_others(monkeypatch):
+    monkeypatch.setattr(lost, "PATIENCE", timedelta(seconds=1))
     store, error = torch.distributed.HashStore(), UserError("unknown adapter")
     reported = []
-    rank_0 = threading.Timer(
-        0.5, lambda: reported.append(parallel.is_reported(store, Processes(0, 2), error))
-    )
+    rank_0 = threading.Timer(0.5, lambda: reported.append(lost.is_reported(store, 0, 2, error)))
     rank_0.start()
-    assert parallel.is_reported(store, Processes(1, 2), error)
+    assert lost.is_reported(store, 1, 2, error)
     rank_0.join()
     assert reported == [False]
 
 
 def test_an_error_of_one_process_is_reported_by_it_and_not_its_end_by_rank_0(monkeypatch):
-    monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=0.1))
+    monkeypatch.setattr(lost, "PATIENCE", timedelta(seconds=0.1))
     store = torch.distributed.HashStore()
-    assert not parallel.is_reported(store, Processes(1, 2), UserError("no such file here"))
-    assert parallel.is_reported(store, Processes(0, 2), parallel.Lost("connection closed"))
+    assert not lost.is_reported(store, 1, 2, UserError("no such file here"))
+    assert lost.is_reported(store, 0, 2, lost.Lost("connection closed"))
 
 
 @pytest.mark.parametrize("words", [("--nonsense",), ("--max-steps", "x"), ("--adapter", "lorra")])
@@ -121,7 +119,7 @@ def test_other_commands_are_for_one_process(monkeypatch, capsys):
 
 def test_two_processes_answer_and_write_what_one_does(tmp_path):
     """The whole job, begun under torchrun, where one process is killed (kill -9) and the job ends
-    at once; continued by two, without it; one process alone comes to the same.
+    at once, the last whole step saved; continued by two, without it; one alone comes to the same.
     """
     torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     script = [
@@ -145,7 +143,7 @@ def test_two_processes_answer_and_write_what_one_does(tmp_path):
     assert (
         job.stderr.count("another process of this job ended or does not answer") <= 1
     )  # torchrun may have ended the other before it says so
-    assert [torch.load(path)["step"] for path in checkpoints(tmp_path / "two")] == [2]
+    assert [torch.load(path)["step"] for path in checkpoints(tmp_path / "two")] == [3]
 
     for status, _, error in finish(launch(2, ROOT / "run.py", "--resume", "two", cwd=tmp_path)):
         assert status == 0, error
