@@ -5,12 +5,13 @@ import re
 import sys
 from contextlib import suppress
 
-LONGEST = 3000  # characters of a message; a value from a file may have millions
 REORDER = (
     "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # direction of writing, lines and paragraphs
 )
 UNSEEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{REORDER}]")
 IN_A_LINE = re.compile(f"[\x00-\x1f\x7f-\x9f{REORDER}]")
+LINE_ENDS = re.compile("[\n\r]")
+LONGEST = 2_000  # characters of an error message
 # A progress bar goes back to the start of its line, and several of them up.
 BESIDE_BARS = re.compile(rf"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f{REORDER}]")
 
@@ -66,7 +67,8 @@ def open_streams() -> None:
 
 
 def one_line(message: str) -> str:
-    """An error message for a terminal: escaped, on one line. For a file only its length is cut."""
+    """An error message on one line of bounded length; for a terminal escaped, for a file with the
+    characters that it has."""
     if len(message) > LONGEST:
-        message = f"{message[: LONGEST - 500]} ... {message[-480:]}"
-    return escaped(message, IN_A_LINE) if sys.stderr.isatty() else message
+        message = f"{message[: LONGEST - 500]} [...] {message[-500:]}"
+    return escaped(message, IN_A_LINE if sys.stderr.isatty() else LINE_ENDS)
