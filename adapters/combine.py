@@ -199,8 +199,9 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
         if how == "svd":
             if kind != "lora":
                 raise UserError(f'{kind} adapters are not of low rank: how="outputs" adds them')
-            A, B = truncate(values["lora_A"], values["lora_B"], rank or largest_rank(loaded))
-            values |= {"lora_A": A, "lora_B": B}
+            leaves = adapters[0].leaves
+            A, B = truncate(*map(values.get, leaves), rank or largest_rank(loaded))
+            values |= dict(zip(leaves, (A, B), strict=True))
             here = replace(here, r=len(A), alpha=float(len(A)))
         kinds.add(kind)
         options[path], tensors[path] = here, values

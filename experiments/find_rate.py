@@ -113,6 +113,7 @@ def final_loss(
                 held_out=held_out,
                 log=entries.append,
                 processes=processes,
+                teacher=job.teacher,
             )
         except NotFinite:
             return inf

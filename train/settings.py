@@ -141,6 +141,7 @@ class Settings:
     adapter: AdapterConfig | None = None  # what is trained; None: with continue_from
     continue_from: str = ""  # folder of a saved adapter to train further, instead of a new one
     load: dict[str, str] = field(default_factory=dict)  # name -> folder of a frozen adapter below
+    teacher: str = ""  # folder of an adapter whose distributions are learned, not the rows' tokens
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
 
