@@ -43,6 +43,8 @@ def conditions_of(s: Settings) -> Conditions:
         rows = "the rows after those of another run"
     if s.load:
         rows = "the rows, on top of other adapters"
+    if s.teacher:
+        rows = "another adapter's distributions on the rows"
     return Conditions(s.model, s.data, s.adapter, s.train.prompt_weight, rows)
 
 

@@ -80,7 +80,8 @@ def check_room(memory: list[int], kind: str = "cuda", processes: int = 1) -> Non
         if usable(size, kind, processes) <= 0:
             raise UserError(
                 f"--memory {size / 1e6:.0f}MB leaves no room for tensors: CUDA or Python takes "
-                f"{own_use(kind, processes) / 1e6:.0f} MB, and {SLACK[kind]:.0%} of it cannot be allocated"
+                f"{own_use(kind, processes) / 1e6:.0f} MB, and {SLACK[kind]:.0%} of it cannot be "
+                "allocated"
             )
 
 
