@@ -1,6 +1,7 @@
 """Adapters: one method, one file; `attach` puts them into a model's sites."""
 
 from adapters.attach import attach, remove, use
+from adapters.begin import begin
 from adapters.combine import combine
 from adapters.compose import Average
 from adapters.formats.folders import load_adapter, save_adapter
@@ -13,6 +14,7 @@ __all__ = [
     "Average",
     "Rows",
     "attach",
+    "begin",
     "combine",
     "load_adapter",
     "load_adapters",

@@ -57,6 +57,7 @@ class Adapter(Casting):
     starts_at_base = True  # a new adapter does not change the model's outputs
     adds = True  # it has no hooks but before and after, so that an Average of several exists
     changes_input = False  # it changes what goes into f
+    needs = ""  # what a run must have for it beside a base
     members: tuple[str, ...] = ()  # names of the adapters it is built on (fusion)
     peft_type, peft = "", {}  # its type in PEFT; option -> field of PEFT's adapter_config.json
     keys: dict[str, str] = {}  # parameter -> its name in files, if it is not "<parameter>.weight"

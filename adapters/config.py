@@ -21,8 +21,8 @@ from files.errors import UserError, unknown
 from files.typed import typed, typed_values
 
 __all__ = [
-    "METHODS", "PLACEMENT", "AdapterConfig", "Part", "layer_numbers", "named", "overlay",
-    "presets", "resolve",
+    "METHODS", "PLACEMENT", "AdapterConfig", "Part", "independent_presets", "layer_numbers",
+    "named", "overlay", "presets", "resolve",
 ]  # fmt: skip
 
 CLASSES = {  # kind -> its file and class in adapters/methods/; one row a method
@@ -30,6 +30,8 @@ CLASSES = {  # kind -> its file and class in adapters/methods/; one row a method
     "lora": "lora.LoRA",
     "dora": "dora.DoRA",
     "pissa": "pissa.PiSSA",
+    "eva": "eva.EVA",
+    "loftq": "loftq.LoftQ",
     "adalora": "adalora.AdaLoRA",
     "vera": "vera.VeRA",
     "ia3": "ia3.IA3",
@@ -64,6 +66,13 @@ METHODS = {kind: load(path) for kind, path in CLASSES.items()}
 def presets() -> dict[str, dict]:
     """The tables of presets.toml by name; not to be changed."""
     return tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
+
+
+def independent_presets() -> list[str]:
+    """The presets that need nothing beside a base: neither loaded adapters nor quantisation."""
+    return [
+        n for n, table in presets().items() if not METHODS.get(table.get("kind"), Adapter).needs
+    ]
 
 
 def resolve(

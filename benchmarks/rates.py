@@ -7,7 +7,7 @@ rate that `--find-rate` would take, by the loss on held-out training rows, is in
 from collections.abc import Iterator
 from dataclasses import replace
 
-from adapters.config import presets
+from adapters.config import independent_presets
 from eval.predict import predict
 from eval.score import scores
 from experiments.find_rate import short_runs
@@ -23,9 +23,8 @@ def rates_lines(model: str, only: str) -> Iterator[str]:
     """A Markdown table, a row a preset. only: names that hold one of these, with commas."""
     yield "| adapter | " + " | ".join(f"{rate:g}" for rate in RATES) + " |"
     yield "|---" * (1 + len(RATES)) + "|"
-    for preset, table in presets().items():
-        asked = not only or any(part in preset for part in only.split(","))
-        if asked and table.get("kind") != "fusion":
+    for preset in independent_presets():
+        if not only or any(part in preset for part in only.split(",")):
             yield row(model, preset)
 
 

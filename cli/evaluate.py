@@ -188,6 +188,7 @@ def print_result(result: "Evaluation", job: "Arguments") -> None:
     if result.loss:
         print(f"held-out loss per token: {loss_text(result.loss)}")
         return
-    lines = score_lines([], result.predictions, "with adapter" if adapters else "base")
-    published = published_lines(result.conditions, result.predictions)
+    title, conditions = "with adapter" if adapters else "base", result.conditions
+    lines = score_lines([], result.predictions, title, data=conditions.trained_on)
+    published = published_lines(conditions, result.predictions)
     print("\n" + "\n".join([*lines, *([""] if published else []), *published]))

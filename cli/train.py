@@ -229,8 +229,11 @@ def print_result(result: "Result", settings: "Settings") -> None:
         else ("base", "the base was not measured")
     )
     if result.after:
-        lines = score_lines(result.before, result.after, "with adapter", before)
-        published = published_lines(conditions_of(settings), result.after)
+        conditions = conditions_of(settings)
+        lines = score_lines(
+            result.before, result.after, "with adapter", before, conditions.trained_on
+        )
+        published = published_lines(conditions, result.after)
         print("\n" + "\n".join([*lines, *([""] if published else []), *published]))
         if not result.before:
             print(f"({about}; --set eval.before=true does)")

@@ -29,7 +29,8 @@ class Source:
     """A published data set: a table of sources.toml.
 
     rows: as published (0: not published). tests: what is measured after training on it. trains:
-    made to train on; the others are test sets. columns: field -> column of its file.
+    made to train on. columns: field -> column of its file. parts, holds: test sets whose training
+    part is in it; whose own problems are.
     """
 
     files: tuple[File, ...]
@@ -38,6 +39,8 @@ class Source:
     tests: tuple[str, ...] = ()
     licence: str = "ODC-By 1.0"
     trains: bool = False
+    parts: Sequence[str] = ()
+    holds: Sequence[str] = ()
     columns: dict[str, str] = field(default_factory=dict)
 
     @property

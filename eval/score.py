@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.distribution import by_distribution, leaking
 from eval.table import Cell, Table
 from files.errors import UserError
 from files.writing import write_text
@@ -82,13 +84,27 @@ def mean_score(by_set: dict[str, Score]) -> tuple[float, float, float]:
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
+def means(by_set: dict[str, Score], data: str = "") -> dict[str, tuple[float, float, float]]:
+    """`mean_score` of all sets, "average", and of those in and out of the distribution of the
+    training data `data`, where both are there."""
+    groups = by_distribution(data, by_set)
+    found = {name: {one: by_set[one] for one in sets} for name, sets in groups.items()}
+    return {name: mean_score(sets) for name, sets in ({"average": by_set} | found).items() if sets}
+
+
+def set_names(data: str, sets: Iterable[str]) -> dict[str, str]:
+    """Test set -> its name in a table, with a mark where the training data holds its problems."""
+    leaks = leaking(data, sets := list(sets))
+    return {name: f"{name} (leaks)" if name in leaks else name for name in sets}
+
+
 def score_table(
-    before: list[dict], after: list[dict], title: str, before_title: str = "base"
+    before: list[dict], after: list[dict], title: str, before_title: str = "base", data: str = ""
 ) -> Table:
-    """A row for each test set and their average; columns: `before` (where measured), `after`.
+    """A row for each test set and their means; columns: `before` (where measured), `after`.
 
     Both by the strict reader; then the clean part of `after`, where training saw some of the
-    problems, and `after` by the paper's reader.
+    problems, and `after` by the paper's reader. data: what the adapter was trained on.
     """
     columns = {before_title: scores(before)} if before else {}
     columns[title] = scores(after)
@@ -98,15 +114,16 @@ def score_table(
     sets = list(columns[title])
     rows = [
         [
-            Cell(name),
+            Cell(shown),
             *(c[name].cell() if name in c else Cell("none is clean") for c in columns.values()),
         ]
-        for name in sets
+        for name, shown in set_names(data, sets).items()
     ]
-    if len(sets) > 1:
-        means = [mean_score(column) if column else None for column in columns.values()]
-        cells = [percent_cell(m[0], m[1:]) if m else Cell("none is clean") for m in means]
-        rows.append([Cell("average"), *cells])
+    by_column = [means(column, data) for column in columns.values()]
+    for name in means(columns[title], data) if len(sets) > 1 else ():
+        found = [column.get(name) for column in by_column]
+        cells = [percent_cell(m[0], m[1:]) if m else Cell("none is clean") for m in found]
+        rows.append([Cell(name), *cells])
     return Table(("test set", *columns), rows)
 
 

@@ -30,6 +30,11 @@ class Conditions:
     prompt_weight: float | None  # None: not known
     rows: str = ""  # what was trained on, if not the rows of `data` and no others
 
+    @property
+    def trained_on(self) -> str:
+        """The data, if an adapter was trained on it and no other."""
+        return self.data if self.adapter and not self.rows else ""
+
 
 def conditions_of(s: Settings) -> Conditions:
     """The conditions of a run with these settings."""

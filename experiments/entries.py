@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from data.distribution import by_distribution
 from eval.score import Score
 from experiments.axes import Values, value_text
 from experiments.curves import first_and_last
@@ -29,6 +30,7 @@ class Entry:
     wrong: tuple[str, ...] = ()  # problems that left nothing to show (experiments/verdict.py)
     published: tuple[dict, ...] = ()  # rows of the model, as result.json has them
     values: Values = field(default_factory=dict)  # of the grid's axes
+    data: str = ""  # that was trained on
 
     @property
     def same(self) -> tuple:
@@ -44,10 +46,19 @@ class Entry:
         """The figures of each published row that this result can be compared with, and the sets
         that they are of."""
         return [
-            (row["figures"], row.get("sets") or [key for key in row["figures"] if key != "average"])
+            (
+                row["figures"] | by_groups(row["figures"], self.data),
+                row.get("sets") or [key for key in row["figures"] if key != "average"],
+            )
             for row in self.published
             if row["comparable"]
         ]
+
+
+def by_groups(figures: Figures, data: str) -> Figures:
+    """The means of the sets in and out of the distribution of the training data."""
+    groups = by_distribution(data, [name for name in figures if name != "average"])
+    return {group: sum(figures[n] for n in names) / len(names) for group, names in groups.items()}
 
 
 def entry(job: Job) -> Entry:
@@ -66,6 +77,7 @@ def entry(job: Job) -> Entry:
             "held_out": dict(facts.get("held_out_loss", {})),
             "published": tuple(facts.get("published", ())),
             "values": job.values,
+            "data": facts.get("data", ""),
         }
         if not job.adapter:
             return Entry(*own, **stored)

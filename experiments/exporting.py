@@ -1,7 +1,8 @@
 """Write a trained adapter for another program, and say how that program takes it.
 
 transformers gets a whole model with any adapter in it. PEFT and vLLM get the adapter, where they
-can compute it; what they cannot is refused by name, with the way that remains.
+can compute it, llama.cpp and Ollama a merged model or a LoRA (experiments/exporting_gguf.py). What
+they cannot compute is refused by name, with the way that remains.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,14 @@ from adapters.several import SETUP
 from data.stored_template import stored_template
 from experiments.base import load_base
 from experiments.card import without_paths, write_card
+from experiments.exporting_gguf import export_gguf
 from experiments.merging import check_to_write, describe_adapters, load_stored
 from files.errors import UserError, unknown
 from model.language import LanguageModel
 from train.settings import Settings
 
-ENGINES = ("transformers", "peft", "vllm")
+GGUF = ("llama.cpp", "ollama")
+ENGINES = ("transformers", "peft", "vllm", *GGUF)
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's --max-lora-rank takes one of these
 MERGE = "merge it (python run.py merge) and serve the merged folder"
 
@@ -37,15 +40,25 @@ class Exported:
 
 
 def export_for(
-    engine: str, settings: Settings, adapters: Sequence[Path], folder: Path, shard_size: float = 5.0
+    engine: str,
+    settings: Settings,
+    adapters: Sequence[Path],
+    folder: Path,
+    shard_size: float = 5.0,
+    gguf: str = "merged",
 ) -> Exported:
     """Write what `engine` takes into `folder`, new or empty, with a model card.
 
-    adapters: folders of saved adapters; transformers takes several, stacked. shard_size: of a
-    file of weights, in GB. Raises UserError for what the engine cannot compute.
+    adapters: folders of saved adapters; transformers and a merged GGUF take several, stacked.
+    shard_size: of a
+    file of weights, in GB; gguf: what llama.cpp and Ollama get (`export_gguf`). Raises UserError
+    for what the engine cannot compute.
     """
     if engine not in ENGINES:
         raise unknown("--for", engine, ENGINES)
+    if engine in GGUF:
+        described, use = export_gguf(engine, settings, adapters, folder, gguf)
+        return Exported(described, sorted(folder.iterdir()), use)
     if engine != "transformers":
         return export_adapter(settings, adapters, folder, "peft", engine == "vllm", engine)
     if not 0 < shard_size < 1e6:

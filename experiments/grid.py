@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from adapters.config import overlay, presets
+from adapters.config import independent_presets, overlay
 from data.sources import load_data
 from experiments.axes import check_names, flat_axes
 from experiments.base import check_model
@@ -94,12 +94,7 @@ def make_grid(
         grid = replace(grid, data=grid.data or POCKET_DATA)
         if not path:  # a run on word problems measures the base itself
             grid = replace(grid, base=False)
-        default = {
-            "models": pocket_names(),
-            "adapters": [
-                name for name, preset in presets().items() if preset.get("kind") != "fusion"
-            ],
-        }
+        default = {"models": pocket_names(), "adapters": independent_presets()}
     else:
         grid = replace(grid, data=grid.data or "math-v1")
         published = table_for(grid.data)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 
 from adapters import attach, load_adapter, named_parameters, use
 from adapters.attach import adapter_names, adapters_named, in_order
+from adapters.begin import begin, begins
 from adapters.config import AdapterConfig
-from data.batches import Example
+from data.batches import Example, batch_of, epoch_order, micro_batches
 from data.leakage import Leak
 from data.prompts import AUTO, NAMES, Template
 from data.sources import Data
@@ -117,6 +119,8 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     check_positions(model, encoded.examples)
     share = hold_out_share(tokenizer, data, template, s, encoded.examples)
     examples, held_out, twins = hold_out(share.training, s.train.validation_rows, s.seed)
+    if not start and any(map(begins, config.parts.values())):
+        config = begin(model, learned_tokens(examples, s, tokenizer.pad_id or 0, model.device))
     lines = [*kept, *reading_lines(tests, data.reads), *encoded.lines, *share.lines]
     lines += [*validation_lines(len(held_out), twins, s), *leak_lines(leaks)]
     lines += dict.fromkeys(earlier_lines)
@@ -168,6 +172,18 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
 def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict]]:
     """The first `items` problems of each test set; 0: all."""
     return {name: rows[:items] if items else rows for name, rows in tests.items()}
+
+
+def learned_tokens(
+    examples: list[Example], s: Settings, pad_id: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids, whether they have a loss) [B, T] of the first epoch's micro-batches."""
+    t = s.train
+    for numbers in epoch_order(list(map(len, examples)), t.batch_size, s.seed, 0):
+        rows = [examples[number] for number in numbers]
+        for batch in micro_batches(rows, t.micro_batch_size, t.tokens_per_batch):
+            ids, weights, *_ = batch_of(batch, pad_id, device)
+            yield ids, weights > 0
 
 
 def check_positions(model: LanguageModel, examples: list[Example]) -> None:

@@ -128,7 +128,7 @@ def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> 
     """The table of scores, what its sets test, and what its columns are."""
     if not after:
         return ""
-    table = score_table(before, after, "with adapter", first)
+    table = score_table(before, after, "with adapter", first, trained_on(facts))
     names = list(scores(after))
     lines = "".join(
         f"<dt>{esc(name)}</dt><dd>{esc(explanation(name, facts['data']))}</dd>" for name in names
@@ -147,6 +147,11 @@ def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> 
         f"<h2>Accuracy</h2>{table.to_html()}{paragraph(' '.join(notes), small=True)}"
         f"<dl>{lines}</dl>"
     )
+
+
+def trained_on(facts: dict) -> str:
+    """The data of a result.json, if the adapter was trained on no other."""
+    return "" if facts.get("continued_from") else facts.get("data", "")
 
 
 def published(conditions: Conditions, after: list[dict]) -> str:

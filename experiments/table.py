@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.score import Score, mean_score
+from data.distribution import IN, OUT, by_distribution
+from eval.score import Score, means, set_names
 from eval.table import Cell, Table
 from experiments.axes import short, value_text
 from experiments.entries import Entry, axes_of
 from experiments.page import page, paragraph
 from experiments.plots import plots
-from experiments.published import SPELLED, Figures, Published, percents
+from experiments.published import SPELLED, Published
 from experiments.text import loss_text
 from files.writing import write_text
 
@@ -30,6 +31,8 @@ ABOUT = {  # what a reader or a column of the table is
     "interval of ours",
     "mean of seeds": "in brackets the lowest and the highest",
     "loss": "mean of the first and of the last ten steps",
+    IN: "mean of the sets whose training part is in the data; leaking sets are in neither",
+    OUT: "mean of the other sets",
     "held-out loss": "nats per token on rows kept out of training",
 }
 
@@ -75,14 +78,14 @@ class Line:
         if self.reader != "difference":
             return False
         measured = {key: self.entry.paper[key] for key in self.sets}
-        ours, low, high = percent(measured)[name]
+        ours, low, high = percent(measured, self.entry.data)[name]
         return not low <= ours - self.figures[name][0] <= high
 
 
-def percent(scores: dict[str, Score]) -> dict[str, tuple[float, float, float]]:
-    """Set and "average" -> accuracy and its 95% interval, in percent."""
+def percent(scores: dict[str, Score], data: str) -> dict[str, tuple[float, float, float]]:
+    """Set and the means of several -> accuracy and its 95% interval, in percent."""
     shares = {name: (score.accuracy, *score.interval) for name, score in scores.items()}
-    shares |= {"average": mean_score(scores)} if scores else {}
+    shares |= means(scores, data)
     return {name: tuple(100 * value for value in values) for name, values in shares.items()}
 
 
@@ -95,9 +98,9 @@ def lines_of(entries: Sequence[Entry]) -> list[Line]:
         if len(same) > 1 and same[0] is e and e.strict:
             lines.append(Line(e, f"mean of {len(same)} seeds", spread(same), len(same)))
         for reader, scores in e.readings().items():
-            lines.append(Line(e, reader, percent(scores), len(same)))
+            lines.append(Line(e, reader, percent(scores, e.data), len(same)))
         for row, sets in e.comparable():
-            ours = percent({name: e.paper[name] for name in sets})
+            ours = percent({name: e.paper[name] for name in sets}, e.data)
             figures = {name: (value,) for name, value in row.items()}
             lines.append(Line(e, "published", figures, len(same)))
             figures = {name: (ours[name][0] - value,) for name, value in row.items()}
@@ -106,8 +109,8 @@ def lines_of(entries: Sequence[Entry]) -> list[Line]:
 
 
 def spread(same: Sequence[Entry]) -> dict[str, tuple[float, float, float]]:
-    """Set and "average" -> mean, lowest and highest of several seeds, where all have the set."""
-    figures: list[Figures] = [percents(e.strict, list(e.strict)) if e.strict else {} for e in same]
+    """Set and means -> mean, lowest and highest of several seeds, where all have the set."""
+    figures = [{name: one[0] for name, one in percent(e.strict, e.data).items()} for e in same]
     by_set = {
         name: [one[name] for one in figures]
         for name in figures[0]
@@ -120,7 +123,9 @@ def summary(entries: Sequence[Entry], table: Published | None) -> Table:
     """The table of a grid: a row for each line, a column for each set and their average."""
     names = list(dict.fromkeys(name for e in entries for name in e.strict))
     first = [name for name in table.sets if name in names] if table else []
-    sets = [*first, *(name for name in names if name not in first), *(["average"] if names else [])]
+    found = {name for e in entries for name in means(e.strict, e.data)}
+    sets = [*first, *(name for name in names if name not in first)]
+    sets += [name for name in ("average", IN, OUT) if name in found]
     axes = axes_of(entries)
     costs = COSTS if any(e.held_out for e in entries) else COSTS[:-1]
     heads = (*HEADS, *map(short, axes), *costs)
@@ -131,7 +136,8 @@ def summary(entries: Sequence[Entry], table: Published | None) -> Table:
         ]
         for line in lines_of(entries)
     ]
-    spelled = (SPELLED.get(name, name) for name in sets)
+    marked = {k: v for e in entries for k, v in set_names(e.data, names).items() if k != v}
+    spelled = (marked.get(name, SPELLED.get(name, name)) for name in sets)
     return Table((*heads, "", *spelled), rows, names=len(heads) + 1)
 
 
@@ -148,10 +154,11 @@ def long_table(entries: Sequence[Entry]) -> Table:
         held_out = (e.held_out.get("before", e.held_out.get("loss")), e.held_out.get("after"))
         scores = e.readings()[line.reader]
         totals = {name: score.total for name, score in scores.items()}
-        totals["average"] = sum(totals.values())
+        groups = {"average": list(scores)} | by_distribution(e.data, scores)
+        totals |= {group: sum(totals[name] for name in of) for group, of in groups.items()}
         for name, figures in (line.figures or {"": (None, None, None)}).items():
             published, difference = row.get(name), None
-            if name == "average" and len(of_row) + 1 != len(line.figures):
+            if name in groups and set(of_row) != set(scores):
                 published = None  # ours is over other sets
             if published is not None:
                 difference = round(figures[0] - published, 2)

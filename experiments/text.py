@@ -5,10 +5,13 @@ from experiments.comparable import Conditions, beside_published
 
 
 def score_lines(
-    before: list[dict], after: list[dict], title: str, before_title: str = "base"
+    before: list[dict], after: list[dict], title: str, before_title: str = "base", data: str = ""
 ) -> list[str]:
-    """The table of scores, and a note on answers that ran out of tokens or positions."""
-    lines = score_table(before, after, title, before_title).to_text()
+    """The table of scores, and a note on answers that ran out of tokens or positions.
+
+    data: what the adapter was trained on.
+    """
+    lines = score_table(before, after, title, before_title, data).to_text()
     if cut := sum(prediction.get("cut", False) for prediction in after):
         lines.append(
             f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read "

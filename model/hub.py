@@ -61,11 +61,14 @@ def weights_of(api, repo: str, revision: str, names: list[str]) -> list[str]:
 
 @contextmanager
 def hub_errors(
-    repo: str, revision: str, instead: str = "a local folder with --model"
+    repo: str,
+    revision: str,
+    instead: str = "a local folder with --model",
+    there: str = " is neither a local folder nor in the cache, and",
 ) -> Iterator[None]:
     """Within this block, errors of huggingface_hub become one-line UserErrors.
 
-    instead: what the user may give in place of the repository.
+    instead: what the user may give in place of the repository; there: where else it was looked for.
     """
     from huggingface_hub import errors as hub
 
@@ -94,7 +97,7 @@ def hub_errors(
             )
         elif not message:
             message = (
-                f"{repo} is neither a local folder nor in the cache, and the hub cannot be reached "
+                f"{repo}{there} the hub cannot be reached "
                 f"({type(error).__name__}): check the network, unset HF_HUB_OFFLINE, or give "
                 f"{instead}"
             )

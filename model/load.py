@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,6 +87,24 @@ def load_model(
     if mesh is not None:
         first_pass(model)
     return model
+
+
+def weights_before(model: LanguageModel, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """(path, weight [out, in]) of Linears of a quantised model, as the files have them.
+
+    Raises UserError for a folder whose weights are quantised already.
+    """
+    family, _ = read_config(model.folder)
+    if quantization_of(read_json(model.folder / "config.json"), str(model.folder))[0]:
+        raise UserError(
+            f"{model.folder} holds the weights quantised: give the model that it was made from, "
+            f"with --quantize {model.quantize}"
+        )
+    names = {f"{path}.weight": path for path in paths}
+    for key, tensor in tensors(model.folder):
+        name = family.rename(key.removeprefix("module."))
+        if name in names:
+            yield names[name], tensor
 
 
 def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -16,13 +16,13 @@ ADDED = 500_000  # characters of all added tokens together
 UNIGRAM = 4_000_000  # characters of a Unigram's vocabulary, whose tree takes 300 bytes for each
 GROWTH = 32  # characters that one character of a text may become
 PREFIX = 64  # tokens that a template puts in front of a text
-PATTERNS = {  # of Llama 3, Qwen 2 and BLOOM
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+",
-    r" ?[^(\s|[.,!?…。，、।۔،])]+",
-}
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")  # contractions, words, digits, signs, white space
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+PATTERNS = {LLAMA3, QWEN2, BLOOM}
 PLAIN = {  # parts -> characters that they make of one at most
     **dict.fromkeys(("Strip", "StripAccents", "Fuse", "ByteFallback", "Digits", "Punctuation"), 1),
     **dict.fromkeys(("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Metaspace"), 1),

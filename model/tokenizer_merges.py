@@ -5,14 +5,11 @@ from pathlib import Path
 from files.errors import UserError
 from files.reading import read_json, resolve_inside
 from model.added_tokens import is_token_id, read_added_tokens
+from model.tokenizer_bounds import QWEN2
 from model.tokenizer_json import FileTokenizer, translate_errors
 
 CUTS = {"GPT2Tokenizer": "gpt2", "CodeGenTokenizer": "gpt2", "Qwen2Tokenizer": "qwen2"}
 CUTS_BY_MODEL = {"opt": "gpt2", "gptj": "gpt2", "gpt2": "gpt2", "qwen2": "qwen2", "qwen3": "qwen2"}
-QWEN2_PATTERN = (  # contractions, words, single digits, other signs, line ends, white space
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def cut_of(folder: Path, names: dict, config: dict) -> str:
@@ -77,7 +74,7 @@ class MergesTokenizer(FileTokenizer):
         if cut == "gpt2":
             self.inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
             return
-        split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
+        split = pre_tokenizers.Split(Regex(QWEN2), behavior="isolated")
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)
         self.inner.normalizer = normalizers.NFC()
         self.inner.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])

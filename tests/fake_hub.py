@@ -1,7 +1,8 @@
-"""A model hub on this machine: enough of its HTTP interface for huggingface_hub to list and fetch
-repositories. It counts what is asked.
+"""A model hub on this machine: enough of its HTTP interface for huggingface_hub to list, fetch,
+make and fill repositories. It counts what is asked.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -18,7 +19,8 @@ class Hub:
     """repos: name -> branch -> (commit, folder of its files); requests: the pull requests of each
     repository; gets: files fetched.
 
-    Models go by owner/name, data sets by datasets/owner/name.
+    Models go by owner/name, data sets by datasets/owner/name. What is uploaded lies in `uploaded`:
+    repository -> path -> bytes, large files through `objects` (LFS); private: repositories made so.
     """
 
     def __init__(self):
@@ -27,6 +29,11 @@ class Hub:
         self.requests: dict[str, list[dict]] = {}
         self.refuse: dict[str, tuple[int, str]] = {}  # repository -> (status, error code)
         self.gets: list[str] = []
+        self.uploaded: dict[str, dict[str, bytes]] = {}
+        self.cards: list[str] = []  # README.md that were asked about
+        self.objects: dict[str, bytes] = {}
+        self.private: dict[str, bool] = {}
+        self.tokens: set[str | None] = set()  # that were sent with an upload
 
     def add(self, repo: str, folder: Path, branch: str = "main", after: str = "") -> str:
         commit = hashlib.sha1(f"{repo} {branch}".encode()).hexdigest()
@@ -64,6 +71,53 @@ def serving(hub: Hub):
         def do_HEAD(self):
             self.do_GET()
 
+        def body(self) -> bytes:
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+        def do_PUT(self):
+            hub.objects[self.path.rpartition("/")[2]] = self.body()
+            self.answer(200)
+
+        def do_POST(self):
+            path, body = unquote(urlparse(self.path).path), self.body()
+            here = f"http://127.0.0.1:{self.server.server_port}"
+            hub.tokens.add(self.headers.get("Authorization"))
+            if path == "/api/repos/create":
+                asked = json.loads(body)
+                repo = f"{asked['organization']}/{asked['name']}"
+                status = hub.refuse.get(repo, (409,))[0] if repo in hub.private else 200
+                private = asked.get("private") or asked.get("visibility") == "private"
+                hub.private.setdefault(repo, private)
+                return self.answer(status, json.dumps({"url": f"{here}/{repo}"}).encode())
+            if path == "/api/validate-yaml":
+                hub.cards.append(json.loads(body)["content"])
+                return self.json({"errors": [], "warnings": []})
+            if path.endswith("/info/lfs/objects/batch"):
+                objects = json.loads(body)["objects"]
+                for entry in objects:
+                    entry["actions"] = {"upload": {"href": f"{here}/lfs/{entry['oid']}"}}
+                return self.json({"transfer": "basic", "objects": objects})
+            repo, kind = re.match(
+                r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path
+            ).groups()
+            if repo in hub.refuse:
+                return self.answer(hub.refuse[repo][0], X_Error_Message=hub.refuse[repo][1])
+            if kind == "preupload":
+                modes = [
+                    {"path": file["path"], "shouldIgnore": False, "oid": None,
+                     "uploadMode": "lfs" if file["size"] > 50_000 else "regular"}
+                    for file in json.loads(body)["files"]
+                ]  # fmt: skip
+                return self.json({"files": modes})
+            files = hub.uploaded.setdefault(repo, {})
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                if line["key"] == "lfsFile":
+                    files[value["path"]] = hub.objects[value["oid"]]
+            self.json({"commitUrl": f"{here}/{repo}/commit/{'0' * 40}", "commitOid": "0" * 40})
+
         def do_GET(self):
             path = unquote(urlparse(self.path).path)
             match = re.match(
@@ -75,6 +129,9 @@ def serving(hub: Hub):
             if repo in hub.refuse:
                 status, code = hub.refuse[repo]
                 return self.answer(status, X_Error_Code=code, X_Error_Message=code)
+            if match and repo in hub.private:
+                private = hub.private[repo]
+                return self.json({"id": repo, "private": private, "sha": "0" * 40, "siblings": []})
             if repo not in hub.repos:
                 return self.answer(404, X_Error_Code="RepoNotFound")
             if match and match[2] == "discussions":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_command import COMMANDS, command, main
+from in_command import COMMANDS, command, main, mentions
 from obeyed import lines_of, losses, rows_of, watched
 from options_given import (
     as_settings,
@@ -477,8 +477,8 @@ def merged(here):
 @row(
     *rows_for(
         "export",
-        options="run --model --adapter --for --format --plain --out --shard-size --dtype --device "
-        "--quantize",
+        options="run --model --adapter --for --gguf --format --plain --out --shard-size --dtype "
+        "--device --quantize",
     )
 )
 def exported(here):
@@ -514,6 +514,27 @@ def exported(here):
     assert len(shards) > 1
     assert all(tensor.dtype == torch.bfloat16 for shard in shards for tensor in shard.values())
     assert any("adapter_parts" in name for shard in shards for name in shard)
+    for number, (gguf, written) in enumerate({
+        "merged": {"model-F16.gguf"}, "lora": {"lora-F32.gguf"},
+        "both": {"model-F16.gguf", "lora-F32.gguf"},
+    }.items()):  # fmt: skip
+        words = ("--for", "llama.cpp", "--gguf", gguf)
+        files, _ = export(here.made / "lora-run", *words, out=f"g{number}")
+        assert files == written | {"README.md"}
+    words = ("--for", "ollama", "--gguf", "both", "--dtype", "bfloat16")
+    files, folder = export(here.made / "lora-run", *words, out="o")
+    assert files == {"model-BF16.gguf", "lora-BF16.gguf", "Modelfile", "README.md"}
+    modelfile = (folder / "Modelfile").read_text()
+    assert modelfile.startswith("FROM ./model-BF16.gguf\nADAPTER ./lora-BF16.gguf\nTEMPLATE ")
+    assert "### Instruction:\n{{ .Prompt }}\n\n### Response:\n{{ .Response }}<eos>" in modelfile
+
+
+@row("export --push", "export --private")
+def pushed(here):
+    """On a hub of this machine: tests/experiments/test_pushing.py."""
+    file = "experiments/test_pushing.py::test_"
+    mentions(f"{file}the_hub_has_the_files_of_the_folder", '"--push", "me/mine"', "hub.uploaded ==")
+    mentions(f"{file}private_is_private_or_nothing_is_uploaded", '"--private"', "hub.private[")
 
 
 def of_file(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from adapters.begin import check_begun
 from adapters.in_use import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
 from files.errors import UserError, short_of_memory
@@ -79,6 +80,7 @@ def train(
     """
     fingerprints = fingerprints or {}
     check_ids((row.ids for row in (*examples, *held_out)), model.input_embedding.in_features)
+    check_begun(model)
     total = s.max_steps or math.ceil(len(examples) / s.batch_size) * s.epochs
     half = model.dtype == torch.float16
     scale = LossScale(scale=2.0**16 if half else 1.0, dynamic=half)

@@ -211,7 +211,8 @@ def write_rows(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
 
 
 WRITERS = {
-    "lora": write_lora, "dora": write_lora, "pissa": write_factors, "adalora": write_adalora,
+    **dict.fromkeys(("lora", "dora", "eva", "loftq"), write_lora),
+    "pissa": write_factors, "adalora": write_adalora,
     **dict.fromkeys(WRITTEN, write_options),
     "ia3": write_ia3, "ln_tuning": write_ln_tuning, "prefix": write_soft,
     "prompt": write_soft, "p_tuning": write_soft, "token_rows": write_rows,

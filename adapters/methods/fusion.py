@@ -26,6 +26,7 @@ class Fusion(Adapter):
     """y + sum over i of softmax((Q y) · (K dᵢ)) V dᵢ."""
 
     starts_at_base = False
+    needs = "loaded adapters"
 
     @dataclass(frozen=True)
     class Options:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.methods.lora import LoRA
-from files.errors import UserError
+from adapters.starts import check_principal, principal
 from model.fsdp import whole
 from model.sites import Site
 
@@ -25,15 +25,7 @@ class PiSSA(LoRA):
 
     def __init__(self, options: LoRA.Options, site: Site):
         super().__init__(options, site)
-        if options.alpha <= 0:
-            raise UserError(
-                f"alpha = {options.alpha} must be positive: PiSSA's start is divided by its root"
-            )
-        if options.r > min(site.in_features, site.out_features):
-            raise UserError(
-                f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no "
-                "more than its smaller side of singular values"
-            )
+        check_principal(options, site)
         if not site.weight.is_meta:
             B, A = principal(whole(site.weight).detach().float(), options.r)
             self.lora_A.data, self.lora_B.data = A / self.scale**0.5, B / self.scale**0.5
@@ -56,20 +48,3 @@ class PiSSA(LoRA):
     def start(self, site: Site) -> dict[str, Tensor]:
         A, B = self.lora_A_start, self.lora_B_start
         return {"lora_A": A, "lora_B": B, "lora_A_start": A, "lora_B_start": B}
-
-
-def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """U sqrt(S) [out, r] and sqrt(S) V [r, in] of the r largest singular values, on the CPU.
-
-    Computed on the weight's device. Of weights over 1024 on both sides by a randomised method with
-    a fixed seed.
-    """
-    if min(weight.shape) <= 1024:
-        U, S, V = torch.linalg.svd(weight, full_matrices=False)
-        U, S, V = U[:, :r], S[:r], V[:r]
-    else:
-        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
-            torch.manual_seed(0)
-            U, S, V = torch.svd_lowrank(weight, q=min(r + 16, min(weight.shape)), niter=8)
-        U, S, V = U[:, :r], S[:r], V[:, :r].T
-    return (U * S.sqrt()).contiguous().cpu(), (S.sqrt()[:, None] * V).contiguous().cpu()

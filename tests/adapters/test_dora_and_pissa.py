@@ -9,7 +9,7 @@ from methods import randomise
 
 from adapters import attach
 from adapters.methods.dora import DoRA
-from adapters.methods.pissa import principal
+from adapters.starts import principal
 from model import load_model
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from methods import randomise
 from obeyed import Rows
 
-from adapters import attach, named_parameters
+from adapters import attach, begin, named_parameters
 from adapters.base import Adapter
 from adapters.config import METHODS, Part, resolve
 from adapters.in_use import rates
@@ -27,8 +27,11 @@ X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(7))
 def options_of_methods() -> list[str]:
     found = []
     for kind, method in METHODS.items():
-        of = "lora" if kind in ("dora", "pissa") else kind  # they have LoRA's options
-        found += [f"{of}.{one.name}" for one in fields(method.Options)]
+        lora = {one.name for one in fields(METHODS["lora"].Options)}
+        lora = lora if issubclass(method, METHODS["lora"]) else set()
+        found += [
+            f"{'lora' if one.name in lora else kind}.{one.name}" for one in fields(method.Options)
+        ]
     return list(dict.fromkeys(found)) + [f"part.{one.name}" for one in fields(Part)]
 
 
@@ -193,6 +196,30 @@ def updates(tiny):
     close(tiny.adds(), (update(one) + one.lora_B_bias) * 5 / 4)
     one = tiny.at("lora", r=4, alpha=5.0, gate=True)
     close(tiny.adds(), update(one) * 5 / 4 * torch.sigmoid(F.linear(X, one.lora_gate)))
+
+
+@row("eva.rho", "eva.rows")
+def starts_from_activations(tiny):
+    """With rho = 1 all ranks are r; of 3 rows the fourth, in another batch, is not looked at."""
+    ids = torch.arange(3, 31).view(4, 7)
+    batches = [(part, torch.ones(2, 7, dtype=torch.bool)) for part in ids.split(2)]
+
+    def begun(some, **options):
+        tiny.at("eva", r=2, sites=("q", "down"), random=False, **options)
+        begin(tiny.model, some)
+        return named_parameters(tiny.model)
+
+    ranks = [
+        {len(A) for name, A in begun(batches, rho=rho).items() if "A" in name} for rho in (1, 2)
+    ]
+    assert ranks[0] == {2}
+    assert max(ranks[1]) > 2
+    three, of_three = (
+        begun(batches, rows=3),
+        begun([*batches[:1], [part[:1] for part in batches[1]]]),
+    )
+    assert all(torch.equal(three[name], value) for name, value in of_three.items())
+    assert any(not torch.equal(three[name], value) for name, value in begun(batches).items())
 
 
 @row("lora.b_rate", "part.rate")

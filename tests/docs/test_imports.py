@@ -13,7 +13,7 @@ from repository import ROOMS, ROOT
 PEER = {"transformers", "peft"}
 SERVER = {"starlette", "uvicorn"}
 COPIED = ROOT / "adapters/formats/modeling_adapter.py"  # into folders for transformers
-OPTIONAL = {"jinja2", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", "ray", *PEER}
+OPTIONAL = {"jinja2", "gguf", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", "ray", *PEER}
 OPTIONAL |= SERVER
 OF_THE_SERVER = {"serve/app.py", "serve/stream.py"}  # themselves imported inside of functions
 

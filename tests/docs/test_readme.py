@@ -231,6 +231,7 @@ def test_the_picture_has_the_kinds_of_methods():
     }
     groups = [group.find(f"{SVG}text").text for group in picture("light").iter(f"{SVG}g")]
     assert set(groups) == set(shown)
-    relatives_of_lora = {"dora", "pissa", "adalora", "vera", "hira", "miss", "road", "oft", "shira"}
+    relatives_of_lora = {"dora", "pissa", "eva", "loftq", "adalora", "vera", "hira", "miss"}
+    relatives_of_lora |= {"road", "oft", "shira"}
     drawn = {kind for kinds in shown.values() for kind in kinds.split()}
     assert set(METHODS) - drawn == relatives_of_lora | {"bitfit", "full", "token_rows"}

@@ -187,3 +187,30 @@ def test_the_paper_recipe_puts_the_adapters_where_the_papers_code_had_them():
         train.cutoff,
     ) == (3, 16, 4, 3e-4, 100, "linear", 256)
     assert json.loads(json.dumps(made.eval.seeds)) == [0]
+
+
+def test_means_by_distribution_stand_beside_published_ones(tmp_path):
+    table = published()["math_10k"]
+    scores = {
+        name: Score(half := whole // 2, 2 * half)
+        for name, whole in zip(table.sets, table.problems, strict=True)
+    }
+    row = row_facts("LoRA", table=table)
+    entry = Entry("llama-7b", "final-lora", 0, scores, scores, published=(row,), data="math_10k")
+    of = row["figures"]
+    inside = (of["gsm8k"] + of["AQuA"] + of["mawps"]) / 3
+    _, paper, line, difference = lines_of([entry])
+    assert paper.figures["in distribution"][0] == 50
+    assert line.figures["in distribution"] == (pytest.approx(inside),)
+    assert difference.figures["in distribution"] == (pytest.approx(50 - inside),)
+    assert difference.figures["out of distribution"] == (pytest.approx(50 - of["SVAMP"]),)
+    assert difference.is_outside("out of distribution") == (abs(50 - of["SVAMP"]) > 3.1)
+    leaking = replace(entry, strict=scores | {"AddSub": Score(1, 2)})
+    heads = summary([leaking], table).heads
+    assert heads[-4:] == ("AddSub (leaks)", "average", "in distribution", "out of distribution")
+    write_table(tmp_path, [entry], table)
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    found = {line["set"]: (line["total"], line["published"]) for line in rows}
+    count = sum(score.total for name, score in scores.items() if name != "SVAMP")
+    assert found["in distribution"] == (str(count), str(inside))
+    assert "in distribution: mean of the sets" in (tmp_path / "table.html").read_text()

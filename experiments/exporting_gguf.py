@@ -1,0 +1,109 @@
+"""Write what llama.cpp and Ollama run: GGUF files, and Ollama's Modelfile."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from adapters.formats.base_model import base_name
+from adapters.formats.gguf_files import DTYPES, load_gguf
+from adapters.formats.gguf_lora import lora_of, write_lora
+from adapters.formats.gguf_model import check_model, write_model
+from adapters.merge import merge
+from data.prompts import Template, template
+from data.stored_template import stored_template
+from experiments.base import dtype_named, load_tokenizer_of
+from experiments.card import write_card
+from experiments.merging import check_to_write, describe_adapters, load_stored
+from files.errors import UserError, unknown
+from files.writing import make_folder, write_text
+from model.quantize import dequantize
+from model.tokenizer import Tokenizer
+from train.settings import Settings
+
+KINDS = ("merged", "lora", "both")
+MODELFILE = "Modelfile"
+
+
+def export_gguf(
+    engine: str, settings: Settings, adapters: Sequence[Path], folder: Path, kind: str = "merged"
+) -> tuple[str, str]:
+    """Write what llama.cpp or Ollama take into `folder`, new or empty, with a model card.
+
+    kind: "merged", one model with the adapters folded in; "lora", the adapter alone, in float32
+    unless the settings state a dtype; "both", the base and its LoRA. The model's matrices have its
+    dtype. Returns (the adapters in words, the command that runs them). Raises UserError.
+    """
+    if kind not in KINDS:
+        raise unknown("--gguf", kind, KINDS)
+    if engine == "ollama" and kind == "lora":
+        raise UserError("Ollama needs the base beside the LoRA: use --gguf both, or leave it out")
+    load_gguf()
+    check_to_write(settings, adapters, folder)
+    model, _, runs = load_stored(settings, adapters, average=False)
+    check_model(model)
+    described = describe_adapters(model)
+    tokenizer = load_tokenizer_of(settings, model)
+    prompt = stored_template(runs, tokenizer) or template("auto", tokenizer, is_own=True)
+    if kind == "merged":
+        merge(model)
+    else:
+        lora_of(model)  # before anything is written
+        dequantize(model)
+    make_folder(folder)
+    whole = lora = ""
+    if kind != "merged":
+        dtype = dtype_named(settings.dtype) or torch.float32
+        lora = f"lora-{DTYPES[dtype][0]}.gguf"
+        write_lora(model, folder / lora, dtype)
+    if kind != "lora":
+        whole = f"model-{DTYPES[model.input_embedding.weight.dtype][0]}.gguf"
+        write_model(model, tokenizer, folder / whole, jinja(prompt))
+    base = base_name(model)
+    if engine == "ollama":
+        write_text(folder / MODELFILE, modelfile(whole, lora, prompt, tokenizer))
+        name = shlex.quote((adapters[0].parent.name or "adapter").lower())
+        use = f"ollama create {name} -f {{}}{MODELFILE} && ollama run {name}"
+    else:
+        use = f"llama-cli -m {f'{{}}{whole}' if whole else 'BASE.gguf'}"
+        use += f" --lora {{}}{lora}" if lora else ""
+    words = f"{described}, merged" if kind == "merged" else described
+    usage = use.format("", "")
+    if kind == "lora":
+        usage += f"  # BASE.gguf: of {base}"
+    trained = list(zip(adapters, runs, strict=True))
+    write_card(folder, base, "gguf", words, trained, prompt, usage)
+    return words, use.format(*2 * [shlex.quote(f"{folder}/")])
+
+
+def jinja(prompt: Template) -> str:
+    """A prompt template as the chat template of a GGUF file: the same text for the same turns."""
+    if prompt.chat:
+        return prompt.text
+    mark = "{instruction}"
+    (first, end), (later, _) = (
+        text.split(mark) for text in (prompt.text, prompt.fill(mark, "", later=True))
+    )
+    first, later, end = (json.dumps(text, ensure_ascii=False) for text in (first, later, end))
+    content = "message['content']" + " | trim" * prompt.strip
+    return (
+        "{%- set asked = namespace(before=false) -%}{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}"
+        f"{{{{ ({later} if asked.before else {first}) + ({content}) + {end} }}}}"
+        "{%- set asked.before = true -%}"
+        f'{{%- else -%}}{{{{ ({content}) + "\\n\\n" }}}}{{%- endif -%}}{{%- endfor -%}}'
+    )
+
+
+def modelfile(whole: str, lora: str, prompt: Template, tokenizer: Tokenizer) -> str:
+    """Ollama's Modelfile. Raises UserError for a prompt that it cannot hold."""
+    asked = prompt.prompt({"instruction": "{{ .Prompt }}"})
+    system = "" if prompt.chat else "{{ if .System }}{{ .System }}\n\n{{ end }}"
+    end = tokenizer.decode([tokenizer.eos_id], special=True)
+    text = f"{system}{asked}{{{{ .Response }}}}{end}"
+    if '"""' in text:
+        raise UserError('a Modelfile cannot hold a prompt with """: use --for llama.cpp')
+    adapter = f"ADAPTER ./{lora}\n" if lora else ""
+    return f'FROM ./{whole}\n{adapter}TEMPLATE """{text}"""\n'
