@@ -7,7 +7,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from adapters.base import Adapter, Folded
+from adapters.base import Folded
 from adapters.compose import Composition
 from files.errors import UserError
 from model.language import LanguageModel
@@ -19,7 +19,7 @@ class Seats:
 
     def __init__(self):
         self.entries: list[int] | None = None
-        self.indices: dict = {}  # (name, device) -> the rows of that name, int64
+        self.indices: dict = {}  # (name, device) -> the rows of that name, int64, and their number
 
     def take(self, entries: Sequence[int] | None) -> None:
         if entries != self.entries:
@@ -81,50 +81,51 @@ class Rows(Composition):
                 f"{self}: each row needs one of the entries 0 to {len(self.rows) - 1}, not {entry}"
             )
 
-    def rows_with(self, name: str, device: torch.device) -> Tensor:
-        """The rows of the pass that this adapter is for."""
+    def rows_with(self, name: str, device: torch.device) -> tuple[Tensor, int]:
+        """(the rows of the pass that this adapter is for, how many they are)."""
         key = name, device
         if key not in self.seats.indices:
             entries = self.seats.entries or range(len(self.rows))
             rows = [row for row, entry in enumerate(entries) if self.rows[entry] == name]
-            self.seats.indices[key] = torch.tensor(rows, dtype=torch.long).to(device)
+            self.seats.indices[key] = torch.tensor(rows, dtype=torch.long).to(device), len(rows)
         return self.seats.indices[key]
 
-    def split(self, batch: Tensor, change: Callable[[Adapter, Tensor | slice], Tensor]) -> Tensor:
-        """`batch` [B, ...] with the rows of each adapter as `change(adapter, rows)` makes them."""
+    def split(self, change: Callable[..., Tensor], batch: Tensor, *others: Tensor) -> Tensor:
+        """`batch` [B, ...] with the rows of each adapter as change(adapter, their rows of batch and
+        of others) makes them."""
         if self.seats.entries is None:
             self.check(len(batch))
-        whole = None
+        whole, count, inputs = None, len(batch), (batch, *others)
         for name, adapter in self.here.items():
-            rows = self.rows_with(name, batch.device)
-            if len(rows) == len(batch):
-                return change(adapter, slice(None))
-            if len(rows) == 0:
+            rows, number = self.rows_with(name, batch.device)
+            if number == count:
+                return change(adapter, *inputs)
+            if not number:
                 continue
-            part = change(adapter, rows)
+            part = change(adapter, *(tensor.index_select(0, rows) for tensor in inputs))
             if whole is None:  # if the shape changes, every row has an adapter
                 same = part.shape[1:] == batch.shape[1:]
-                whole = batch.clone() if same else batch.new_empty(len(batch), *part.shape[1:])
-            whole[rows] = part
+                whole = batch.clone() if same else batch.new_empty(count, *part.shape[1:])
+            whole.index_copy_(0, rows, part)
         return batch if whole is None else whole
 
     def before(self, x: Tensor) -> Tensor:
-        return self.split(x, lambda adapter, rows: adapter.before(x[rows]))
+        return self.split(lambda adapter, x: adapter.before(x), x)
 
     def after(self, y: Tensor, x: Tensor, f: Site) -> Tensor:
-        return self.split(y, lambda adapter, rows: adapter.after(y[rows], x[rows], f))
+        return self.split(lambda adapter, y, x: adapter.after(y, x, f), y, x)
 
     def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return (
-            self.split(k, lambda adapter, rows: adapter.kv(k[rows], v[rows])[0]),
-            self.split(v, lambda adapter, rows: adapter.kv(k[rows], v[rows])[1]),
+            self.split(lambda adapter, k, v: adapter.kv(k, v)[0], k, v),
+            self.split(lambda adapter, v, k: adapter.kv(k, v)[1], v, k),
         )
 
     def embed(self, x: Tensor, first: bool) -> Tensor:
-        return self.split(x, lambda adapter, rows: adapter.embed(x[rows], first))
+        return self.split(lambda adapter, x: adapter.embed(x, first), x)
 
     def unembed(self, h: Tensor) -> Tensor:
-        return self.split(h, lambda adapter, rows: adapter.unembed(h[rows]))
+        return self.split(lambda adapter, h: adapter.unembed(h), h)
 
     def fold(self, f: Folded) -> Folded:
         raise UserError("each row of a batch has an adapter of its own")

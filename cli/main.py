@@ -37,6 +37,7 @@ COMMANDS = {  # name of the module in cli/ -> what the command does
     "merge": "fold an adapter into the weights, for transformers and vLLM",
     "export": "write an adapter in the format of PEFT or of the paper's code",
     "combine": "add, subtract and scale adapters into a new one",
+    "distil": "let a LoRA learn what a trained adapter gives, to merge and serve it anywhere",
     "quantize": "write a model in 8 or 4 bits and measure the difference",
     "benchmark": "measure speed and memory of this machine",
     "pretrain": "train a pocket model from scratch",

@@ -2,10 +2,11 @@
 
     submit ── waiting ──> [ slot 0 | slot 1 | slot 2 | ... ] ── step ──> events ── over
 
-A step reads the prompts of rows that slots are free for, or makes a token of every live row. Rows
-go on at their own lengths, so that one that is over makes room at once; when no row waits, the last
-slots move into the free ones and the passes get smaller. What a row becomes depends on nothing but
-the row: not on its neighbours, the order or the slots, up to the rounding of a sum.
+A step reads the prompts of rows that slots are free for, or makes tokens of every live row: one,
+or more where guesses hold (eval/drafts.py). Rows go on at their own lengths, so that one that is
+over makes room at once; when no row waits, the last slots move into the free ones and the passes
+get smaller. What a row becomes depends on nothing but the row: not on its neighbours, the order or
+the slots, up to the rounding of a sum.
 """
 
 from collections import deque
@@ -19,8 +20,9 @@ from adapters.rows import rows_in_use, seated
 from data.batches import shared_start
 from eval.beams import Beams, candidates
 from eval.compare import Options
+from eval.drafts import guesses, verify
 from eval.prefill import Beginning, admit, read
-from eval.requests import Event, Request, Row
+from eval.requests import Event, Request, Row, set_of
 from eval.room import Fronts, positions_of, room_for, too_long
 from eval.sampling import choose, scored
 from files.errors import UserError
@@ -110,7 +112,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Read prompts that wait, if slots are free, else make a token of every live row."""
+        """Read prompts that wait, if slots are free, else make tokens of every live row."""
         free = [slot for slot, row in enumerate(self.owners) if row is None]
         if admitted := admit(self.waiting, free, self.model.device.type, self.fronts):
             return self.begin(admitted)
@@ -118,6 +120,9 @@ class Engine:
         live = [row for row in self.owners if row]
         if not live:
             return []
+        guessed = [] if self.graphs else guesses(self.model, live, self.cache)
+        if any(guessed):
+            return verify(self, live, guessed)
         ids = self.last[: len(live)]
         logits = self.graphs.step(ids) if self.graphs else None
         if logits is None:
@@ -125,7 +130,7 @@ class Engine:
             with seated(self.mixtures, [row.request.entry for row in live]):
                 hidden = self.model.hidden(ids[:, None], cache=self.cache)
                 logits = self.model.logits(hidden[:, -1])
-        self.cache.moved_on(len(live))
+        self.cache.moved_on([1] * len(live))
         return self.take(set_of(live), logits, [row.slots for row in set_of(live)])
 
     def begin(self, rows: list[Row]) -> list[Event]:
@@ -243,8 +248,3 @@ class Engine:
             self.last[gap], self.known[gap] = self.last[slot], self.known[slot]
             self.owners[gap], self.owners[slot] = row, None
             row.slots[row.slots.index(slot)] = gap
-
-
-def set_of(rows: Sequence[Row | None]) -> list[Row]:
-    """Each row once, in order."""
-    return list({id(row): row for row in rows if row}.values())

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from eval.beams import Beams
 from eval.sampling import Sampling, check
 from files.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.drafts import Text
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,9 @@ class Row:
     generator: torch.Generator | None
     tokens: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)  # one, or one for each beam or option
+    text: "Text | None" = None  # that tokens are guessed from (eval/drafts.py)
+
+
+def set_of(rows: Sequence[Row | None]) -> list[Row]:
+    """Each row once, in order."""
+    return list({id(row): row for row in rows if row}.values())

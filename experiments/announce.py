@@ -29,6 +29,8 @@ def announce(run: Prepared, template_setting: str) -> None:
         f"adapter  {run.preset or run.config.kind} at {run.config.place()}: {trained:,} "
         f"parameters, {100 * trained / base:.2f}% of the model",
     ]
+    if s.teacher:
+        lines += indented([f"learns what {s.teacher} gives, by KL divergence per labelled token"])
     if start:
         before = [f"trained before on {line}" for line in history_lines(start.history)]
         further = f"trained further from {s.continue_from}"

@@ -54,7 +54,7 @@ def settings_of_run(folder: Path, options: dict, sets: Sequence[str]) -> dict:
         )
     for text in sets:
         options = options | parse_set(text)
-    dropped = {"adapter", "load"}
+    dropped = {"adapter", "load", "teacher"}
     if "data" in options and not same_data(options["data"], table.get("data")):
         dropped |= set(OF_DATA)
     table = {key: value for key, value in table.items() if key not in dropped}

@@ -6,14 +6,17 @@ they cannot compute is refused by name, with the way that remains.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import load_adapter, save_adapter
 from adapters.attach import adapters_named
 from adapters.formats.base_model import base_name
+from adapters.formats.gguf_lora import lora_of
+from adapters.formats.gguf_model import check_model
 from adapters.formats.peft_write import write
-from adapters.formats.transformers_model import export_with_adapters
+from adapters.formats.transformers_model import export_with_adapters, take_apart
 from adapters.several import SETUP
 from data.stored_template import stored_template
 from experiments.base import load_base
@@ -122,6 +125,25 @@ def export_adapter(
         use.format(folder=folder.name),
     )  # fmt: skip
     return Exported(described, sorted(folder.iterdir()), use.format(folder=str(folder)))
+
+
+def takers(model: LanguageModel) -> list[str]:
+    """The engines that take the adapter "default" of the model as it is; the model may be folded
+    on the way: load it again to go on with it."""
+    adapters = adapters_named(model, "default")
+    config = next(iter(adapters.values())).config
+    checks = {
+        "peft": lambda: write(model, config, adapters, plain=False),
+        "vllm": lambda: lora_rank(model),
+        **dict.fromkeys(GGUF, lambda: (check_model(model), lora_of(model))),
+        "transformers": lambda: take_apart(model),
+    }
+    taken = []
+    for engine, check in checks.items():
+        with suppress(UserError):
+            check()
+            taken.append(engine)
+    return taken
 
 
 def lora_rank(model: LanguageModel) -> int:

@@ -75,6 +75,7 @@ def absolute_paths(settings: "Settings") -> "Settings":
         data_dir=folder(settings.data_dir),
         tests=[file(name) for name in settings.tests],
         continue_from=folder(settings.continue_from),
+        teacher=folder(settings.teacher),
         load={name: folder(where) for name, where in settings.load.items()},
     )
 

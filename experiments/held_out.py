@@ -9,9 +9,10 @@ from experiments.rows import encode_rows, hold_out
 from files.errors import short_of_memory
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
-from train.loss import mean_loss
+from train.measure import mean_loss
 from train.parallel import Processes
 from train.settings import Settings
+from train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,18 @@ def held_out_lines(rows: list[Example]) -> list[str]:
 
 
 def measure_loss(
-    model: LanguageModel, rows: list[Example], s: Settings, pad_id: int, processes: Processes
+    model: LanguageModel,
+    rows: list[Example],
+    s: Settings,
+    pad_id: int,
+    processes: Processes,
+    teacher: Teacher | None = None,
 ) -> float:
-    """Nats per token with a label, with the adapters that are on. Raises UserError when out of
-    memory."""
+    """Nats per token with a label, with the adapters that are on: cross-entropy, or KL(teacher ||
+    model). Raises UserError when out of memory."""
     train = s.train
     fill = train.tokens_per_batch, train.packing
     with short_of_memory(f"on {model.device} while measuring the loss: lower {train.at_once}"):
-        loss = mean_loss(model, rows, train.micro_batch_size, pad_id, processes, *fill)
+        loss = mean_loss(model, rows, train.micro_batch_size, pad_id, processes, *fill, teacher)
     model.eval()
     return round(loss, 4)

@@ -24,6 +24,7 @@ from train.plan.advice import CONTEXT, usable
 from train.plan.dry_run import answer, matrices_of, training_step
 from train.plan.phases import Step
 from train.settings import Settings
+from train.teacher import TEACHER, Teacher
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,14 @@ def with_adapter(s: Settings, kind: str) -> LanguageModel:
                 "give a model that is not quantised"
             )
         quantize_skeleton(model, stored)
-    for name, folder in s.load.items():
+    frozen = s.load | ({TEACHER: s.teacher} if s.teacher else {})
+    for name, folder in frozen.items():
         attach(model, read_adapter(model, Path(folder))[0], name)
     if s.continue_from:
         shape_of_start(model, Path(s.continue_from))
     else:
         attach(model, s.adapter)
-    use(model, in_order(model), train=["default"])
+    use(model, [entry for entry in in_order(model) if entry != TEACHER], train=["default"])
     return model
 
 
@@ -128,8 +130,9 @@ def planned(s: Settings, target: Target) -> Planned:
     """Count a step and lay the blocks over the devices. Raises UserError."""
     model = with_adapter(s, target.kind)
     step = training_step(
-        model, s.train, target.length, target.labelled, target.kind, target.processes
-    )
+        model, s.train, target.length, target.labelled, target.kind, target.processes,
+        Teacher(model) if s.teacher else None,
+    )  # fmt: skip
     if s.shard:
         step = step.sharded(matrices_of(model, target.kind), target.processes)
     blocks = s.layers_per_device or blocks_on(step, batches_of(s, target.length), target)

@@ -17,7 +17,8 @@ from train.parallel import SINGLE, Processes
 from train.settings import Settings
 from train.settings import settings as make_settings
 
-NOT_MEASURED = ("adapter", "train", "load", "continue_from", "only_right", "train_on_test")
+NOT_MEASURED = ("adapter", "train", "load", "continue_from", "teacher")
+NOT_MEASURED += ("only_right", "train_on_test")
 NOT_OF_THE_RUN = {
     "shard": False,
     "train": {"offload": False, "compile": False, "tf32": False},

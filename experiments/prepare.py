@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from adapters import attach, load_adapter, named_parameters, use
 from adapters.attach import adapter_names, adapters_named, in_order
 from adapters.begin import begin, begins
 from adapters.config import AdapterConfig
+from adapters.several import SETUP
 from data.batches import Example, batch_of, epoch_order, micro_batches
 from data.leakage import Leak
 from data.prompts import AUTO, NAMES, Template
@@ -39,6 +41,7 @@ from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 from train.parallel import Processes
 from train.settings import Settings, Train, to_toml
+from train.teacher import TEACHER, Teacher
 
 FREE_OF_TRAIN = (  # settings that change training by rounding and dropout only
     *("micro_batch_size", "tokens_per_batch", "packing"),
@@ -61,6 +64,7 @@ class Prepared:
     start: Start | None  # where a saved adapter is trained further
     loaded: dict[str, dict]  # name -> `run` section of each frozen adapter below it
     active: list  # the adapters that are on, in order (adapters.use)
+    teacher: Teacher | None  # whose distributions are learned
     trained: dict[str, nn.Parameter]
     encoded: Encoded  # the training rows
     share: HeldOut  # the rows of data without answers that the loss is measured on
@@ -82,6 +86,7 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     tokenizer = check_base(s)
     devices = choose_devices(s, processes)
     check_tracker(s.train.tracker)
+    check_teacher(s)
     if s.template not in (*NAMES, AUTO) and not s.continue_from:
         raise unknown("prompt template", s.template, (*NAMES, AUTO))
     data, kept = load_rows(s)
@@ -94,8 +99,9 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
         s = replace(s, layers_per_device=layers_for(s, devices))
 
     model = load_base(s, processes)
-    runs = {name: load_adapter(model, folder, name) for name, folder in s.load.items()}
-    loaded = adapters_fingerprint(model, list(s.load))
+    frozen = s.load | ({TEACHER: s.teacher} if s.teacher else {})
+    runs = {name: load_adapter(model, folder, name) for name, folder in frozen.items()}
+    loaded = adapters_fingerprint(model, list(frozen))
     torch.manual_seed(s.seed)
     start = load_start(model, s, tokenizer) if s.continue_from else None
     config = start.config if start else attach(model, s.adapter)
@@ -106,7 +112,8 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     earlier, earlier_lines = seen_in_training([*runs.values(), *history], tests, *where)
     earlier_lines += held_out_seen([*runs.values(), *history], data.held_out, *where)
     check_earlier(seen_in_training(history, tests, *where)[0], s.train_on_test)
-    active = in_order(model)  # the loaded ones, then the new one; or a fusion of them
+    # the loaded ones, then the new one; or a fusion of them
+    active = [entry for entry in in_order(model) if entry != TEACHER]
     use(model, active, train=["default"])
 
     if model.block_adapters() and (data.is_text or s.train.prompt_weight):
@@ -157,6 +164,7 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
         start=start,
         loaded=runs,
         active=active,
+        teacher=Teacher(model) if s.teacher else None,
         trained=named_parameters(model),
         encoded=encoded,
         share=share,
@@ -167,6 +175,19 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
         fingerprints=fingerprints,
         lines=lines,
     )
+
+
+def check_teacher(s: Settings) -> None:
+    """Raise UserError for a teacher that is no single adapter, or beside other adapters."""
+    if s.teacher and (s.load or s.continue_from):
+        raise UserError(
+            "a new adapter learns from a teacher: leave out load and continue_from, or teacher"
+        )
+    if s.teacher and (Path(s.teacher) / SETUP).is_file():
+        raise UserError(
+            f"{s.teacher} holds several adapters, and one is learned from: combine makes one of "
+            f"them, or give one, such as {Path(s.teacher) / 'default'}"
+        )
 
 
 def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict]]:
@@ -206,6 +227,7 @@ def fingerprint(s: Settings) -> str:
         "threads": 0,
         "data_dir": "",
         "load": dict.fromkeys(s.load, ""),
+        "teacher": "a folder" if s.teacher else "",
         "continue_from": "a folder" if s.continue_from else "",
     }
     same = replace(s, **machine, tests=[], train_on_test=False, eval=type(s.eval)(), train=train)

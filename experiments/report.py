@@ -67,9 +67,10 @@ def tiles(facts: dict, before: list[dict], after: list[dict]) -> str:
     if name := next(iter(now), ""):
         both = f"{percent(was[name])} → {percent(now[name])}" if was else percent(now[name])
         figures.append((both, f"{name}: accuracy" + (" before → after" if was else "")))
-    elif loss := facts["held_out_loss"]:
+    elif loss := facts["held_out_loss"] or facts.get("divergence"):
         both = f"{loss['before']:.4f} → {loss['after']:.4f}"
-        figures.append((both, f"held-out loss per token before → after (rows: {loss['rows']:,})"))
+        what = "KL to the teacher" if facts.get("divergence") else "held-out loss"
+        figures.append((both, f"{what} per token before → after (rows: {loss['rows']:,})"))
     else:
         figures.append(("not measured", "the data has no test set"))
     share = 100 * facts["trainable_parameters"] / facts["parameters"]

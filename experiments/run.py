@@ -8,16 +8,15 @@ from pathlib import Path
 from adapters import save_adapter, save_adapters, use
 from adapters.attach import adapter_names
 from adapters.in_use import rates
-from data.leakage import seen_sets
 from eval.journal import remove_journals
 from eval.predict import are_to, predict
-from eval.score import mark_leaks, read_predictions, scores, tables, write_predictions
-from experiments.announce import announce, count, count_base, peak_memory
-from experiments.comparable import compare, conditions_of
+from eval.score import mark_leaks, read_predictions, scores, write_predictions
+from experiments.announce import announce
+from experiments.comparable import conditions_of
 from experiments.curves import read_log
+from experiments.facts import facts_of, run_section
 from experiments.folders import check_whole, write_json
 from experiments.held_out import measure_loss
-from experiments.history import short
 from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
 from experiments.report import validation_text, write_report
 from experiments.tracker import TRACKERS
@@ -25,7 +24,7 @@ from experiments.verdict import NO_VERDICT, Verdict, verdict
 from files.errors import UserError
 from files.writing import JsonLines, held, write_text
 from train.checkpoint import checkpoints
-from train.loop import Outcome, train
+from train.loop import train
 from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
@@ -33,6 +32,7 @@ from train.settings import settings as make_settings
 # what may change when a run is resumed: the result does by rounding and dropout only
 FREE = tuple(f"train.{key}" for key in FREE_OF_TRAIN)
 FREE += ("eval.compile", "layers_per_device", "threads", "shard")
+TEACHERS = "predictions-teacher.jsonl"
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,15 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
         before = measure(job, title, folder / f"predictions-{title}.jsonl", active, processes)
         accuracies = (f"{n} {100 * score.accuracy:.1f}%" for n, score in scores(before).items())
         print("before: " + "   ".join(accuracies))
-    unseen, loss = job.share.examples, {}
+    if job.teacher:
+        measure(job, "teacher", folder / TEACHERS, [job.teacher.name], processes)
+    unseen, loss = job.share.examples or (job.held_out if job.teacher else []), {}
+    what = "KL to the teacher" if job.teacher else "held-out loss"
     if unseen:
         use(model, active)
-        loss = {"rows": len(unseen), "before": measure_loss(model, unseen, s, pad_id, processes)}
-        print(f"before: held-out loss per token {loss['before']:.4f} (rows: {len(unseen):,})")
+        figure = measure_loss(model, unseen, s, pad_id, processes, job.teacher)
+        loss = {"rows": len(unseen), "before": figure}
+        print(f"before: {what} per token {figure:.4f} (rows: {len(unseen):,})")
 
     use(model, job.active, train=["default"])
     with JsonLines(folder / "log.jsonl") if processes.is_writer else nullcontext() as log:
@@ -101,12 +105,14 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
             held_out=job.held_out,
             fingerprints=job.fingerprints,
             processes=processes,
+            teacher=job.teacher,
         )
     if outcome.signal:
         tracker.finish(outcome.step, {})
         return Result(before, [], outcome.signal)
     if processes.is_writer:
-        save = save_adapters if len(adapter_names(model)) > 1 else save_adapter
+        several = len(adapter_names(model)) > 1 and not job.teacher
+        save = save_adapters if several else save_adapter
         # A run that was killed after its last step has written it before.
         save(model, folder / "adapter", run=run_section(job, outcome), overwrite=True)
     kept = validation_text(outcome.adapter_step, outcome.validation)
@@ -117,7 +123,7 @@ def run_in(settings: Settings, folder: Path, resume: bool, processes: Processes)
         after = measure(job, "with adapter", folder / "predictions.jsonl", job.active, processes)
     if unseen:
         use(model, job.active)
-        loss["after"] = measure_loss(model, unseen, s, pad_id, processes)
+        loss["after"] = measure_loss(model, unseen, s, pad_id, processes, job.teacher)
     measured = scores(before), scores(after), loss
     judgement = processes.from_writer(
         lambda: verdict(
@@ -168,67 +174,6 @@ def measure(
         write_predictions(file, predictions)
         remove_journals(journal)
     return predictions
-
-
-def run_section(job: Prepared, outcome: Outcome) -> dict:
-    """The `run` section of the adapter's file: what it was trained on."""
-    s, data = job.settings, job.data
-    prompt = {"template": job.template.name, "template_text": job.template.table()}
-    section = {
-        "model": s.model,
-        "data": s.data,
-        **({} if data.is_text else prompt),
-        "seed": s.seed,
-        "adapter": job.preset,
-        "columns": s.columns,
-        "test_share": 0.0 if s.tests else s.test_share,
-        "only_right": s.only_right,
-        "prompt_weight": s.train.prompt_weight,
-        "data_fingerprint": data.fingerprint,
-        "quantize": job.model.quantize,
-        "revision": s.revision,
-        "steps": outcome.adapter_step,
-    }
-    if job.start:
-        section["history"] = job.history
-    if job.loaded:
-        section["loaded"] = {name: short(run) for name, run in job.loaded.items()}
-    return section
-
-
-def facts_of(job: Prepared, outcome: Outcome, result: Result, world: int, seconds: int) -> dict:
-    """The content of result.json."""
-    s = job.settings
-    seen = (name for leaks in (job.leaks, *job.earlier) for name in seen_sets(leaks))
-    return {
-        "model": s.model,
-        "quantize": job.model.quantize,
-        "adapter": job.preset,
-        "continued_from": s.continue_from,
-        "history": job.history,
-        "data": s.data,
-        "seed": s.seed,
-        "processes": world,
-        "adapter_step": outcome.adapter_step,
-        "validation": outcome.validation,
-        "steps": outcome.step,
-        "skipped_steps": outcome.skipped,
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory(job.model),
-        "rows_cut_off": job.encoded.cut,
-        "rows_left_out": len(job.data.left_out) + job.encoded.refused + job.share.refused,
-        "held_out_loss": result.loss,
-        "trainable_parameters": count(job.trained),
-        "parameters": count_base(job.model),
-        "trained_on_test": list(dict.fromkeys(seen)),
-        "published": [c.facts() for c in compare(conditions_of(s), scores(result.after))],
-        "decoding": s.eval.decoding,
-        "before": tables(result.before),
-        "after": tables(result.after),
-        "problems": result.verdict.problems,
-        "notes": result.verdict.notes,
-        "status": result.verdict.status,
-    }
 
 
 def resume_settings(folder: Path, options: dict | None = None, sets: list[str] = ()) -> Settings:

@@ -22,6 +22,8 @@ class Kernels:
     dropout: Callable = F.dropout
 
 
+FEW = 9  # queries of a row up to which answers are made by `attention_of_few`
+
 TORCH = Kernels()
 
 META_KERNELS = ContextVar("META_KERNELS", default=TORCH)  # train/plan counts those of a device
@@ -47,10 +49,11 @@ def attention(
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
-    if T > 1 and device == "cpu" and q.dtype != torch.float16:
+    is_few = T == 1 or (T <= FEW and mask is not None and not torch.is_grad_enabled())
+    if is_few and (device != "cpu" or q.dtype != torch.float16):
+        out = attention_of_few(q, k, v, mask)
+    elif device == "cpu" and q.dtype != torch.float16:
         return block_attention(q, k, v, mask, float32)
-    if T == 1 and (device != "cpu" or q.dtype != torch.float16):
-        out = attention_of_one(q, k, v, mask)
     elif device == "cpu":
         out = attention_plain(q, k, v, mask, float32)
     else:
@@ -69,12 +72,17 @@ def is_flash(q: Tensor, mask: Tensor | None) -> bool:
     return mask is None and q.dtype != torch.float32 and D <= 256 and D % 8 == 0
 
 
-def attention_of_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`attention` of one query -> [B, H, 1, D], multiplied in float32: the query heads of one
-    key/value head are the queries of the fused kernel, which reads k and v once."""
-    B, H, _, D = q.shape
-    rows = q.reshape(B, k.shape[1], -1, D)  # [B, K, H / K, D]
+def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` of few queries -> [B, H, T, D], multiplied in float32: those of all query heads
+    of one key/value head are the queries of the fused kernel, which reads k and v once.
+
+    mask None: T is 1.
+    """
+    (B, H, T, D), K = q.shape, k.shape[1]
+    rows = q.reshape(B, K, -1, D)  # [B, K, H / K * T, D]
     if mask is not None and mask.shape[1] > 1:  # of each head
-        mask = mask.reshape(len(mask), k.shape[1], -1, mask.shape[-1])
+        mask = mask.reshape(len(mask), K, -1, mask.shape[-1])
+    elif mask is not None and T > 1:
+        mask = mask.repeat(1, 1, H // K, 1)
     fused = kernels(q).attention
-    return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, 1, D)
+    return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, T, D)

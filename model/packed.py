@@ -18,20 +18,27 @@ from model import onednn
 from model.language import LanguageModel
 from model.quantize.linear import QuantizedLinear
 from model.sites import Linear
+from model.together import Together
 
+TOGETHER = ("q", "k", "v"), ("gate", "up")  # sites of a block that read the same x
 FEWEST = 256  # rows: a float32 weight that needs more to reach FLOAT32_FROM has no copy
 SHARE = 0.5  # of the memory that is free: the most that "auto" takes
 DECODE_MEMORY = ("auto", "packed", "plain")
 
 
 class Packed:
-    """The packed copy of a Linear's weight, and what it was made of."""
+    """The packed copy of a Linear's weight, and what it was made of.
 
-    def __init__(self, linear: Linear):
-        matrix = linear.matrix().detach()
-        self.dtype, self.device, self.fewest = matrix.dtype, matrix.device, fewest(linear)
-        self.laid_out = lays_out(linear)
-        self.weight = onednn.lay_out(matrix) if self.laid_out else matrix
+    together: where it is the copy of several Linears, this one's place among them.
+    """
+
+    def __init__(self, linear: Linear, together: Together | None = None, place: int = 0):
+        self.dtype, self.device = linear.packed_dtype, linear.sources()[0].device
+        self.fewest, self.laid_out = fewest(linear), lays_out(linear)
+        self.together, self.place = together, place
+        if together is None:
+            matrix = linear.matrix().detach()
+            self.weight = onednn.lay_out(matrix) if self.laid_out else matrix
         sources = tuple(linear.sources())
         self.key = [(source, source.data_ptr(), source._version) for source in sources]
         self.storages = [
@@ -60,6 +67,8 @@ class Packed:
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in] -> x W^T + bias [..., out]."""
+        if self.together is not None:
+            return self.together.product(x, self.place)
         return (onednn.multiply if self.laid_out else F.linear)(x, self.weight, bias)
 
 
@@ -81,9 +90,23 @@ def pack(model: LanguageModel) -> bool:
     for device, some in missing.items():
         has_room = packed_bytes(some) <= SHARE * free_memory(device)
         if has_room or model.decode_memory == "packed":
-            for linear in some:
-                linear.packed = Packed(linear)
+            for group in groups(model, some):
+                together = Together(group) if len(group) > 1 else None
+                for place, linear in enumerate(group):
+                    linear.packed = Packed(linear, together, place)
     return any(linear.packed is not None for linear in linears)
+
+
+def groups(model: LanguageModel, linears: list[Linear]) -> list[list[Linear]]:
+    """Linears whose copies are made, those in one list as one: of a block they read the same x."""
+    wanted, found = set(linears), []
+    for block in model.blocks:
+        for names in TOGETHER:
+            some = [block.get_submodule(model.sites[name]) for name in names if name in model.sites]
+            if len(some) == len(names) and wanted.issuperset(some) and can_share(some):
+                found.append(some)
+    grouped = {linear for group in found for linear in group}
+    return [*found, *([linear] for linear in linears if linear not in grouped)]
 
 
 def lays_out(linear: Linear, device: str | None = None) -> bool:
@@ -93,6 +116,13 @@ def lays_out(linear: Linear, device: str | None = None) -> bool:
     """
     on_cpu = (device or linear.sources()[0].device.type) == "cpu"
     return on_cpu and onednn.is_usable(linear.packed_dtype) and fewest(linear) <= FEWEST
+
+
+def can_share(linears: list[Linear]) -> bool:
+    """Whether these Linears, which read the same x, can have one copy in oneDNN's layout."""
+    alike = {(x.packed_dtype, x.in_features, fewest(x) == 1) for x in linears}
+    plain = all(lays_out(x) and x.bias is None for x in linears)
+    return plain and len(alike) == 1
 
 
 def fewest(linear: Linear) -> int:

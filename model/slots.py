@@ -1,6 +1,7 @@
 """A static cache whose rows come and go: that of the engine for answers."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -103,7 +104,11 @@ class Slots(Cache):
     def advance(self, tokens: int) -> None:
         """`moved_on` says it: rows of a pass may have pads."""
 
-    def moved_on(self, rows: int, tokens: int = 1) -> None:
-        """The first `rows` slots have read so many tokens more."""
-        self.counts[:rows] += tokens
-        self.lengths[:rows] = [length + tokens for length in self.lengths[:rows]]
+    def moved_on(self, tokens: Sequence[int]) -> None:
+        """The first slots have read so many tokens more, each."""
+        lengths = self.lengths[: len(tokens)]
+        self.lengths[: len(tokens)] = [old + n for old, n in zip(lengths, tokens, strict=True)]
+        if len(set(tokens)) == 1:
+            self.counts[: len(tokens)] += tokens[0]
+        else:
+            self.counts[: len(tokens)] += torch.tensor(tokens, device=self.counts.device)

@@ -184,7 +184,8 @@ class Loop:
                 self.fail(error)
                 continue
             for event in events:
-                self.hand_out(self.answers[event.number], event)
+                if answer := self.answers.get(event.number):  # none: an event before ended it
+                    self.hand_out(answer, event)
             time.sleep(YIELD)
 
     def submit(self, answer: Answer) -> None:

@@ -50,7 +50,7 @@ def debug(here):
     name = here.name.split()[0]
     wrong = {
         "data": ["shaw"], "inspect": ["/nowhere"], "models": None, "show": ["--model", "x-y"],
-        "compare": ["/nowhere", "/other"], "referee": ["/nowhere.toml"],
+        "compare": ["/nowhere", "/other"], "referee": ["/nowhere.toml"], "distil": ["/nowhere"],
     }  # fmt: skip
     words = wrong.get(name, ["--model", "pocket-lama"])
     if name in ("merge", "export"):

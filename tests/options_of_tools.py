@@ -13,6 +13,7 @@ from options_given import as_settings, options_of, plan, row, rows_for, settings
 from processes import ROOT
 
 from adapters import load_adapter
+from experiments.distil import Distilled, Learner
 from experiments.jobs import Launcher
 from model import load_model
 from train.checkpoint import State
@@ -78,7 +79,7 @@ def facts_of_a_plan(here):
     assert [one["device"] for one in two["devices"]] == ["cuda:0", "cuda:1"]
     assert [one["memory_bytes"] for one in two["devices"]] == [24e9, 12e9]
     assert two["fits"]
-    assert plan(here, "--memory", "560MB", status=1)["fits"] is False
+    assert plan(here, "--memory", "556MB", status=1)["fits"] is False
     with pytest.raises(ValueError, match="Expecting"):
         json.loads(command("plan", "--model", "pocket-llama"))
 
@@ -333,6 +334,41 @@ def methods_with_equal_budgets(here):
     launches(here, lambda: [*words, here.path / "e"], running)
     told = command("referee", "referee", "--data-dir", here.path / "no", status=1)
     assert str(here.path / "no") in told
+
+
+@row(*(name for name in options_of("distil") if name != "distil --debug"))
+def an_adapter_distilled(here):
+    """tests/experiments/test_distil.py trains; here the settings of its run."""
+    asked = []
+
+    def settings(*words):
+        told = command("distil", *words, status=130)
+        assert f"distil --resume {asked[-1][1]}" in told
+        return asked[-1][0].to_dict(), *asked[-1][1:]
+
+    def stopped(settings, folder, resume):
+        asked.append((settings, folder, resume))
+        nobody = Learner(0, [], "")
+        return Distilled([], {}, {}, nobody, nobody, signal=2)
+
+    here.monkeypatch.setattr("experiments.distil.distil", stopped)
+    run = here.copy_of(here.run)
+    found, folder, resume = settings(run)
+    assert (folder, resume) == (Path(f"{run}-to-lora"), False)
+    as_settings(found, {"teacher": str(run / "adapter"), "train.learning_rate": 0.2})
+    assert found["adapter"]["preset"] == "lora"
+    assert found["adapter"]["r"] == 16  # of the recipe for pocket models
+    found, folder, _ = settings(
+        run, "--to", "dora", "--r", 3, "--sites", "k,o", "--device", "cpu", "--set",
+        "train.clip=0.5", "--out", here.path / "out",
+    )  # fmt: skip
+    as_settings(found, {"adapter.preset": "dora", "adapter.r": 3, "adapter.sites": ["k", "o"]})
+    as_settings(found, {"device": "cpu", "train.clip": 0.5})
+    assert folder == here.path / "out"
+    other = here.path / "other"
+    other.mkdir()
+    (other / "run.toml").write_bytes((run / "run.toml").read_bytes())
+    assert settings("--resume", other)[1:] == (other, True)
 
 
 @row(*(name for name in options_of("compare") if name != "compare --debug"))

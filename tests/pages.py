@@ -169,7 +169,7 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-PLANS = "memory-and-machines"  # the page that plans large models
+PLANS = ("memory-and-machines", "paper")  # the pages that plan large models
 
 
 def write_outputs(names: list[str]) -> None:

@@ -321,6 +321,17 @@ def an_adapter_below_the_trained_one(here):
     assert [one["output"] for one in found] != [one["output"] for one in plain]
 
 
+@row("teacher")
+def an_adapter_to_learn_from(here):
+    """KL(teacher || base) of the first step: 0 where they are the same."""
+    found = {}
+    for name, folder in (("same", here.still(out="a")), ("other", strange_adapter(here).parent)):
+        run = here.still("--set", f"teacher={folder / 'adapter'}", out=f"of-{name}")
+        (found[name],) = losses(run)
+    assert abs(found["same"]) < 1e-5
+    assert found["other"] > 0.01
+
+
 # ---------------------------------------------------------------- data
 @row("data", "test_share")
 def the_rows(here):

@@ -23,13 +23,14 @@ from model.language import LanguageModel
 from model.tokens import check_ids
 from train.checkpoint import State
 from train.deterministic import deterministic, in_tf32
-from train.loss import mean_loss
+from train.measure import mean_loss
 from train.offload import offloaded
 from train.optim import LossScale, adamw, learning_rate
 from train.parallel import SINGLE, Processes
 from train.pipeline import Busy, accumulate, busy_text
 from train.settings import Train
 from train.signals import Signals
+from train.teacher import Teacher
 
 MAX_SKIPPED = 25  # non-finite steps in a row that end a run; float16 finds its scale in about 16
 
@@ -64,6 +65,7 @@ def train(
     held_out: Sequence[Example] = (),
     log: Callable[[dict], None] = lambda entry: None,
     processes: Processes = SINGLE,
+    teacher: Teacher | None = None,
 ) -> Outcome:
     """Train `parameters` (float32, by name) of `model` on `examples`, checkpoints go to `folder`.
 
@@ -71,7 +73,7 @@ def train(
     from must share (data, settings ...). rates: factors of the learning rate, by name of
     the parameter. held_out: validation rows; with `s.best` the model ends with the weights of the
     lowest loss on them. log: gets a dict each step. processes: each computes its share of the
-    micro-batches; rank 0 logs and saves.
+    micro-batches; rank 0 logs and saves. teacher: whose distributions are learned.
 
     A resumed run takes, to the bit, the steps of an uninterrupted one; on a GPU, if
     `s.deterministic`. SIGINT and SIGTERM finish the step, save and return. Raises UserError when
@@ -131,9 +133,8 @@ def train(
                 ),
             ):
                 with offloaded(model) if s.offload else nullcontext():
-                    losses, used = accumulate(
-                        model, processes.share(batches), weight / scale.scale, pad_id, s.packing
-                    )
+                    mine, divisor = processes.share(batches), weight / scale.scale
+                    losses, used = accumulate(model, mine, divisor, pad_id, s.packing, teacher)
                 loss = sum(processes.gather(sum((part / weight).item() for part in losses)))
                 processes.sum_gradients(parameters.values())
                 if (extra := penalty(model)) is not None:  # of AdaLoRA, for example
@@ -172,7 +173,7 @@ def train(
                     f"the last checkpoint in {folder} is intact"
                 ):
                     validation = mean_loss(
-                        model, held_out, s.micro_batch_size, pad_id, processes, *fill
+                        model, held_out, s.micro_batch_size, pad_id, processes, *fill, teacher
                     )
                 state.validated(validation)
                 entry["validation_loss"] = finite_or_none(validation)

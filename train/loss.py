@@ -1,18 +1,15 @@
 """Next-token loss, with logits only where there is a label."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.rows import Rows
-from data.batches import Example, Labels, batch_of, micro_batches
+from data.batches import Labels
 from files.errors import UserError
 from model.language import LanguageModel
 from model.packing import pick
 from train.loss_gradient import LossAndGradient, loss_and_gradient
-from train.parallel import SINGLE, Processes
 
 
 def summed_loss(
@@ -81,29 +78,3 @@ def plain_loss(model: LanguageModel, hidden: Tensor, weights: Tensor, targets: T
     logits = model.logits(hidden)
     losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
     return (weights.to(logits.device) * losses).sum()
-
-
-@torch.no_grad()
-def mean_loss(
-    model: LanguageModel,
-    rows: Sequence[Example],
-    size: int,
-    pad_id: int,
-    processes: Processes = SINGLE,
-    tokens: int = 0,
-    packing: bool = False,
-) -> float:
-    """The loss per token of these rows, weighted as in training but without dropout.
-
-    size, tokens, packing: what goes through the model at once (data/batches.py); each process
-    computes its share. Leaves the model in training mode.
-    """
-    model.eval()
-    virtual = model.prompt_length
-    mine = processes.share(dict(enumerate(micro_batches(rows, size, tokens, packing))))
-    total = sum(
-        summed_loss(model, *batch_of(batch, pad_id, model.device, packing, virtual)).item()
-        for batch in mine.values()
-    )
-    model.train()
-    return sum(processes.gather(total)) / sum(sum(row.weights[1:]) for row in rows)

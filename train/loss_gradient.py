@@ -58,7 +58,11 @@ def loss_and_gradient(
     needed: list[Tensor],
     scale: float = 1.0,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """`plain_loss` and scale x its gradients with respect to `needed`: `hidden`, parameters."""
+    """`plain_loss` and scale x its gradients with respect to `needed`: `hidden`, parameters.
+
+    targets: ids int64 [L], or the logits of a teacher [L, V] (train/teacher.py), from which the
+    loss of a token is KL(teacher || model).
+    """
     device = model.lm_head.weight.device
     weights, targets = weights.to(device), targets.to(device)
     losses = torch.empty_like(weights)  # [L]
@@ -68,11 +72,13 @@ def loss_and_gradient(
         gradients[whole] = torch.empty_like(hidden)
     for start in range(0, len(hidden), CHUNK):
         chunk = slice(start, start + CHUNK)
+        wanted = targets[chunk]
+        loss_of = divergence if wanted.is_floating_point() else cross_entropy
         with torch.set_grad_enabled(bool(needed)), torch.autograd.graph.saved_tensors_hooks(*KEEP):
             h = hidden[chunk].detach().requires_grad_(whole is not None)
             logits = model.head(h)
             start_of_backward = Begin.apply(logits)
-        losses[chunk] = cross_entropy(logits.detach(), targets[chunk], scale * weights[chunk])
+        losses[chunk] = loss_of(logits.detach(), wanted, scale * weights[chunk])
         if not needed:
             continue
         inputs = [h if t is hidden else t for t in needed]
@@ -106,4 +112,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         x.mul_(weight / total).scatter_add_(1, target, -weight)
         if x.dtype != logits.dtype:
             logits[rows] = x
+    return losses
+
+
+def divergence(logits: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    """KL(p || q) of p = softmax(wanted) and q = softmax(logits), float32 [L]; logits and wanted
+    [L, V]. The logits become weights x the gradient with respect to them, q - p."""
+    p, q = wanted.float().log_softmax(dim=-1), logits.float().log_softmax(dim=-1)
+    losses = (p.exp() * (p - q)).sum(dim=-1)
+    logits.copy_(weights[:, None] * (q.exp_() - p.exp_()))
     return losses

@@ -20,12 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.batches import Batch, Example, batch_of, seed_from
+from data.batches import Batch, Example, seed_from
 from model.language import LanguageModel
 from model.parts import Step
 from model.placed import moved
 from model.tokens import Tokens
 from train.loss import loss_of, positions_of, summed_loss
+from train.measure import batch_to_learn
+from train.teacher import Teacher
 
 
 class Work(NamedTuple):
@@ -147,17 +149,15 @@ def accumulate(
     divisor: float,
     pad_id: int,
     packing: bool = False,
+    teacher: Teacher | None = None,
 ) -> tuple[list[Tensor], Busy | None]:
     """Add the gradient of (summed loss / divisor) of every micro-batch to the parameters.
 
     batches: micro-batches by the seed of their dropout. packing: leave out their pads
-    (model/packing.py). Returns the summed loss of each, and how busy the devices were (None: the
-    model is on one device).
+    (model/packing.py). teacher: whose distributions are learned, not the rows' tokens. Returns the
+    summed loss of each, and how busy the devices were (None: the model is on one device).
     """
-    virtual = model.prompt_length
-    on_device = [
-        batch_of(rows, pad_id, model.device, packing, virtual) for rows in batches.values()
-    ]
+    on_device = [batch_to_learn(model, rows, pad_id, packing, teacher) for rows in batches.values()]
     if model.stages and batches:
         return pipelined(model, on_device, list(batches), divisor)
     losses = []

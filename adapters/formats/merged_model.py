@@ -118,3 +118,12 @@ def changes(model: LanguageModel, own: set[str]) -> dict:
     if raw.get("architectures") != [CLASSES[config.model_type]]:
         changed["architectures"] = [CLASSES[config.model_type]]  # vLLM asks for it
     return changed
+
+
+def name_tokenizer(folder: Path) -> None:
+    """Name the class of a tokenizer.json: the model type, which decides else, is not known."""
+    file = folder / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    if (folder / "tokenizer.json").is_file() and "tokenizer_class" not in config:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        write_text(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ the model's safetensors under "adapter_parts". What could be merged into the wei
     sub-layer     x, the input of its first Linear; y, the output of its last, before the residual
     prefix        keys and values that the cache of every text starts with
     prompt        embeddings in front of every text
+    block         its output, at some tokens of the prompt: those of the first pass of a text
 """
 
 import inspect
@@ -20,9 +21,8 @@ BASE = "LlamaForCausalLM"
 Base = getattr(transformers, BASE)
 NAMES = inspect.signature(Base.forward).parameters
 CACHE = "cache" if "cache" in NAMES else "past_key_values"  # transformers before 5.24
-ACTIVATIONS = {
-    "tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu, "none": lambda x: x,
-}  # fmt: skip
+ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS["none"] = lambda x: x
 
 
 class Part(nn.Module):
@@ -76,6 +76,18 @@ class LowRank(Part):
         return y + self.gated(x, F.linear(F.linear(x, self.A), self.B, bias))
 
 
+class Intervention(Part):
+    """h + Rᵀ (D h + b) at the first and last tokens of the prompt."""
+
+    def after(self, y, places):
+        h, *more = y if isinstance(y, tuple) else (y,)
+        before, behind = places.unbind(-1)
+        chosen = (before < self.options["first"]) | (behind < self.options["last"])
+        chosen &= (before >= 0) & (behind >= 0)
+        h = torch.where(chosen[..., None], h + F.linear(h, self.D, self.b) @ self.R, h)
+        return (h, *more) if isinstance(y, tuple) else h
+
+
 class Bias(Part):
     """b, beside a Linear that the architecture gives no bias."""
 
@@ -127,7 +139,7 @@ class Invertible(Part):
 
 KINDS = {
     "bottleneck": Bottleneck, "low_rank": LowRank, "bias": Bias, "fusion": Fusion,
-    "prompt": Prompt, "invertible": Invertible,
+    "prompt": Prompt, "invertible": Invertible, "intervention": Intervention,
 }  # fmt: skip
 
 
@@ -178,12 +190,13 @@ class ModelWithAdapter(Base):
             return (x, *inputs[1:])
 
         def after(module, inputs, y):
-            x = seen.pop("x") if "write" in place else inputs[0]
+            x = seen.pop("x", self.places if "block" in place else inputs[0])
             for part in parts:
                 y = part.after(y, x)
             return y
 
-        read.register_forward_pre_hook(before)
+        if "block" not in place:
+            read.register_forward_pre_hook(before)
         self.get_submodule(place.get("write", place["read"])).register_forward_hook(after)
 
     def unembed(self, module, inputs):
@@ -204,6 +217,12 @@ class ModelWithAdapter(Base):
         virtual = prefix + prompt
         first = cache is None or cache.get_seq_length() == 0
         past = 0 if first else cache.get_seq_length() - virtual
+        mask = attention_mask
+        if mask is None:
+            mask = torch.ones(B, past + T, dtype=torch.long, device=device)
+        before = mask.long().cumsum(dim=1)[:, -T:] - 1  # tokens of a row before each
+        behind = before[:, -1:] - before if first else torch.full_like(before, -1)
+        self.places = F.pad(torch.stack((before, behind), -1), (0, 0, prompt * first, 0), value=-1)
         for part in self.embed_parts:
             inputs_embeds = part.embed(inputs_embeds, first)
         if first and prefix:
@@ -212,13 +231,9 @@ class ModelWithAdapter(Base):
                 keys, values = pairs[:, None].expand(-1, B, -1, -1, -1)
                 cache.update(keys, values, layer)
         if virtual:
-            if attention_mask is None:
-                attention_mask = torch.ones(B, past + T, dtype=torch.long, device=device)
-            if position_ids is None:
-                position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]
-            position_ids = position_ids + virtual
-            front = torch.ones(B, virtual, dtype=attention_mask.dtype, device=device)
-            attention_mask = torch.cat((front, attention_mask), dim=1)
+            position_ids = (before.clamp(min=0) if position_ids is None else position_ids) + virtual
+            front = torch.ones(B, virtual, dtype=mask.dtype, device=device)
+            attention_mask = torch.cat((front, mask), dim=1)
             if first and prompt:
                 own = torch.arange(prefix, virtual, device=device).expand(B, -1)
                 position_ids = torch.cat((own, position_ids.expand(B, -1)), dim=1)

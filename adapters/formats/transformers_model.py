@@ -4,10 +4,9 @@
 
 What can be folded into the weights is folded, site by site. What cannot is written beside them,
 with modeling_adapter.py, which computes it: bottlenecks, prefixes, prompts, invertible adapters,
-fusions, gates.
+fusions, gates, LoReFT.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +16,18 @@ from torch import Tensor, nn
 from adapters.attach import in_order
 from adapters.base import Adapter
 from adapters.compose import Composition
-from adapters.formats.merged_model import CLASSES, changes, write_model
+from adapters.formats.merged_model import CLASSES, changes, name_tokenizer, write_model
 from adapters.in_use import parts_of
 from adapters.merge import folded
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.fusion import Fusion
 from adapters.methods.invertible import Invertible
 from adapters.methods.lora import LowRank
+from adapters.methods.loreft import LoReFT
 from adapters.methods.prefix import Prefix
 from adapters.methods.prompt import SoftPrompt
 from adapters.places import all_sites
 from files.errors import UserError
-from files.reading import read_json
 from files.writing import write_text
 from model.language import LanguageModel
 from model.quantize import dequantize
@@ -108,15 +107,6 @@ def export_with_adapters(
     write_text(folder / MODELING.name, code)
     name_tokenizer(folder)
     return sorted(folder.iterdir())
-
-
-def name_tokenizer(folder: Path) -> None:
-    """Name the class of a tokenizer.json: the model type, which decides else, is not known."""
-    file = folder / "tokenizer_config.json"
-    config = read_json(file) if file.is_file() else {}
-    if (folder / "tokenizer.json").is_file() and "tokenizer_class" not in config:
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        write_text(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def take_apart(model: LanguageModel) -> tuple[list[dict], list[Spec], Tensor | None]:
@@ -211,6 +201,11 @@ def spec_of(part: Adapter, site: Site, path: str) -> Spec:
             return Spec("fusion", tensors, members)
     if isinstance(part, Invertible):
         return Spec("invertible", dict(part.named_parameters()), act=part.options.act)
+    if isinstance(part, LoReFT):
+        R, o = part.rotation(), part.options
+        D = part.reft_W - R if o.form == "loreft" else part.reft_W
+        tensors = {"R": R, "D": D, "b": part.reft_b}
+        return Spec("intervention", tensors, first=o.first, last=o.last)
     if isinstance(part, SoftPrompt):
         return Spec("prompt", {"prompt": part.embeddings()})
     raise UserError(
@@ -224,6 +219,8 @@ def place_of(model: LanguageModel, path: str, site: Site) -> dict:
     if hasattr(site, "weight"):
         return {"read": path}
     block, _, name = path.rpartition(".")
+    if site.kind == "block":
+        return {"read": block, "block": True}
     sites = model.sites
     first = (sites.get("q") or sites["qkv"]) if name == sites["attn"] else sites["up"]
     last = sites["o"] if name == sites["attn"] else sites["down"]

@@ -28,6 +28,8 @@ from model.sites import Embedding, Site
 class LowRank(Summable):
     """A method that adds B A x: foldable into the weight, and summable in one LoRA."""
 
+    leaves = ("lora_A", "lora_B")  # a LoRA's parameters at such a site
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """A [r, in] and B [out, r] of the same update as a LoRA with s = 1."""
         raise NotImplementedError
@@ -50,7 +52,8 @@ class LowRank(Summable):
             for adapter, weight in weighted
             if getattr(adapter, "lora_B_bias", None) is not None
         ]
-        tensors = {"lora_A": A, "lora_B": B} | ({"lora_B_bias": sum(biases)} if biases else {})
+        tensors = dict(zip(self.leaves, (A, B), strict=True))
+        tensors |= {"lora_B_bias": sum(biases)} if biases else {}
         return "lora", LoRA.Options(r=len(A), alpha=float(len(A)), bias=bool(biases)), tensors
 
 
@@ -122,11 +125,12 @@ class LoRA(LowRank):
         return replace(f, bias=self.scale * self.lora_B_bias + (0 if f.bias is None else f.bias))
 
 
-class EmbeddingLoRA(Adapter):
+class EmbeddingLoRA(LowRank):
     """E[i] + s · B A[:, i] for the token i."""
 
     works_on = ("embedding",)
-    keys = {leaf: leaf for leaf in ("lora_embedding_A", "lora_embedding_B")}
+    leaves = ("lora_embedding_A", "lora_embedding_B")
+    keys = {leaf: leaf for leaf in leaves}
 
     def __init__(self, options: LoRA.Options, site: Site):
         super().__init__()
@@ -143,6 +147,9 @@ class EmbeddingLoRA(Adapter):
         delta = self.linear(F.embedding(x, self.lora_embedding_A.T), self.lora_embedding_B)
         return y + (self.scale * delta).to(y.dtype)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A, self.scale * self.lora_embedding_B
+
     def fold(self, f: Folded) -> Folded:
-        update = self.scale * (self.lora_embedding_B @ self.lora_embedding_A).T
-        return replace(f, weight=f.weight + update)
+        A, B = self.factors()
+        return replace(f, weight=f.weight + (B @ A).T)

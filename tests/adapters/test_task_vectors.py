@@ -80,7 +80,7 @@ def test_combined_as_peft_does(base, tmp_path, how, options):
     weights = [0.8, -0.5]
     # One rank for sums of parameters, as PEFT asks too; several for sums of outputs.
     ranks = (3, 3) if how in ("ties", "dare") else (3, 5)
-    modules = ALL["llama"] + [EMBED["llama"]] * (how in ("ties", "dare"))
+    modules = [*ALL["llama"], EMBED["llama"]]
     theirs = copy.deepcopy(reference)
     for name, rank in zip(("one", "two"), ranks, strict=True):
         config = peft.LoraConfig(r=rank, lora_alpha=6, target_modules=modules)

@@ -18,7 +18,7 @@ from data.sources import load_data
 from experiments.rows import encode_rows
 from model import UserError, load_model, load_tokenizer
 from model.registry import POCKET
-from train.loss import mean_loss
+from train.measure import mean_loss
 from train.settings import settings
 
 CHATML = (

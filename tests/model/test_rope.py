@@ -18,7 +18,8 @@ from model.config import family_and_config
 from model.devices import split
 from model.rope_scaling import trained_length
 from model.tokens import Tokens
-from train.loss import mean_loss, summed_loss
+from train.loss import summed_loss
+from train.measure import mean_loss
 from train.pipeline import accumulate
 
 DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "max_position_embeddings": 6}

@@ -13,7 +13,8 @@ from adapters import parameters
 from data.batches import Example, batch_of, micro_batches
 from model import load_model
 from model.devices import split
-from train.loss import mean_loss, summed_loss
+from train.loss import summed_loss
+from train.measure import mean_loss
 from train.pipeline import accumulate
 
 CPU = torch.device("cpu")

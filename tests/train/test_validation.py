@@ -14,7 +14,8 @@ from experiments.rows import hold_out
 from model import UserError
 from train import loop
 from train.checkpoint import load_checkpoint
-from train.loss import mean_loss, summed_loss
+from train.loss import summed_loss
+from train.measure import mean_loss
 
 V = replace(
     S, max_steps=12, validation_rows=4, validate_every=3, schedule="constant", learning_rate=0.05

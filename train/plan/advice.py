@@ -79,8 +79,9 @@ def check_room(memory: list[int], kind: str = "cuda", processes: int = 1) -> Non
     for size in memory:
         if usable(size, kind, processes) <= 0:
             raise UserError(
-                f"--memory {size / 1e6:.0f}MB is less than what CUDA or Python takes for itself, "
-                f"{own_use(kind, processes) / 1e6:.0f} MB"
+                f"--memory {size / 1e6:.0f}MB leaves no room for tensors: CUDA or Python takes "
+                f"{own_use(kind, processes) / 1e6:.0f} MB, and {SLACK[kind]:.0%} of it cannot be "
+                "allocated"
             )
 
 

@@ -22,6 +22,7 @@ from train.optim import adamw
 from train.plan.footprint import Footprint, kernels_of, sum_dry, watch
 from train.plan.phases import ROUNDING, Phase, Step, minus, sizes
 from train.settings import Eval, Train
+from train.teacher import Teacher
 
 
 @contextmanager
@@ -54,11 +55,13 @@ def training_step(
     share: float = 1.0,
     device: str = "cpu",
     processes: int = 1,
+    teacher: Teacher | None = None,
 ) -> Step:
     """The step of train/loop.py with as many rows of `length` tokens as are in the model at once.
 
     share: of the tokens that have a label. device: cpu or cuda, whose kernels are counted. The
-    model may also be on a real device: the same is counted (tests).
+    model may also be on a real device: the same is counted (tests). teacher: whose distributions
+    are learned.
     """
     at = next(model.parameters()).device
     trained = named_parameters(model)
@@ -86,6 +89,10 @@ def training_step(
         ids = torch.zeros(rows, length, dtype=torch.long, device=at)
         weights = torch.ones(rows, length, device=at)
         labels = labels_of_share(model, ids, share, s.packing)
+        if teacher:
+            with teacher.speaking():
+                own = labels_of_share(model, ids, share, s.packing)
+            labels = teacher.targets(labels, ids, weights, None, own)
         before = footprint.live(places)
         with footprint.offloaded(stay) if s.offload else nullcontext():
             loss = summed_loss(model, ids, weights, labels=labels) / rows
