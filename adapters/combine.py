@@ -37,6 +37,8 @@ OPTIONS = {  # ways to combine -> the options they have
     "ties": ("density",), "dare": ("density", "seed"),
 }  # fmt: skip
 
+WHILE_IT_RUNS = "evaluate --average, use(model, [Average(...)]) in Python, adds them as it runs"
+
 
 @torch.no_grad()
 def combine(
@@ -66,6 +68,8 @@ def combine(
     density = 0.5 if density is None else density
     if not 0 < density <= 1:
         raise UserError(f"density {density} is not a share above 0, up to 1")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is not a whole number from 0 to 2^63 - 1")
     if not weights:
         raise UserError("combine needs an adapter or more, with a weight each")
     loaded = {adapter: adapters_named(model, adapter) for adapter in weights}
@@ -74,6 +78,7 @@ def combine(
     elif how == "weights":
         config, tensors = add_weights(model, loaded, weights, weighted_sum)
     else:
+        check_density(loaded, density)
         generator = torch.Generator().manual_seed(seed or 0)
         add = partial(ties, density=density)
         if how == "dare":
@@ -85,6 +90,14 @@ def combine(
             for leaf, value in tensors[path].items():
                 adapter.state_dict(keep_vars=True)[leaf].copy_(value)
     return config
+
+
+def check_density(loaded: Loaded, density: float) -> None:
+    """Raise UserError for a density that keeps no entry of any parameter."""
+    states = [one.state_dict() for adapters in loaded.values() for one in adapters.values()]
+    largest = max((t.numel() for state in states for t in state.values()), default=0)
+    if density * largest < 1:
+        raise UserError(f"density {density} keeps none of {largest:,} entries: nothing is left")
 
 
 def weighted_sum(vectors: list[Tensor], weights: list[float]) -> Tensor:
@@ -110,7 +123,7 @@ def add_weights(
             raise UserError(
                 f"the weights of {first_name!r} ({config.kind} at {config.place()}) and "
                 f"{other_name!r} ({theirs.kind} at {theirs.place()}) do not have the same places, "
-                'sizes and options: add their outputs (how="outputs")'
+                "sizes and options: outputs, not weights, is the way to combine them"
             )
     tensors: dict[str, dict[str, Tensor]] = {}
     for path in first:
@@ -183,22 +196,24 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
             named = " and ".join(sorted(adapter.config.kind for adapter in adapters))
             raise UserError(
                 f"the outputs of {named} adapters at {path} have no sum in one adapter; "
-                "use(model, [Average(...)]) adds them while it runs"
+                f"{WHILE_IT_RUNS}"
             )
         if any(isinstance(adapter, Group) for adapter in adapters):
             raise UserError(
                 f"the adapter at {path} is a mixture, whose parts cannot be put side by side; "
-                "use(model, [Average(...)]) adds them as it runs"
+                f"{WHILE_IT_RUNS}"
             )
         if not isinstance(adapters[0], Summable):
             raise UserError(
-                f"what {adapters[0].config.kind} adapters add has no sum in one adapter; "
-                'how="weights" adds the adapters themselves'
+                f"what {adapters[0].config.kind} adapters add has no sum in one adapter; the way "
+                "to combine the adapters themselves is weights"
             )
         kind, here, values = adapters[0].side_by_side(weighted)
         if how == "svd":
             if kind != "lora":
-                raise UserError(f'{kind} adapters are not of low rank: how="outputs" adds them')
+                raise UserError(
+                    f"{kind} adapters are not of low rank: outputs is the way to combine them"
+                )
             leaves = adapters[0].leaves
             A, B = truncate(*map(values.get, leaves), rank or largest_rank(loaded))
             values |= dict(zip(leaves, (A, B), strict=True))

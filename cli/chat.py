@@ -63,13 +63,14 @@ def run(options: argparse.Namespace) -> int:
     )
     chat.adapter = next(reversed(loop.shelf.named), "")
     note("\n".join([f"{chat.name} answers; /help lists the commands", *toy_notes(base)]))
-    talk(chat)
+    refused = talk(chat)
     loop.stop()
-    return 0
+    return int(refused and not sys.stdin.isatty())
 
 
-def talk(chat: "Conversation") -> None:
-    """Read lines and answer them until there are no more."""
+def talk(chat: "Conversation") -> int:
+    """Read lines and answer them until there are no more; returns how many only got an error."""
+    refused = 0
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         import contextlib
@@ -80,17 +81,18 @@ def talk(chat: "Conversation") -> None:
         try:
             line = input("> ") if is_terminal else sys.stdin.readline()
             if not is_terminal and not line:
-                return
+                return refused
         except EOFError:
             print()
-            return
+            return refused
         except KeyboardInterrupt:
             note("\n/quit or Ctrl-D ends")
             continue
         try:
             if not obey(chat, line.strip()):
-                return
+                return refused
         except UserError as error:
+            refused += 1
             note(f"{NAME}: {one_line(str(error))}")
         except KeyboardInterrupt:
             note("\nstopped")

@@ -3,9 +3,13 @@
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.options import MODEL, MODEL_OPTIONS, PROGRAM, REQUIRED, add, given, print_files
 from files.errors import UserError
+
+if TYPE_CHECKING:  # importing it imports torch
+    from adapters.config import AdapterConfig
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,20 +57,33 @@ def run(options: argparse.Namespace) -> int:
         runs.append(load_adapter(model, adapter, name := f"adapter{number}"))
         weights[name] = weight
     template = stored_template(runs)
-    config = combine(
-        model, weights, "combined", options.how, options.rank, options.density, options.seed
-    )
+    chosen = options.rank, options.density, options.seed
+    try:
+        config = combine(model, weights, "combined", options.how, *chosen)
+    except UserError as error:  # which speaks of the names given above
+        message = str(error)
+        for name, (adapter, _) in zip(weights, parts, strict=True):
+            message = message.replace(repr(name), str(adapter))
+        raise UserError(message) from None
     about = {"model": settings.model}
     if template:
         about |= {"template": template.name, "template_text": template.table()}
     save_adapter(model, folder, "combined", run=about)
     total = " + ".join(f"{weight:g} x {adapter}" for adapter, weight in parts)
-    print(f"combined  {total}, {options.how}: {config.kind} at {config.place()}")
+    of_rank = f" of rank {ranks_text(config)}" if options.how == "svd" else ""
+    print(f"combined  {total}, {options.how}: {config.kind}{of_rank} at {config.place()}")
     print_files(folder, sorted(folder.iterdir()))
     print(
         f"use it    as --adapter {folder} of evaluate and generate, with --model {settings.model}"
     )
     return 0
+
+
+def ranks_text(config: "AdapterConfig") -> str:
+    """ "8", or "4 to 8" where the sites differ: a sum has no more than its weights allow."""
+    part = config.only
+    ranks = [part.options.r, *(table.get("r", part.options.r) for table in part.overrides.values())]
+    return f"{min(ranks)}" if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
 
 
 def folder_and_weight(text: str) -> tuple[Path, float]:

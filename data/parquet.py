@@ -19,6 +19,8 @@ batches: Iterator = iter(())  # in the child: of the file that is being read
 
 def rows(path: Path) -> Iterator[dict]:
     """The rows of a parquet file. Raises UserError."""
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is not a file")
     left, what = MOST + 20 * path.stat().st_size, f"reading {path}"
     call("data.parquet:begin", [str(path.resolve()), str(path)], what, SECONDS, MEMORY)
     while (batch := call("data.parquet:more", None, what, SECONDS, MEMORY)) is not None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from files.errors import UserError
 
+COLDEST = 1e-6  # lowest temperature: logits divided by less leave the range of float32
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,10 +23,10 @@ class Sampling:
 
     def check(self) -> None:
         """Raise UserError for a value out of its range."""
-        if not (type(self.temperature) in (int, float) and 0 < self.temperature < math.inf):
+        if not (type(self.temperature) in (int, float) and COLDEST <= self.temperature < math.inf):
             raise UserError(
-                f"temperature should be a number above 0, not {self.temperature!r:.50}; without "
-                "sampling, decoding is greedy"
+                f"temperature should be a number from {COLDEST:g}, not {self.temperature!r:.50}; "
+                "without sampling, decoding is greedy"
             )
         if not (type(self.top_k) is int and self.top_k >= 0):
             raise UserError(

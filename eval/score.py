@@ -178,17 +178,23 @@ def read_predictions(path: Path) -> list[dict]:
         found = [json.loads(line) for line in text.split("\n") if line]
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as predictions: {str(error)[:200]}") from None
+    answered = set()
     for number, prediction in enumerate(found, start=1):
         where = f"{path}, line {number} is not a prediction"
         if not isinstance(prediction, dict):
             raise UserError(where)
         for key, kind in FIELDS.items():
-            if not isinstance(prediction.get(key, ...), kind):
+            value = prediction.get(key, ...)
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise UserError(f"{where}: {key} is missing or has another type")
         if not are_likelihoods(prediction.get("likelihoods", {})):
             raise UserError(f"{where}: likelihoods should be numbers")
         if type(prediction.get("seed", 0)) is not int:
             raise UserError(f"{where}: seed should be a whole number")
+        answer = prediction["set"], prediction["index"], prediction.get("seed")
+        if answer in answered:
+            raise UserError(f"{path}, line {number}: a second answer to {answer[0]} {answer[1]}")
+        answered.add(answer)
     return found
 
 

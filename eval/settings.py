@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from eval.sampling import Sampling
 from files.errors import UserError
 from files.typed import Range
 
@@ -45,6 +46,8 @@ class Eval:
                 f"eval.temperature = {self.temperature} samples answers, which excludes beams and "
                 "likelihoods"
             )
+        if sampled:
+            Sampling(self.temperature, self.top_k, self.top_p).check()
         if self.beams > 1 and likelihood:
             raise UserError(
                 f"eval.beams = {self.beams}: likelihoods are not generated; "

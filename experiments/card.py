@@ -10,8 +10,8 @@ from pathlib import Path
 
 from data.prompts import Template
 from eval.score import read_predictions, score_table
+from experiments.results import read_result
 from experiments.text import history_text
-from files.reading import read_json
 from files.toml import read_toml, table_text
 from files.writing import write_text
 
@@ -74,8 +74,8 @@ def results(run: Path) -> list[str]:
             else f"None of the {len(predictions)} problems is in the training data."
         )
     if (run / "result.json").is_file():
-        result = read_json(run / "result.json")
-        notes = [*result.get("problems", []), *result.get("notes", [])]
+        result = read_result(run)
+        notes = [*result.problems, *result.notes]
         parts += ["\n".join(f"- {text}" for text in notes)] if notes else []
     return parts
 

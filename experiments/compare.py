@@ -153,7 +153,7 @@ def sentence(pair: Pair) -> str:
 
 def cost_of(run: Run) -> dict:
     keys = ("trainable_parameters", "peak_memory_bytes", "seconds")
-    return {key: run.facts[key] for key in keys if isinstance(run.facts.get(key), int)}
+    return {key: value for key in keys if (value := getattr(run.result, key, 0))}
 
 
 def cost_table(runs: Sequence[Run]) -> Table:

@@ -9,8 +9,8 @@ from experiments.axes import Values, value_text
 from experiments.curves import first_and_last
 from experiments.jobs import Job
 from experiments.published import Figures
+from experiments.results import PublishedRow, read_result
 from files.errors import UserError
-from files.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Entry:
     quantize: str = ""  # how the base was stored
     held_out: dict = field(default_factory=dict)  # {before, after}, or {loss} of a base: nats/token
     wrong: tuple[str, ...] = ()  # problems that left nothing to show (experiments/verdict.py)
-    published: tuple[dict, ...] = ()  # rows of the model, as result.json has them
+    published: tuple[PublishedRow, ...] = ()  # rows of the model
     values: Values = field(default_factory=dict)  # of the grid's axes
     data: str = ""  # that was trained on
 
@@ -47,11 +47,11 @@ class Entry:
         that they are of."""
         return [
             (
-                row["figures"] | by_groups(row["figures"], self.data),
-                row.get("sets") or [key for key in row["figures"] if key != "average"],
+                row.figures | by_groups(row.figures, self.data),
+                row.sets or [key for key in row.figures if key != "average"],
             )
             for row in self.published
-            if row["comparable"]
+            if row.comparable
         ]
 
 
@@ -64,33 +64,32 @@ def by_groups(figures: Figures, data: str) -> Figures:
 def entry(job: Job) -> Entry:
     """The Entry of a complete job. Raises UserError."""
     try:
-        facts = read_json(job.folder / "result.json")
-        tables = facts["after" if job.adapter else "scores"]
-        strict, paper = {}, {}
-        for name, figures in tables.items():
-            of = figures["total"], figures.get("problems", 0)
-            strict[name] = Score(figures["right"], *of)
-            paper[name] = Score(figures["paper_reader"]["right"], *of)
-        own = (job.model, job.adapter, job.seed, strict, paper)
+        result = read_result(job.folder, is_run=bool(job.adapter))
+        asked = {"model": job.model, "data": job.settings.data}
+        asked |= {"adapter": job.adapter, "seed": job.seed}
+        for key, value in asked.items():
+            if (of := getattr(result, key)) not in (None, value):
+                raise UserError(f"its result.json is of {key} {of!r:.100}")
+        own = (job.model, job.adapter, job.seed, result.strict, result.paper)
         stored = {
-            "quantize": facts.get("quantize", ""),
-            "held_out": dict(facts.get("held_out_loss", {})),
-            "published": tuple(facts.get("published", ())),
+            "quantize": result.quantize,
+            "held_out": result.held_out_loss,
+            "published": result.published,
             "values": job.values,
-            "data": facts.get("data", ""),
+            "data": result.data,
         }
         if not job.adapter:
             return Entry(*own, **stored)
         return Entry(
             *own,
-            seconds=facts["seconds"],
-            parameters=facts["trainable_parameters"],
-            losses=first_and_last(job.folder / "log.jsonl", facts["steps"]),
-            wrong=tuple(map(str, facts.get("problems", []))) if facts.get("status") else (),
+            seconds=result.seconds,
+            parameters=result.trainable_parameters,
+            losses=first_and_last(job.folder / "log.jsonl", result.steps),
+            wrong=tuple(result.problems) if result.status else (),
             **stored,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"{job.folder} is not a complete run ({type(error).__name__}: {error!s:.200})"
+    except (OSError, UserError) as error:
+        wrong = f"{job.folder} is not a complete run ({error!s:.400})"
         raise UserError(f"{wrong}: remove it and start the table again") from None
 
 

@@ -1,6 +1,7 @@
 """Write what llama.cpp and Ollama run: GGUF files, and Ollama's Modelfile."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments.base import dtype_named, load_tokenizer_of
 from experiments.card import write_card
 from experiments.merging import check_to_write, describe_adapters, load_stored
 from files.errors import UserError, unknown
-from files.writing import make_folder, write_text
+from files.writing import write_text
 from model.quantize import dequantize
 from model.tokenizer import Tokenizer
 from train.settings import Settings
@@ -52,30 +53,31 @@ def export_gguf(
     else:
         lora_of(model)  # before anything is written
         dequantize(model)
-    make_folder(folder)
-    whole = lora = ""
-    if kind != "merged":
-        dtype = dtype_named(settings.dtype) or torch.float32
-        lora = f"lora-{DTYPES[dtype][0]}.gguf"
-        write_lora(model, folder / lora, dtype)
-    if kind != "lora":
-        whole = f"model-{DTYPES[model.input_embedding.weight.dtype][0]}.gguf"
+    dtype = dtype_named(settings.dtype) or torch.float32  # of the LoRA
+    own = model.input_embedding.weight.dtype
+    whole = f"model-{DTYPES[own][0]}.gguf" if kind != "lora" else ""
+    lora = f"lora-{DTYPES[dtype][0]}.gguf" if kind != "merged" else ""
+    recipe = modelfile(whole, lora, prompt, tokenizer) if engine == "ollama" else ""
+    if whole:
         write_model(model, tokenizer, folder / whole, jinja(prompt))
+    if lora:
+        write_lora(model, folder / lora, dtype)
+    if recipe:
+        write_text(folder / MODELFILE, recipe)
     base = base_name(model)
-    if engine == "ollama":
-        write_text(folder / MODELFILE, modelfile(whole, lora, prompt, tokenizer))
-        name = shlex.quote((adapters[0].parent.name or "adapter").lower())
-        use = f"ollama create {name} -f {{}}{MODELFILE} && ollama run {name}"
-    else:
-        use = f"llama-cli -m {f'{{}}{whole}' if whole else 'BASE.gguf'}"
-        use += f" --lora {{}}{lora}" if lora else ""
+
+    def command(at: str) -> str:
+        if engine == "ollama":
+            name = re.sub(r"[^a-z0-9._-]+", "-", adapters[0].parent.name.lower()) or "adapter"
+            return f"ollama create {name} -f {at}{MODELFILE} && ollama run {name}"
+        words = f"llama-cli -m {at}{whole}" if whole else "llama-cli -m BASE.gguf"
+        words += f" --lora {at}{lora}" if lora else ""
+        return words if whole else f"{words}  # BASE.gguf: of {base}; --gguf both writes it"
+
     words = f"{described}, merged" if kind == "merged" else described
-    usage = use.format("", "")
-    if kind == "lora":
-        usage += f"  # BASE.gguf: of {base}"
     trained = list(zip(adapters, runs, strict=True))
-    write_card(folder, base, "gguf", words, trained, prompt, usage)
-    return words, use.format(*2 * [shlex.quote(f"{folder}/")])
+    write_card(folder, base, "gguf", words, trained, prompt, command(""))
+    return words, command(shlex.quote(f"{folder}/"))
 
 
 def jinja(prompt: Template) -> str:

@@ -6,6 +6,7 @@ Test problems have no part in it. A short run's best rate is often higher than a
 """
 
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -26,6 +27,7 @@ from train.settings import Settings
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of train.learning_rate
 STEPS = 60  # of each run, or all of the real one if it has fewer
 ROWS = 64  # held out, at most a fifth of the training rows
+FEW = 16  # held-out rows below which a warning says that they tell little
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ def short_runs(job: Prepared, processes: Processes = SINGLE) -> Callable[[float]
     count = min(ROWS, len(job.examples) // 5)
     if not count:
         raise UserError(f"--find-rate needs 5 rows to train on, not {len(job.examples)}")
+    if count < FEW:
+        rows = f"{count} held-out row{'s' * (count > 1)}"
+        warnings.warn(
+            f"--find-rate compares the rates on {rows}, of {len(job.examples)}: its choice is "
+            "little better than chance",
+            stacklevel=2,
+        )
     training, held_out, _ = hold_out(job.examples, count, job.settings.seed)
     tensors = [*job.trained.values(), *named_buffers(job.model).values()]
     start = [tensor.detach().clone() for tensor in tensors]

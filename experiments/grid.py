@@ -96,7 +96,8 @@ def make_grid(
             grid = replace(grid, base=False)
         default = {"models": pocket_names(), "adapters": independent_presets()}
     else:
-        grid = replace(grid, data=grid.data or "math-v1")
+        pocket = grid.models and all(str(name).startswith("pocket-") for name in grid.models)
+        grid = replace(grid, data=grid.data or (POCKET_DATA if pocket else "math-v1"))
         published = table_for(grid.data)
         default = {
             "models": list(published.models) if published else [],

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.score import Score, read_predictions
+from experiments.results import read_result
 from experiments.text import history_text, loss_text
 from files.errors import UserError, unknown
-from files.reading import read_json
 
 FILE = "predictions.jsonl"
 
@@ -25,28 +25,25 @@ def predictions_in(path: Path) -> list[dict]:
 def without_predictions(path: Path) -> bool:
     """Whether this is the folder of a complete run or evaluation whose data has no test set."""
     file = path / FILE
-    empty = not file.is_file() or not file.stat().st_size
-    return empty and (path / "result.json").is_file()
+    empty = not file.exists() or (file.is_file() and not file.stat().st_size)
+    return empty and (path / "result.json").is_file() and not read_result(path).strict
 
 
 def run_lines(path: Path) -> list[str]:
     """From a run's result.json: held-out loss, problems, notes, and what the adapter was trained on
-    before."""
-    try:
-        facts = read_json(path / "result.json") if (path / "result.json").is_file() else {}
-    except UserError:
+    before; or that it cannot be read."""
+    if not (path / "result.json").is_file():
         return []
-
-    def listed(key: str, kind: type) -> list:
-        values = facts.get(key)
-        return [v for v in values if isinstance(v, kind)] if isinstance(values, list) else []
-
-    loss = loss_text(facts.get("held_out_loss"))
+    try:
+        result = read_result(path)
+    except UserError as error:
+        return [f"note: {error}"]
+    loss = loss_text(result.held_out_loss)
     return [
         *([f"held-out loss per token: {loss}"] if loss else []),
-        *(f"PROBLEM: {problem}" for problem in listed("problems", str)),
-        *(f"note: {note}" for note in listed("notes", str)),
-        *(f"trained before on {history_text(run)}" for run in listed("history", dict)),
+        *(f"PROBLEM: {problem}" for problem in result.problems),
+        *(f"note: {note}" for note in result.notes),
+        *(f"trained before on {history_text(run)}" for run in result.history),
     ]
 
 

@@ -1,6 +1,7 @@
 """The runs of a grid as processes of their own, several at a time; complete ones are skipped."""
 
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ from statistics import fmean
 from typing import TextIO
 
 from experiments.axes import Values
-from files.reading import read_json
+from experiments.results import read_result
+from files.errors import UserError
 from files.writing import lock, make_folder, write_text
 from train.settings import Settings, to_toml
 
@@ -155,6 +157,7 @@ def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str],
     with open(log, "a", encoding="utf-8") as file:
         while not runs.stopped and not lock(file.fileno()):
             time.sleep(0.2)
+        earlier = file.seek(0, os.SEEK_END)
         for _ in range(launcher.tries):
             if not job.done and not runs.stopped:
                 status = runs.finish(lambda: launcher.start(job, file))
@@ -164,8 +167,9 @@ def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str],
     if complete := job.done:
         outcome = f"{time.time() - began:.0f} seconds{accuracy_text(job)}"
     else:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if line.strip()), "")
+        lines = log.read_bytes()[earlier:].decode("utf-8", errors="replace").splitlines()
+        silent = "it printed nothing, and wrote no result.json"
+        last = next((line for line in reversed(lines) if line.strip()), silent)
         outcome = f"failed with status {status}, see {log}: {last[:300]}"
     told(job.folder.name, outcome)
     return complete
@@ -173,8 +177,11 @@ def run_job(job: Job, launcher: Launcher, runs: Runs, told: Callable[[str, str],
 
 def accuracy_text(job: Job) -> str:
     """ ", 97.5% on 4 test sets"; "" where nothing was measured."""
-    scores = read_json(job.folder / "result.json").get("after" if job.adapter else "scores")
+    try:
+        scores = read_result(job.folder, is_run=bool(job.adapter)).strict
+    except UserError as error:  # the table says so again; other runs go on
+        return f", {error}"
     if not scores:
         return ""
-    mean = fmean(score["accuracy"] for score in scores.values())
+    mean = fmean(score.accuracy for score in scores.values())
     return f", {100 * mean:.1f}% on {len(scores)} test set{'s' * (len(scores) > 1)}"

@@ -183,6 +183,7 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
         "processes": target.processes,
         "shard": s.shard,
         "epochs": s.train.epochs,
+        "max_steps": s.train.max_steps,  # above 0: in place of the epochs
         "learning_rate": s.train.learning_rate,
         "prompt_weight": s.train.prompt_weight,
         "validation_rows": s.train.validation_rows,

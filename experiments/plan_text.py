@@ -86,8 +86,10 @@ def about_lines(facts: dict) -> list[str]:
     checked = f", {facts['validation_rows']} rows held out to validate" * (
         facts["validation_rows"] > 0
     )
+    steps = facts["max_steps"]
+    length = f"steps    {steps:,}" if steps else f"epochs   {facts['epochs']}"
     lines.append(
-        f"epochs   {facts['epochs']} at a learning rate of {facts['learning_rate']:g}, "
+        f"{length} at a learning rate of {facts['learning_rate']:g}, "
         f"{loss_over(facts['prompt_weight'])}{checked}"
     )
     if facts["processes"] > 1:

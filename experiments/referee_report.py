@@ -84,15 +84,15 @@ def ranking_table(verdict: Verdict) -> Table:
     main, trials, rows = verdict.main, verdict.trials, []
     for method in main.order:
         jobs = trials.tuned()[method]
-        facts = [trials.facts[job.folder] for job in jobs]
+        results = [trials.results[job.folder] for job in jobs]
         seeds = main.seeds[method]
         spread = f"[{100 * min(seeds):.1f}, {100 * max(seeds):.1f}]"
-        memory = max(one["peak_memory_bytes"] for one in facts)
+        memory = max(one.peak_memory_bytes for one in results)
         cells = [
             Cell(f"{100 * main.accuracy(method):.1f}%", spread),
             Cell(value_text(trials.rate(method))),
-            Cell(f"{facts[0]['trainable_parameters']:,}"),
-            Cell(f"{fmean(one['seconds'] for one in facts):.0f}"),
+            Cell(f"{results[0].trainable_parameters:,}"),
+            Cell(f"{fmean(one.seconds for one in results):.0f}"),
             Cell(f"{memory / 1e6:,.0f} MB"),
         ]
         rows.append([Cell(method), *cells])

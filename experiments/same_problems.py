@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.inspect import predictions_in
+from experiments.results import Result, read_result
 from files.errors import UserError
-from files.reading import read_json
 from files.toml import read_toml
 
 OF_MACHINE = (
@@ -30,7 +30,7 @@ class Run:
     name: str
     predictions: list[dict]
     settings: dict = field(default_factory=dict)  # path -> value; empty for a lone file
-    facts: dict = field(default_factory=dict)  # of result.json
+    result: Result | None = None
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -38,12 +38,12 @@ def read_run(path: Path, name: str) -> Run:
     predictions = predictions_in(path)
     if not predictions:
         raise UserError(f"{path} has no predictions: its data has no test set")
-    settings, facts = {}, {}
+    settings, result = {}, None
     if path.is_dir():
         for file in ("run.toml", "evaluate.toml"):
             settings = settings or (flat(read_toml(path / file)) if (path / file).is_file() else {})
-        facts = read_json(path / "result.json") if (path / "result.json").is_file() else {}
-    return Run(name, predictions, settings, facts)
+        result = read_result(path) if (path / "result.json").is_file() else None
+    return Run(name, predictions, settings, result)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

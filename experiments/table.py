@@ -191,9 +191,9 @@ def published_notes(entries: Sequence[Entry]) -> list[str]:
         if not e.published or not e.adapter:
             continue
         row = e.published[0]  # the nearest
-        note = f"comparable with {row['row']}"
-        if not row["comparable"]:
-            note = f"not {note}: {row['differs']}"
+        note = f"comparable with {row.row}"
+        if not row.comparable:
+            note = f"not {note}: {row.differs}"
         notes[f"{Path(e.model).name} {e.adapter} is {note}."] = None
     return list(notes)
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from eval.score import read_predictions
 from experiments.jobs import Job
+from experiments.results import Result, read_result
 from experiments.same_problems import Run, check_same_problems, leaked_in, right_shares
 from experiments.statistics import LEVEL, Difference, between, holm, paired
-from files.reading import read_json
 
 ENOUGH = 3  # seeds from which on their noise can be told
 
@@ -60,9 +60,9 @@ class Trials:
     other_loss: dict[str, list[Job]]  # method -> jobs at its rate, with the other loss weight
 
     @cached_property
-    def facts(self) -> dict[Path, dict]:
+    def results(self) -> dict[Path, Result]:
         """result.json of every job. Raises UserError."""
-        return {job.folder: read_json(job.folder / "result.json") for job in self.all_jobs()}
+        return {job.folder: read_result(job.folder, is_run=True) for job in self.all_jobs()}
 
     @cached_property
     def predictions(self) -> dict[Path, list[dict]]:
@@ -86,7 +86,7 @@ class Trials:
     def loss(self, method: str, rate: float) -> float:
         """Mean over the seeds of the lowest loss on held-out training rows."""
         losses = [
-            self.facts[job.folder]["validation"]["best_loss"] for job in self.jobs[method][rate]
+            self.results[job.folder].validation.get("best_loss") for job in self.jobs[method][rate]
         ]
         mean = fmean(math.inf if one is None else one for one in losses)
         return mean if math.isfinite(mean) else math.inf

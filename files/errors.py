@@ -19,7 +19,8 @@ def unknown(what: str, name: str, known: Iterable[str], listed: str = "") -> Use
     """
     known = list(known)
     near = difflib.get_close_matches(str(name)[:200], known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else listed or f"choose from {', '.join(known)}"
+    choice = f"choose from {', '.join(known)}" if known else "there is none"
+    hint = f"did you mean {near[0]!r}?" if near else listed or choice
     return UserError(f"unknown {what} {name!r:.200}; {hint}")
 
 

@@ -10,6 +10,8 @@ REORDER = (
 )
 UNSEEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{REORDER}]")
 IN_A_LINE = re.compile(f"[\x00-\x1f\x7f-\x9f{REORDER}]")
+LINE_ENDS = re.compile("[\n\r]")
+LONGEST = 2_000  # characters of an error message
 # A progress bar goes back to the start of its line, and several of them up.
 BESIDE_BARS = re.compile(rf"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f{REORDER}]")
 
@@ -65,5 +67,8 @@ def open_streams() -> None:
 
 
 def one_line(message: str) -> str:
-    """An error message for a terminal: escaped, on one line. For a file it stays as it is."""
-    return escaped(message, IN_A_LINE) if sys.stderr.isatty() else message
+    """An error message on one line of bounded length; for a terminal escaped, for a file with the
+    characters that it has."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST - 500]} [...] {message[-500:]}"
+    return escaped(message, IN_A_LINE if sys.stderr.isatty() else LINE_ENDS)

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from files.errors import UserError
 
+LONGEST = 2_000_000  # bytes of a file; the run.toml of a run has 2,000
+
 
 def read_toml(path: Path) -> dict:
     """A TOML file as a dictionary. Raises UserError naming the file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:  # also a pipe or a device, which have no size to look at
+            content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:
+            raise ValueError(f"it has more than {LONGEST:,} bytes")
+        return in_64_bits(tomllib.loads(content.decode("utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:
@@ -31,14 +37,25 @@ def parse_set(text: str) -> dict:
     if not sign or not path.strip():
         raise UserError(f"--set {text!r} should be KEY=VALUE, for example adapter.size=64")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        parsed = in_64_bits(tomllib.loads(f"value = {value}")["value"])
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     except (ValueError, RecursionError) as error:  # thousands of digits or brackets
-        raise UserError(f"--set {text:.50}... cannot be read: {error!s:.100}") from None
+        raise UserError(f"--set {text:.50}... cannot be read as TOML: {error!s:.100}") from None
     for key in reversed(path.strip().split(".")):
         parsed = {key: parsed}
     return parsed
+
+
+def in_64_bits(value):
+    """The value of a TOML text. Raises ValueError for an integer of more than 64 bits, which TOML
+    does not have: Python reads it, but cannot print it if it is long."""
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError("an integer has more than 64 bits")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for one in inner:
+        in_64_bits(one)
+    return value
 
 
 def table_text(table: dict) -> str:

@@ -45,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             f"({str(error).splitlines()[0]}); what was there before is as it was"
         ) from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,12 +68,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def reason(error: Exception) -> str:
+    """Why something could not be written, without an error number and temporary names."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def make_folder(path: Path) -> None:
     """The folder and those above it. Raises UserError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error}") from None
+        file = next((one for one in (path, *path.parents) if one.is_file()), None)
+        why = f"{file} is a file" if file else reason(error)
+        raise UserError(f"cannot make the folder {path}: {why}") from None
 
 
 @contextmanager
@@ -159,18 +166,18 @@ class JsonLines:
             if torn:
                 self.file.write("\n")
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
+            raise UserError(f"cannot write {self.path}: {reason(error)}") from None
         return self
 
     def write(self, entry: dict) -> None:
         try:
             print(json.dumps(entry), file=self.file, flush=True)
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from None
+            raise UserError(f"cannot write {self.path}: {reason(error)}") from None
 
     def __exit__(self, kind, *_) -> None:
         try:
             self.file.close()
         except OSError as error:  # the rest of the buffer cannot be written
             if kind is None:
-                raise UserError(f"cannot write {self.path}: {error}") from None
+                raise UserError(f"cannot write {self.path}: {reason(error)}") from None

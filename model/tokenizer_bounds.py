@@ -109,8 +109,10 @@ class InChild:
         return getattr(self.inner, name)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> Encoded:
-        ids, offsets, mask = ask(self.state, ["encode", text, add_special_tokens], self.what)
+        ids, offsets, mask = ask(
+            "Json", self.state, ["encode", text, add_special_tokens], self.what
+        )
         return Encoded(ids, [tuple(place) for place in offsets], mask)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return ask(self.state, ["decode", ids, skip_special_tokens], self.what)[0]
+        return ask("Json", self.state, ["decode", ids, skip_special_tokens], self.what)[0]

@@ -66,6 +66,8 @@ class Asked:
             raise UserError("stop should be up to 16 texts of 1 to 1,000 characters")
         if self.stream_options.include_usage and not self.stream:
             raise UserError("stream_options is for requests with stream = true")
+        if sampling := self.sampling():
+            sampling.check()
 
     def sampling(self) -> Sampling | None:
         if self.temperature == 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 from data.prompts import template
 from experiments.base import load_base, load_tokenizer_of
 from experiments.loading import settings_to_measure
-from files.errors import UserError
+from files.errors import UserError, short_of_memory
 from serve.loop import Loop
 from serve.protocol import ADAPTER_NAME
 
@@ -40,7 +40,11 @@ def load(run: str | None, adapters: list[str], options: dict, **size) -> tuple[L
     positions = model.shape.positions  # of rotary models too: they were trained on no more
     if size.get("length") and positions and size["length"] > positions + 1:
         raise UserError(f"--max-length {size['length']}: the model reads up to {positions} tokens")
-    loop = Loop(model, tokenizer, template(settings.template, tokenizer, is_own=True), **size)
+    prompt = template(settings.template, tokenizer, is_own=True)
+    lower = "--slots or --max-length" if "waiting" in size else "--dtype"  # what serve, chat have
+    at_once = f"on {model.device} with {size['slots']:,} answers at once"
+    with short_of_memory(f"{at_once}: lower {lower}"):
+        loop = Loop(model, tokenizer, prompt, **size)
     for adapter, folder in named.items():
         loop.load(adapter, folder)
     return loop, name

@@ -68,6 +68,11 @@ class Server:
             handler.wfile.flush()
             self.sent.set()
             self.killed.wait(900)
+        elif self.manner == "drips":
+            for byte in body[:400]:
+                if self.killed.wait(0.02):
+                    break
+                handler.wfile.write(bytes([byte]))
         else:
             if self.manner == "a while":
                 time.sleep(0.5)

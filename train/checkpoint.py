@@ -130,6 +130,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(steps, key=steps.get)
 
 
+def name_of(step: object) -> str:
+    """The file of the checkpoint after a step; "" for what is no step."""
+    return f"checkpoint-{step:06}.pt" if type(step) is int else ""
+
+
 def save_checkpoint(folder: Path, step: int, state: dict, keep: int = 1) -> None:
     """Write the state as the checkpoint of this step, then remove all but the newest `keep`.
 
@@ -137,7 +142,7 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int = 1) -> None
     """
     for temporary in folder.glob(".checkpoint-*.tmp"):  # of a process that was killed
         temporary.unlink(missing_ok=True)
-    path = folder / f"checkpoint-{step:06}.pt"
+    path = folder / name_of(step)
     write_atomically(path, lambda temporary: torch.save(state, temporary))
     paths = checkpoints(folder)
     newest = paths[: paths.index(path) + 1][-keep:]  # one with a higher step could not be read
@@ -193,6 +198,8 @@ def checked(path: Path, check: Callable[[dict], None], state: dict) -> None:
     """check(state), whose UserErrors name the file."""
     try:
         check(state)
+        if path.name != name_of(state.get("step")):
+            raise UserError(f"the state is of step {state.get('step')!r:.50}, by its name another")
     except UserError as error:
         raise UserError(f"{path} does not fit this run: {error}") from None
 

@@ -137,7 +137,7 @@ class Settings:
     dtype: str = "auto"
     quantize: str = ""  # int8, llm-int8 or nf4: Linears of the base; empty: as they are stored
     shard: bool = False  # each of several processes holds a part of every block's weights
-    threads: FromZero = 0  # CPU threads of a computation; 0: one for each core
+    threads: Annotated[int, Range(0, 1024)] = 0  # of the CPU in a computation; 0: one a core
     adapter: AdapterConfig | None = None  # what is trained; None: with continue_from
     continue_from: str = ""  # folder of a saved adapter to train further, instead of a new one
     load: dict[str, str] = field(default_factory=dict)  # name -> folder of a frozen adapter below
@@ -206,7 +206,7 @@ def settings(
         if not isinstance(change, dict):
             raise UserError(
                 f"{where}: adapter should be a table, such as [adapter] with preset = "
-                f"{str(change)!r}"
+                f"{change if isinstance(change, str) else 'lora'!r}"
             )
         table = {key: value for key, value in table.items() if key != "adapter"}
         from_table(Settings, table, where)  # an error names the place of the mistake

@@ -29,10 +29,15 @@ def check_state(
         if not 0 <= number <= total:
             raise UserError(f"{where}: {field} = {number} in a run of {total} steps")
     check_weights(saved, parameters, buffers, where)
-    scale = from_table(LossScale, typed(saved.get("scale"), dict, where, "scale"), "the loss scale")
-    if not (scale.scale > 0 and scale.calm >= 0 and scale.patience > 0):
-        raise UserError(f"the loss scale: {vars(scale)} is out of range")
-    check_optimizer(typed(saved.get("optimizer"), dict, where, "optimizer"), optimizer)
+    table = typed(saved.get("scale"), dict, where, "scale")
+    scale = from_table(LossScale, table, "the loss scale")
+    in_range = scale.scale > 0 and scale.calm >= 0 and scale.patience > 0
+    if not in_range or table.keys() != vars(scale).keys():
+        raise UserError(f"the loss scale: {table} is incomplete or out of range")
+    optimizer_state = typed(saved.get("optimizer"), dict, where, "optimizer")
+    check_optimizer(optimizer_state, optimizer, saved["step"])
+    if saved["step"] > saved["skipped"] and not optimizer_state["state"]:
+        raise UserError(f"{where}: the optimizer has no moments after {saved['step']} steps")
     best = typed(saved.get("best"), dict | None, where, "best")
     if best is not None:
         where = "the best state"
@@ -66,8 +71,8 @@ def check_tensor(tensor, expected: Tensor, where: str) -> None:
         raise UserError(f"{where} holds NaN or infinite values")
 
 
-def check_optimizer(saved: dict, optimizer: AdamW) -> None:
-    """Raise UserError unless `saved` is a state_dict of this optimizer."""
+def check_optimizer(saved: dict, optimizer: AdamW, last: int) -> None:
+    """Raise UserError unless `saved` is a state_dict of this optimizer after step `last`."""
     where, ours = "the optimizer", optimizer.state_dict()["param_groups"]
     groups = typed(saved.get("param_groups"), list[dict], where, "param_groups")
     if len(groups) != len(ours):
@@ -92,6 +97,8 @@ def check_optimizer(saved: dict, optimizer: AdamW) -> None:
         step = moments["step"]
         if not (isinstance(step, Tensor) and step.numel() == 1 and is_number(step.item())):
             raise UserError(f"{where}: the step of parameter {number} is no number")
+        if not 0 < step.item() <= last:
+            raise UserError(f"{where}: parameter {number} has {step.item():g} of {last} steps")
         for name in ("exp_avg", "exp_avg_sq"):
             check_tensor(moments[name], parameters[number], f"{where}: {name} of {number}")
         if (moments["exp_avg_sq"] < 0).any():

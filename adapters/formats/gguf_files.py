@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from files.errors import UserError
-from files.writing import write_atomically
+from files.writing import make_folder, write_atomically
 from model.load import is_finite
 from model.shards import check_room
 
@@ -62,4 +62,5 @@ def write_file(path: Path, architecture: str, fields: Fields, tensors: dict[str,
             writer.write_tensor_data(value.view(torch.uint8).numpy())  # numpy has no bfloat16
         writer.close()
 
+    make_folder(path.parent)
     write_atomically(path, save)

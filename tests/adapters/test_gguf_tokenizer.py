@@ -61,7 +61,7 @@ def byte_level(folder: Path, name: str = "gpt-2", **flags) -> str:
 def like_llama(folder: Path, byte_fallback: bool = True) -> str:
     """Sentencepiece's BPE as a tokenizer.json, with BOS in its template."""
     letters = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *"aehilost."]
-    merges = [("h", "e"), ("▁", "t"), ("l", "l"), ("▁t", "he"), ("t", "he"), ("i", "s")]
+    merges = [("h", "e"), ("▁", "t"), ("l", "l"), ("▁t", "he"), ("t", "he"), ("i", "s"), ("l", "o")]
     pieces = ["<unk>", "<s>", "<eos>", *letters, *("".join(pair) for pair in merges)]
     vocab = {piece: number for number, piece in enumerate(pieces)}
     inner = Tokenizer(
@@ -180,6 +180,8 @@ def test_a_space_in_front_where_the_file_has_it_as_a_pre_tokenizer(scheme, said,
     cut = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
     write(tmp_path, tokenizer=raw | {"normalizer": None, "pre_tokenizer": cut})
     assert fields_of(str(tmp_path)) == before | {"add_space_prefix": scheme != "never"}
+    write(tmp_path, tokenizer=raw | {"normalizer": raw["normalizer"]["normalizers"][1]})
+    assert fields_of(str(tmp_path)) == before | {"add_space_prefix": False}
     assert len([w for w in recwarn if "a space after special tokens" in str(w.message)]) == said
 
 

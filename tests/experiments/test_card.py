@@ -33,14 +33,20 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize(
     "words",
     [("export", "--for", "transformers"), ("export", "--for", "peft"), ("merge",),
-     ("export", "--format", "native"), ("export", "--for", "vllm")],
+     ("export", "--format", "native"), ("export", "--for", "vllm"),
+     ("export", "--for", "llama.cpp")],
     ids=" ".join,
 )  # fmt: skip
 def test_a_card_in_every_exported_folder(run, tmp_path, words):
     command(words[0], run, *words[1:], "--out", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     front = text.split("---")[1]
-    library = {"transformers": "transformers", "merge": "transformers", "native": None}
+    library = {
+        "transformers": "transformers",
+        "merge": "transformers",
+        "native": None,
+        "llama.cpp": "gguf",
+    }
     assert re.search(r'library_name: "(\w+)"|$', front)[1] == library.get(words[-1], "peft")
     assert "base_model" not in front  # a pocket model is not on the hub
     assert "| sums | " in text

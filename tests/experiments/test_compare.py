@@ -42,6 +42,7 @@ def runs(tmp_path):
     first = 'seed = 0\ndevice = "cpu"\n[train]\nlearning_rate = 0.01\n[adapter]\npreset = "lora"\n'
     second = first.replace("lora", "dora").replace("0.01", "0.1").replace("cpu", "cuda")
     facts = {"trainable_parameters": 1234, "peak_memory_bytes": 5_000_000, "seconds": 60}
+    facts |= {"model": "m", "data": "d", "after": {}, "steps": 1}
     return [write_run(tmp_path / "a", A, first, facts), write_run(tmp_path / "b", B, second)]
 
 

@@ -1,6 +1,7 @@
 """Runs of a grid through a shell command and through Ray; lines that may be started again."""
 
 import contextlib
+import json
 import shlex
 import sys
 import threading
@@ -32,12 +33,17 @@ def test_a_line_is_the_whole_run_and_quoted(tmp_path):
     assert base.command()[2] == "evaluate"
 
 
+HALF = {"right": 1, "total": 2, "paper_reader": {"right": 1, "total": 2}}
+RESULT = {"model": "m", "data": "d", "after": {"x": HALF}}
+RESULT = json.dumps(RESULT | {"steps": 1, "seconds": 1, "trainable_parameters": 1})
+
+
 def test_a_command_gets_every_line_and_a_run_that_is_lost_is_started_again(tmp_path):
     """The command's first two tries of each run are lost; the third ends it, with any status."""
     jobs, seen, script = jobs_in(tmp_path), tmp_path / "seen", tmp_path / "cluster"
     script.write_text(
         f'echo "$*" >> {seen}\nout="$6"\ntest $(grep -c "$out " {seen}) -lt 3 && exit 137\n'
-        'mkdir -p "$out"; echo \'{"after": {"x": {"accuracy": 0.5}}}\' > "$out/result.json"\n'
+        f'mkdir -p "$out"; echo \'{RESULT}\' > "$out/result.json"\n'
         "exit 143\n"
     )
     said = []

@@ -66,7 +66,8 @@ def write_results(jobs, share, losses=LOSSES):
         (job.folder / "predictions.jsonl").write_text(text)
         loss = losses[job.adapter, rate] + 0.01 * job.seed
         facts = {"validation": {"best_loss": loss, "best_step": 2}, "status": 0, "seconds": 9}
-        facts |= {"trainable_parameters": 64, "peak_memory_bytes": 10**6}
+        facts |= {"trainable_parameters": 64, "peak_memory_bytes": 10**6, "steps": 2, "after": {}}
+        facts |= {"model": job.model, "data": job.settings.data}
         (job.folder / "result.json").write_text(json.dumps(facts))
 
 

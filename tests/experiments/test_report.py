@@ -20,6 +20,7 @@ from experiments.entries import Entry
 from experiments.explain import ABOUT, explanation
 from experiments.published import published
 from experiments.report import write_report
+from experiments.results import PublishedRow
 from experiments.table import write_table
 from model import load_model
 
@@ -152,7 +153,7 @@ def test_a_table_explains_the_readers_and_columns_that_it_has(tmp_path):
     table = published()["math-v1"]
     scores = {name: Score(n // 2, n) for name, n in zip(table.sets, table.problems, strict=True)}
     entry = Entry("llama-7b", "parallel", 0, scores, scores, 5, 10, (2.0, 1.0))
-    row = {"row": "Parallel", "figures": table.rows_of("llama-7b")[0].figures, "comparable": True}
+    row = PublishedRow("Parallel", table.rows_of("llama-7b")[0].figures, comparable=True)
     entry = replace(entry, published=(row,))
     pages = []
     for entries in ([replace(entry, published=())], [entry, replace(entry, seed=1)]):

@@ -14,6 +14,7 @@ from experiments.comparable import Compared, Conditions, beside_published
 from experiments.entries import Entry
 from experiments.layout import with_adapter
 from experiments.published import published
+from experiments.results import PublishedRow
 from experiments.table import lines_of, summary, write_table
 from model.show import count
 from train.settings import settings
@@ -33,7 +34,7 @@ def row_facts(word, model="llama-7b", table=TABLE, differs=""):
     """What result.json says of a published row."""
     row = next(row for row in table.rows_of(model) if row.word == word)
     facts = Compared(row, [("", "")] * bool(differs), same=True).facts()
-    return facts | {"row": word, "differs": differs}
+    return PublishedRow(**facts | {"row": word, "differs": differs})
 
 
 def test_ours_stands_beside_a_comparable_published_row(tmp_path):
@@ -47,14 +48,14 @@ def test_ours_stands_beside_a_comparable_published_row(tmp_path):
     entry = replace(entry, published=(row,))
     lines = lines_of([entry])
     assert [line.reader for line in lines] == ["strict", "paper", "published", "difference"]
-    assert lines[2].figures == {name: (value,) for name, value in row["figures"].items()}
+    assert lines[2].figures == {name: (value,) for name, value in row.figures.items()}
     # the published figures are of the paper's reader
-    assert lines[3].figures["gsm8k"][0] == pytest.approx(25 - row["figures"]["gsm8k"])
+    assert lines[3].figures["gsm8k"][0] == pytest.approx(25 - row.figures["gsm8k"])
     mean = sum(100 * score.accuracy for score in paper.values()) / 6
-    assert lines[3].figures["average"][0] == pytest.approx(mean - row["figures"]["average"])
+    assert lines[3].figures["average"][0] == pytest.approx(mean - row.figures["average"])
     text = summary([entry], TABLE).to_html()
-    far = 50 - row["figures"]["MultiArith"]  # outside of our interval
-    near = 25 - row["figures"]["gsm8k"]  # 22.7 lies within that of 66 of 264
+    far = 50 - row.figures["MultiArith"]  # outside of our interval
+    near = 25 - row.figures["gsm8k"]  # 22.7 lies within that of 66 of 264
     assert f'<td class="n"><b class="wrong">{far:+.1f}</b></td>' in text
     assert f'<td class="n">{near:+.1f}</td>' in text
     assert "| published |" in summary([entry], TABLE).to_markdown()
@@ -62,7 +63,7 @@ def test_ours_stands_beside_a_comparable_published_row(tmp_path):
     assert "| llama-7b, int8 | parallel |" in stored
     write_table(tmp_path, [entry], TABLE)
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert {line["set"]: line["published"] for line in rows}["AQuA"] == str(row["figures"]["AQuA"])
+    assert {line["set"]: line["published"] for line in rows}["AQuA"] == str(row.figures["AQuA"])
 
 
 def test_the_average_beside_a_published_one_is_over_its_sets(tmp_path):
@@ -70,7 +71,7 @@ def test_the_average_beside_a_published_one_is_over_its_sets(tmp_path):
     row = row_facts("Parallel")
     entry = Entry("llama-7b", "parallel", 0, scores, scores, published=(row,))
     difference = lines_of([entry])[3]
-    assert difference.figures["average"][0] == pytest.approx(50 - row["figures"]["average"])
+    assert difference.figures["average"][0] == pytest.approx(50 - row.figures["average"])
     assert not difference.is_outside("average")  # 55.2 is within the interval of 50.0
     write_table(tmp_path, [entry], TABLE)
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
@@ -82,7 +83,7 @@ def test_a_published_average_alone_stands_beside_ours_over_the_same_sets(tmp_pat
     table = published()["commonsense_170k-rank"]
     scores = {name: Score(1, 2) for name in table.sets} | {"mawps": Score(10, 10)}
     row = row_facts("DoRA r 16", table=table)
-    assert row["figures"] == {"average": 77.5}
+    assert row.figures == {"average": 77.5}
     entry = Entry("llama-7b", "dora", 0, scores, scores, published=(row,))
     line, difference = lines_of([entry])[2:]
     assert (line.figures, difference.figures) == ({"average": (77.5,)}, {"average": (-27.5,)})
@@ -104,10 +105,10 @@ def test_a_published_average_alone_stands_beside_ours_over_the_same_sets(tmp_pat
 
 
 def test_results_of_older_versions_have_the_sets_of_their_figures():
-    row = {key: value for key, value in row_facts("LoRA").items() if key != "sets"}
+    row = replace(row_facts("LoRA"), sets=[])
     scores = {name: Score(1, 2) for name in TABLE.sets}
     entry = Entry("llama-7b", "lora", 0, scores, scores, published=(row,))
-    assert entry.comparable() == [(row["figures"], list(TABLE.sets))]
+    assert entry.comparable() == [(row.figures, list(TABLE.sets))]
 
 
 @pytest.mark.parametrize("name", ["math_10k-april", "math_10k"])
@@ -197,7 +198,7 @@ def test_means_by_distribution_stand_beside_published_ones(tmp_path):
     }
     row = row_facts("LoRA", table=table)
     entry = Entry("llama-7b", "final-lora", 0, scores, scores, published=(row,), data="math_10k")
-    of = row["figures"]
+    of = row.figures
     inside = (of["gsm8k"] + of["AQuA"] + of["mawps"]) / 3
     _, paper, line, difference = lines_of([entry])
     assert paper.figures["in distribution"][0] == 50

@@ -34,10 +34,12 @@ def test_answers_alone_go_to_the_pipe(say, tmp_path):
     assert "is a toy" in base.err
     assert base.err.count("\n  ") == 3
     found = say(PROBLEM, "/base", PROBLEM, "/adapter", "/save", f"/save {tmp_path}/said.jsonl",
-                "", "/reset", "/compare", "/nothing", "/adapter x", "/quit", PROBLEM)  # fmt: skip
+                f"/save {tmp_path}/none/said.jsonl", "", "/reset", "/compare", "/nothing",
+                "/adapter x", "/quit", PROBLEM, status=1)  # fmt: skip
     own, other, listed = found.out.splitlines()
     assert (own != other, listed) == (True, "lora")
-    for told in ("/save FILE", "written:", "no earlier question", "/nothing is no command",
+    for told in ("/save FILE", "none/said.jsonl: No such file or directory\n", "written:",
+                 "no earlier question", "/nothing is no command",
                  "no adapter 'x': choose from pocket-llama, lora"):  # fmt: skip
         assert told in found.err
     (line,) = (tmp_path / "said.jsonl").read_text().splitlines()
