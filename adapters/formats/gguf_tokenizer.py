@@ -111,24 +111,21 @@ def read_file(inner: FileTokenizer, where) -> tuple[dict, dict[int, Piece]]:
 
 def read_sentencepiece(inner: SentencePieceTokenizer, where) -> tuple[dict, dict[int, Piece]]:
     """(fields, pieces by id) of a tokenizer.model."""
-    model = inner.inner
-    types = {UNKNOWN: model.is_unknown, CONTROL: model.is_control, UNUSED: model.is_unused,
-             BYTE: model.is_byte}  # fmt: skip
+    texts, _, control, unknown, in_bytes = inner.ask("table", None)
+    scores, unused = inner.ask("scores", None)
+    types = dict.fromkeys(in_bytes, BYTE) | dict.fromkeys(unused, UNUSED)
+    types |= dict.fromkeys(control, CONTROL) | dict.fromkeys(unknown, UNKNOWN)
     pieces = {
-        number: Piece(
-            model.id_to_piece(number),
-            next((type for type, holds in types.items() if holds(number)), NORMAL),
-            model.get_score(number),
-        )
-        for number in range(inner.base_size)
+        number: Piece(text, types.get(number, NORMAL), score)
+        for number, (text, score) in enumerate(zip(texts, scores, strict=True))
     }
-    if any(not piece.score.is_integer() for piece in pieces.values()):
+    if not all(score.is_integer() for score in scores):
         raise no_form(where, "unigram scores instead of BPE's")
-    if model.decode(model.encode(PROBE)) != PROBE:
+    if inner.decode(inner.encode(PROBE, bos=False)) != PROBE:
         raise no_form(where, "a normalization of the text, or no byte pieces")
     if r"\s*" in inner.pattern.pattern:
         raise no_form(where, "a token with lstrip or rstrip")
-    prefix = model.id_to_piece(model.encode("a")[0]).startswith(SPACE)
+    prefix = texts[inner.encode("a", bos=False)[0]].startswith(SPACE)
     return {"model": "llama", "pre": "default", "add_space_prefix": prefix}, pieces
 
 
