@@ -26,8 +26,8 @@ from model.quantize import dequantize
 from model.sites import Linear, Site, base_parameters
 
 UNMERGED = (
-    "evaluate and generate use it unmerged; for transformers try export --for transformers, or make "
-    "a LoRA of it with distil"
+    "evaluate and generate use it unmerged; for transformers try export --for transformers, or "
+    "make a LoRA of it with distil"
 )
 BIASES = {  # model_type -> setting of config.json -> part of the paths of the Linears it gives one
     "llama": {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."},
