@@ -57,15 +57,15 @@ def tokenizer_fields(tokenizer: Tokenizer, rows: int, template: str | None) -> d
         fields["scores"] = [piece.score for piece in table]
     if tokenizer.eos_id is None:
         raise UserError(f"{where}: the tokenizer has no EOS, and llama.cpp would take token 11")
+    start = tokenizer.encode("")
+    if len(start) > 1:
+        raise UserError(f"{where}: texts begin with the tokens {start}; llama.cpp puts one there")
     unknown = tokenizer.special_tokens.get("unk_token")
     ids = {
-        "bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id,
-        "unknown": inner.token_id(unknown) if unknown else None,
+        "bos": start[0] if start else tokenizer.bos_id, "eos": tokenizer.eos_id,
+        "padding": tokenizer.pad_id, "unknown": inner.token_id(unknown) if unknown else None,
     }  # fmt: skip
     fields |= {f"{kind}_token_id": number for kind, number in ids.items() if number is not None}
-    start = tokenizer.encode("")
-    if start not in ([], [tokenizer.bos_id]):
-        raise UserError(f"{where}: texts begin with the tokens {start}; llama.cpp knows BOS only")
     fields |= {"add_bos_token": bool(start), "add_eos_token": False}
     named = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     return named | ({"tokenizer.chat_template": template} if template else {})
