@@ -25,7 +25,7 @@ ELSEWHERE = f"{CACHE} names another folder to keep data in, or give --data-dir F
 SUMS = "sha256.json"  # sums of unpinned files, as they were when they were first downloaded
 PIECE = 1 << 16  # bytes
 LARGEST = 500_000_000  # bytes; the largest data set has a fifth of it
-TIMEOUT = 20  # seconds for an answer to begin, and for each piece of it
+TIMEOUT = 15  # seconds for an answer to begin, and for each piece of it
 LONGEST = 3600  # seconds for a file; what came is kept
 AGENT = {"User-Agent": "llm-adapters"}
 
@@ -111,7 +111,7 @@ def receive(file: File, part: Path) -> None:
             return
         with answer:
             content_range = answer.headers.get("Content-Range") or ""
-            match = re.match(r"bytes (\d+)-", content_range) if answer.status == 206 else None
+            match = re.match(r"bytes (\d{1,15})-", content_range) if answer.status == 206 else None
             start = int(match[1]) if match else 0
             if have and start != have:  # the server sends the whole file
                 out.truncate(0)
@@ -122,7 +122,7 @@ def receive(file: File, part: Path) -> None:
                         "the download starts from the beginning"
                     )
             length = answer.headers.get("Content-Length")
-            total = have + int(length) if length and length.isdecimal() else None
+            total = have + int(length) if length and re.fullmatch(r"\d{1,15}", length) else None
             if total is None and not file.sha256 and not getattr(answer, "chunked", False):
                 raise UserError(
                     f"{address(file)} comes without its length and has no known sha256: "
@@ -183,7 +183,7 @@ def network(file: File, step: Callable):
         reason = re.sub(r"[^/@\s]*@", "***@", reason)
         again = "" if 400 <= status < 500 else "try again (it goes on from where it stopped), "
         raise UserError(
-            f"{address(file)} cannot be fetched ({reason}): {again}set {MIRROR} to a copy, "
+            f"{address(file)} cannot be fetched ({reason:.200}): {again}set {MIRROR} to a copy, "
             f"or give --data-dir FOLDER, where {file.path} is"
         ) from None
 

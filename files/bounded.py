@@ -84,7 +84,7 @@ class Budget:
             if self.spent > self.allowed:
                 allowed = self.allowed
                 self.begin()
-                raise UserError(f"{what}: longer than {allowed:.0f} s for all texts")
+                raise UserError(f"{what}: longer than {allowed:.0f} s in all")
 
 
 @contextmanager

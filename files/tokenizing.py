@@ -69,6 +69,12 @@ class Pieces:
         pieces = [self.inner.id_to_piece(n) for n in range(count)]
         return [pieces, self.inner.bos_id(), *numbers], 0, 0
 
+    def scores(self, *_) -> tuple[list, int, int]:
+        """[the score of every piece, the numbers of unused pieces]."""
+        numbers = range(self.inner.vocab_size())
+        scores = [self.inner.get_score(n) for n in numbers]
+        return [scores, [n for n in numbers if self.inner.is_unused(n)]], 0, 0
+
     def encode(self, texts: list[str], _) -> tuple[list, int, int]:
         made = [self.inner.encode(text) for text in texts]
         return made, sum(map(len, made)), sum(map(len, texts))

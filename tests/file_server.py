@@ -56,7 +56,7 @@ class Server:
             )
         handler.send_response(status)
         if self.manner != "no length":
-            headers["Content-Length"] = str(len(body))
+            headers["Content-Length"] = "9" * 5000 if self.manner == "digits" else str(len(body))
         for key, value in headers.items():
             handler.send_header(key, value)
         handler.end_headers()

@@ -43,8 +43,7 @@ def labels_of(ids: Tensor, weights: Tensor) -> Labels:
 def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
     """The positions [B, T] of right-padded rows; None: counting from 0 is right.
 
-    Dynamic rope scaling computes the angles of a row from its last position: a pad has the position
-    of the last real token, so that no row depends on the longest of its micro-batch.
+    With dynamic rope scaling a row's last position decides: a pad has that of the last real token.
     """
     if lengths is None or not model.depends_on_length:
         return None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear
+from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear, fused_for
 
 OUTLIER = 6.0  # entries of x from here on keep their precision (LLM.int8, section 3.2)
 FEW = 8  # rows of x in bfloat16 up to which torch's product with int8 is faster than a cast of it;
@@ -41,6 +41,8 @@ class Int8(QuantizedLinear):
         return (self.codes * self.scale[:, None]).to(dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
+        if (kernels := fused_for(x, x.numel() // self.in_features)) is not None:
+            return kernels.int8_product(x, self.codes, self.scale)
         if packs(x):
             y = packed_product(x, self.codes)
         else:

@@ -93,6 +93,12 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(server, monkeypatch
     server.killed.set()
 
 
+def test_a_length_of_more_digits_than_python_reads(server):
+    server.manner = "digits"
+    assert "comes without its length" in failure(unpinned(server))
+    fetch([pinned(server)])
+
+
 def test_a_file_that_takes_hours_is_gone_on_with(server, monkeypatch):
     monkeypatch.setattr("data.fetch.LONGEST", 0)
     assert "has sent 65,536 bytes in 0 s: try again" in failure(pinned(server))
