@@ -44,6 +44,12 @@ def without_graphs(part: Part) -> Part:
     return replace(part, name=name, options=o, against=part.name, card=True)
 
 
+def without_copies(part: Part) -> Part:
+    """The same by the stored codes alone."""
+    name = f"{part.name} by its codes"
+    return replace(part, name=name, options=part.options | {"memory": "plain"}, card=True)
+
+
 def step(model: str, adapter: str, stored: str = "bfloat16", block: bool = False) -> Part:
     o = options(model=model, adapter=adapter, checkpointing=block, **STEP)
     o |= {"quantize": "" if stored == "bfloat16" else stored}
@@ -101,7 +107,9 @@ def parts() -> list[Part]:
     found += [*both(decode(1)), decode(8), decode(64)]
     found += [step("llama-7b", "lora", stored, block=True) for stored in ("int8", "nf4")]
     found.append(without_graphs(decode(1)))
-    found += [decode(1, "lora"), decode(1, stored="int8"), decode(1, stored="nf4")]
+    found.append(decode(1, "lora"))
+    for stored in ("int8", "nf4"):
+        found += [decode(1, stored=stored), without_copies(decode(1, stored=stored))]
     found += [compiled(step("llama-7b", "lora")), compiled(decode(1)), compiled(decode(64))]
     found += [
         loop("float16 loss scaling", "scaled", steps=30),

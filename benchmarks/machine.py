@@ -1,11 +1,14 @@
 """This machine: its names, the memory in use, and the highest rates it reaches."""
 
+import ctypes
+import gc
 import importlib.metadata
 import os
 import platform
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from files.errors import UserError
@@ -62,6 +65,13 @@ def held(device: str) -> int:
 
         return torch.cuda.memory_allocated(device)
     return memory_of_process("VmRSS")
+
+
+def give_back_memory() -> None:
+    """Let glibc return what is free: later tensors would lie there and not seem to take any."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak(device: str) -> None:

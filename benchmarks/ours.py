@@ -102,7 +102,7 @@ def epoch(o: dict) -> Run:
 def decode(o: dict) -> Run:
     """Greedy or beam decoding of a batch of prompts of one length."""
     model = adapted(o)[0].eval() if o["adapter"] else base(o)
-    model.graphs = o["graphs"]
+    model.graphs, model.decode_memory = o["graphs"], o["memory"]
     ids = prompts(o, model.config.vocab_size).to(o["device"])
     run = answering(lambda new: generate(model, ids, max_new_tokens=new, beams=o["beams"]), o)
     read = bytes_read(model, o)

@@ -6,7 +6,6 @@ a comparison wait for one another, so that they share neither cores nor memory b
 torch, so that it adds nothing to what it measures.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from benchmarks.machine import peak_of, reserved, reset_peak, synchronize
+from benchmarks.machine import give_back_memory, held, peak_of, reserved, reset_peak, synchronize
 from files.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +34,7 @@ class Measured:
     """The runs of one side of a comparison."""
 
     runs: list[dict] = field(default_factory=list)  # {seconds, peak, reserved, and its facts}
-    loaded: int = 0  # the peak of memory after the setup
+    loaded: int = 0  # bytes in use after the setup
 
     @property
     def seconds(self) -> float:
@@ -62,7 +61,7 @@ class Local:
         module, _, function = work.partition(":")
         self.device = options.get("device", "cpu")
         self.run = getattr(importlib.import_module(module), function)(options)
-        self.loaded = peak_of(self.device)
+        self.loaded = held(self.device)
 
     def ask(self) -> dict:
         """Do the work once -> {seconds, peak, reserved} and its facts."""
@@ -143,8 +142,9 @@ def serve(work: str, options: str) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever is printed does not disturb the answers
     local = Local(work, json.loads(options))
-    gc.collect()
-    print(json.dumps({"loaded": local.loaded}), file=out, flush=True)
+    give_back_memory()
+    reset_peak(local.device)
+    print(json.dumps({"loaded": held(local.device)}), file=out, flush=True)
     for _ in sys.stdin:
         print(json.dumps(local.ask()), file=out, flush=True)
 

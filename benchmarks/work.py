@@ -24,6 +24,7 @@ DEFAULTS = {
     "quantize": "",
     "compile": False,  # our blocks through torch.compile
     "graphs": True,  # our decoding step as a CUDA graph, on a GPU
+    "memory": "auto",  # our eval.decode_memory: whether copies of weights are made
     # a training step
     "adapter": "lora",  # lora: r 16 on q and v; parallel: 256 beside attention and MLP; "": none
     "adapters": 1,  # so many of them, stacked

@@ -5,7 +5,7 @@ Only the seed decides their order.
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -32,17 +32,26 @@ class Example:
 
 
 def encode_prompt(tokenizer, row: dict, template: Template) -> tuple[str, list[int]]:
-    """The text before a row's response, and its ids.
+    """`encode_prompts` of one row."""
+    (encoded,) = encode_prompts(tokenizer, [row], template)
+    return encoded
+
+
+def encode_prompts(
+    tokenizer, rows: Sequence[dict], template: Template
+) -> Iterator[tuple[str, list[int]]]:
+    """The text before each row's response, and its ids.
 
     A chat template writes the special tokens itself. Other templates get a BOS at the start and
     an EOS after every earlier response.
     """
-    text = template.prompt(row)
-    if template.chat:
-        return text, tokenizer.encode(text, bos=False)
-    turns = template.turns(row)
-    ids, _ = encode_turns(tokenizer, turns[:-1])
-    return text, ids + tokenizer.encode(turns[-1][0], bos=not ids)
+    for row, text in zip(rows, template.prompts(rows), strict=True):
+        if template.chat:
+            yield text, tokenizer.encode(text, bos=False)
+        else:
+            turns = template.turns(row)
+            ids, _ = encode_turns(tokenizer, turns[:-1])
+            yield text, ids + tokenizer.encode(turns[-1][0], bos=not ids)
 
 
 def encode_row(

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from files.bounded import clock
 from files.errors import UserError
 from files.progress import progress_bar
 from files.writing import lock, make_folder, write_text
@@ -21,9 +23,10 @@ MIRROR = "LLM_ADAPTERS_MIRROR"  # base URL of a copy, for machines that reach no
 CACHE = "LLM_ADAPTERS_CACHE"
 ELSEWHERE = f"{CACHE} names another folder to keep data in, or give --data-dir FOLDER, where it is"
 SUMS = "sha256.json"  # sums of unpinned files, as they were when they were first downloaded
-PIECE = 1 << 20  # bytes
+PIECE = 1 << 16  # bytes
 LARGEST = 500_000_000  # bytes; the largest data set has a fifth of it
-TIMEOUT = 30  # seconds
+TIMEOUT = 15  # seconds for an answer to begin, and for each piece of it
+LONGEST = 3600  # seconds for a file; what came is kept
 AGENT = {"User-Agent": "llm-adapters"}
 
 
@@ -108,7 +111,7 @@ def receive(file: File, part: Path) -> None:
             return
         with answer:
             content_range = answer.headers.get("Content-Range") or ""
-            match = re.match(r"bytes (\d+)-", content_range) if answer.status == 206 else None
+            match = re.match(r"bytes (\d{1,15})-", content_range) if answer.status == 206 else None
             start = int(match[1]) if match else 0
             if have and start != have:  # the server sends the whole file
                 out.truncate(0)
@@ -119,16 +122,22 @@ def receive(file: File, part: Path) -> None:
                         "the download starts from the beginning"
                     )
             length = answer.headers.get("Content-Length")
-            total = have + int(length) if length and length.isdecimal() else None
+            total = have + int(length) if length and re.fullmatch(r"\d{1,15}", length) else None
             if total is None and not file.sha256 and not getattr(answer, "chunked", False):
                 raise UserError(
                     f"{address(file)} comes without its length and has no known sha256: "
                     "a complete file cannot be told from a partial one"
                 )
             with progress_bar(total, have, unit="B", unit_scale=True, desc=part.stem) as bar:
+                until = time.monotonic() + LONGEST
                 while piece := network(file, lambda: answer.read(PIECE)):
                     out.write(piece)
                     bar.update(len(piece))
+                    if time.monotonic() > until:
+                        raise UserError(
+                            f"{address(file)} has sent {out.tell():,} bytes in {LONGEST:,} s: try "
+                            "again, it goes on from there where its sha256 is known"
+                        )
                     if out.tell() > LARGEST:
                         out.truncate(0)
                         raise UserError(
@@ -165,7 +174,8 @@ def ask(file: File, have: int):
 def network(file: File, step: Callable):
     """The result of step(), which uses the network. Raises UserError."""
     try:
-        return step()
+        with clock(TIMEOUT):
+            return step()
     except (HTTPException, OSError, ValueError) as error:
         status = error.code if isinstance(error, HTTPError) else 0
         reason = f"status {status}" if status else getattr(error, "reason", None) or error
@@ -173,7 +183,7 @@ def network(file: File, step: Callable):
         reason = re.sub(r"[^/@\s]*@", "***@", reason)
         again = "" if 400 <= status < 500 else "try again (it goes on from where it stopped), "
         raise UserError(
-            f"{address(file)} cannot be fetched ({reason}): {again}set {MIRROR} to a copy, "
+            f"{address(file)} cannot be fetched ({reason:.200}): {again}set {MIRROR} to a copy, "
             f"or give --data-dir FOLDER, where {file.path} is"
         ) from None
 

@@ -14,6 +14,7 @@ WORD = re.compile(
 NEAR = 0.6
 COMMON = 0.02  # runs in more than this share of the test problems are not compared
 SEARCHED = 3  # words that a problem needs to be searched in plain text: fewer are there by chance
+EARLIER = 20  # times the length of a chat that is compared as what precedes its turns
 SEEN = 0.5  # a test set with more than this share of twins in training is training data
 
 
@@ -138,13 +139,23 @@ def words(row: dict) -> str:
 
 def questions(row: dict) -> list[str]:
     """The words of everything that a row to train on answers: of the row, and in a chat of each
-    user turn, alone and with what precedes it."""
+    user turn, alone and with what precedes it.
+
+    What precedes a turn is left out once it adds up to EARLIER times the chat, after 40 messages
+    or more: a chat of a hundred thousand would take hours.
+    """
     history = row.get("history", ())
     texts = [words(row)]
+    lengths = [1 + len(message["content"]) for message in history]
+    before, left = 0, EARLIER * sum(lengths)
     for place, message in enumerate(history):
         if message["role"] == "user":
             turn = {"instruction": message["content"]}
-            texts += [words(turn), words(turn | {"history": history[:place]})]
+            texts.append(words(turn))
+            left -= before
+            if left >= 0:
+                texts.append(words(turn | {"history": history[:place]}))
+        before += lengths[place]
     if history:
         texts.append(words({"instruction": row["instruction"], "input": row.get("input")}))
     return [text for text in dict.fromkeys(texts) if text]

@@ -6,6 +6,7 @@ from data.conversations import Unusable
 
 OWN_LABEL = re.compile(r"\s*\(?(?:[A-Za-z]|\d{1,2})\s*[).:]")  # "A)21", "(b) x", "1. x"
 SHORT_LABEL = re.compile(r"\w{1,10}")
+MOST = 1000  # options of a problem
 
 
 def first_label(entries: list, columns: dict[str, str]) -> tuple[str, list[str]]:
@@ -24,7 +25,7 @@ def first_label(entries: list, columns: dict[str, str]) -> tuple[str, list[str]]
         (answer, texts) for answer, texts in pairs
         if answer and texts and not all(map(OWN_LABEL.match, texts))
     ]  # fmt: skip
-    if bare and all(answer.isdecimal() for answer, _ in bare):
+    if bare and all(answer.isdecimal() and len(answer) < 5 for answer, _ in bare):
         from_one = any(int(answer) == len(texts) for answer, texts in bare)
         zero = any(int(answer) == 0 for answer, _ in bare)
         label = "1" if from_one and not zero else "0"
@@ -57,6 +58,8 @@ def options_of(value, label: str) -> list[str]:
         value, labels = value.get("text"), value.get("label")
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise Unusable("has options that are no list of texts")
+    if len(value) > MOST:
+        raise Unusable(f"has {len(value):,} options, too many")
     if labels is None:
         if all(map(OWN_LABEL.match, value)):
             return value

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from files.bounded import call
+from files.bounded import Budget, call
 from files.errors import UserError
 
 AT_ONCE = 256  # rows
@@ -15,10 +15,13 @@ MEMORY = 2**30  # bytes of address space
 SECONDS = 5.0  # of computing for a request
 MOST = 200_000_000  # bytes of all rows in Python, beside 20 times the size of the file
 batches: Iterator = iter(())  # in the child: of the file that is being read
+budget = Budget(2 * SECONDS, 0.02)  # for all of them; ordinary ones take 3 ms each
 
 
 def rows(path: Path) -> Iterator[dict]:
     """The rows of a parquet file. Raises UserError."""
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is not a file")
     left, what = MOST + 20 * path.stat().st_size, f"reading {path}"
     call("data.parquet:begin", [str(path.resolve()), str(path)], what, SECONDS, MEMORY)
     while (batch := call("data.parquet:more", None, what, SECONDS, MEMORY)) is not None:
@@ -42,6 +45,7 @@ def begin(request: list[str]) -> None:
     from pyarrow.parquet import ParquetFile
 
     path, shown = request
+    budget.begin()
     try:
         batches = ParquetFile(path).iter_batches(AT_ONCE, use_threads=False)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
@@ -52,8 +56,11 @@ def more(_) -> list[dict] | None:
     import pyarrow
 
     try:
-        batch = next(batches, None)
-        return None if batch is None else [plain(row) for row in batch.to_pylist()]
+        with budget.piece("reading its rows"):
+            batch = next(batches, None)
+            return None if batch is None else [plain(row) for row in batch.to_pylist()]
+    except UserError:
+        raise
     except MemoryError:  # pyarrow's own is an ArrowException too
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:

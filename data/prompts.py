@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from data.assistant_turns import Conversation
-from data.chat_template import RefusedMessages, render_all, render_one
+from data.chat_template import RefusedMessages, render_all
 from files.errors import UserError, unknown
 
 WRITE = " Write a response that appropriately completes the request."
@@ -40,10 +40,22 @@ class Template:
     def prompt(self, row: dict) -> str:
         """The text before the response to a row {instruction, input, history}."""
         if self.chat:
-            return render_one(self.text, "plain", self.question(row), True, self.special)
+            (text,) = self.prompts([row])
+            return text
         turns = self.turns(row)
         earlier = [f"{asked}{response}\n\n" for asked, response, _ in turns[:-1]]
         return "".join([*earlier, turns[-1][0]])
+
+    def prompts(self, rows: Sequence[dict]) -> Iterator[str]:
+        """`prompt` of many rows, those of a chat template in one go. Raises RefusedMessages."""
+        if not self.chat:
+            yield from map(self.prompt, rows)
+            return
+        chats = [(self.question(row), True) for row in rows]
+        for text in render_all(self.text, "plain", chats, self.special):
+            if isinstance(text, RefusedMessages):
+                raise text
+            yield text
 
     def whole(self, row: dict) -> str:
         """Prompt and response {output} as one text, to train on.

@@ -4,16 +4,18 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from data.parquet import rows as parquet_rows
 from files.errors import UserError
-from files.reading import reject_duplicate_keys
+from files.reading import JSON_SIGNS, check_expansion, read_file, reject_duplicate_keys
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 BROKEN = object()  # an entry that cannot be read
+ROW_SIGNS = {"\n": 300, "\r": 300, ",": 60, ";": 60, "\t": 60}  # bytes of rows and cells, a sign
 SPACE = re.compile(r"[ \t\r\n]*")  # of JSON
 DECODER = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys)
 
@@ -33,6 +35,8 @@ def entries(path: Path) -> Iterator[tuple[str, object]]:
         yield from parquet(path)
         return
     text = read_text(path)
+    if ending != ".txt":
+        check_expansion(path, text, JSON_SIGNS if ending in (".json", ".jsonl") else ROW_SIGNS)
     first = text[SPACE.match(text).end() :][:1]
     if ending == ".txt":
         yield "line 1", {"text": text}
@@ -48,9 +52,11 @@ def entries(path: Path) -> Iterator[tuple[str, object]]:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except UserError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         utf8 = "; save it as UTF-8" * isinstance(error, UnicodeDecodeError)
         raise UserError(f"{path} cannot be read: {error}{utf8}") from None
@@ -144,8 +150,7 @@ def comma_separated(path: Path, text: str, delimiter: str) -> Iterator[tuple[str
         for cells in reader:
             if not names:
                 names = [cell.strip() for cell in cells]
-                twice = [name for name in names if names.count(name) > 1]
-                if twice:
+                if twice := [name for name, count in Counter(names).items() if count > 1]:
                     raise UserError(f"{path} has two columns of the same name: {twice[0]!r:.100}")
             elif cells:
                 row: dict = dict(zip(names, cells, strict=False))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from data.batches import encode_prompt
+from data.batches import encode_prompts
 from data.prompts import Template
 from data.prompts import template as template_named
 from data.stops import stop_ids
@@ -51,12 +51,11 @@ def generate_text(
         raise UserError(f"texts should be a list: generate_text(model, tokenizer, [{texts!r:.50}])")
     if isinstance(template, str):
         template = template_named(template, tokenizer)
-    prompts = [
-        encode_prompt(tokenizer, {"instruction": text}, template)[1]
-        if template
-        else tokenizer.encode(text)
-        for text in texts
-    ]
+    if template:
+        rows = [{"instruction": text} for text in texts]
+        prompts = [ids for _, ids in encode_prompts(tokenizer, rows, template)]
+    else:
+        prompts = [tokenizer.encode(text) for text in texts]
     if not prompts:
         return []
     if sampling is not None and seeds is None:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.batches import encode_prompt
+from data.batches import encode_prompts
 from data.prompts import Template
 from data.prompts import template as template_named
 from data.stops import stop_ids
@@ -130,8 +130,8 @@ def jobs_of(
 ) -> list[Job]:
     jobs = []
     for name, rows in problems.items():
-        for index, row in enumerate(rows):
-            text, ids = encode_prompt(tokenizer, row, template)
+        encoded = encode_prompts(tokenizer, rows, template)
+        for index, (row, (text, ids)) in enumerate(zip(rows, encoded, strict=True)):
             prediction = {
                 "set": name,
                 "index": index,

@@ -4,7 +4,7 @@ OPT and GPT-J have a table of positions that ends; LLaMA's rotary angles and BLO
 """
 
 from adapters.rows import Rows, seated
-from data.batches import encode_prompt
+from data.batches import encode_prompts
 from data.prompts import Template
 from eval.settings import Eval
 from model.language import LanguageModel
@@ -72,8 +72,8 @@ def room_lines(
     wanted = 1 if decoding.scoring == "likelihood" else decoding.max_new_tokens
     none, short = [], []
     for name, rows in tests.items():
-        for number, row in enumerate(rows, start=1):
-            tokens = len(encode_prompt(tokenizer, row, template)[1])
+        for number, (_, ids) in enumerate(encode_prompts(tokenizer, rows, template), start=1):
+            tokens = len(ids)
             room = room_for(positions, tokens, wanted)
             if room < wanted:
                 (short if room else none).append(f"{name} row {number} ({tokens} tokens)")

@@ -140,31 +140,43 @@ def part_texts(theirs: Part, here: Part, known: Collection[str]) -> tuple[str, s
 
     known: the names of the family's sites.
     """
+    at = [options_by_site(part) for part in (theirs, here)]
+    rest = [{k: o for k, o in p.overrides.items() if k not in known} for p in (theirs, here)]
+    if at[0] == at[1] and theirs.layers == here.layers and rest[0] == rest[1]:
+        return None
+    common = at[0].keys() & at[1].keys()
     sizes = [
-        f.name
-        for f in fields(theirs.options)
-        if not f.metadata.get("training")
-        and getattr(theirs.options, f.name) != getattr(here.options, f.name)
+        name
+        for name in dict.fromkeys(name for sites in at for of in sites.values() for name in of)
+        if any(at[0][site][name] != at[1][site][name] for site in common)
+        or (
+            not common
+            and {of[name] for of in at[0].values()} != {of[name] for of in at[1].values()}
+        )
     ]
 
-    def overrides(part: Part) -> dict:  # without those of sites that only other families adapt
-        return {k: o for k, o in part.overrides.items() if k in part.sites or k not in known}
+    def text(part: Part, by_site: dict, patterns: dict) -> str:
+        groups: dict[str, list[str]] = {}  # values -> the sites that have them
+        for site, of in by_site.items():
+            groups.setdefault(", ".join(f"{name} {of[name]}" for name in sizes), []).append(site)
+        sites = "; ".join(f"{values} on {', '.join(on)}".strip() for values, on in groups.items())
+        for pattern, options in patterns.items():
+            sites += f" ({pattern}: {', '.join(f'{k} {v}' for k, v in options.items())})"
+        return sites + ("" if part.layers == "all" else f", layers {part.layers}")
 
-    def place(part: Part) -> tuple:
-        return frozenset(part.sites), part.layers, overrides(part)
+    return text(theirs, at[0], rest[0]), text(here, at[1], rest[1])
 
-    if not sizes and place(theirs) == place(here):
-        return None
 
-    def text(part: Part) -> str:
-        values = ", ".join(f"{name} {getattr(part.options, name)}" for name in sizes)
-        sites = f"on {', '.join(part.sites)}"
-        for site, options in overrides(part).items():
-            sites += f" ({site}: {', '.join(f'{k} {v}' for k, v in options.items())})"
-        layers = "" if part.layers == "all" else f", layers {part.layers}"
-        return f"{values} {sites}{layers}".strip()
-
-    return text(theirs), text(here)
+def options_by_site(part: Part) -> dict[str, dict]:
+    """Site -> its options that change what is computed, with the part's overrides of that site."""
+    names = [f.name for f in fields(part.options) if not f.metadata.get("training")]
+    return {
+        site: {
+            name: part.overrides.get(site, {}).get(name, getattr(part.options, name))
+            for name in names
+        }
+        for site in part.sites
+    }
 
 
 def beside_published(ours: Conditions, predictions: list[dict]) -> tuple[list[Table], list[str]]:
@@ -222,5 +234,5 @@ def comparison_notes(ours: Conditions, found: Sequence[Compared]) -> list[str]:
     notes += [f"Not comparable: {c.name}: {c.text}." for c in others[:MOST]]
     if words := dict.fromkeys(c.row.word for c in found if not c.same):
         model, what = Path(ours.model).name, ours.adapter.kind if ours.adapter else "no adapter"
-        notes.append(f"{model} has published rows of {', '.join(words)}; here {what}.")
+        notes.append(f"{model} has published rows of {'; '.join(words)}. Here: {what}.")
     return notes

@@ -18,8 +18,9 @@ from data.stored_template import stored_template
 from experiments.history import history_of
 from files.errors import UserError
 from files.reading import read_json
+from files.toml import read_toml
 from model.language import LanguageModel
-from model.registry import find
+from model.registry import find, pocket_names
 from model.tokenizer import Tokenizer
 from train.settings import Settings
 
@@ -53,15 +54,26 @@ def section_and_base(folder: Path) -> tuple[dict, str]:
 
 
 def check_named(folder: Path, table: dict) -> None:
-    """Raise UserError where an adapter's file names no model, or an unknown one."""
+    """Raise UserError where an adapter's file names no model, an unknown one, or a folder.
+
+    A folder is opened where the run names it too that the adapter is of: a path that stands in the
+    file of an adapter alone may be any of this machine.
+    """
     if "model" not in table:
         raise UserError(f"{folder} does not say which model it is for: give --model")
+    name, run = table["model"], folder.parent / "run.toml"
     try:
-        find(table["model"])
+        place = find(name)
     except UserError:
         raise UserError(
-            f"{folder} was trained on {table['model']!r:.200}, which is not here: give --model"
+            f"{folder} was trained on {name!r:.200}, which is not here: give --model"
         ) from None
+    named = name in pocket_names() or (run.is_file() and read_toml(run).get("model") == name)
+    if isinstance(place, Path) and not named:
+        raise UserError(
+            f"{folder} was trained on the folder {name!r:.200}, which only its own file names, and "
+            "is not opened: give it with --model"
+        )
 
 
 # ---------------------------------------------------------------- the adapter

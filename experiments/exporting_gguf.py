@@ -53,17 +53,18 @@ def export_gguf(
     else:
         lora_of(model)  # before anything is written
         dequantize(model)
-    whole = lora = ""
-    if kind != "lora":
-        whole = f"model-{DTYPES[model.input_embedding.weight.dtype][0]}.gguf"
+    dtype = dtype_named(settings.dtype) or torch.float32  # of the LoRA
+    own = model.input_embedding.weight.dtype
+    whole = f"model-{DTYPES[own][0]}.gguf" if kind != "lora" else ""
+    lora = f"lora-{DTYPES[dtype][0]}.gguf" if kind != "merged" else ""
+    recipe = modelfile(whole, lora, prompt, tokenizer) if engine == "ollama" else ""
+    if whole:
         write_model(model, tokenizer, folder / whole, jinja(prompt))
-    if kind != "merged":
-        dtype = dtype_named(settings.dtype) or torch.float32
-        lora = f"lora-{DTYPES[dtype][0]}.gguf"
+    if lora:
         write_lora(model, folder / lora, dtype)
+    if recipe:
+        write_text(folder / MODELFILE, recipe)
     base = base_name(model)
-    if engine == "ollama":
-        write_text(folder / MODELFILE, modelfile(whole, lora, prompt, tokenizer))
 
     def command(at: str) -> str:
         if engine == "ollama":

@@ -33,12 +33,11 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     folder as it is.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()
-    disable_progress_bars()
+    logging.set_verbosity_error()  # errors are reported once, by `hub_errors`
     api = HfApi()
-    private_words, to = " --private" if private else "", repo
+    to, more = repo, " --private" * private
     try:
         with hub_errors(repo, "main", "another name with --push", there=":"):
             url = api.create_repo(repo, private=private or None, exist_ok=True)
@@ -51,6 +50,6 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     except UserError as error:
         raise UserError(
             f"not pushed: {error}; {folder} is whole, to go on: hf upload {to} "
-            f"{shlex.quote(str(folder))}{private_words}"
+            f"{shlex.quote(str(folder))}{more}"
         ) from None
     return str(url)

@@ -30,9 +30,11 @@ except ModuleNotFoundError:  # not a Unix
 
 MEMORY = 512 * 2**20  # bytes of address space, of which Python and its modules take about 100 MB
 SECONDS = 2.0  # of computing until the function calls `allow` again
+REST = 20.0  # seconds without work after which a Budget begins anew
 LONGEST = 200_000_000  # bytes of an answer
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = "from files.bounded import serve; serve()"
+MAIN_THREAD = threading.main_thread()
 is_child = False
 
 
@@ -47,20 +49,30 @@ def allow(seconds: float) -> None:
 
 
 class Budget:
-    """In the child: what all pieces of one kind of work took so far, and may take."""
+    """What all pieces of one kind of work took so far, and may take.
+
+    It begins anew after it was spent, and where no piece was asked for for REST seconds: a server
+    works for many.
+    """
 
     def __init__(self, seconds: float, more: float = 0.0):
         """seconds: of computing for all; more: for each further piece."""
-        self.spent, self.allowed, self.more = 0.0, seconds, more
+        self.seconds, self.more = seconds, more
+        self.begin()
+
+    def begin(self) -> None:
+        self.spent, self.allowed, self.last = 0.0, self.seconds, time.monotonic()
 
     @contextmanager
     def piece(self, what: str, seconds: float = 0.0, more: float = 0.0) -> Iterator[None]:
-        """A piece of work; after so many seconds the process ends, 0: after those of the request.
+        """A piece of work; after so many seconds the child ends, 0: after those of the request.
 
         more: seconds beside those of every piece, for a long one. Raises UserError where all pieces
         take too much.
         """
         began = time.process_time()
+        if time.monotonic() - self.last > REST:
+            self.begin()
         if seconds:
             allow(seconds)
         try:
@@ -68,8 +80,33 @@ class Budget:
         finally:
             self.spent += time.process_time() - began
             self.allowed += self.more + more
+            self.last = time.monotonic()
             if self.spent > self.allowed:
-                raise UserError(f"{what}: longer than {self.allowed:.0f} s for all texts")
+                allowed = self.allowed
+                self.begin()
+                raise UserError(f"{what}: longer than {allowed:.0f} s in all")
+
+
+@contextmanager
+def clock(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in this block after so many seconds, whatever it waits for.
+
+    In the main thread of a Unix; elsewhere nothing is ended.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not MAIN_THREAD:
+        yield
+        return
+
+    def ring(*_) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, where the error was swallowed
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def serve() -> None:

@@ -9,7 +9,8 @@ from files.errors import UserError
 PLAIN = re.compile(r"(?:[\w-]|\\?\.)*")  # names and dots: nothing that could backtrack
 SECONDS = 2.0  # of computing for one match; for all matches together, three times as long
 FAULTS = (re.error, OverflowError, RecursionError)
-BUDGET = Budget(3 * SECONDS)
+BUDGET = Budget(3 * SECONDS)  # in the child
+ASKING = Budget(2 * SECONDS)  # of this process: a hundred thousand cheap patterns take time as well
 
 
 @lru_cache(maxsize=100_000)
@@ -24,7 +25,10 @@ def match(pattern: str, text: str, before: str = "", after: str = "") -> dict | 
         return found and found.groupdict()
     what = f"{pattern!r:.100}"
     request = [pattern, before, after, text]
-    groups, fault = call("files.patterns:match_in_child", request, f"the pattern {what}", SECONDS)
+    with ASKING.piece(f"patterns such as {what}"):
+        groups, fault = call(
+            "files.patterns:match_in_child", request, f"the pattern {what}", SECONDS
+        )
     if fault:
         raise UserError(f"{what} is not a regular expression ({fault:.200})")
     return groups

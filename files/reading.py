@@ -7,6 +7,8 @@ from files.errors import UserError
 
 LONGEST_JSON = 20_000_000  # bytes; the largest published indexes and headers have a tenth of it
 MOST_SHARDS = 10_000
+MOST = 150_000_000  # bytes that the values of a text may take in Python, beside 16 for a character
+JSON_SIGNS = {"{": 200, "[": 72, ",": 60, "\n": 60, '"': 25}  # bytes that values take, a sign
 
 
 def read_json(path: Path) -> dict:
@@ -16,9 +18,9 @@ def read_json(path: Path) -> dict:
             raise UserError(
                 f"{path} has {path.stat().st_size:,} bytes, too many for what it should hold"
             )
-        value = json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=reject_duplicate_keys
-        )
+        text = read_file(path).decode("utf-8")
+        check_expansion(path, text)
+        value = json.loads(text, object_pairs_hook=reject_duplicate_keys)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except UserError:
@@ -28,6 +30,26 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file. Raises UserError for a pipe or a device, which may have no end; OSError."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is not a file")
+    return path.read_bytes()
+
+
+def check_expansion(path: Path, text: str, signs: dict[str, int] = JSON_SIGNS) -> None:
+    """Raise UserError for a text whose values would take far more memory than it has characters.
+
+    signs: what begins or ends a value, and the bytes that this value takes at most.
+    """
+    bytes_needed = sum(text.count(sign) * size for sign, size in signs.items())
+    if bytes_needed > MOST + 16 * len(text):
+        raise UserError(
+            f"{path} has {len(text):,} characters and expands to too many values: "
+            f"about {bytes_needed / 1e6:,.0f} MB"
+        )
 
 
 def resolve_inside(folder: Path, name: str) -> Path:

@@ -1,52 +1,117 @@
-"""A tokenizer.json at work: the part that runs in the child process (model/tokenizer_bounds.py)."""
+"""Tokenizers of other people at work: the part that runs in the child process.
+
+A tokenizer.json is run here where it is not bounded (model/tokenizer_bounds.py), a tokenizer.model
+always (model/tokenizer_sentencepiece.py).
+"""
+
+from base64 import b64decode
 
 from files.bounded import SECONDS, Budget, call
 from files.errors import UserError
 
 MEMORY = 2**30  # bytes of address space
+LOADING = 8.0  # seconds
 LONGEST = 100  # tokens or characters for each one given, beside a thousand
-tokenizers: dict = {}  # in the child: key -> (tokenizer, Budget)
+PIECES = 1_000_000  # of a tokenizer.model; published ones have 256,000
+kept: dict = {}  # in the child: key -> (tokenizer, Budget)
 
 
-def ask(state: str, request: list, what: str) -> list:
-    """What a tokenizer answers to [method, value, flag]; state: the text of its tokenizer.json.
+def ask(kind: str, source: str, request: list, what: str) -> list:
+    """What a tokenizer answers to [method, value, flag].
 
-    The child gets the text with the first request and keeps the tokenizer. Raises UserError.
+    kind: "Json", where source is the text of its tokenizer.json, or "Pieces", where source is its
+    tokenizer.model in base64. The child gets it with the first request and keeps the tokenizer.
+    Raises UserError.
     """
-    key = hash(state)
+    key = f"{kind} {hash(source)}"
     answer = call("files.tokenizing:run", [key, what, *request], what, SECONDS, MEMORY)
     if answer is None:
-        call("files.tokenizing:keep", [key, state], what, 10 * SECONDS, MEMORY)
+        call("files.tokenizing:keep", [key, what, kind, source], what, LOADING, MEMORY)
         answer = call("files.tokenizing:run", [key, what, *request], what, SECONDS, MEMORY)
     return answer
 
 
-def keep(request: list) -> None:
-    """In the child: the tokenizer of this key, in place of the one before."""
-    from tokenizers import Tokenizer
+# ---------------------------------------------------------------- in the child
+class Json:
+    """A tokenizer of the `tokenizers` library. Its methods return (answer, its size, the size of
+    what was given)."""
 
-    key, state = request
-    tokenizers.clear()
-    tokenizers[key] = Tokenizer.from_str(state), Budget(8.0, 0.005)
+    def __init__(self, text: str):
+        from tokenizers import Tokenizer
+
+        self.inner = Tokenizer.from_str(text)
+
+    def encode(self, text: str, special: bool) -> tuple[list, int, int]:
+        made = self.inner.encode(text, add_special_tokens=special)
+        return [made.ids, made.offsets, made.special_tokens_mask], len(made.ids), len(text)
+
+    def decode(self, ids: list[int], skip: bool) -> tuple[list, int, int]:
+        text = self.inner.decode(ids, skip_special_tokens=skip)
+        return [text], len(text), len(ids)
+
+
+class Pieces:
+    """A tokenizer of sentencepiece, which encodes and decodes several parts of a text at once."""
+
+    def __init__(self, text: str):
+        from sentencepiece import SentencePieceProcessor
+
+        self.inner = SentencePieceProcessor()
+        self.inner.LoadFromSerializedProto(b64decode(text))
+
+    def table(self, *_) -> tuple[list, int, int]:
+        """[every piece, the number of BOS, the numbers of control, unknown and byte pieces]."""
+        count = self.inner.vocab_size()
+        if count > PIECES:
+            raise UserError(f"it has {count:,} pieces")
+        kinds = [self.inner.is_control, self.inner.is_unknown, self.inner.is_byte]
+        numbers = [[n for n in range(count) if kind(n)] for kind in kinds]
+        pieces = [self.inner.id_to_piece(n) for n in range(count)]
+        return [pieces, self.inner.bos_id(), *numbers], 0, 0
+
+    def scores(self, *_) -> tuple[list, int, int]:
+        """[the score of every piece, the numbers of unused pieces]."""
+        numbers = range(self.inner.vocab_size())
+        scores = [self.inner.get_score(n) for n in numbers]
+        return [scores, [n for n in numbers if self.inner.is_unused(n)]], 0, 0
+
+    def encode(self, texts: list[str], _) -> tuple[list, int, int]:
+        made = [self.inner.encode(text) for text in texts]
+        return made, sum(map(len, made)), sum(map(len, texts))
+
+    def decode(self, parts: list[list[int]], _) -> tuple[list, int, int]:
+        made = [self.inner.decode(ids) for ids in parts]
+        return made, sum(map(len, made)), sum(map(len, parts))
+
+
+def keep(request: list) -> None:
+    """The tokenizer of this key, in place of the one before."""
+    key, what, kind, source = request
+    kept.clear()
+    try:
+        kept[key] = {"Json": Json, "Pieces": Pieces}[kind](source), Budget(8.0, 0.005)
+    except BaseException as error:
+        raise unusable(f"{what} cannot be read", error) from None
 
 
 def run(request: list) -> list | None:
-    """In the child: the answer, or None where it does not have the tokenizer yet."""
+    """The answer, or None where this process does not have the tokenizer yet."""
     key, what, name, value, flag = request
-    if key not in tokenizers:
+    if key not in kept:
         return None
-    tokenizer, budget = tokenizers[key]
+    tokenizer, budget = kept[key]
     try:
         with budget.piece(what):
-            if name == "decode":
-                answer = [tokenizer.decode(value, skip_special_tokens=flag)]
-            else:
-                made = tokenizer.encode(value, add_special_tokens=flag)
-                answer = [made.ids, made.offsets, made.special_tokens_mask]
-    except UserError:
-        raise
-    except BaseException as error:  # a panic of Rust is no Exception
-        raise UserError(f"{what} cannot be used: {error!s:.200}") from None
-    if len(answer[0]) > LONGEST * (1000 + len(value)):
-        raise UserError(f"{what} makes {len(answer[0]):,} of {len(value):,}")
+            answer, size, given = getattr(tokenizer, name)(value, flag)
+    except BaseException as error:
+        raise unusable(f"{what} cannot be used", error) from None
+    if size > LONGEST * (1000 + given):
+        raise UserError(f"{what} makes {size:,} of {given:,}")
     return answer
+
+
+def unusable(what: str, error: BaseException) -> BaseException:
+    """The error to raise for what a library raised; a panic of Rust is no Exception."""
+    if isinstance(error, MemoryError):
+        return error
+    return UserError(f"{what}: {error!s:.200}")

@@ -92,12 +92,12 @@ def alibi_slopes(heads: int, device: torch.device) -> Tensor:
 def alibi(config: Config, keys: Tensor, queries: Tensor, looks: Tensor) -> Tensor:
     """What is added to the scores [B, H, T, S]: -slope x distance, and -inf where `looks` is False.
 
-    Positions of keys [B, S] and queries [B, T]; looks bool [B, 1, T, S]. Distance is counted from
-    the query, which does not change the softmax: small distances stay exact in bfloat16.
+    Positions of keys [B, S] and queries [B, T]; looks bool [B or 1, 1, T, S]. Distance is counted
+    from the query, which does not change the softmax: small distances stay exact in bfloat16.
     """
     slopes = alibi_slopes(config.n_head, keys.device)
     distance = keys[:, None, None, :] - queries[:, None, :, None]
-    return (slopes[:, None, None] * distance).masked_fill(~looks, -math.inf)
+    return (slopes[:, None, None] * distance).masked_fill_(~looks, -math.inf)
 
 
 def rename(key: str) -> str:
@@ -190,6 +190,8 @@ class Model(LanguageModel):
     def step(self, tokens: Tokens, cache: Cache | None) -> Step:
         keys, T = tokens.positions(), tokens.ids.shape[1]
         queries = keys[:, -T:] if tokens.starts is None else tokens.query_positions()
+        if tokens.mask is None and tokens.given is None and tokens.starts is None:
+            keys, queries = keys[:1], queries[:1]  # those of every row
         bias = alibi(self.config, keys, queries, tokens.may_look())
         return Step(bias.to(self.dtype), cache, packing=tokens.packing, places=tokens.in_prompts)
 

@@ -17,6 +17,7 @@ import torch
 
 from files.errors import UserError
 from model.language import LanguageModel, call_block
+from model.quantize.nf4 import NF4
 
 BACKEND = "inductor"
 KINDS = 64  # forms of a block that are compiled: adapters, training or not, dtype, one row or more
@@ -56,9 +57,13 @@ def compiled(model: LanguageModel, answers: bool = False) -> Iterator[None]:
     import torch._dynamo
 
     limits = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
-    caches = [block.get_submodule(model.sites["kv"]) for block in model.blocks if answers]
-    for site in caches:
-        site.forward = torch.compiler.disable(site.forward)
+    plain = [
+        (block.get_submodule(model.sites["kv"]), "forward") for block in model.blocks if answers
+    ]
+    # torch would make nf4's table of levels anew in each product, and may leave out roundings
+    plain += [(module, "product") for module in model.modules() if isinstance(module, NF4)]
+    for site, name in plain:
+        setattr(site, name, torch.compiler.disable(getattr(site, name)))
     model.call = torch.compile(call_block, backend=BACKEND)
     try:
         # a number that differs between blocks, such as `layer`, is no reason to compile each
@@ -66,5 +71,5 @@ def compiled(model: LanguageModel, answers: bool = False) -> Iterator[None]:
             yield
     finally:
         model.call = call_block
-        for site in caches:
-            del site.forward
+        for site, name in plain:
+            delattr(site, name)

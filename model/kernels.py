@@ -38,14 +38,19 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return kernels(x).dropout(x, p, training)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`RMSNorm.compute` in one kernel of a GPU, which computes in float32 and rounds once."""
+    return kernels(x).rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False
 ) -> Tensor:
     """softmax(q k^T / sqrt(D)) v. q [B, H, T, D]; k, v [B, K, S, D] -> [B, T, H*D].
 
-    mask None: causal. Bool [B, 1, T, S]: True = may look. Float [B, H, T, S]: added to the scores.
-    Each query looks at one key at least, and at none after itself. float32: q and k are multiplied
-    in float32, as the fused kernels do (float16 may overflow).
+    mask None: causal. Bool [B or 1, 1, T, S]: True = may look. Float [B or 1, H, T, S]: added to
+    the scores. Each query looks at one key at least, and at none after itself. float32: q and k are
+    multiplied in float32, as the fused kernels do (float16 may overflow).
     """
     B, H, T, D = q.shape
     device = kernels(q).device if q.is_meta else q.device.type
@@ -57,9 +62,19 @@ def attention(
     elif device == "cpu":
         out = attention_plain(q, k, v, mask, float32)
     else:
+        grouped = k.shape[1] != H
+        if grouped and not is_flash(q, mask):  # the other fused kernel has no grouped heads
+            k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+            grouped = False
         fused = kernels(q).attention
-        out = fused(q, k, v, mask, is_causal=mask is None, enable_gqa=k.shape[1] != H)
+        out = fused(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
     return out.transpose(1, 2).reshape(B, T, H * D)
+
+
+def is_flash(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether a GPU computes `attention` of several queries [B, H, T, D] by flash attention."""
+    D = q.shape[-1]
+    return mask is None and q.dtype != torch.float32 and D <= 256 and D % 8 == 0
 
 
 def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,7 +86,7 @@ def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     (B, H, T, D), K = q.shape, k.shape[1]
     rows = q.reshape(B, K, -1, D)  # [B, K, H / K * T, D]
     if mask is not None and mask.shape[1] > 1:  # of each head
-        mask = mask.reshape(B, K, -1, mask.shape[-1])
+        mask = mask.reshape(len(mask), K, -1, mask.shape[-1])
     elif mask is not None and T > 1:
         mask = mask.repeat(1, 1, H // K, 1)
     fused = kernels(q).attention

@@ -11,6 +11,7 @@ from pathlib import Path
 from files.errors import UserError
 from files.tokenizing import ask
 
+ENTRIES = 600_000  # of a vocabulary, or merges; published ones have 262,000
 LONGEST_TOKEN = 1000  # characters
 ADDED = 500_000  # characters of all added tokens together
 UNIGRAM = 4_000_000  # characters of a Unigram's vocabulary, whose tree takes 300 bytes for each
@@ -45,6 +46,10 @@ def check_sizes(raw: dict, path: Path) -> None:
                 f"{path}: its {what} has {sum(lengths):,} characters, in one token up to "
                 f"{max(lengths):,}: too many for a tokenizer"
             )
+    for what in ("vocab", "merges"):
+        count = len(model[what]) if isinstance(model.get(what), dict | list) else 0
+        if count > ENTRIES:
+            raise UserError(f"{path}: its {what} has {count:,} entries: too many for a tokenizer")
     if model.get("dropout"):
         raise UserError(
             f"{path} has model.dropout = {model['dropout']!r:.50}: it would cut the same text into "
@@ -109,8 +114,10 @@ class InChild:
         return getattr(self.inner, name)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> Encoded:
-        ids, offsets, mask = ask(self.state, ["encode", text, add_special_tokens], self.what)
+        ids, offsets, mask = ask(
+            "Json", self.state, ["encode", text, add_special_tokens], self.what
+        )
         return Encoded(ids, [tuple(place) for place in offsets], mask)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return ask(self.state, ["decode", ids, skip_special_tokens], self.what)[0]
+        return ask("Json", self.state, ["decode", ids, skip_special_tokens], self.what)[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from files.errors import UserError
-from files.reading import resolve_inside
+from files.reading import check_expansion, resolve_inside
 from model.tokenizer_bounds import PREFIX, InChild, check_sizes, is_bounded
 
 LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
@@ -29,7 +29,9 @@ class FileTokenizer:
         from tokenizers import Tokenizer
 
         path = resolve_inside(folder, "tokenizer.json")
-        raw = translate_errors(path, lambda: json.loads(path.read_bytes()))
+        text = translate_errors(path, lambda: path.read_text(encoding="utf-8"))
+        check_expansion(path, text)
+        raw = translate_errors(path, lambda: json.loads(text))
         if not isinstance(raw, dict):
             raise UserError(f"{path} holds a {type(raw).__name__}, not a JSON object")
         translate_errors(path, lambda: check_sizes(raw, path))

@@ -2,17 +2,22 @@
 
 import codecs
 import re
+from base64 import b64encode
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from files.errors import UserError
 from files.reading import resolve_inside
+from files.tokenizing import ask
 from model.added_tokens import AddedToken, read_added_tokens
-from model.tokenizer_json import SPACE, translate_errors
+from model.tokenizer_json import SPACE
+
+SPECIAL = 20_000  # control and added tokens, which are an expression together
 
 
 class SentencePieceTokenizer:
-    """A `tokenizer.model`, run by sentencepiece itself; bos=True puts <s> in front.
+    """A `tokenizer.model`, run by sentencepiece in the child process; bos=True puts <s> in front.
 
     Control tokens and added tokens are never split; each part between them begins with the
     space that sentencepiece puts in front of a text, as in LLaMA-1's own tokenizer.json.
@@ -20,42 +25,47 @@ class SentencePieceTokenizer:
 
     def __init__(self, folder: Path, names: dict):
         """names: what tokenizer_config.json holds."""
-        from sentencepiece import SentencePieceProcessor
-
-        path = resolve_inside(folder, "tokenizer.model")
+        self.path = resolve_inside(folder, "tokenizer.model")
+        self.source = b64encode(self.path.read_bytes()).decode()
         if names.get("add_prefix_space") is False:
             where = folder / "tokenizer_config.json"
             raise UserError(
                 f"{where}: add_prefix_space = false is not supported beside tokenizer.model"
             )
         added = {token.id: token for token in read_added_tokens(folder, names)}
-        self.inner = translate_errors(path, lambda: SentencePieceProcessor(model_file=str(path)))
-        self.base_size = self.inner.vocab_size()
-        tokens = translate_errors(path, self.control_tokens) | added
+        self.pieces, bos, control, unknown, in_bytes = self.ask("table", None)
+        self.base_size = len(self.pieces)
+        self.numbers = {piece: n for n, piece in reversed(list(enumerate(self.pieces)))}
+        self.bytes = set(in_bytes)
+        hidden = {n: AddedToken(self.pieces[n], n, special=True) for n in (*control, *unknown)}
+        tokens = hidden | added
+        if len(tokens) > SPECIAL:
+            raise UserError(f"{self.path}: {len(tokens):,} control and added tokens are too many")
         self.size = max([self.base_size, *(1 + number for number in tokens)])
         self.texts = {number: token.text for number, token in tokens.items()}
         self.added = {text: number for number, text in self.texts.items()}
         self.special = {number for number, token in tokens.items() if token.special is not False}
         longest_first = sorted(tokens.values(), key=lambda token: -len(token.text))
         self.pattern = re.compile("|".join(map(pattern_of, longest_first)) or r"(?!)")
-        self.bos = self.inner.bos_id() if names.get("add_bos_token") is not False else -1
+        self.bos = bos if names.get("add_bos_token") is not False else -1
 
-    def control_tokens(self) -> dict[int, AddedToken]:
-        """The control tokens of the model and its unknown token."""
-        numbers = (
-            number
-            for number in range(self.base_size)
-            if self.inner.is_control(number) or self.inner.is_unknown(number)
-        )
-        return {n: AddedToken(self.inner.id_to_piece(n), n, special=True) for n in numbers}
+    def ask(self, name: str, value) -> list:
+        """What the child process answers (files/tokenizing.py). Raises UserError."""
+        return ask("Pieces", self.source, [name, value, None], f"the tokenizer {self.path}")
+
+    def parts_of(self, text: str) -> tuple[list[tuple[str, list[int]]], list[re.Match]]:
+        """(the parts of a text between its special tokens with their ids, these tokens)."""
+        found = list(self.pattern.finditer(text))
+        starts, ends = [0, *(match.end() for match in found)], [match.start() for match in found]
+        parts = [text[a:b] for a, b in zip(starts, [*ends, len(text)], strict=True)]
+        return list(zip(parts, self.ask("encode", parts), strict=True)), found
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        ids, at = [self.bos] if bos and self.bos >= 0 else [], 0
-        for match in self.pattern.finditer(text):
-            ids += self.inner.encode(text[at : match.start()])
-            ids.append(int(match.lastgroup.removeprefix("t")))
-            at = match.end()
-        return ids + self.inner.encode(text[at:])
+        parts, found = self.parts_of(text)
+        ids = [self.bos] if bos and self.bos >= 0 else []
+        for (_, pieces), match in zip_longest(parts, found):
+            ids += [*pieces, number_of(match)] if match else pieces
+        return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text, and the characters [start, end) that each stands for.
@@ -65,13 +75,11 @@ class SentencePieceTokenizer:
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         at = 0
-        for match in [*self.pattern.finditer(text), None]:
-            part = text[at : match.start() if match else len(text)]
-            pieces = self.inner.encode(part)
+        for (part, pieces), match in zip_longest(*self.parts_of(text)):
             ids += pieces
             places += [(at + start, at + end) for start, end in self.places(part, pieces)]
             if match:
-                ids.append(int(match.lastgroup.removeprefix("t")))
+                ids.append(number_of(match))
                 places.append(match.span())
                 at = match.end()
         return ids, places
@@ -86,8 +94,8 @@ class SentencePieceTokenizer:
         starts: list[int] = []
         length = 0
         for number in ids:
-            piece = self.inner.id_to_piece(number)
-            is_byte = self.inner.is_byte(number)  # "<0x0A>"
+            piece = self.pieces[number]
+            is_byte = number in self.bytes  # "<0x0A>"
             new = bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(SPACE, " ").encode()
             starts.append(length)
             spelled.append(decoder.decode(new))
@@ -107,27 +115,38 @@ class SentencePieceTokenizer:
     def decode(self, ids: list[int], special: bool = False) -> str:
         """Ids -> text; special=True: special tokens too."""
         shown = ids if special else [number for number in ids if number not in self.special]
-        return "".join(self.parts(shown))
+        runs = list(self.runs(shown))
+        texts = iter(self.ask("decode", [run for run in runs if isinstance(run, list)]))
+        return "".join(
+            run if isinstance(run, str) else self.space_before(run) * bool(at) + next(texts)
+            for at, run in enumerate(runs)
+        )
 
-    def parts(self, ids: list[int]) -> Iterator[str]:
-        """The text of each added token, and of each run of others."""
-        start = 0
-        for end in range(len(ids) + 1):
-            if end < len(ids) and ids[end] not in self.texts:
+    def space_before(self, ids: list[int]) -> str:
+        """The space that sentencepiece leaves out at the start of a text."""
+        return " " if self.pieces[ids[0]].startswith(SPACE) else ""
+
+    def runs(self, ids: list[int]) -> Iterator[str | list[int]]:
+        """The text of each added token, and each run of others."""
+        run: list[int] = []
+        for number in ids:
+            if number not in self.texts:
+                run.append(number)
                 continue
-            run = ids[start:end]
             if run:
-                begins_with_space = self.inner.id_to_piece(run[0]).startswith(SPACE)
-                yield (" " if start and begins_with_space else "") + self.inner.decode(run)
-            if end < len(ids):
-                yield self.texts[ids[end]]
-            start = end + 1
+                yield run
+            yield self.texts[number]
+            run = []
+        if run:
+            yield run
 
     def token_id(self, token: str) -> int | None:
-        if token in self.added:
-            return self.added[token]
-        number = self.inner.piece_to_id(token)
-        return number if self.inner.id_to_piece(number) == token else None
+        return self.added.get(token, self.numbers.get(token))
+
+
+def number_of(match: re.Match) -> int:
+    """The id of a token that the pattern found."""
+    return int(match.lastgroup.removeprefix("t"))
 
 
 def pattern_of(token: AddedToken) -> str:

@@ -56,7 +56,7 @@ class Server:
             )
         handler.send_response(status)
         if self.manner != "no length":
-            headers["Content-Length"] = str(len(body))
+            headers["Content-Length"] = "9" * 5000 if self.manner == "digits" else str(len(body))
         for key, value in headers.items():
             handler.send_header(key, value)
         handler.end_headers()
@@ -68,6 +68,11 @@ class Server:
             handler.wfile.flush()
             self.sent.set()
             self.killed.wait(900)
+        elif self.manner == "drips":
+            for byte in body[:400]:
+                if self.killed.wait(0.02):
+                    break
+                handler.wfile.write(bytes([byte]))
         else:
             if self.manner == "a while":
                 time.sleep(0.5)

@@ -21,7 +21,14 @@ from adapters.formats import paper, paper_write, peft_read, peft_write
 from adapters.formats.base_model import check_base
 from adapters.formats.peft_fields import known_by_word
 from adapters.formats.peft_keys import as_saved_by_peft
-from adapters.formats.stored import OLD_WEIGHTS, WEIGHTS, check_size, elements, read_tensors
+from adapters.formats.stored import (
+    OLD_WEIGHTS,
+    WEIGHTS,
+    check_names,
+    check_size,
+    elements,
+    read_tensors,
+)
 from adapters.in_use import parts_of
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown
@@ -154,6 +161,7 @@ def read_adapter(model: LanguageModel, folder: Path) -> tuple[AdapterConfig, Ten
     tensors = read_tensors(folder, elements(model))
     where = str(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else OLD_WEIGHTS))
     raw = read_json(resolve_inside(folder, CONFIG))
+    check_names(raw, str(folder / CONFIG))
     if OURS in raw:
         config, run = read_ours(model, raw[OURS], folder)
         return config, Tensors(tensors, where), run
@@ -208,12 +216,16 @@ def read_ours(model: LanguageModel, ours, folder: Path) -> tuple[AdapterConfig, 
     if not isinstance(ours, dict) or not isinstance(ours.get("adapter"), dict):
         raise UserError(f"{folder / CONFIG}: section {OURS!r} has no table 'adapter'")
     family, fingerprint, run = (ours.get(key) for key in ("family", "base_fingerprint", "run"))
+    base = run.get("model") if isinstance(run, dict) else None  # is not opened: the user names it
+    named = f"; its file names {base!r:.200}: give --model" if isinstance(base, str) else ""
     if family != model.family:
-        raise UserError(f"{folder} was made for a {family} model, this one is {model.family}")
+        raise UserError(
+            f"{folder} was made for a {family!s:.20} model, this one is {model.family}{named}"
+        )
     if has_weights(model) and fingerprint != model.fingerprint:
         raise UserError(
             f"{folder} was trained on another base model (fingerprint {fingerprint}, this one has "
-            f"{model.fingerprint})"
+            f"{model.fingerprint}){named}"
         )
     return resolve(ours["adapter"]), run if isinstance(run, dict) else {}
 

@@ -57,15 +57,15 @@ def tokenizer_fields(tokenizer: Tokenizer, rows: int, template: str | None) -> d
         fields["scores"] = [piece.score for piece in table]
     if tokenizer.eos_id is None:
         raise UserError(f"{where}: the tokenizer has no EOS, and llama.cpp would take token 11")
+    start = tokenizer.encode("")
+    if len(start) > 1:
+        raise UserError(f"{where}: texts begin with the tokens {start}; llama.cpp puts one there")
     unknown = tokenizer.special_tokens.get("unk_token")
     ids = {
-        "bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id,
-        "unknown": inner.token_id(unknown) if unknown else None,
+        "bos": start[0] if start else tokenizer.bos_id, "eos": tokenizer.eos_id,
+        "padding": tokenizer.pad_id, "unknown": inner.token_id(unknown) if unknown else None,
     }  # fmt: skip
     fields |= {f"{kind}_token_id": number for kind, number in ids.items() if number is not None}
-    start = tokenizer.encode("")
-    if start not in ([], [tokenizer.bos_id]):
-        raise UserError(f"{where}: texts begin with the tokens {start}; llama.cpp knows BOS only")
     fields |= {"add_bos_token": bool(start), "add_eos_token": False}
     named = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     return named | ({"tokenizer.chat_template": template} if template else {})
@@ -111,24 +111,21 @@ def read_file(inner: FileTokenizer, where) -> tuple[dict, dict[int, Piece]]:
 
 def read_sentencepiece(inner: SentencePieceTokenizer, where) -> tuple[dict, dict[int, Piece]]:
     """(fields, pieces by id) of a tokenizer.model."""
-    model = inner.inner
-    types = {UNKNOWN: model.is_unknown, CONTROL: model.is_control, UNUSED: model.is_unused,
-             BYTE: model.is_byte}  # fmt: skip
+    texts, _, control, unknown, in_bytes = inner.ask("table", None)
+    scores, unused = inner.ask("scores", None)
+    types = dict.fromkeys(in_bytes, BYTE) | dict.fromkeys(unused, UNUSED)
+    types |= dict.fromkeys(control, CONTROL) | dict.fromkeys(unknown, UNKNOWN)
     pieces = {
-        number: Piece(
-            model.id_to_piece(number),
-            next((type for type, holds in types.items() if holds(number)), NORMAL),
-            model.get_score(number),
-        )
-        for number in range(inner.base_size)
+        number: Piece(text, types.get(number, NORMAL), score)
+        for number, (text, score) in enumerate(zip(texts, scores, strict=True))
     }
-    if any(not piece.score.is_integer() for piece in pieces.values()):
+    if not all(score.is_integer() for score in scores):
         raise no_form(where, "unigram scores instead of BPE's")
-    if model.decode(model.encode(PROBE)) != PROBE:
+    if inner.decode(inner.encode(PROBE, bos=False)) != PROBE:
         raise no_form(where, "a normalization of the text, or no byte pieces")
     if r"\s*" in inner.pattern.pattern:
         raise no_form(where, "a token with lstrip or rstrip")
-    prefix = model.id_to_piece(model.encode("a")[0]).startswith(SPACE)
+    prefix = texts[inner.encode("a", bos=False)[0]].startswith(SPACE)
     return {"model": "llama", "pre": "default", "add_space_prefix": prefix}, pieces
 
 

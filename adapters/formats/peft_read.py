@@ -194,7 +194,10 @@ def read_vera(file: File) -> dict:
     options = {ours: getattr(fields, theirs) for ours, theirs in VeRA.peft.items()}
     options["r"] = r = fields.r or 256
     for path in paths:
-        check_rows(file, f"{PREFIX}{path}.vera_lambda_d", r, "r")
+        key = f"{PREFIX}{path}.vera_lambda_d"
+        if key not in tensors:  # nothing else says that r is as large as the projections made of it
+            raise file.error(f"tensor {key!r} is missing")
+        check_rows(file, key, r, "r")
     if not fields.save_projection:
         if A_KEY in tensors or B_KEY in tensors:
             raise fields.error(

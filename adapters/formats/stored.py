@@ -16,6 +16,7 @@ from model.language import LanguageModel
 from model.weights import safetensors, torch_tensors
 
 WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+NAMES = 10_000  # texts and tables in one list of a configuration; a model has fewer modules
 EXTRA = 2**26  # elements beside those that the model or the file accounts for
 
 
@@ -33,8 +34,21 @@ def read_tensors(folder: Path, most: float = math.inf) -> dict[str, Tensor]:
                     raise UserError(f"{path} holds a tensor twice")
                 tensors[key] = tensor
                 most -= tensor.numel()
+                if most < 0:  # of views of one storage, or of a file with holes
+                    raise UserError(f"{path} holds more values than the model has a place for")
             return tensors
     raise UserError(f"{folder / WEIGHTS} is missing: {folder} is no adapter folder")
+
+
+def check_names(value, where: str) -> None:
+    """Raise UserError for a list or a table with more names than a model has modules."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if not isinstance(inner, dict | list):
+            continue
+        count = len(inner) if isinstance(inner, dict) else sum(type(v) is not int for v in inner)
+        if count > NAMES:
+            raise UserError(f"{where}: {key!r:.100} has {count:,} entries, too many for a model")
+        check_names(inner, where)
 
 
 def elements(model: LanguageModel) -> int:

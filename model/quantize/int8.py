@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear
+from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear, fused_for
 
 OUTLIER = 6.0  # entries of x from here on keep their precision (LLM.int8, section 3.2)
 FEW = 8  # rows of x in bfloat16 up to which torch's product with int8 is faster than a cast of it;
 # up to half of them it is faster than packed weights (measured)
+SCALED = 48  # rows in bfloat16 from which a batch norm scales faster than a product does (measured)
 
 
 class Int8(QuantizedLinear):
@@ -40,6 +41,8 @@ class Int8(QuantizedLinear):
         return (self.codes * self.scale[:, None]).to(dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
+        if (kernels := fused_for(x, x.numel() // self.in_features)) is not None:
+            return kernels.int8_product(x, self.codes, self.scale)
         if packs(x):
             y = packed_product(x, self.codes)
         else:
@@ -60,11 +63,12 @@ class Int8(QuantizedLinear):
 def scaled(y: Tensor, scale: Tensor) -> Tensor:
     """y [..., out] * scale [out], multiplied in float32, in the dtype of y, in one pass.
 
-    On a CPU a batch norm with mean 0 and variance 1 is the fastest way to the same numbers.
+    For many rows on a CPU a batch norm with mean 0 and variance 1 is the fastest way to the same
+    numbers.
     """
     if y.dtype == torch.float16:
         scale = scale / unit_of(y.dtype)
-    if y.device.type == "cpu" and y.dtype == torch.bfloat16 and y.numel() > FEW * len(scale):
+    if y.device.type == "cpu" and y.dtype == torch.bfloat16 and y.numel() > SCALED * len(scale):
         zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
         return F.batch_norm(y.flatten(0, -2), zeros, ones, scale, zeros, eps=0).view_as(y)
     return torch.mul(y, scale, out=torch.empty_like(y))

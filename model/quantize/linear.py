@@ -1,6 +1,9 @@
 """A Linear whose weight is stored in fewer bits: the base class of int8.py and nf4.py."""
 
+import functools
+import warnings
 from abc import ABC, abstractmethod
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,32 @@ from model.sites import Linear, Site
 
 AT_ONCE = 2**18  # weights that are quantised at once, so that float32 copies stay small
 TINY = 1e-38  # divisor in place of a scale of 0, whose weights are all 0
+
+
+FEW = 8  # rows of x up to which a GPU multiplies by the codes themselves
+FUSED_ON = ("cuda",)  # kinds of device
+
+
+def fused_for(x: Tensor, rows: int = 0) -> ModuleType | None:
+    """model/quantize/fused.py where it serves x of so many rows; None: everything is plain."""
+    if x.device.type not in FUSED_ON or rows > FEW or torch.compiler.is_compiling():
+        return None
+    return fused_on(x.device)
+
+
+@functools.cache
+def fused_on(device: torch.device) -> ModuleType | None:
+    """The kernels, if they compile and compute right on this device; else a warning says why."""
+    try:
+        from model.quantize import fused
+
+        with torch.inference_mode(False):
+            fused.check(device)
+    except Exception as error:  # no triton, no compiler, another torch: of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        warnings.warn(f"quantised weights are multiplied without triton: {reason}", stacklevel=2)
+        return None
+    return fused
 
 
 class QuantizedLinear(Linear, ABC):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from files.errors import UserError
-from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear
+from model.quantize.linear import AT_ONCE, TINY, QuantizedLinear, fused_for
 
 LEVELS = (  # NormalFloat4 (QLoRA, appendix E): quantiles of N(0, 1), scaled to [-1, 1], and 0
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -53,8 +53,8 @@ class NF4(QuantizedLinear):
         low, high = blocks.aminmax(dim=1)
         self.store_scales(torch.maximum(high, -low).float())
         scale = self.scale().clamp(min=TINY)  # as it is rounded, so that the codes fit it
-        levels = torch.tensor(LEVELS, device=weight.device)
-        middles = (levels[1:] + levels[:-1]) / 2
+        at = levels(torch.float32, weight.device)
+        middles = (at[1:] + at[:-1]) / 2
         for start in range(0, len(blocks), AT_ONCE // BLOCK):
             some = slice(start, start + AT_ONCE // BLOCK)
             step = scale[some, None]
@@ -87,9 +87,19 @@ class NF4(QuantizedLinear):
             raise UserError("holds scales that are not finite")
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        flat = nf4_blocks(self.codes, self.scale(), dtype).flatten()
+        if (kernels := fused_for(self.codes)) is not None:
+            flat = kernels.nf4_matrix(self.sources(), levels(dtype, self.codes.device))
+        else:
+            flat = nf4_blocks(self.codes, self.scale(), dtype).flatten()
         out, inner = self.out_features, self.in_features
         return flat[: out * inner].view(out, inner)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        kernels = fused_for(x, x.numel() // self.in_features)
+        if kernels is None or self.in_features % BLOCK:
+            return super().multiply(x)
+        at = levels(x.dtype, x.device)
+        return kernels.nf4_product(x, self.sources(), at, self.out_features)
 
 
 def nf4_blocks(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -103,11 +113,17 @@ def nf4_blocks(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
+def levels(dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(LEVELS, dtype=dtype, device=device)
+
+
+@functools.cache
 def four_levels(dtype: torch.dtype, device: torch.device) -> Tensor:
     """[65536] words of four levels in dtype, for two bytes read as one number, the first below."""
     with torch.inference_mode(False):
-        levels = torch.tensor(LEVELS, dtype=dtype)
-        pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=1)  # [256, 2]
+        one = torch.tensor(LEVELS, dtype=dtype)
+        pairs = torch.stack((one.repeat_interleave(16), one.repeat(16)), dim=1)  # [256, 2]
         words = torch.cat((pairs.repeat(256, 1), pairs.repeat_interleave(256, dim=0)), dim=1)
         word = torch.complex128 if dtype == torch.float32 else torch.int64
         return words.view(word).flatten().to(device)

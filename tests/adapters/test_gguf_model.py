@@ -17,13 +17,18 @@ from model import load_model, load_tokenizer
 
 TOKENIZER = load_tokenizer("pocket-llama")
 IDS = [5, 899, 17, 3, 88, 250, 7, 431, 16]
-LLAMA = (
-    "grouped heads", "multi-query", "explicit head_dim", "attention biases", "mlp biases",
-    "theta", "eps", "rope linear, old spelling", "rope llama3",
-    "rope yarn, attention factor", "qwen2", "qwen3, tied",
-)  # fmt: skip
-BLOOM = ("plain", "seven heads", "untied head")
-CONFIGS["llama"]["qwen3, tied"] = CONFIGS["llama"]["qwen3"] | {"tie_word_embeddings": True}
+MORE = {
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "theta and eps": {"rope_theta": 500000, "rms_norm_eps": 0.1},
+    "qwen3, tied": CONFIGS["llama"]["qwen3"] | {"tie_word_embeddings": True},
+}
+COMPUTED = [
+    *(("llama", name) for name in (
+        "multi-query", "explicit head_dim", "rope linear, old spelling", "rope llama3",
+        "rope yarn, attention factor", "qwen2", *MORE,
+    )),
+    ("bloom", "seven heads"),
+]  # fmt: skip
 REFUSED = {
     ("llama", "gelu"): "hidden_act gelu",
     ("llama", "rope dynamic"): "rope type dynamic",
@@ -62,12 +67,10 @@ READERS = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), [*(("llama", name) for name in LLAMA), *(("bloom", name) for name in BLOOM)]
-)
+@pytest.mark.parametrize(("family", "name"), COMPUTED)
 @READERS
 def test_the_file_computes_what_the_model_does(family, name, reads, tmp_path):
-    model = tiny(tmp_path / "m", family, **CONFIGS[family][name])
+    model = tiny(tmp_path / "m", family, **(MORE | CONFIGS[family])[name])
     reads(model, write(model, tmp_path / "m.gguf"))
 
 
@@ -110,7 +113,7 @@ def test_a_window_bounds_the_length(tmp_path):
 
 
 LORAS = {  # the adapter -> what else there is
-    "llama": ["lora everywhere", "pissa", "lora on the embedding", "lora on the head", "rslora"],
+    "llama": ["lora everywhere", "pissa", "lora on the embedding", "lora on the head"],
     "bloom": ["lora everywhere", "vera"],
 }
 

@@ -8,6 +8,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from gguf_reader import LlamaCpp, gguf, needs_llama_cpp
 from tokenizer_folders import (
     TEXTS,
@@ -185,7 +186,27 @@ def test_a_space_in_front_where_the_file_has_it_as_a_pre_tokenizer(scheme, said,
     assert len([w for w in recwarn if "a space after special tokens" in str(w.message)]) == said
 
 
+def pieces(folder: Path, **options) -> str:
+    """A tokenizer.model, trained on a few words."""
+    words = [
+        "Tom has three pens and Amy has four",
+        "how many pens has Tom now",
+        "one two three",
+    ] * 9
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words), model_writer=file, minloglevel=2, byte_fallback=True,
+            vocab_size=310, hard_vocab_limit=False, remove_extra_whitespaces=False, **options,
+        )  # fmt: skip
+    return write(folder, tokenizer_config={"eos_token": "</s>"})
+
+
 REFUSED = {
+    "unigram": (
+        lambda f: pieces(f, model_type="unigram", normalization_rule_name="identity"),
+        "unigram scores",
+    ),
+    "other letters": (lambda f: pieces(f, model_type="bpe"), "a normalization of the text"),
     "an end that takes spaces with it": (lambda f: byte_level(f, rstrip=True), "'<eos>' with rstr"),
     "no bytes": (lambda f: like_llama(f, byte_fallback=False), "it has no byte_fallback"),
 }
@@ -196,6 +217,15 @@ def test_tokenizers_that_llama_cpp_has_no_form_for(what, tmp_path):
     make, why = REFUSED[what]
     with pytest.raises(UserError, match=why):
         fields_of(make(tmp_path))
+
+
+def test_a_trained_tokenizer_model(tmp_path):
+    folder = pieces(tmp_path, model_type="bpe", normalization_rule_name="identity")
+    fields, tokenizer = fields_of(folder), load_tokenizer(folder)
+    assert tokenizer.bos_id is None  # no file names it, and it is in front of each text
+    assert (fields["bos_token_id"], fields["add_bos_token"]) == (1, True)
+    for text in ("Tom has  two pens", "manyseven ", "ﬁ²"):
+        assert sentencepiece_ids(fields, text) == tokenizer.encode(text, bos=False)
 
 
 def test_a_cut_that_has_no_name_is_refused(tmp_path, monkeypatch):

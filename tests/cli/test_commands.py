@@ -15,8 +15,9 @@ from processes import ROOT
 
 import run as starter
 from cli import __version__
+from cli.closing import closing_lines
 from cli.main import COMMANDS, build_parser, parse
-from cli.train import closing_lines, first_line
+from cli.train import first_line
 from experiments.run import Result
 from train.settings import settings
 

@@ -90,7 +90,7 @@ def test_many_texts_take_no_longer_and_write_no_more_than_honest_ones():
     with pytest.raises(UserError, match=r"writes more than 10,260,000 characters in all"):
         template.plain([], False)
     template.characters, template.budget.spent = 0, 100
-    with pytest.raises(UserError, match="longer than 8 s for all texts"):
+    with pytest.raises(UserError, match="longer than 8 s in all"):
         template.plain([], False)
 
 

@@ -85,6 +85,28 @@ def test_an_endless_file_is_given_up(server, monkeypatch):
     assert kept() == {}
 
 
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(server, monkeypatch):
+    """No wait for a single byte is longer than the timeout of the socket."""
+    monkeypatch.setattr("data.fetch.TIMEOUT", 0.3)
+    server.manner = "drips"
+    assert "cannot be fetched (not done after 0.3 s): try again" in failure(pinned(server))
+    server.killed.set()
+
+
+def test_a_length_of_more_digits_than_python_reads(server):
+    server.manner = "digits"
+    assert "comes without its length" in failure(unpinned(server))
+    fetch([pinned(server)])
+
+
+def test_a_file_that_takes_hours_is_gone_on_with(server, monkeypatch):
+    monkeypatch.setattr("data.fetch.LONGEST", 0)
+    assert "has sent 65,536 bytes in 0 s: try again" in failure(pinned(server))
+    monkeypatch.setattr("data.fetch.LONGEST", 3600)
+    fetch([pinned(server)])
+    assert server.asked[-1] == ("/far/test.json", "bytes=65536-")
+
+
 def test_the_password_of_a_mirror_is_not_shown(server, monkeypatch):
     url = pinned(server).url.replace("://", "://me:secret@")
     monkeypatch.setenv("LLM_ADAPTERS_MIRROR", url)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from processes import ROOT
 
-from data.leakage import NEAR, Leak, leakage, seen_sets
+from data.leakage import NEAR, Leak, leakage, questions, seen_sets
 from data.sources import load_data
 from experiments.rows import check_leakage
 from model import UserError
@@ -226,6 +226,15 @@ def test_a_turn_of_a_chat_counts_with_what_precedes_it():
     assert found(
         train, [asked, chat("Which tower?", "Paris.", "How tall is it?", "")], near=False
     ) == {0: ("twin", 0)}
+
+
+def test_a_chat_of_many_turns_is_compared_in_linear_time():
+    history = [{"role": "user", "content": f"turn {n}"} for n in range(400)]
+    texts = questions({"instruction": "x", "history": history})
+    assert {"turn 0 turn 1 turn 2", *(f"turn {n}" for n in range(400))} <= set(texts)
+    length = sum(1 + len(message["content"]) for message in history)
+    assert length < sum(map(len, texts)) < 23 * length
+    assert len(questions({"instruction": "x", "history": history[:40]})) == 81  # all of them
 
 
 def test_a_near_twin_of_one_turn():

@@ -36,3 +36,12 @@ def test_a_portion_needs_no_more_than_its_memory(tmp_path):
     path = written(tmp_path / "a.parquet", "x" * 5_000_000, 256)
     with pytest.raises(UserError, match=r"needs more than 1024 MB|takes longer|makes .* bytes"):
         read_rows(path)
+
+
+def test_all_portions_together_are_bounded(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.parquet", "x", 600)
+    parquet.begin([str(path), str(path)])
+    assert len(parquet.more(None)) == parquet.AT_ONCE
+    parquet.budget.spent = 99.0
+    with pytest.raises(UserError, match="reading its rows: longer than 10 s in all"):
+        parquet.more(None)

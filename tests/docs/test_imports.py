@@ -14,7 +14,8 @@ PEER = {"transformers", "peft"}
 SERVER = {"starlette", "uvicorn"}
 COPIED = ROOT / "adapters/formats/modeling_adapter.py"  # into folders for transformers
 OPTIONAL = {"jinja2", "gguf", "pyarrow", "datasets", "lm_eval", "wandb", "matplotlib", "ray", *PEER}
-OPTIONAL |= SERVER
+OPTIONAL |= {*SERVER, "triton"}
+KERNELS = ROOT / "model/quantize/fused.py"  # of triton; itself imported inside of a function
 OF_THE_SERVER = {"serve/app.py", "serve/stream.py"}  # themselves imported inside of functions
 
 
@@ -69,9 +70,11 @@ def test_optional_extras_are_imported_where_they_are_needed():
                     names = [alias.name for alias in node.names]
                 is_server = str(path.relative_to(ROOT)) in OF_THE_SERVER
                 optional = OPTIONAL - SERVER if is_server else OPTIONAL
+                optional = optional - {"triton"} if path == KERNELS else optional
                 assert not {name.split(".")[0] for name in names} & optional or path == COPIED
                 here = {name.replace(".", "/") + ".py" for name in names}
                 assert is_server or not here & OF_THE_SERVER, path
+                assert str(KERNELS.relative_to(ROOT)) not in here, path
 
 
 def test_what_is_copied_into_folders_is_self_contained_and_not_imported():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from adapters.config import resolve
 from cli.main import main
 from experiments.comparable import (
     Conditions,
@@ -50,6 +51,17 @@ def answers(table, counts, right=lambda n: n % 2 == 0):
 )
 def test_the_presets_of_the_papers_code_repeat_its_rows(preset, data, word):
     assert comparable(preset, data) == {word}
+
+
+def test_options_are_compared_as_they_are_at_a_site():
+    """On GPT-J this preset has `down` alone, where its override makes it the published Series."""
+    found = compare(Conditions("gptj-6b", "commonsense_170k", resolve("final-series-math"), 1.0))
+    assert [c.row.word for c in found if not c.differs] == ["Series"]
+    ours = resolve("paper-series-h", overrides={"up": {"size": 64}})
+    found = compare(Conditions("llama-7b", "math-v1", ours, 1.0))
+    assert [c.text for c in found if c.row.word == "AdapterH"] == [
+        "published size 256 on gate, up, down; here size 256 on gate, down; size 64 on up"
+    ]
 
 
 def test_every_row_of_a_method_that_is_here_is_comparable_with_its_own_adapter():
@@ -155,7 +167,7 @@ def test_models_and_methods_without_a_row_are_told_what_there_is():
         "bloom-7b1, gptj-6b; there is no row for opt-125m with parallel."
     ]
     options = {"model": "llama-7b", "data": "math_10k", "adapter": {"preset": "ia3"}}
-    assert comparison_lines(settings(None, None, options))[-1].endswith("here ia3.")
+    assert comparison_lines(settings(None, None, options))[-1].endswith("RoAd2. Here: ia3.")
     assert comparison_lines(settings(None, None, {"data": "wordproblems"})) == []
 
 

@@ -1,5 +1,6 @@
 """What llama.cpp and Ollama get, from the command line; what is refused; llama.cpp's own tokens."""
 
+import os
 import sys
 
 import pytest
@@ -14,6 +15,10 @@ from experiments.exporting_gguf import jinja, modelfile
 from files.errors import UserError
 from model import load_model, load_tokenizer
 
+FOLDER = os.environ.get("SMOLLM2", "")  # as tests/model/test_smollm2.py
+SMOLLM2 = pytest.param(
+    FOLDER, marks=pytest.mark.skipif(not FOLDER, reason="SMOLLM2 names no folder"), id="smollm2"
+)
 HISTORY = [
     {"role": "system", "content": "Be brief."}, {"role": "user", "content": " What is 1? "},
     {"role": "assistant", "content": 'It is "one".'},
@@ -41,20 +46,20 @@ def test_a_chat_template_is_the_models_own_and_asks_one_question_of_ollama():
         modelfile("m.gguf", "", Template("mine", '"""{instruction}"""'), tokenizer)
 
 
-def saved(folder, family: str, adapter: str, **more):
-    """A saved adapter of a pocket model, with changed answers."""
-    model = load_model(f"pocket-{family}", torch.float32)
+def saved(folder, name: str, adapter: str, **more):
+    """A saved adapter of a model, with changed answers."""
+    model = load_model(name, torch.float32)
     attach(model, adapter)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
+    for path, parameter in model.named_parameters():
+        if "lora_B" in path:
             torch.manual_seed(1)
             parameter.data.normal_(std=0.05)
     save_adapter(model, folder, **more)
     return folder
 
 
-def export(family, adapter, out, *words, status=0) -> str:
-    base = ("--model", f"pocket-{family}", "--adapter", adapter)
+def export(name, adapter, out, *words, status=0) -> str:
+    base = ("--model", name, "--adapter", adapter)
     return command("export", *base, "--for", "llama.cpp", "--out", out, *words, status=status)
 
 
@@ -74,7 +79,8 @@ def export(family, adapter, out, *words, status=0) -> str:
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     family, adapter, words, why, tmp_path
 ):
-    said = export(family, saved(tmp_path / "a", family, adapter), tmp_path / "o", *words, status=1)
+    name = f"pocket-{family}"
+    said = export(name, saved(tmp_path / "a", name, adapter), tmp_path / "o", *words, status=1)
     assert pytest.RaisesExc(UserError, match=why).matches(UserError(said)), said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "o").exists()
@@ -82,20 +88,21 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
 
 def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    said = export("llama", saved(tmp_path / "a", "llama", "lora"), tmp_path / "o", status=1)
+    said = export(
+        "pocket-llama", saved(tmp_path / "a", "pocket-llama", "lora"), tmp_path / "o", status=1
+    )
     assert "GGUF files need the package gguf: pip install 'llm-adapters[gguf]'" in said
     assert not (tmp_path / "o").exists()
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("name", ["pocket-llama", "pocket-bloom", SMOLLM2])
 @torch.no_grad()
-def test_llama_cpp_gives_the_same_tokens(family, tmp_path):
-    adapter = saved(tmp_path / "a", family, "lora")
+def test_llama_cpp_gives_the_same_tokens(name, tmp_path):
+    adapter = saved(tmp_path / "a", name, "lora")
     for gguf in ("merged", "both"):
-        export(family, adapter, tmp_path / gguf, "--gguf", gguf, "--dtype", "float32")
-    model, tokenizer = (load(f"pocket-{family}") for load in (load_model, load_tokenizer))
-    model.float()
+        export(name, adapter, tmp_path / gguf, "--gguf", gguf, "--dtype", "float32")
+    model, tokenizer = load_model(name, torch.float32), load_tokenizer(name)
     load_adapter(model, adapter)
     lora = tmp_path / "both" / "lora-F32.gguf"
     runs = [LlamaCpp(tmp_path / "merged" / "model-F32.gguf"),
@@ -111,7 +118,7 @@ def test_llama_cpp_gives_the_same_tokens(family, tmp_path):
 
 
 def test_the_prompt_of_the_adapters_file_goes_along(tmp_path):
-    adapter = saved(tmp_path / "a", "llama", "lora", run={"template": "paper-v1"})
-    export("llama", adapter, tmp_path / "o", "--for", "ollama")
+    adapter = saved(tmp_path / "a", "pocket-llama", "lora", run={"template": "paper-v1"})
+    export("pocket-llama", adapter, tmp_path / "o", "--for", "ollama")
     assert "  # noqa: E501" in (tmp_path / "o" / "Modelfile").read_text()
     assert b"  # noqa: E501" in (tmp_path / "o" / "model-F16.gguf").read_bytes()

@@ -16,6 +16,7 @@ from eval.score import read_predictions
 from eval.settings import Eval
 from eval.table import Cell, Table
 from experiments import history
+from experiments.continued import check_named
 from experiments.curves import first_and_last, missing_steps, read_log
 from experiments.folders import check_whole
 from experiments.verdict import verdict
@@ -23,6 +24,7 @@ from files.errors import UserError
 from files.terminal import one_line, protect_terminal
 from files.toml import parse_set, read_toml
 from files.writing import held
+from model.registry import POCKET
 from train.settings import Settings, settings, to_toml
 
 
@@ -44,6 +46,7 @@ def test_a_terminal_is_shown_what_would_control_it(monkeypatch):
     assert sys.stdout.getvalue() == shown
     assert sys.stderr.getvalue() == shown[:-1].replace(r"\r", "\r") + "\r\x1b[A|\n"
     assert one_line("x\ny\u202e\x1b") == r"x\ny\u202e\x1b"
+    assert 1900 < len(one_line("a" * 10**6 + "\x1b")) < 2020
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert one_line(said) == said.replace("\n", r"\n").replace("\r", r"\r")
 
@@ -117,6 +120,19 @@ def test_a_run_does_not_open_what_only_an_adapters_file_names(tmp_path, capsys):
         assert (said in told) != opened, told
         assert bool(re.search(r"was trained on (the test set|\d+ of these)", told)) == opened, told
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_a_base_is_not_opened_where_only_an_adapters_file_names_its_folder(tmp_path, monkeypatch):
+    """--continue; by name it may come from the hub, and the run that the adapter is of is named."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(POCKET / "llama", tmp_path / "owner" / "name")
+    for name in (str(POCKET / "llama"), "owner/name", "./owner/name"):
+        with pytest.raises(UserError, match="which only its own file names, and is not opened"):
+            check_named(tmp_path / "adapter", {"model": name})
+    for name in ("pocket-llama", "llama-7b", "another/name"):
+        check_named(tmp_path / "adapter", {"model": name})
+    (tmp_path / "run.toml").write_text('model = "owner/name"')
+    check_named(tmp_path / "adapter", {"model": "owner/name"})
 
 
 # ---------------------------------------------------------------- settings

@@ -1,9 +1,12 @@
 """Patterns that would take for ever are refused."""
 
+import time
+
 import pytest
 
 from adapters import attach
 from files import patterns
+from files.bounded import REST, Budget
 from files.errors import UserError
 from model import load_model
 
@@ -20,9 +23,24 @@ def test_a_pattern_that_backtracks_for_ever(monkeypatch, pattern):
 
 
 def test_patterns_that_take_long_together(monkeypatch):
-    monkeypatch.setattr(patterns.BUDGET, "spent", 6.0)
+    """Here, and in the child; what comes after the refusal is another file's."""
+    for budget in (patterns.ASKING, patterns.BUDGET):
+        monkeypatch.setattr(budget, "spent", 6.0)
+        monkeypatch.setattr(budget, "last", time.monotonic())
     with pytest.raises(UserError, match="longer than 6 s"):
         patterns.match_in_child(["(a|a)*b", "", "", "a" * 10])
+    with pytest.raises(UserError, match="longer than 4 s"):
+        patterns.match("(a|a)+c", "b")
+    assert patterns.match("(a|a)+c", "b") is None
+
+
+def test_a_budget_begins_anew_after_a_rest(monkeypatch):
+    budget = Budget(1.0)
+    budget.spent = 5.0
+    budget.last -= 2 * REST
+    with budget.piece("a text"):
+        pass
+    assert budget.spent < 1
 
 
 def test_patterns_fit_as_in_python():

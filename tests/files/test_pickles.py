@@ -1,17 +1,22 @@
 """Pickles and tensors are measured before torch gets them."""
 
+import io
 import json
+import os
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from adapters import attach, load_adapter, save_adapter
+from adapters.formats.stored import read_tensors
 from files.errors import UserError
-from files.pickles import check_pickle
+from files.pickles import LARGEST, Refused, all_within, check_pickle, follow
 from model import load_model
 from model.weights import safetensors
 
@@ -31,21 +36,23 @@ def zipped(path: Path, content: bytes, **data: bytes) -> Path:
     return path
 
 
-def storage(count: int, kind: str = "FloatStorage") -> bytes:
-    """A pickle of a tensor of so many elements in storage 0."""
+def storage(count: int, kind: str = "FloatStorage", key: str = "0") -> bytes:
+    """A pickle of a tensor of so many elements in the storage of this key."""
+    return b"\x80\x02" + reference(count, kind, key) + b"."
 
-    class Storage:
-        pass
 
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
-            return ("storage", getattr(torch, kind), "0", "cpu", count) if value is here else None
+def reference(count: int, kind: str = "FloatStorage", key: str = "0") -> bytes:
+    """The opcodes of a storage."""
+    place = ("storage", key, "cpu", count)
+    parts = [pickle.dumps(value, 2)[2:-1].split(b"q\x00")[0] for value in place]
+    return b"(" + parts[0] + f"ctorch\n{kind}\n".encode() + b"".join(parts[1:]) + b"tQ"
 
-    from io import BytesIO
 
-    here, out = Storage(), BytesIO()
-    Pickler(out, protocol=2).dump({"a": here})
-    return out.getvalue()
+def tensor(offset: int, shape: tuple, strides: tuple) -> bytes:
+    """A pickle of a tensor of a storage of two float32."""
+    numbers = [pickle.dumps(value, 2)[2:-1] for value in (offset, shape, strides)]
+    inner = reference(2) + re.sub(rb"q.", b"", b"".join(numbers))
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + inner + b"\x89NtR."
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,47 @@ def test_a_pickle_is_looked_at_before_torch_gets_it(tmp_path, content, said):
         if path.name == "a.bin" or b"storage" not in content[:40]:
             with pytest.raises(UserError, match=f"{path} is refused, it holds more than.*({said})"):
                 check_pickle(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"\x80\x02}\x8a\x08" + (2**62).to_bytes(8, "little") + b"Ns.",
+            "a text nor a number of 32",
+        ),
+        (b"\x80\x02" + b")" * LARGEST + b".", "a pickle of 4,000,003 bytes"),
+        (tensor(0, (2,), (1,)), None),
+        (tensor(1, (2,), (1,)), r"a tensor \[2\] of a storage of 2 elements"),
+        (tensor(0, (2**40,), (1,)), r"a tensor \[1099511627776\] of"),
+        (tensor(0, (2,), (-1,)), "a shape that is none"),
+        (tensor(0, (2, 2), (0, 2)), r"a tensor \[2, 2\] of"),
+    ],
+    ids=["key", "long", "fits", "offset", "size", "stride", "strides"],
+)
+def test_a_tensor_lies_within_its_storage(tmp_path, content, said):
+    """torch would enlarge the storage to what the pickle says."""
+    path = zipped(tmp_path / "a.bin", content, **{"0": bytes(8)})
+    if said is None:
+        check_pickle(path)
+        return
+    with pytest.raises(UserError, match=f"{path} is refused, it holds more than.*({said})"):
+        check_pickle(path)
+
+
+def test_an_old_file_holds_all_its_storages():
+    follow(io.BytesIO(storage(10)), all_within(40))
+    holds = all_within(60)
+    follow(io.BytesIO(storage(10)), holds)
+    follow(io.BytesIO(storage(10)), holds)  # the same one
+    with pytest.raises(Refused, match="storage 1 of 10 elements"):
+        follow(io.BytesIO(storage(10, key="1")), holds)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.bin")
+    with pytest.raises(UserError, match=r"a\.bin is not a file"):
+        check_pickle(tmp_path / "a.bin")
 
 
 def test_a_pickle_with_a_zip_behind_it_is_read_as_torch_reads_it(tmp_path):
@@ -111,6 +159,18 @@ def test_a_tensor_is_measured_before_there_is_memory_for_it(tmp_path, monkeypatc
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(UserError, match="larger than all"):
         load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_all_tensors_of_an_adapter_are_bounded_together(tmp_path, name):
+    table = {f"k{n}": torch.zeros(10) for n in range(4)}
+    if name.endswith(".bin"):  # views of one storage
+        torch.save(dict.fromkeys(table, table["k0"]), tmp_path / name)
+    else:
+        save_file(table, tmp_path / name)
+    assert len(read_tensors(tmp_path, 40)) == 4
+    with pytest.raises(UserError, match="holds more values than the model has a place for"):
+        read_tensors(tmp_path, 39)
 
 
 @pytest.mark.parametrize("change", [{"r": 400_000}, {"r": 2**31}])

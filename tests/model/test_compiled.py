@@ -17,6 +17,8 @@ from eval.generate import generate
 from experiments import base
 from model import UserError, compiled, load_model
 from model.devices import split
+from model.quantize import quantized
+from model.quantize.nf4 import NF4
 from train.pipeline import accumulate
 
 CPU = torch.device("cpu")
@@ -85,6 +87,26 @@ def test_answers_of_compiled_blocks(tmp_path, monkeypatch, family, method, backe
     # a block is in three parts; nothing is compiled for each of the six
     assert 3 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] < 3 * 6
     assert "forward" not in vars(model.blocks[0].get_submodule(model.sites["kv"]))
+
+
+def test_nf4_weights_are_made_as_without_the_compiler(tmp_path, monkeypatch):
+    """torch would make its table of levels in each product, and may leave out a rounding."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    one_layer = write_checkpoint(tmp_path / "tiny", num_hidden_layers=1)
+    model = load_model(str(one_layer), quantize="nf4")
+    ids, mask = batch("left")
+    plain, traced = generate(model, ids, mask, max_new_tokens=1), []
+
+    def dequantized(linear, dtype, true=NF4.dequantized):
+        traced.append(torch.compiler.is_compiling())
+        return true(linear, dtype)
+
+    monkeypatch.setattr(NF4, "dequantized", dequantized)
+    model.decode_memory = "plain"
+    with compiled.compiled(model, answers=True):
+        assert generate(model, ids, mask, max_new_tokens=1) == plain
+    assert set(traced) == {False}
+    assert not any("product" in vars(linear) for linear in quantized(model).values())
 
 
 @pytest.mark.parametrize("part", ["train", "eval"])

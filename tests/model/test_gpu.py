@@ -16,6 +16,8 @@ from eval.likelihood import log_likelihoods
 from files.errors import UserError, is_out_of_memory, short_of_memory
 from model import load_model
 from model.devices import start_cards
+from model.kernels import META_KERNELS, Kernels, attention, rms_norm
+from model.sites import RMSNorm
 from train.deterministic import deterministic
 from train.loop import train
 from train.settings import Train
@@ -163,3 +165,64 @@ def test_an_operation_without_a_deterministic_form_is_one_line():
     with pytest.raises(RuntimeError, match="shapes"), deterministic():
         raise RuntimeError("shapes do not fit")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+# ---------------------------------------------------------------- kernels of a card
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [True, False])
+def test_grouped_heads_are_repeated_where_a_card_would_write_out_the_scores(dtype, masked):
+    """Flash attention takes groups and no mask, memory-efficient attention a mask and no groups."""
+    seen = []
+
+    def fused(q, k, v, mask, is_causal, enable_gqa):
+        seen.append((k, v, enable_gqa))
+        return q
+
+    q, k = (torch.empty(2, heads, 5, 16, dtype=dtype, device="meta") for heads in (4, 2))
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool, device="meta") if masked else None
+    token = META_KERNELS.set(Kernels("cuda", fused))
+    try:
+        attention(q, k, k, mask)
+    finally:
+        META_KERNELS.reset(token)
+    ((k, v, grouped),) = seen
+    assert grouped == (dtype == torch.bfloat16 and not masked)
+    assert k.shape == v.shape == ((2, 2, 5, 16) if grouped else (2, 4, 5, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cards_norm_is_one_kernel_and_rounds_once(dtype):
+    draw = torch.Generator().manual_seed(1)
+    norm = RMSNorm(64, 1e-5)
+    norm.weight.data.normal_(1.0, generator=draw)
+    x = torch.randn(3, 7, 64, generator=draw).to(dtype).requires_grad_()
+    found = []
+    for fused in (True, False):
+        y = rms_norm(x, norm.weight, 1e-5) if fused else norm.compute(x, norm.weight)
+        found.append((y, *torch.autograd.grad(y.float().square().sum(), (x, norm.weight))))
+    most = 1e-5 if dtype == torch.float32 else 0.02
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).abs().max() <= most * other.abs().max()
+    calls = []
+    token = META_KERNELS.set(Kernels("cuda", rms_norm=lambda *given: calls.append(given) or x))
+    try:
+        assert norm.to("meta").compute(x.to("meta"), norm.weight) is x
+    finally:
+        META_KERNELS.reset(token)
+    assert len(calls) == 1
+
+
+def test_bloom_has_one_bias_for_all_rows_that_begin_alike(tmp_path):
+    """64 rows of 512 tokens would have 64 of them."""
+    model = load_model(str(write_checkpoint(tmp_path / "tiny", "bloom")))
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    with torch.no_grad():
+        plain, padded = (
+            model.step(model.tokens(ids, m, None, None), None).mask for m in (None, mask)
+        )
+        assert len(plain) == 1
+        assert len(padded) == 2
+        assert torch.equal(plain[0], padded[0])
+        torch.testing.assert_close(model(ids)[0], model(ids, mask)[0])

@@ -90,6 +90,13 @@ def test_what_would_load_for_minutes_or_draw_tokens_is_refused(tmp_path, parts, 
         Tokenizer(folder(tmp_path, **parts))
 
 
+@pytest.mark.parametrize("change", [{"vocab": dict.fromkeys("abcd", 0)}, {"merges": ["a b"] * 4}])
+def test_a_vocabulary_without_end(tmp_path, monkeypatch, change):
+    monkeypatch.setattr("model.tokenizer_bounds.ENTRIES", 3)
+    with pytest.raises(UserError, match=f"its {next(iter(change))} has 4 entries: too many"):
+        Tokenizer(folder(tmp_path, change))
+
+
 def test_a_template_puts_few_tokens_before_a_text(tmp_path):
     pieces = [{"SpecialToken": {"id": "b", "type_id": 0}}] * 65
     pieces.append({"Sequence": {"id": "A", "type_id": 0}})

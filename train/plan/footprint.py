@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from model.kernels import META_KERNELS, Kernels
+from model.kernels import META_KERNELS, Kernels, is_flash
 from model.language import LanguageModel
 from train.offload import SMALL, Room
 
@@ -173,15 +173,11 @@ def sdpa_cuda(
 ) -> Tensor:
     """The kernel that torch chooses on a card.
 
-    Flash attention in 16 bits without a mask; else memory-efficient attention, which has no grouped
-    heads; else the product written out. cuDNN's is switched off (model/devices.py).
+    Flash attention in 16 bits without a mask; else memory-efficient attention, for which
+    `attention` repeats grouped heads. cuDNN's is switched off (model/devices.py).
     """
-    if mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0:
+    if is_flash(q, mask):
         return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
-    if enable_gqa:
-        return aten._scaled_dot_product_attention_math(
-            q, k, v, mask, 0.0, is_causal, None, enable_gqa=True
-        )[0]
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask.logical_not(), 0.0)
