@@ -25,7 +25,10 @@ from model.load import fingerprint_of, is_finite, sample_of
 from model.quantize import dequantize
 from model.sites import Linear, Site, base_parameters
 
-UNMERGED = "evaluate and generate use it unmerged; for transformers try export --for transformers"
+UNMERGED = (
+    "evaluate and generate use it unmerged; for transformers try export --for transformers, or "
+    "make a LoRA of it with distil"
+)
 BIASES = {  # model_type -> setting of config.json -> part of the paths of the Linears it gives one
     "llama": {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."},
     "qwen3": {"attention_bias": ".self_attn."},

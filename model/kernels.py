@@ -38,6 +38,11 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return kernels(x).dropout(x, p, training)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`RMSNorm.compute` in one kernel of a GPU, which computes in float32 and rounds once."""
+    return kernels(x).rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, float32: bool = False
 ) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.cache import Cache
 from model.fast import FastRMSNorm
-from model.kernels import kernels
+from model.kernels import kernels, rms_norm
 from model.onednn import linear
 from model.packable import Packable
 
@@ -108,15 +108,11 @@ class RMSNorm(Site):
     def compute(self, x: Tensor, weight: Tensor, bias: None = None) -> Tensor:
         device = kernels(x).device if x.is_meta else x.device.type
         if device != "cpu":
-            return self.fused(x, weight)
+            return rms_norm(x, weight, self.eps)
         if torch.is_grad_enabled():
             return FastRMSNorm.apply(x, weight, self.eps)
         normed = kernels(x).rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
         return normed.to(x.dtype) * weight.to(x.dtype)
-
-    def fused(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The same in one kernel of a GPU, which computes in float32 and rounds once."""
-        return kernels(x).rms_norm(x, (x.shape[-1],), weight.to(x.dtype), self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.compute(x, self.weight), x)

@@ -34,7 +34,7 @@ from serve.text import TextStream
 
 LONGEST = 2048  # tokens of a row, if the model has room for more and nothing else is asked for
 SWITCH = 0.0005  # seconds that the thread waits, after each operation, for one that runs Python
-YIELD = 1e-5  # seconds after a pass in which others may send what it made
+YIELD = 1e-4  # seconds after a pass in which others send what it made; 1e-5 may be none at all
 
 
 class Loop:

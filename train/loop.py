@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,12 +15,12 @@ from tqdm import tqdm
 from adapters.begin import check_begun
 from adapters.in_use import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
-from files.errors import UserError, short_of_memory
+from files.errors import short_of_memory
 from files.progress import progress_bar
 from model.compiled import compiled
 from model.language import LanguageModel
 from model.tokens import check_ids
-from train.checkpoint import State
+from train.checkpoint import NotFinite, State
 from train.deterministic import deterministic, in_tf32
 from train.measure import mean_loss
 from train.offload import offloaded
@@ -33,10 +32,6 @@ from train.signals import Signals
 from train.teacher import Teacher
 
 MAX_SKIPPED = 25  # non-finite steps in a row that end a run; float16 finds its scale in about 16
-
-
-class NotFinite(UserError):
-    """Training ended because its gradients were not finite."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +86,12 @@ def train(
     if resume:
         state.load(folder, fingerprints, total)
     processes.agree(fingerprints | {"step": str(state.step)}, {"the adapter's weights": parameters})
-    lengths = list(map(len, examples))
-    most = math.ceil(min(s.batch_size, len(examples)) / s.rows_at_once(max(lengths)))
+    most = math.ceil(min(s.batch_size, len(examples)) / s.rows_at_once(max(map(len, examples))))
     if most < processes.world:
         tqdm.write(
             f"{most} micro-batch{'es' * (most > 1)} a step for {processes.world} processes: "
             f"lower {s.at_once}, or raise train.batch_size"
         )
-
     fill = s.tokens_per_batch, s.packing  # of micro-batches
     validate_every = s.validate_every or s.save_every
     busy: list[Busy] = []  # of each step, if the layers are split over several devices
@@ -123,15 +116,12 @@ def train(
                 seed_from(seed, step, number): batch  # the key seeds dropout
                 for number, batch in enumerate(micro_batches(rows, s.micro_batch_size, *fill))
             }
-            whole = partial(state.rescue, folder, fingerprints, s.keep)  # the step before
-            with (
-                processes.rescue(whole),
-                short_of_memory(
-                    f"on {model.device} with {s.amount} at once: lower {s.at_once} "
-                    "or set train.checkpointing=block; the last checkpoint is "
-                    f"intact, --resume {folder} takes both with --set"
-                ),
-            ):
+            memory = short_of_memory(
+                f"on {model.device} with {s.amount} at once: lower {s.at_once} "
+                "or set train.checkpointing=block; the last checkpoint is "
+                f"intact, --resume {folder} takes both with --set"
+            )
+            with processes.rescue(state.rescue, folder, fingerprints, s.keep), memory:
                 with offloaded(model) if s.offload else nullcontext():
                     mine, divisor = processes.share(batches), weight / scale.scale
                     losses, used = accumulate(model, mine, divisor, pad_id, s.packing, teacher)

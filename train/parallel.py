@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -106,13 +107,13 @@ class Processes:
         return value
 
     @contextmanager
-    def rescue(self, save: Callable[[], None]) -> Iterator[None]:
+    def rescue(self, save: Callable, *arguments) -> Iterator[None]:
         """Within this block rank 0 calls `save` if another process is lost; nothing in the block
         changes what is saved."""
         if self.watch is None or not self.is_writer:
             yield
             return
-        self.watch.arm(save)
+        self.watch.arm(partial(save, *arguments))
         try:
             yield
         except (UserError, RuntimeError) as error:

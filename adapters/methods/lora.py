@@ -151,5 +151,4 @@ class EmbeddingLoRA(LowRank):
         return self.lora_embedding_A, self.scale * self.lora_embedding_B
 
     def fold(self, f: Folded) -> Folded:
-        A, B = self.factors()
-        return replace(f, weight=f.weight + (B @ A).T)
+        return replace(f, weight=f.weight + torch.mm(*reversed(self.factors())).T)

@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--core", type=int, help="of the clients; the server has the others")
     o = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         words = write_adapters(o.model, Path(name), [o.kind] * 8 if o.kind else list(PRESETS))
@@ -182,6 +183,8 @@ def main() -> None:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
         try:
             line = server.stdout.readline()
+            if o.core is not None:
+                os.sched_setaffinity(0, {o.core})
             port = int(line.split("http://127.0.0.1:")[1].split("/")[0])
             if o.case == "throughput":
                 asyncio.run(throughput(port, o.tokens, o.questions, o.rounds))
