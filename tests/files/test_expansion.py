@@ -23,7 +23,7 @@ from model.tokenizer_json import FileTokenizer
         ("a.json", "[" + "{}," * 200 + "0]"),
         ("a.jsonl", '{"a": [' + "[]," * 200 + "0]}"),
         ("a.jsonl", "\n" * 500 + "{}"),
-        ("a.csv", "a,b\n" + "1,2\n" * 200),
+        ("a.csv", "a,b\n" + "1111,2222\n" * 200),
         ("a.tsv", "a\tb\n" + "\t\n" * 200),
     ],
 )
