@@ -76,6 +76,8 @@ def make_grid(
     if pocket and path and "pocket" not in table:
         raise UserError(f"{path} has no [pocket] table: --pocket needs it, or no file")
     if pocket:
+        if "pocket" in table.get("pocket", {}):
+            raise UserError(f"{path} [pocket]: pocket belongs to the whole grid")
         table = overlay(table, table.get("pocket", {}))
     grid = from_table(Grid, table, str(path))
     given = {
@@ -121,6 +123,8 @@ def parts_of(grid: Grid) -> list[Grid]:
     parts = []
     for number, table in enumerate(grid.parts, 1):
         values = typed_values(Grid, table, f"[[parts]] {number}")
+        if inner := values.keys() & {"parts", "pocket"}:
+            raise UserError(f"[[parts]] {number}: {min(inner)} belongs to the whole grid")
         part = replace(grid, parts=[], **values)
         part = replace(
             part,

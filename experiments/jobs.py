@@ -16,7 +16,7 @@ from typing import TextIO
 from experiments.axes import Values
 from experiments.results import read_result
 from files.errors import UserError
-from files.writing import lock, make_folder, write_text
+from files.writing import lock, make_folder, refuse_links, write_text
 from train.settings import Settings, to_toml
 
 ROOT = Path(__file__).parent.parent
@@ -59,9 +59,14 @@ class Job:
 
 
 def write_jobs(jobs: Sequence[Job]) -> None:
-    """Write the settings of each job, which its command reads."""
+    """Write the settings of each job, which its command reads.
+
+    Raises UserError for a link beside them: a log would be written through it.
+    """
+    for folder in dict.fromkeys(job.folder.parent for job in jobs):
+        make_folder(folder)
+        refuse_links(folder)
     for job in jobs:
-        make_folder(job.folder.parent)
         write_text(job.config, to_toml(job.settings))
 
 

@@ -160,3 +160,13 @@ def warn_of_length(model: nn.Module, tokens: Tokens) -> None:
             f"for (max_position_embeddings): expect worse answers, or shorten it",
             stacklevel=2,
         )
+
+
+def positions_of(model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """The positions [B, T] of right-padded rows; None: counting from 0 is right.
+
+    With dynamic rope scaling a row's last position decides: a pad has that of the last real token.
+    """
+    if lengths is None or not model.depends_on_length:
+        return None
+    return torch.arange(ids.shape[1], device=ids.device).minimum(lengths[:, None] - 1)

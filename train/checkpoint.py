@@ -24,6 +24,10 @@ from train.optim import AdamW, LossScale
 from train.stored_state import check_state
 
 
+class NotFinite(UserError):
+    """Training ended because gradients or weights were not finite."""
+
+
 @dataclass
 class State:
     """What a run carries from step to step; batches and dropout follow from seed and step alone."""
@@ -62,7 +66,7 @@ class State:
         """
         for name, parameter in self.parameters.items():
             if not parameter.isfinite().all():
-                raise UserError(
+                raise NotFinite(
                     f"{name} is not finite after step {self.step}: lower train.learning_rate; "
                     "the last checkpoint is from before"
                 )

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from adapters.begin import check_begun
 from adapters.in_use import after_step, penalty
 from data.batches import Example, epoch_order, micro_batches, seed_from
-from files.errors import UserError, short_of_memory
+from files.errors import short_of_memory
 from files.progress import progress_bar
 from model.compiled import compiled
 from model.language import LanguageModel
 from model.tokens import check_ids
-from train.checkpoint import State
+from train.checkpoint import NotFinite, State
 from train.deterministic import deterministic, in_tf32
 from train.measure import mean_loss
 from train.offload import offloaded
@@ -32,10 +32,6 @@ from train.signals import Signals
 from train.teacher import Teacher
 
 MAX_SKIPPED = 25  # non-finite steps in a row that end a run; float16 finds its scale in about 16
-
-
-class NotFinite(UserError):
-    """Training ended because its gradients were not finite."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from data.batches import Labels
 from files.errors import UserError
 from model.language import LanguageModel
 from model.packing import pick
+from model.rope_scaling import positions_of
 from train.loss_gradient import LossAndGradient, loss_and_gradient
 
 
@@ -38,16 +39,6 @@ def labels_of(ids: Tensor, weights: Tensor) -> Labels:
     places = row * ids.shape[1] + place
     prompts = weights[:, 1:].ne(0).int().argmax(dim=1) + 1
     return Labels(places, ids[row, place + 1], weights[row, place + 1], None, prompts)
-
-
-def positions_of(model: LanguageModel, ids: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """The positions [B, T] of right-padded rows; None: counting from 0 is right.
-
-    With dynamic rope scaling a row's last position decides: a pad has that of the last real token.
-    """
-    if lengths is None or not model.depends_on_length:
-        return None
-    return torch.arange(ids.shape[1], device=ids.device).minimum(lengths[:, None] - 1)
 
 
 def loss_of(model: LanguageModel, hidden: Tensor, labels: Labels) -> Tensor:

@@ -24,8 +24,9 @@ from data.batches import Batch, Example, seed_from
 from model.language import LanguageModel
 from model.parts import Step
 from model.placed import moved
+from model.rope_scaling import positions_of
 from model.tokens import Tokens
-from train.loss import loss_of, positions_of, summed_loss
+from train.loss import loss_of, summed_loss
 from train.measure import batch_to_learn
 from train.teacher import Teacher
 

@@ -16,7 +16,7 @@ from adapters.attach import adapters_named, setup, switch
 from data.batches import Batch, Example, Labels, batch_of
 from model.language import LanguageModel
 from model.packing import pick
-from train.loss import positions_of
+from model.rope_scaling import positions_of
 
 TEACHER = "teacher"  # the name of the adapter that a run learns from
 

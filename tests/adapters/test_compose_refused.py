@@ -71,6 +71,8 @@ def test_a_folder_that_does_not_fit_leaves_the_model_as_it_was(several, tmp_path
             "same places, sizes and options",
         ),
         (lambda m: combine(m, {}, "x"), "a weight each"),
+        (lambda m: combine(m, {"l": 1.0}, "x", "ties", density=1e-4), "keeps none of"),
+        (lambda m: combine(m, {"l": 1.0}, "x", "dare", seed=2**63), "seed 9223372036854775808 is"),
         (lambda m: combine(m, {"a": 1.0}, "a"), "already has"),
         (lambda m: combine(m, {"a": 1.0}, "x", how="output"), "did you mean 'outputs'"),
         (lambda m: attach(m, "fusion", name="x", of=["a", "z"]), "no adapter 'z' is loaded"),

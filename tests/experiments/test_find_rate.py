@@ -66,6 +66,12 @@ def test_the_rates_go_on_where_the_best_is_at_an_end(short, monkeypatch, loss, t
     assert found.train.learning_rate == taken
 
 
+def test_few_held_out_rows_are_said(short, monkeypatch):
+    monkeypatch.setattr(module, "final_loss", lambda job, rate, *rest: (rate - 0.01) ** 2)
+    with pytest.warns(UserWarning, match="on 8 held-out rows, of 40: its choice is little better"):
+        find_rate(short)
+
+
 def test_no_rate_is_taken_where_none_stays_finite(short, monkeypatch):
     def diverge(*arguments, **more):
         raise NotFinite("the gradient was not finite")

@@ -127,6 +127,7 @@ def test_the_model_alone_runs_once_for_each_value_that_it_depends_on(tmp_path):
         ("sample = 3\n[axes]\nadapter.r = [4]", "more than the 1 combinations"),
         ("sample = -1", "from 0"),
         ("combine = 'zip'", "should be product or list"),
+        ("[[parts]]\nparts = [{ seeds = [1] }]", "[[parts]] 1: parts belongs to the whole grid"),
         ("[[parts]]\nadapter = ['lora']", "[[parts]] 1: unknown setting 'adapter'"),
         ("[[parts]]\nadapters = ['lora', 'ia3']\naxes.adapter.r = [4]", "adapter.r = 4 with ia3"),
     ],

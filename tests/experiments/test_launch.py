@@ -180,3 +180,20 @@ def test_interrupted_jobs_are_stopped(tmp_path):
         run_jobs(jobs, launchers, lambda line: None)
     assert len(begun) == 1
     assert HERE.tries == 1
+
+
+def test_nothing_is_written_through_a_link_beside_the_runs(tmp_path):
+    """A log is appended to; somebody's folder of a table may have a link in its place."""
+    jobs, secret = jobs_in(tmp_path), tmp_path.parent / "secret"
+    (tmp_path / "run 1.log").symlink_to(secret)
+    with pytest.raises(UserError, match=r"run 1.log is a link"):
+        write_jobs(jobs)
+    assert not secret.exists()
+
+
+def test_a_run_that_said_nothing_this_time_is_not_given_an_older_reason(tmp_path):
+    (job,), said = jobs_in(tmp_path, 1), []
+    (tmp_path / "run 0.log").write_text("of an earlier start\n")
+    with launcher(launch="true {}") as start:
+        run_jobs([job], start, said.append)
+    assert said[0].endswith("run 0.log: it printed nothing, and wrote no result.json")

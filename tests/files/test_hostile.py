@@ -22,6 +22,7 @@ from experiments.folders import check_whole
 from experiments.verdict import verdict
 from files.errors import UserError
 from files.terminal import one_line, protect_terminal
+from files.toml import parse_set, read_toml
 from files.writing import held
 from model.registry import POCKET
 from train.settings import Settings, settings, to_toml
@@ -208,3 +209,35 @@ def test_a_seed_that_is_no_number(tmp_path):
     (tmp_path / "predictions.jsonl").write_text(json.dumps(table))
     with pytest.raises(UserError, match="seed should be a whole number"):
         read_predictions(tmp_path / "predictions.jsonl")
+    lines = [json.dumps(table | {"seed": seed}) + "\n" for seed in (4, 5, 4)]
+    (tmp_path / "predictions.jsonl").write_text("".join(lines))
+    with pytest.raises(UserError, match="line 3: a second answer to "):
+        read_predictions(tmp_path / "predictions.jsonl")
+    (tmp_path / "predictions.jsonl").write_text("".join(lines[:2]))
+    assert len(read_predictions(tmp_path / "predictions.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[train]\nclip = 0x" + "7" * 4000, "tests = [[0b" + "1" * 70 + "]]", "#" * 2_000_001]
+)
+def test_toml_that_cannot_be_shown_or_ends_never_is_refused(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UserError, match=r"run.toml cannot be read as TOML: .*(64 bits|2,000,000)"):
+        read_toml(tmp_path / "run.toml")
+    if len(text) < 10_000:
+        with pytest.raises(UserError, match="integer has more than 64 bits"):
+            parse_set(f"x={text.rpartition('= ')[2]}")
+
+
+def test_an_error_has_one_line_of_bounded_length(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    said = one_line("first\nsecond\r" + "x" * 10**6 + "the end")
+    assert said.startswith(r"first\nsecond\rxxx")
+    assert said.endswith("xx" + "the end")
+    assert len(said) < 2_100
+
+
+def test_settings_that_torch_cannot_take_are_refused():
+    for text, wrong in (("threads=4096", "up to 1,024"), ("eval.temperature=1e-9", "from 1e-06")):
+        with pytest.raises(UserError, match=wrong):
+            settings(sets=[text])
