@@ -142,11 +142,12 @@ def activations(
     return seen
 
 
-def ranks_of(seen: dict[str, Components], budget: int) -> dict[str, int]:
-    """Path -> how many of the `budget` components that explain most are its own, if any are.
+def starts_of(adapters: dict[str, LoRA], seen: dict[str, Components]) -> dict[str, Start]:
+    """The components that explain most, as many as the adapters have ranks; alpha by rank.
 
     Raises UserError where there are too few components.
     """
+    budget = sum(adapter.options.r for adapter in adapters.values())
     shares = [(float(share), path) for path in seen for share in seen[path].explained()]
     if len(shares) < budget:
         raise UserError(
@@ -154,5 +155,9 @@ def ranks_of(seen: dict[str, Components], budget: int) -> dict[str, int]:
             "adapter.rows or lower adapter.r"
         )
     shares.sort(key=lambda pair: -pair[0])  # of equal ones the first site's is first
-    best = Counter(path for _, path in shares[:budget])
-    return {path: best[path] for path in seen if best[path]}
+    ranks = Counter(path for _, path in shares[:budget])
+    of = {path: adapter.options for path, adapter in adapters.items() if ranks[path]}
+    return {
+        path: Start(r := ranks[path], o.alpha * r / o.r, seen[path].components[:r])
+        for path, o in of.items()
+    }

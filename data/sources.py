@@ -26,12 +26,7 @@ REPEATED = {"addsub": 2, "singleeq": 2, "svamp": 6, "gsm8k": 3, "aqua": 1}
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set: a table of sources.toml.
-
-    rows: as published (0: not published). tests: what is measured after training on it. trains:
-    made to train on. columns: field -> column of its file. parts, holds: test sets whose training
-    part is in it; whose own problems are.
-    """
+    """A published data set: a table of sources.toml, which says what its fields are."""
 
     files: tuple[File, ...]
     about: str

@@ -119,7 +119,7 @@ class Tokenizer:
 
 def reader_of(folder: Path, names: dict, config: dict):
     """The tokenizer of a folder's files; names: what tokenizer_config.json holds."""
-    for name in ("tokenizer.json", "tokenizer.model", "merges.txt"):
+    for name in ("tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja"):
         size = resolve_inside(folder, name).stat().st_size if (folder / name).is_file() else 0
         if size > LARGEST:
             raise UserError(f"{folder / name} has {size:,} bytes, too many for a tokenizer")

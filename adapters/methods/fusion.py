@@ -25,8 +25,7 @@ from model.sites import Site
 class Fusion(Adapter):
     """y + sum over i of softmax((Q y) · (K dᵢ)) V dᵢ."""
 
-    starts_at_base = False
-    needs = "loaded adapters"
+    starts_at_base, needs = False, "loaded adapters"
 
     @dataclass(frozen=True)
     class Options:

@@ -3,9 +3,9 @@
     x ─┬── Q ──────────── + ── y      y = Q x + s · B A x      s · B A ≈ W - Q
        └── A ── B ── s ───┘
 
-W is the weight in the checkpoint's files, Q the quantised one that the model has. s · B₀ A₀ are
-the r largest singular values of W - Q: no other B A brings Q + s · B A nearer to W (algorithm 1
-with T = 1; PEFT's replace_lora_weights_loftq). From then on it is a LoRA of the quantised base.
+W is the weight in the checkpoint's files, Q the model's. s · B₀ A₀ are the r largest singular
+values of W - Q (algorithm 1 with T = 1; PEFT's replace_lora_weights_loftq). From then on it is a
+LoRA of the quantised base.
 """
 
 from adapters.starts import Start, Started, check_principal, principal
