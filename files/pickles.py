@@ -60,7 +60,7 @@ def is_zip(path: Path) -> bool:
 
 def check_pickle(path: Path) -> None:
     """Raise UserError unless the file is what torch.save writes for tensors."""
-    call("files.pickles:check", str(path), f"reading {path}", SECONDS)
+    call("files.pickles:check", str(path.absolute()), f"reading {path}", SECONDS)
 
 
 def check(name: str) -> None:

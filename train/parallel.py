@@ -208,6 +208,7 @@ def started() -> Iterator[Processes]:
             processes.barrier()
             watch.stop(goodbye=True)
     except (UserError, RuntimeError) as error:
+        watch.stop()  # this process ends in its own way
         message = lost(error)
         if not isinstance(message, UserError):
             raise
