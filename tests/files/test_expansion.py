@@ -7,6 +7,7 @@ import pytest
 
 from adapters.formats import stored
 from adapters.formats.stored import check_names
+from adapters.parts import layer_numbers
 from data.options import first_label, options_of
 from data.rows import read_rows
 from data.tables import entries
@@ -62,6 +63,11 @@ def test_a_configuration_names_no_more_than_a_model_has(monkeypatch):
     for table in ({"a": ["x"] * 4}, {"b": {"a": dict.fromkeys("wxyz")}}, {"a": [{}, {}, {}, []]}):
         with pytest.raises(UserError, match="json: 'a' has 4 entries, too many for a model"):
             check_names(table, "a.json")
+
+
+def test_layers_of_more_digits_than_python_reads():
+    with pytest.raises(UserError, match='should be "all"'):
+        layer_numbers("first " + "9" * 5000, 4)
 
 
 def test_options_without_end():
