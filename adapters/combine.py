@@ -195,25 +195,20 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
         if not alike and not all(isinstance(adapter, LowRank) for adapter in adapters):
             named = " and ".join(sorted(adapter.config.kind for adapter in adapters))
             raise UserError(
-                f"the outputs of {named} adapters at {path} have no sum in one adapter; "
-                f"{WHILE_IT_RUNS}"
+                f"the outputs of {named} adapters at {path} have no sum; {WHILE_IT_RUNS}"
             )
         if any(isinstance(adapter, Group) for adapter in adapters):
             raise UserError(
-                f"the adapter at {path} is a mixture, whose parts cannot be put side by side; "
-                f"{WHILE_IT_RUNS}"
+                f"the adapter at {path} is a mixture, of which there is no sum; {WHILE_IT_RUNS}"
             )
         if not isinstance(adapters[0], Summable):
             raise UserError(
-                f"what {adapters[0].config.kind} adapters add has no sum in one adapter; the way "
-                "to combine the adapters themselves is weights"
+                f"what {adapters[0].config.kind} adapters add has no sum: weights combines them"
             )
         kind, here, values = adapters[0].side_by_side(weighted)
         if how == "svd":
             if kind != "lora":
-                raise UserError(
-                    f"{kind} adapters are not of low rank: outputs is the way to combine them"
-                )
+                raise UserError(f"{kind} adapters are not of low rank: outputs combines them")
             leaves = adapters[0].leaves
             A, B = truncate(*map(values.get, leaves), rank or largest_rank(loaded))
             values |= dict(zip(leaves, (A, B), strict=True))

@@ -151,11 +151,11 @@ def layer_numbers(layers: str | tuple[int, ...], count: int) -> list[int]:
         return list(range(count))
     if isinstance(layers, str):
         side, _, number = layers.partition(" ")
-        n = int(number) if number.isascii() and number.isdigit() else 0
+        n = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else 0
         if side not in ("first", "last") or not 0 < n <= count:
             raise UserError(
-                f'layers = {layers!r} should be "all", "first n", "last n" (n from 1 to {count}) '
-                "or a list of numbers"
+                f'layers = {layers!r:.100} should be "all", "first n", "last n" (n from 1 to '
+                f"{count}) or a list of numbers"
             )
         return list(range(n)) if side == "first" else list(range(count - n, count))
     if not layers or not all(type(layer) is int and 0 <= layer < count for layer in layers):

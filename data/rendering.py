@@ -17,7 +17,7 @@ from data.chat_template import Messages, RefusedMessages
 from files.bounded import Budget
 from files.errors import UserError
 
-LONGEST = 1_000_000  # characters that a template may write, beside ten times those it is given
+LONGEST = 20_000  # characters that a template may write, beside ten times those it is given
 DAY = date(2024, 7, 26)  # what strftime_now says, so that a text to train on stays the same
 PRIVATE_USE = range(
     0xF0000, 0x10FFFE

@@ -7,6 +7,7 @@ import pytest
 
 from adapters.formats import stored
 from adapters.formats.stored import check_names
+from adapters.parts import layer_numbers
 from data.options import first_label, options_of
 from data.rows import read_rows
 from data.tables import entries
@@ -23,7 +24,7 @@ from model.tokenizer_json import FileTokenizer
         ("a.json", "[" + "{}," * 200 + "0]"),
         ("a.jsonl", '{"a": [' + "[]," * 200 + "0]}"),
         ("a.jsonl", "\n" * 500 + "{}"),
-        ("a.csv", "a,b\n" + "1,2\n" * 200),
+        ("a.csv", "a,b\n" + "1111,2222\n" * 200),
         ("a.tsv", "a\tb\n" + "\t\n" * 200),
     ],
 )
@@ -62,6 +63,11 @@ def test_a_configuration_names_no_more_than_a_model_has(monkeypatch):
     for table in ({"a": ["x"] * 4}, {"b": {"a": dict.fromkeys("wxyz")}}, {"a": [{}, {}, {}, []]}):
         with pytest.raises(UserError, match="json: 'a' has 4 entries, too many for a model"):
             check_names(table, "a.json")
+
+
+def test_layers_of_more_digits_than_python_reads():
+    with pytest.raises(UserError, match='should be "all"'):
+        layer_numbers("first " + "9" * 5000, 4)
 
 
 def test_options_without_end():
