@@ -121,10 +121,10 @@ def settings_of_train(here):
 
 @row("train --dry-run")
 def a_plan_and_no_run(here):
-    words = "--model pocket-llama --adapter lora --set train.epochs=7 --set seed=3".split()
+    words = "--model pocket-llama --adapter lora --set train.max_steps=7 --set seed=3".split()
     told = command("train", *words, "--data", "math_10k", "--out", here.path / "no", "--dry-run")
     assert told == command("plan", *words, "--data", "math_10k")
-    assert "epochs   7" in told
+    assert "steps    7 at" in told
     assert not (here.path / "no").exists()
 
 

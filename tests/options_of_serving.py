@@ -41,10 +41,11 @@ def answers_of_the_chat(here):
     kinds = {(m.dtype, m.quantize, m.decode_memory, len(m.stages)) for m in models}
     assert (torch.bfloat16, "nf4", "plain", 0) in kinds
     assert any(stages == 2 for *_, stages in kinds)
-    with watched(here.monkeypatch) as lengths:
-        for more in ((), ("--system", "Be kind to all.")):
+    prompts = []  # how long they are
+    for more in ((), ("--system", "Be kind to all.")):
+        with watched(here.monkeypatch) as seen:
             chatted(here, "--model", "pocket-llama", *more)
-    prompts = [shape[1] for _, shape in lengths if shape[1] > 1]
+        prompts.append(seen[0][1][1])
     assert prompts[1] > prompts[0] + 3
     here.monkeypatch.setattr("sys.stdin", io.StringIO(f"{ASKED}\n"))
     short = command("chat", "--model", "pocket-llama", "--max-new-tokens", 2).splitlines()[-1]

@@ -186,8 +186,9 @@ def test_predictions_with_any_text_are_read_back_and_malformed_ones_are_named(tm
         "paper_right": False,
     }
     path = tmp_path / "predictions.jsonl"
-    write_predictions(path, [good, good])
-    assert read_predictions(path) == [good, good]
+    both = [good, good | {"index": 1}]
+    write_predictions(path, both)
+    assert read_predictions(path) == both
     for change in (
         {"paper_answer": ...},
         {"index": "0"},

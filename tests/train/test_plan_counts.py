@@ -238,15 +238,13 @@ def test_weights_in_fewer_bits(how, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_planned_is_what_fresh_processes_are_measured_to_take(processes):
-    """`run.py benchmark --case plan` on one case, two layers of a true width: within a tenth, and
-    20 MB that oneDNN's products in float32 take on some processors.
-    """
+    """`run.py benchmark --case plan` on one case, two layers of a true width: within a tenth."""
     case = plan_check.Case("smollm2-135m", 2, "float32", "lora", "none", 128, processes)
     found = plan_check.measured(case, "cpu", plan_check.GIVES_BACK)
     for kind, expected in plan_check.planned(case, "cpu").items():
         assert expected > plan_check.SMALL
         assert found[kind] / expected > 0.9, (kind, found[kind], expected)
-        assert (found[kind] - 20e6) / expected < 1.1, (kind, found[kind], expected)
+        assert found[kind] / expected < 1.1, (kind, found[kind], expected)
 
 
 def facts_of(capsys, *words, status: int = 0) -> dict:

@@ -28,6 +28,9 @@ def test_the_whole_state_is_restored(folder, tmp_path):
         return State(model, parameters, adamw(parameters, Train(), {}), scale)
 
     saved = state(LossScale(4.0, calm=3, dynamic=True, patience=7))
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    saved.optimizer.step()  # a run of nine steps, of which some are taken, has moments
     saved.step, saved.skipped, saved.skipped_in_a_row = 9, 5, 2
     saved.validated(0.5)
     saved.save(tmp_path, {})
