@@ -18,6 +18,7 @@ from cli import __version__
 from cli.options import NAME, PROGRAM
 from files.errors import UserError, is_out_of_memory, unknown
 from files.terminal import one_line, open_streams, protect_terminal
+from train.signals import STOPPING
 
 COMMANDS = {  # name of the module in cli/ -> what the command does
     "train": "train an adapter and measure it (the default)",
@@ -79,6 +80,7 @@ def main(arguments: list[str]) -> int:
         if debug:
             logging.basicConfig(format="%(name)s: %(message)s")
             logging.getLogger("model").setLevel(logging.DEBUG)
+        check_current_folder()
         status = importlib.import_module(f"cli.{command}").run(options)
         sys.stdout.flush()
         return status
@@ -100,6 +102,15 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
+def check_current_folder() -> None:
+    """Raise UserError where it was removed: torch's libraries then end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        why = f"the current folder is gone ({error.strerror}): cd into one that exists"
+        raise UserError(why) from None
+
+
 def drop_output() -> None:
     """Write what is left in stdout's buffer to nowhere: at the end it would be an error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,6 +118,9 @@ def drop_output() -> None:
 
 def parse(arguments: list[str]) -> tuple[str, argparse.Namespace]:
     """The command and its options. Raises UsageError."""
+    for argument in arguments:
+        if argument.encode(errors="ignore").decode() != argument:
+            raise UsageError(f"{argument!r} is not valid UTF-8, or LC_ALL is not: rename the file")
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     has_command = bool(arguments) and not arguments[0].startswith("-")
@@ -159,6 +173,8 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is missing: pip install -r requirements.txt"
+    if isinstance(error, UnicodeEncodeError):  # of a path: those of arguments are refused before
+        return f"{error.object[:300]!r} cannot be written as UTF-8: rename the file or folder"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename!s:.200}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -179,7 +195,11 @@ def wait_for_rank_0() -> None:
 
 def leave(status: int) -> NoReturn:
     """Exit; one of several processes without Python's cleanup, during which gloo's threads may
-    abort (https://github.com/pytorch/pytorch/issues/190489)."""
+    abort (https://github.com/pytorch/pytorch/issues/190489). A signal from now on ends it at once:
+    an exception within that cleanup would be a traceback."""
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     try:
         sys.stdout.flush()  # of --help, which ends on its own
     except OSError as error:
@@ -212,9 +232,8 @@ def start() -> NoReturn:
     keep_freed_memory()
     open_streams()
     # these end as an exception does: files are cleaned up and the way to resume is printed
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores one
+    for number in STOPPING[1:]:  # Python's own handler of SIGINT raises KeyboardInterrupt
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores one
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         status = main(sys.argv[1:])

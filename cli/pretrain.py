@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from experiments.folders import fresh_folder
-    from experiments.pretrain import Order, pretrain, unfinished
+    from experiments.pretrain import ORDER, Order, pretrain, unfinished
 
     if options.resume:
         refuse_others(options, "--resume continues with its own settings", ("resume",))
@@ -33,8 +33,14 @@ def run(options: argparse.Namespace) -> int:
         order = Order(*names, options.seed, options.max_steps)
     else:
         raise UserError("pretrain writes a model: give --out FOLDER, or --resume FOLDER")
-    signal = pretrain(order, folder)
+    stopped = f"stopped; continue with: {command_line('pretrain', '--resume', folder)}"
+    try:
+        signal = pretrain(order, folder)
+    except (KeyboardInterrupt, SystemExit):  # a second signal, or one while nothing is trained
+        if (folder / ORDER).is_file():
+            print(f"\n{stopped}")
+        raise
     if signal:
-        print(f"stopped; continue with: {command_line('pretrain', '--resume', folder)}")
+        print(stopped)
         return 128 + signal
     return 0

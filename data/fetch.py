@@ -180,7 +180,7 @@ def network(file: File, step: Callable):
         status = error.code if isinstance(error, HTTPError) else 0
         reason = f"status {status}" if status else getattr(error, "reason", None) or error
         reason = " ".join(str(reason).split()) or type(error).__name__
-        reason = re.sub(r"[^/@\s]*@", "***@", reason)
+        reason = re.sub(r"[^/@\s]*@|(?<=nonnumeric port: ).*", "***", reason)  # of a password
         again = "" if 400 <= status < 500 else "try again (it goes on from where it stopped), "
         raise UserError(
             f"{address(file)} cannot be fetched ({reason:.200}): {again}set {MIRROR} to a copy, "
@@ -208,8 +208,10 @@ def url_of(file: File) -> str:
 
 
 def address(file: File) -> str:
-    """The URL of a file for messages, without a password."""
-    return re.sub(r"//[^/@]*@", "//***@", url_of(file))
+    """The URL of a file for messages, without a password and what a query may hold."""
+    mirror = os.environ.get(MIRROR, "")
+    masked = re.sub(r"\?.*", "?***", re.sub(r"^(\w+://)?.*@", r"\1***@", mirror))
+    return url_of(file).replace(mirror.rstrip("/"), masked.rstrip("/"), 1)
 
 
 def sum_of(path: Path) -> str:

@@ -70,12 +70,12 @@ class Table:
 
 
 def as_text(text: str) -> str:
-    """A cell that a spreadsheet does not compute: ' before =, +, -, @, tab or return, except for
+    """A cell that a spreadsheet does not compute: ' before =, +, -, @, tab or line end, except for
     numbers."""
     try:
         float(text)
     except ValueError:
-        return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and text else text
+        return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") and text else text
     return text
 
 

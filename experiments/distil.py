@@ -25,6 +25,7 @@ from experiments.same_problems import read_run, right_shares
 from experiments.verdict import together
 from files.errors import UserError
 from files.reading import read_json
+from files.writing import refuse_links
 from train.settings import Settings
 from train.settings import settings as make_settings
 
@@ -105,6 +106,7 @@ def distil(settings: Settings, folder: Path, resume: bool = False) -> Distilled:
     """
     if not settings.teacher:
         raise UserError(f"the run in {folder} has no teacher: it was not begun by distil")
+    refuse_links(folder)
     signal = status = 0
     if not (resume and (folder / "result.json").is_file()):
         keep_predictions(settings, folder)

@@ -33,6 +33,7 @@ from train.settings import Settings, to_toml
 from train.settings import settings as make_settings
 
 STARTED, DONE, PREDICTIONS = "evaluation.json", "result.json", "predictions.jsonl"
+SETTINGS = "evaluate.toml"
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
     weights = {name: p for name, p in model.named_parameters() if ".adapters." in name}
     processes.agree(same, {"adapters": weights})
     if processes.is_writer:
-        write_json(folder / STARTED, start)
-        write_text(folder / "evaluate.toml", to_toml(s))
+        write_text(folder / SETTINGS, to_toml(s))
+        write_json(folder / STARTED, start)  # last: it says that there is something to resume
     loss = {}
     if not tests and (unseen := unseen_examples(tokenizer, data, prompt, s)):
         figure = measure_loss(model, unseen, s, tokenizer.pad_id or 0, processes)
@@ -209,8 +210,8 @@ def unfinished(folder: Path) -> Arguments:
     if not (folder / STARTED).is_file():
         raise UserError(f"{folder} holds no {STARTED}: there is no evaluation to continue")
     start = from_table(Started, read_json(folder / STARTED), str(folder / STARTED), "key")
-    check_whole(folder / "evaluate.toml")
-    settings = make_settings(config=str(folder / "evaluate.toml"))
+    check_whole(folder / SETTINGS)
+    settings = make_settings(config=str(folder / SETTINGS))
     return Arguments(settings, list(map(Path, start.adapters)), start.averaged, start.template)
 
 
@@ -221,4 +222,4 @@ def new_folder(path: Path, numbered: bool) -> Path:
             f"{path} holds an evaluation that was interrupted: continue it with python run.py "
             f"evaluate --resume {path}"
         )
-    return fresh_folder(path, numbered)
+    return fresh_folder(path, numbered, begun=[SETTINGS])

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -16,15 +17,20 @@ if TYPE_CHECKING:  # the command line needs this file before torch is loaded
     from train.settings import Settings
 
 
-def fresh_folder(path: Path, numbered: bool) -> Path:
+def fresh_folder(path: Path, numbered: bool, begun: Sequence[str] = ()) -> Path:
     """A folder for new results: `path`, or `path`-2, -3 ... where `numbered`.
 
-    A folder that holds files is never chosen. A numbered one is created here, so that several
+    A folder that holds files is never chosen, but for temporary ones and those of `begun`, which a
+    run that was killed as it began leaves behind. A numbered one is created here, so that several
     processes take one each; `remove_if_empty` where nothing came into it. Raises UserError where
     `path` itself is taken and `numbered` is False.
     """
+
+    def left_behind(file: Path) -> bool:
+        return file.name in begun or (file.name.startswith(".") and file.name.endswith(".tmp"))
+
     if not numbered:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(map(left_behind, path.iterdir()))):
             unfinished = (path / "run.toml").is_file() and not (path / "result.json").is_file()
             hint = f", or resume its run with: python run.py --resume {path}" * unfinished
             state = "not empty" if path.is_dir() else "not a folder"

@@ -151,7 +151,7 @@ def pretrain_in(order: Order, folder: Path) -> int:
     special = {"eos_token": EOS, "pad_token": PAD}
     for name, content in (("tokenizer_config.json", special), ("config.json", raw)):
         write_json(folder / name, content)
-    for path in (*checkpoints(folder), folder / ORDER):
+    for path in (folder / ORDER, *checkpoints(folder)):  # killed between: nothing is trained again
         path.unlink()
     print(f"saved in {folder}; try: python run.py --model {folder} --recipe pocket-tune")
     return 0

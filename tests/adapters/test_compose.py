@@ -187,7 +187,9 @@ def test_all_of_it_is_saved_and_restored(several, tmp_path):
     again = load_model(str(several.folder))
     assert load_adapters(again, tmp_path / "all") == {"template": "plain"}
     assert adapter_names(again)
-    assert torch.equal(again(THREE), expected)
+    with torch.no_grad():  # as in `out`: with gradients, attention to few queries is another kernel
+        assert torch.equal(again(THREE), expected)
+    torch.testing.assert_close(again(THREE), expected, rtol=0, atol=1e-5)
     use(several, [Rows("a", None, "l")])
     expected = several(THREE)
     save_adapters(several, tmp_path / "rows")

@@ -171,6 +171,17 @@ def test_a_missing_package_is_one_line(command):
     assert done.stderr == "run.py: the package torch is missing: pip install -r requirements.txt\n"
 
 
+def test_a_name_that_is_not_utf8_and_a_folder_that_is_gone_are_one_line(
+    checked, tmp_path, monkeypatch
+):
+    """As arguments come from a file system: bytes that are no text, as lone surrogates."""
+    checked("data", "show", "a\udcff.json", said="is not valid UTF-8", status=2)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    checked("models", said="the current folder is gone")
+
+
 def test_data_without_training_rows_is_refused_before_the_model_is_loaded(
     tmp_path, monkeypatch, capsys
 ):

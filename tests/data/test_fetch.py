@@ -108,11 +108,20 @@ def test_a_file_that_takes_hours_is_gone_on_with(server, monkeypatch):
 
 
 def test_the_password_of_a_mirror_is_not_shown(server, monkeypatch):
-    url = pinned(server).url.replace("://", "://me:secret@")
-    monkeypatch.setenv("LLM_ADAPTERS_MIRROR", url)
-    message = failure(pinned(server))
-    assert "secret" not in message
-    assert "//***@" in message
+    for mirror in (
+        "http://me:secret@HOST/far",
+        "http://me:a@secret@HOST",
+        "http://me:secret/@HOST",
+        "http://me:secret@",
+        "me:secret@HOST/far",
+        "http://127.0.0.1:9/far?token=secret",
+        "http://me:x/secret@HOST",
+        "http://secret@[HOST/",
+    ):
+        monkeypatch.setenv("LLM_ADAPTERS_MIRROR", mirror.replace("HOST", server.address[7:]))
+        message = failure(pinned(server))
+        assert "secret" not in message
+        assert "***" in message
 
 
 def test_a_part_of_another_file_is_not_kept(server):

@@ -109,6 +109,17 @@ def test_what_is_refused(first, tmp_path, words, says):
     assert says in command("distil", *words, *out, status=1)
 
 
+def test_nothing_is_copied_through_a_link(first, whole, tmp_path):
+    """A link to a file that is not there yet does not exist, and a copy would make that file."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.toml").write_text((whole / "run.toml").read_text())
+    (out / "predictions-teacher.jsonl").symlink_to(tmp_path / "outside")
+    said = command("distil", "--resume", out, status=1)
+    assert "predictions-teacher.jsonl is a link" in said
+    assert not (tmp_path / "outside").exists()
+
+
 def test_from_python(first, tmp_path):
     settings = settings_to_distil(first, "lora", r=2, sites=["q"], sets=["train.max_steps=1"])
     assert settings.train.validation_rows == 64

@@ -128,13 +128,14 @@ def test_the_model_alone_runs_once_for_each_value_that_it_depends_on(tmp_path):
         ("sample = -1", "from 0"),
         ("combine = 'zip'", "should be product or list"),
         ("[[parts]]\nparts = [{ seeds = [1] }]", "[[parts]] 1: parts belongs to the whole grid"),
+        ("[pocket.pocket]\nseeds = [1]", "[pocket]: pocket belongs to the whole grid"),
         ("[[parts]]\nadapter = ['lora']", "[[parts]] 1: unknown setting 'adapter'"),
         ("[[parts]]\nadapters = ['lora', 'ia3']\naxes.adapter.r = [4]", "adapter.r = 4 with ia3"),
     ],
 )
 def test_what_an_axis_cannot_be_is_said_with_its_name_and_value(text, said, tmp_path):
     with pytest.raises(UserError) as error:
-        jobs(tmp_path, text)
+        jobs(tmp_path, text, pocket=text.startswith("[pocket"))
     assert said in str(error.value)
 
 

@@ -6,9 +6,12 @@ import signal
 
 import pytest
 
+from cli.main import leave
+from experiments.evaluate import new_folder
 from experiments.folders import fresh_folder, remove_if_empty
+from files.errors import UserError
 from files.terminal import BESIDE_BARS, Shown
-from train.signals import Signals
+from train.signals import STOPPING, Signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
@@ -29,6 +32,28 @@ def test_a_signal_that_is_ignored_stays_ignored():
             assert signals.received == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_while_the_process_leaves_is_no_traceback():
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        with pytest.raises(SystemExit):
+            leave(3)
+        assert {signal.getsignal(number) for number in STOPPING} == {signal.SIG_DFL}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_what_a_killed_start_leaves_behind_is_not_in_the_way(tmp_path):
+    for name in (".run.toml.5.tmp", "evaluate.toml"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        fresh_folder(tmp_path, numbered=False)
+    assert new_folder(tmp_path, numbered=False) == tmp_path
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        new_folder(tmp_path, numbered=False)
 
 
 def test_runs_that_start_at_once_take_a_folder_each(tmp_path):
