@@ -5,6 +5,7 @@ from pathlib import Path
 
 from files.errors import UserError
 from files.reading import read_json, resolve_inside
+from model.tokenizer_bounds import ADDED
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def read_added_tokens(folder: Path, names: dict) -> list[AddedToken]:
             raise UserError(f"{where} has {key!r:.50}: {entry!r:.100}, not a number and its token")
         flags = {flag: entry.get(flag) is True for flag in ("special", "lstrip", "rstrip")}
         tokens[number] = AddedToken(text, number, **flags)
+    if (length := sum(len(token.text) for token in tokens.values())) > ADDED:
+        raise UserError(f"{folder}: its added tokens have {length:,} characters: too many")
     return [tokens[number] for number in sorted(tokens)]
 
 

@@ -17,6 +17,7 @@ ADDED = 500_000  # characters of all added tokens together
 UNIGRAM = 4_000_000  # characters of a Unigram's vocabulary, whose tree takes 300 bytes for each
 GROWTH = 32  # characters that one character of a text may become
 PREFIX = 64  # tokens that a template puts in front of a text
+TEMPLATE = 1000  # entries of all lists of the templates together
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,11 +51,23 @@ def check_sizes(raw: dict, path: Path) -> None:
         count = len(model[what]) if isinstance(model.get(what), dict | list) else 0
         if count > ENTRIES:
             raise UserError(f"{path}: its {what} has {count:,} entries: too many for a tokenizer")
+    if (count := entries(raw.get("post_processor"))) > TEMPLATE:
+        raise UserError(
+            f"{path}: its post_processor has {count:,} entries: too many for a template"
+        )
     if model.get("dropout"):
         raise UserError(
             f"{path} has model.dropout = {model['dropout']!r:.50}: it would cut the same text into "
             "other tokens each time; set it to null"
         )
+
+
+def entries(part) -> int:
+    """How many entries all lists in a part of the file have."""
+    if not isinstance(part, dict | list):
+        return 0
+    inner = part.values() if isinstance(part, dict) else part
+    return len(part) * isinstance(part, list) + sum(map(entries, inner))
 
 
 def is_bounded(raw: dict) -> bool:

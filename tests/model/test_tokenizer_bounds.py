@@ -5,6 +5,7 @@ import json
 import pytest
 
 from files.errors import UserError
+from model.added_tokens import read_added_tokens
 from model.tokenizer import Tokenizer
 from model.tokenizer_bounds import InChild, growth
 
@@ -95,6 +96,22 @@ def test_a_vocabulary_without_end(tmp_path, monkeypatch, change):
     monkeypatch.setattr("model.tokenizer_bounds.ENTRIES", 3)
     with pytest.raises(UserError, match=f"its {next(iter(change))} has 4 entries: too many"):
         Tokenizer(folder(tmp_path, change))
+
+
+def test_a_template_of_many_pieces_is_not_run(tmp_path):
+    """Its pieces and their ids multiply: 500 of each would be 250,000 tokens a text."""
+    pieces = [{"SpecialToken": {"id": "b", "type_id": 0}}] * 400
+    many = {"b": {"id": "b", "ids": [2] * 300, "tokens": ["b"] * 301}}
+    template = {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": many}
+    with pytest.raises(UserError, match="post_processor has 1,001 entries: too many"):
+        Tokenizer(folder(tmp_path, post_processor=template))
+
+
+def test_added_tokens_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("model.added_tokens.ADDED", 5)
+    (tmp_path / "added_tokens.json").write_text('{"<1>": 1, "<2>": 2}')
+    with pytest.raises(UserError, match="added tokens have 6 characters: too many"):
+        read_added_tokens(tmp_path, {})
 
 
 def test_a_template_puts_few_tokens_before_a_text(tmp_path):
