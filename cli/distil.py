@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from experiments.distil import distil
+    from experiments.folders import remove_if_empty
 
     settings, folder = resumed(options) if options.resume else new(options)
     again = command_line("distil", "--resume", folder)
@@ -38,6 +39,8 @@ def run(options: argparse.Namespace) -> int:
         if (folder / "run.toml").is_file():
             print(f"\nstopped; continue with: {again}")
         raise
+    finally:
+        remove_if_empty(folder)  # where the run was refused
     if done.signal:
         print(f"stopped; continue with: {again}")
         return 128 + done.signal

@@ -109,8 +109,13 @@ def distil(settings: Settings, folder: Path, resume: bool = False) -> Distilled:
     refuse_links(folder)
     signal = status = 0
     if not (resume and (folder / "result.json").is_file()):
-        keep_predictions(settings, folder)
-        result = run(settings, folder, resume and can_resume(folder))
+        copies = keep_predictions(settings, folder)
+        try:
+            result = run(settings, folder, resume and can_resume(folder))
+        finally:
+            if not (folder / "run.toml").is_file():  # the run was refused
+                for copy in copies:
+                    copy.unlink()
         signal, status = result.signal, result.verdict.status
     if signal:
         nobody = Learner(0, [], "")
@@ -127,19 +132,21 @@ def distil(settings: Settings, folder: Path, resume: bool = False) -> Distilled:
     return done
 
 
-def keep_predictions(settings: Settings, folder: Path) -> None:
+def keep_predictions(settings: Settings, folder: Path) -> list[Path]:
     """Copy what the teacher's run answered, and the base there, if the same model would answer the
-    same; `run` reads them where they are to the same problems."""
+    same; `run` reads them where they are to the same problems. Returns the copies."""
     source = Path(settings.teacher).parent
     of_run, _ = settings_to_measure(str(source))
     same = ("model", "revision", "dtype", "device", "quantize", "template", "eval")
     if any(getattr(settings, key) != getattr(of_run, key) for key in same):
-        return
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     names = {"predictions.jsonl": TEACHERS, "predictions-base.jsonl": "predictions-base.jsonl"}
-    for name, copy in names.items():
-        if (source / name).is_file() and not (folder / copy).exists():
-            shutil.copyfile(source / name, folder / copy)
+    names = {name: copy for name, copy in names.items() if (source / name).is_file()}
+    copies = {name: folder / copy for name, copy in names.items() if not (folder / copy).exists()}
+    for name, copy in copies.items():
+        shutil.copyfile(source / name, copy)
+    return list(copies.values())
 
 
 def comparison(folder: Path) -> tuple[list[Pair], dict[str, list[tuple[float, float]]]]:

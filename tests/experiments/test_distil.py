@@ -126,3 +126,8 @@ def test_from_python(first, tmp_path):
     assert settings.adapter.parts[""].sites == ("q",)
     with pytest.raises(UserError, match="leaves no row"):  # 40 rows, 64 held out
         distil(settings, tmp_path / "out")
+
+
+def test_a_refused_one_leaves_nothing(first, tmp_path):
+    command("distil", first, "--sites", "x", "--out", tmp_path / "out", status=1)
+    assert not (tmp_path / "out").exists()
