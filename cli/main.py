@@ -117,10 +117,12 @@ def drop_output() -> None:
 
 
 def parse(arguments: list[str]) -> tuple[str, argparse.Namespace]:
-    """The command and its options. Raises UsageError."""
+    """The command and its options. Raises UserError, UsageError for what is malformed."""
     for argument in arguments:
         if argument.encode(errors="ignore").decode() != argument:
-            raise UsageError(f"{argument!r} is not valid UTF-8, or LC_ALL is not: rename the file")
+            raise UserError(
+                f"{argument!r} is not valid UTF-8, or LC_ALL is not: change its name or text"
+            )
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     has_command = bool(arguments) and not arguments[0].startswith("-")
