@@ -107,8 +107,7 @@ def check_current_folder() -> None:
     try:
         os.getcwd()
     except OSError as error:
-        why = f"the current folder is gone ({error.strerror}): cd into one that exists"
-        raise UserError(why) from None
+        raise UserError(f"the current folder is gone ({error.strerror}): change it") from None
 
 
 def drop_output() -> None:
