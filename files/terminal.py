@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 REORDER = (
     "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # direction of writing, lines and paragraphs
@@ -54,6 +55,19 @@ def protect_terminal() -> None:
         sys.stderr = Shown(sys.stderr, BESIDE_BARS)
     if not isinstance(sys.stdout, Shown) and sys.stdout.isatty():
         sys.stdout = Shown(sys.stdout, UNSEEN)
+
+
+@contextmanager
+def silenced_libraries() -> Iterator[None]:
+    """In this block C and Rust print nothing on stderr: a panic's own lines precede its error."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def open_streams() -> None:

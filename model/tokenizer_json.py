@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from files.errors import UserError
 from files.reading import check_expansion, resolve_inside
+from files.terminal import silenced_libraries
 from model.tokenizer_bounds import PREFIX, InChild, check_sizes, is_bounded
 
 LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
@@ -35,7 +36,8 @@ class FileTokenizer:
         if not isinstance(raw, dict):
             raise UserError(f"{path} holds a {type(raw).__name__}, not a JSON object")
         translate_errors(path, lambda: check_sizes(raw, path))
-        self.inner = translate_errors(path, lambda: Tokenizer.from_file(str(path)))
+        with silenced_libraries():
+            self.inner = translate_errors(path, lambda: Tokenizer.from_file(str(path)))
         if has_normalized_tokens_of_llama(self.inner, names):
             legacy = names.get("legacy") is True and "CodeLlama" not in names["tokenizer_class"]
             text = translate_errors(path, lambda: with_tokens_in_raw_text(raw, legacy))

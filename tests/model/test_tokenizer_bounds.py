@@ -1,6 +1,7 @@
 """Files of tokenizers that multiply a text, backtrack for ever, or load for minutes."""
 
 import json
+import sys
 
 import pytest
 
@@ -123,3 +124,12 @@ def test_a_template_puts_few_tokens_before_a_text(tmp_path):
     }  # fmt: skip
     with pytest.raises(UserError, match="puts 65 tokens before every text"):
         Tokenizer(folder(tmp_path, post_processor=template))
+
+
+def test_a_panic_of_the_library_is_one_line(tmp_path, capfd):
+    broken = {"type": "Precompiled", "precompiled_charsmap": "AAAABBBB"}
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: Precompiled"):
+        Tokenizer(folder(tmp_path, normalizer=broken))
+    assert capfd.readouterr().err == ""
+    print("stderr is there again", file=sys.stderr)
+    assert "there again" in capfd.readouterr().err
