@@ -17,8 +17,7 @@ from typing import NoReturn
 from cli import __version__
 from cli.options import NAME, PROGRAM
 from files.errors import UserError, is_out_of_memory, unknown
-from files.terminal import one_line, open_streams, protect_terminal
-from train.signals import STOPPING
+from files.terminal import STOPPING, one_line, open_streams, protect_terminal
 
 COMMANDS = {  # name of the module in cli/ -> what the command does
     "train": "train an adapter and measure it (the default)",

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,9 @@ UNSEEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{REORDER}]")
 IN_A_LINE = re.compile(f"[\x00-\x1f\x7f-\x9f{REORDER}]")
 LINE_ENDS = re.compile("[\n\r]")
 LONGEST = 2_000  # characters of an error message
+STOPPING = [  # Ctrl-C, kill, a terminal that is closed
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 # A progress bar goes back to the start of its line, and several of them up.
 BESIDE_BARS = re.compile(rf"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f{REORDER}]")
 

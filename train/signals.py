@@ -5,9 +5,7 @@ import signal
 import threading
 from contextlib import suppress
 
-STOPPING = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+from files.terminal import STOPPING
 
 
 class Signals:
