@@ -17,6 +17,7 @@ from model.weights import safetensors, torch_tensors
 
 WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 NAMES = 10_000  # texts and tables in one list of a configuration; a model has fewer modules
+NUMBERS = 1_000_000  # numbers in one list, of tokens or layers; no vocabulary is larger
 EXTRA = 2**26  # elements beside those that the model or the file accounts for
 
 
@@ -46,8 +47,10 @@ def check_names(value, where: str) -> None:
         if not isinstance(inner, dict | list):
             continue
         count = len(inner) if isinstance(inner, dict) else sum(type(v) is not int for v in inner)
-        if count > NAMES:
-            raise UserError(f"{where}: {key!r:.100} has {count:,} entries, too many for a model")
+        if count > NAMES or len(inner) > NUMBERS:
+            raise UserError(
+                f"{where}: {key!r:.100} has {len(inner):,} entries, too many for a model"
+            )
         check_names(inner, where)
 
 

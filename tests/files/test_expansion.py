@@ -59,10 +59,13 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
 
 def test_a_configuration_names_no_more_than_a_model_has(monkeypatch):
     monkeypatch.setattr(stored, "NAMES", 3)
+    monkeypatch.setattr(stored, "NUMBERS", 99)
     check_names({"a": ["x"] * 3, "tokens": list(range(99)), "b": {"c": {"d": 1}}}, "a.json")
     for table in ({"a": ["x"] * 4}, {"b": {"a": dict.fromkeys("wxyz")}}, {"a": [{}, {}, {}, []]}):
         with pytest.raises(UserError, match="json: 'a' has 4 entries, too many for a model"):
             check_names(table, "a.json")
+    with pytest.raises(UserError, match="json: 'tokens' has 100 entries"):
+        check_names({"tokens": list(range(100))}, "a.json")
 
 
 def test_layers_of_more_digits_than_python_reads():
