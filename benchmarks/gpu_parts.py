@@ -45,7 +45,7 @@ def without_graphs(part: Part) -> Part:
 
 
 def without_copies(part: Part) -> Part:
-    """The same by the stored codes alone."""
+    """The same by the stored codes, without copies."""
     name = f"{part.name} by its codes"
     return replace(part, name=name, options=part.options | {"memory": "plain"}, card=True)
 

@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ),
         "--gguf KIND": (
             str,
-            "llama.cpp, ollama: merged (default), one model; lora, the adapter alone; both, the "
+            "llama.cpp, ollama: merged (default), one model; lora, only the adapter; both, the "
             "base and its LoRA",
         ),
         "--format NAME": (str, "peft (default), paper (the paper's code) or native"),

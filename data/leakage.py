@@ -139,7 +139,7 @@ def words(row: dict) -> str:
 
 def questions(row: dict) -> list[str]:
     """The words of everything that a row to train on answers: of the row, and in a chat of each
-    user turn, alone and with what precedes it.
+    user turn, by itself and with what precedes it.
 
     What precedes a turn is left out once it adds up to EARLIER times the chat, after 40 messages
     or more: a chat of a hundred thousand would take hours.

@@ -34,7 +34,7 @@ class Text:
 
     def __init__(self, tokens: Sequence[int]):
         self.tokens: list[int] = []
-        self.after: dict[tuple[int, int], int] = {}  # a pair -> the place behind it
+        self.after: dict[tuple[int, int], int] = {}  # a pair -> the place after it
         self.extend(tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -78,7 +78,7 @@ def verify(engine: "Engine", rows: Sequence[Row], guessed: Sequence[list[int]]) 
     """Read the last token of each live row and its guesses -> the events of the tokens that the
     model chooses itself: after the last token, and after each guess that was its choice.
 
-    What a slot holds of a wrong guess lies behind its row's length, where nothing looks.
+    What a slot holds of a wrong guess lies after its row's length, where nothing looks.
     """
     logits, first = pass_over(engine, rows, guessed)
     events, new, going_on = [], [0] * len(rows), list(range(len(rows)))

@@ -57,7 +57,7 @@ def check_named(folder: Path, table: dict) -> None:
     """Raise UserError where an adapter's file names no model, an unknown one, or a folder.
 
     A folder is opened where the run names it too that the adapter is of: a path that stands in the
-    file of an adapter alone may be any of this machine.
+    file of an adapter only may be any of this machine.
     """
     if "model" not in table:
         raise UserError(f"{folder} does not say which model it is for: give --model")

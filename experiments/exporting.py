@@ -15,7 +15,7 @@ from adapters.attach import adapters_named
 from adapters.formats.base_model import base_name
 from adapters.formats.gguf_lora import lora_of
 from adapters.formats.gguf_model import check_model
-from adapters.formats.peft_write import write
+from adapters.formats.peft_write import plain_lora, write
 from adapters.formats.transformers_model import export_with_adapters, take_apart
 from adapters.several import SETUP
 from data.stored_template import stored_template
@@ -53,9 +53,8 @@ def export_for(
     """Write what `engine` takes into `folder`, new or empty, with a model card.
 
     adapters: folders of saved adapters; transformers and a merged GGUF take several, stacked.
-    shard_size: of a
-    file of weights, in GB; gguf: what llama.cpp and Ollama get (`export_gguf`). Raises UserError
-    for what the engine cannot compute.
+    shard_size: of a file of weights, in GB; gguf: what llama.cpp and Ollama get (`export_gguf`).
+    Raises UserError for what the engine cannot compute.
     """
     if engine not in ENGINES:
         raise unknown("--for", engine, ENGINES)
@@ -148,18 +147,10 @@ def takers(model: LanguageModel) -> list[str]:
 
 def lora_rank(model: LanguageModel) -> int:
     """The largest rank of the loaded adapter, as a LoRA. Raises UserError for what vLLM lacks."""
-    described = describe_adapters(model)
     if model.family in ("bloom", "gptj"):
         raise UserError(f"vLLM has no LoRA for {model.family}: {MERGE}")
-    adapters = adapters_named(model, "default")
-    config = next(iter(adapters.values())).config
-    try:
-        fields, tensors = write(model, config, adapters, plain=True)
-    except UserError as error:
-        raise UserError(
-            f"vLLM serves LoRA only, not {described} ({error}): use export --for transformers, or "
-            "python run.py merge where the adapter can be merged"
-        ) from None
+    otherwise = "use export --for transformers, or python run.py merge where it can be merged"
+    fields, tensors = plain_lora(model, "default", "vLLM", otherwise)
     wrong = next((key for key in tensors if "embedding" in key or "lm_head" in key), None)
     if wrong:
         raise UserError(f"vLLM has no place for {wrong}: {MERGE}")

@@ -33,7 +33,7 @@ def export_gguf(
 ) -> tuple[str, str]:
     """Write what llama.cpp or Ollama take into `folder`, new or empty, with a model card.
 
-    kind: "merged", one model with the adapters folded in; "lora", the adapter alone, in float32
+    kind: "merged", one model with the adapters folded in; "lora", only the adapter, in float32
     unless the settings state a dtype; "both", the base and its LoRA. The model's matrices have its
     dtype. Returns (the adapters in words, the command that runs them). Raises UserError.
     """

@@ -21,7 +21,7 @@ def fresh_folder(path: Path, numbered: bool, begun: Sequence[str] = ()) -> Path:
     """A folder for new results: `path`, or `path`-2, -3 ... where `numbered`.
 
     A folder that holds files is never chosen, but for temporary ones and those of `begun`, which a
-    run that was killed as it began leaves behind. A numbered one is created here, so that several
+    run that was killed as it began leaves. A numbered one is created here, so that several
     processes take one each; `remove_if_empty` where nothing came into it. Raises UserError where
     `path` itself is taken and `numbered` is False.
     """

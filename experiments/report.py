@@ -49,7 +49,7 @@ def write_report(
         paragraph(f"{name} on {facts['model']}, data {facts['data']}"),
         tiles(facts, before, after),
         warnings(facts),
-        accuracy(facts, before, after, first),
+        accuracy(facts, before, after, first, conditions.trained_on),
         published(conditions, after),
         f"<h2>Loss</h2>{loss_chart(read_log(folder / 'log.jsonl'))}",
         paragraph("Per token with a label, in nats.", small=True),
@@ -125,11 +125,14 @@ def validation_text(adapter_step: int, validation: dict) -> str:
     )
 
 
-def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> str:
-    """The table of scores, what its sets test, and what its columns are."""
+def accuracy(facts: dict, before: list[dict], after: list[dict], first: str, data: str) -> str:
+    """The table of scores, what its sets test, and what its columns are.
+
+    data: that the adapter was trained on, and no other.
+    """
     if not after:
         return ""
-    table = score_table(before, after, "with adapter", first, trained_on(facts))
+    table = score_table(before, after, "with adapter", first, data)
     names = list(scores(after))
     lines = "".join(
         f"<dt>{esc(name)}</dt><dd>{esc(explanation(name, facts['data']))}</dd>" for name in names
@@ -148,11 +151,6 @@ def accuracy(facts: dict, before: list[dict], after: list[dict], first: str) -> 
         f"<h2>Accuracy</h2>{table.to_html()}{paragraph(' '.join(notes), small=True)}"
         f"<dl>{lines}</dl>"
     )
-
-
-def trained_on(facts: dict) -> str:
-    """The data of a result.json, if the adapter was trained on no other."""
-    return "" if facts.get("continued_from") else facts.get("data", "")
 
 
 def published(conditions: Conditions, after: list[dict]) -> str:

@@ -1,5 +1,5 @@
 """The logits of a GGUF file: llama.cpp's computation by the names, layout and fields of the file
-alone, in plain torch. And what llama.cpp itself makes of it, where it is installed."""
+only, in plain torch. And what llama.cpp itself makes of it, where it is installed."""
 
 from importlib.util import find_spec
 from pathlib import Path

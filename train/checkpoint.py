@@ -102,7 +102,7 @@ class State:
 
     def rescue(self, folder: Path, fingerprints: dict[str, str], keep: int) -> None:
         """Save the last whole step of a run that cannot go on, unless that is done."""
-        newest = folder / f"checkpoint-{self.step:06}.pt"
+        newest = folder / name_of(self.step)
         if self.step and not newest.exists():
             self.save(folder, fingerprints, keep)
             tqdm.write(f"saved after step {self.step}")

@@ -23,7 +23,7 @@ TEACHER = "teacher"  # the name of the adapter that a run learns from
 
 @dataclass(frozen=True)
 class Teacher:
-    """The adapter of this name, alone on the base and without its dropout."""
+    """The adapter of this name, the only one on the base, without its dropout."""
 
     model: LanguageModel
     name: str = TEACHER

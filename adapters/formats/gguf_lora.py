@@ -1,16 +1,16 @@
-"""A LoRA alone as a GGUF file, for any GGUF file of its base (llama.cpp's --lora)."""
+"""A LoRA as a GGUF file of its own, for any GGUF file of its base (llama.cpp's --lora)."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from adapters.attach import adapters_named, in_order
+from adapters.attach import in_order
 from adapters.base import PREFIX
 from adapters.formats.base_model import base_name
 from adapters.formats.gguf_files import DTYPES, Entry, write_file
 from adapters.formats.gguf_model import check_model, name_of, reordered
-from adapters.formats.peft_write import write
+from adapters.formats.peft_write import plain_lora
 from files.errors import UserError
 from model.language import LanguageModel
 
@@ -23,15 +23,8 @@ def lora_of(model: LanguageModel) -> dict[str, Tensor]:
     names = in_order(model)
     if len(names) != 1 or not isinstance(names[0], str):
         raise UserError("llama.cpp takes one LoRA in a file: combine makes one of several adapters")
-    adapters = adapters_named(model, names[0])
-    config = next(iter(adapters.values())).config
-    try:
-        _, tensors = write(model, config, adapters, plain=True)
-    except UserError as error:
-        raise UserError(
-            f"llama.cpp takes LoRA only, not {config.kind} ({error}): use --gguf merged where the "
-            "adapter can be merged, or export --for transformers"
-        ) from None
+    otherwise = "use --gguf merged where it can be merged, or export --for transformers"
+    _, tensors = plain_lora(model, names[0], "llama.cpp", otherwise)
     shared = [model.outer_sites["head"], model.outer_sites["embed"]]
     wrong = next((key for key in tensors if any(site in key for site in shared)), None)
     if model.tied and wrong:
@@ -43,7 +36,7 @@ def lora_of(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def write_lora(model: LanguageModel, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the loaded adapter alone as a GGUF file. Raises UserError as `lora_of` does."""
+    """Write the loaded adapter as a GGUF file. Raises UserError as `lora_of` does."""
     architecture = check_model(model)
     tensors: dict[str, Entry] = {}
     ranks = set()

@@ -81,9 +81,9 @@ class Intervention(Part):
 
     def after(self, y, places):
         h, *more = y if isinstance(y, tuple) else (y,)
-        before, behind = places.unbind(-1)
-        chosen = (before < self.options["first"]) | (behind < self.options["last"])
-        chosen &= (before >= 0) & (behind >= 0)
+        before, left = places.unbind(-1)
+        chosen = (before < self.options["first"]) | (left < self.options["last"])
+        chosen &= (before >= 0) & (left >= 0)
         h = torch.where(chosen[..., None], h + F.linear(h, self.D, self.b) @ self.R, h)
         return (h, *more) if isinstance(y, tuple) else h
 
@@ -221,8 +221,8 @@ class ModelWithAdapter(Base):
         if mask is None:
             mask = torch.ones(B, past + T, dtype=torch.long, device=device)
         before = mask.long().cumsum(dim=1)[:, -T:] - 1  # tokens of a row before each
-        behind = before[:, -1:] - before if first else torch.full_like(before, -1)
-        self.places = F.pad(torch.stack((before, behind), -1), (0, 0, prompt * first, 0), value=-1)
+        left = before[:, -1:] - before if first else torch.full_like(before, -1)
+        self.places = F.pad(torch.stack((before, left), -1), (0, 0, prompt * first, 0), value=-1)
         for part in self.embed_parts:
             inputs_embeds = part.embed(inputs_embeds, first)
         if first and prefix:

@@ -9,6 +9,7 @@ each method writes is in adapters/formats/peft_methods.py.
 
 import torch
 
+from adapters.attach import adapters_named
 from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig
 from adapters.formats.base_model import common
@@ -59,6 +60,20 @@ def bottleneck_fields(adapters: Adapters) -> dict:
         "target_modules": leaves(adapters),
         "modules": {path: MODULES[o.reads, o.writes] for path, o in options.items()},
     }
+
+
+def plain_lora(model: LanguageModel, name: str, engine: str, otherwise: str) -> Written:
+    """The loaded adapter of this name as `write` makes it plain, for a program that takes no more.
+
+    otherwise: what to do where it has no such form. Raises UserError.
+    """
+    adapters = adapters_named(model, name)
+    config = next(iter(adapters.values())).config
+    try:
+        return write(model, config, adapters, plain=True)
+    except UserError as error:
+        where = f"{config.kind} at {config.place()}"
+        raise UserError(f"{engine} takes LoRA only, not {where} ({error}): {otherwise}") from None
 
 
 def write(model: LanguageModel, config: AdapterConfig, adapters: Adapters, plain: bool) -> Written:

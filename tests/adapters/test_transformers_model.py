@@ -170,7 +170,7 @@ def test_the_command(tmp_path):
     assert str(tmp_path) not in text  # no path of this machine
     assert json.loads(text)["architectures"] == ["ModelWithAdapter"]
     words = (*common, "--adapter", tmp_path / "parallel", "--out", tmp_path / "v")
-    assert "vLLM serves LoRA only" in command("export", *words, "--for", "vllm", status=1)
+    assert "vLLM takes LoRA only" in command("export", *words, "--for", "vllm", status=1)
     assert "transformers, peft, vllm" in command("export", *words, "--for", "tgi", status=1)
     wrong = command("export", *words, "--for", "vllm", "--plain", status=1)
     assert "leave out --format and --plain" in wrong

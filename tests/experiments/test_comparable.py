@@ -54,7 +54,7 @@ def test_the_presets_of_the_papers_code_repeat_its_rows(preset, data, word):
 
 
 def test_options_are_compared_as_they_are_at_a_site():
-    """On GPT-J this preset has `down` alone, where its override makes it the published Series."""
+    """On GPT-J this preset has only `down`, where its override makes it the published Series."""
     found = compare(Conditions("gptj-6b", "commonsense_170k", resolve("final-series-math"), 1.0))
     assert [c.row.word for c in found if not c.differs] == ["Series"]
     ours = resolve("paper-series-h", overrides={"up": {"size": 64}})

@@ -74,7 +74,7 @@ def report(tmp_path_factory):
     model = load_model("pocket-llama")
     config = attach(model, "parallel")
 
-    def written(before, after, losses=200, **facts):
+    def written(before, after, losses=200, rows="", **facts):
         folder = tmp_path_factory.mktemp("run-" + LONG[:40])
         steps = [
             {
@@ -88,7 +88,7 @@ def report(tmp_path_factory):
         (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
         toml = f'model = "pocket-llama"\nadapter.note = "{LONG}"\n'
         whole = FACTS | facts
-        conditions = Conditions(whole["model"], whole["data"], resolve("paper-parallel"), 1.0)
+        conditions = Conditions(whole["model"], whole["data"], resolve("paper-parallel"), 1.0, rows)
         write_report(folder, model, config, toml, whole, before, after, conditions)
         return folder / "report.html"
 
@@ -111,6 +111,16 @@ def full(report):
         problems=["the loss ended above where it began " + LONG],
         notes=["accuracy fell, within what chance can do"],
     )
+
+
+def test_means_by_distribution_are_those_of_one_training_set(report):
+    after = [p for name in ("MultiArith", "SVAMP", "gsm8k") for p in predictions(name, 1, 2)]
+    page = report([], after, data="math_10k").read_text()
+    assert "MultiArith (leaks)" in page
+    assert "out of distribution" in page
+    page = report([], after, data="math_10k", rows="and others").read_text()
+    assert "(leaks)" not in page
+    assert "distribution" not in page
 
 
 def test_a_report_holds_what_a_reader_asks_for(full):

@@ -119,7 +119,7 @@ def test_other_commands_are_for_one_process(monkeypatch, capsys):
 
 def test_two_processes_answer_and_write_what_one_does(tmp_path):
     """The whole job, begun under torchrun, where one process is killed (kill -9) and the job ends
-    at once, the last whole step saved; continued by two, without it; one alone comes to the same.
+    at once, the last whole step saved; continued by two, without it; one, to the same.
     """
     torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     script = [
