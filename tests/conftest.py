@@ -1,5 +1,6 @@
 """Shared by all tests: tiny random checkpoints on disk, and no network."""
 
+import gc
 import json
 import os
 import sys
@@ -12,6 +13,8 @@ os.environ["LLM_ADAPTERS_CACHE"] = (
     f"{__file__}/cache"  # no folder: no test finds what another, or the user, has fetched
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait
+
+gc.disable()  # until all tests are collected: what is imported stays
 
 import processes
 import pytest
@@ -96,6 +99,12 @@ def pytest_collection_modifyitems(config, items) -> None:
         items[:] = [item for item in items if not is_repeated(item)]
 
 
+def pytest_collection_finish() -> None:
+    """No later collection goes through the modules and the tests: they stay until the end."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
     """What a test draws does not depend on the tests that ran before it."""
@@ -104,6 +113,7 @@ def pytest_runtest_setup(item) -> None:
 
 def pytest_sessionfinish() -> None:
     processes.stop_server()
+    gc.unfreeze()  # or triton tells of leaks at the end
 
 
 @pytest.fixture
