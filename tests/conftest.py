@@ -14,8 +14,6 @@ os.environ["LLM_ADAPTERS_CACHE"] = (
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait
 
-gc.disable()  # until all tests are collected: what is imported stays
-
 import processes
 import pytest
 import torch
@@ -28,6 +26,7 @@ from experiments import pretrain
 from model import load_model
 from model.config import family_and_config
 
+gc.disable()  # until all tests are collected: what is imported stays
 SHARED = {path.stem for path in Path(__file__).parent.glob("*.py")} - set(sys.modules)
 pytest.register_assert_rewrite(*SHARED)  # a failed assert of theirs tells its values, too
 
