@@ -28,13 +28,8 @@ from files.typed import Range
 from model.kernels import dropout
 from model.sites import Linear, Site
 
-ACTIVATIONS = {
-    "tanh": torch.tanh,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "none": lambda x: x,
-}
+ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS["none"] = lambda x: x
 
 
 class Bottleneck(Summable):
