@@ -71,21 +71,13 @@ def generate_text(
                 stream(row, text[len(shown[row]) :])
                 shown[row] = text
 
+    ids, mask = left_pad(prompts, tokenizer.pad_id or 0, model.device)
     outputs = generate(
-        model,
-        *left_pad(prompts, tokenizer.pad_id or 0, model.device),
-        max_new_tokens,
-        beams,
-        stop_ids(tokenizer),
-        tokenizer.size,
-        stream_rows=None if stream is None else show,
-        sampling=sampling,
-        seeds=seeds,
-    )
-    results = [
-        tokenizer.decode(output, after=prompt)
-        for output, prompt in zip(outputs, prompts, strict=True)
-    ]
+        model, ids, mask, max_new_tokens, beams, stop_ids(tokenizer), tokenizer.size,
+        stream_rows=None if stream is None else show, sampling=sampling, seeds=seeds,
+    )  # fmt: skip
+    pairs = zip(outputs, prompts, strict=True)
+    results = [tokenizer.decode(output, after=prompt) for output, prompt in pairs]
     for row, text in enumerate(results):
         if stream is not None and len(text) > len(shown[row]):
             stream(row, text[len(shown[row]) :])

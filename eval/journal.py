@@ -23,9 +23,8 @@ class Journal(JsonLines):
     def __init__(self, path: Path, fingerprint: str):
         super().__init__(path)
         self.fingerprint = fingerprint
-        lines = (
-            path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-        )
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines = text.split("\n")
         self.entries = [entry for line in lines if (entry := parsed(line)) is not None]
         if self.entries and self.entries[0].get("fingerprint") != fingerprint:
             raise UserError(

@@ -94,24 +94,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 def shard_names(index: Path) -> list[str]:
     """The files that an index names. Raises UserError for a name with a folder in it."""
-    names = read_json(index).get("weight_map")
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(isinstance(name, str) for name in names.values())
-    ):
+    table = read_json(index).get("weight_map")
+    listed = list(table.values()) if isinstance(table, dict) else []
+    if not listed or not all(isinstance(name, str) for name in listed):
         raise UserError(f"{index}: weight_map is missing or malformed")
-    ending = index.name.removesuffix(".index.json").rpartition(".")[2]
-    if len(set(names.values())) > MOST_SHARDS:
-        raise UserError(
-            f"{index} names {len(set(names.values())):,} files, too many for a checkpoint"
-        )
-    for name in set(names.values()):
+    ending, names = index.name.removesuffix(".index.json").rpartition(".")[2], sorted(set(listed))
+    if len(names) > MOST_SHARDS:
+        raise UserError(f"{index} names {len(names):,} files, too many for a checkpoint")
+    for name in names:
         if Path(name).name != name or not name.endswith(f".{ending}") or "\0" in name:
             raise UserError(
                 f"{index} names {name!r:.200}, which is not a .{ending} file of this folder"
             )
-    return sorted(set(names.values()))
+    return names
 
 
 def reject_duplicate_keys(pairs: list[tuple]) -> dict:
