@@ -31,7 +31,7 @@ class Source:
     files: tuple[File, ...]
     about: str
     rows: int = 0
-    tests: tuple[str, ...] = ()
+    tests: Sequence[str] = ()
     licence: str = "ODC-By 1.0"
     trains: bool = False
     parts: Sequence[str] = ()
@@ -43,17 +43,12 @@ class Source:
         return all(file.sha256 for file in self.files)
 
 
-def source_from(files: dict[str, str], tests=(), url: str = REPOSITORY, **fields) -> Source:
-    paths = tuple(File(path, url + path, sha256) for path, sha256 in files.items())
-    return Source(paths, tests=tuple(tests), **fields)
+def source_from(files: dict[str, str], url: str = REPOSITORY, **fields) -> Source:
+    return Source(tuple(File(path, url + path, sha256) for path, sha256 in files.items()), **fields)
 
 
-SOURCES = {
-    name: source_from(**table)
-    for name, table in tomllib.loads(
-        (Path(__file__).parent / "sources.toml").read_text(encoding="utf-8")
-    ).items()
-}
+TABLES = (Path(__file__).parent / "sources.toml").read_text(encoding="utf-8")
+SOURCES = {name: source_from(**table) for name, table in tomllib.loads(TABLES).items()}
 
 
 def known_name(name: str) -> str:

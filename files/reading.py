@@ -1,6 +1,7 @@
 """Reading JSON, and finding the files of a checkpoint."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from files.errors import UserError
@@ -30,6 +31,19 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def json_lines(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines, none of a file that is missing.
+
+    A line that a kill or a failing disk cut short is passed over.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = []
+    for line in text.split("\n"):
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def read_file(path: Path) -> bytes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eval.requests import Event
 from eval.sampling import Sampling
-from serve.text import TextStream
+from eval.text import TextStream
 
 if TYPE_CHECKING:
     from serve.adapters import Served
