@@ -145,7 +145,7 @@ def loaded(tmp_path_factory):
 
     @functools.cache
     def load(family: str):
-        return load_model(str(write_checkpoint(tmp_path_factory.mktemp(family), family)))
+        return load_model(str(write_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)))
 
     return lambda family: copy.deepcopy(load(family))
 
