@@ -23,7 +23,6 @@ from experiments.tracker import TRACKERS
 from experiments.verdict import NO_VERDICT, Verdict, verdict
 from files.errors import UserError
 from files.writing import JsonLines, held, write_text
-from train.checkpoint import checkpoints
 from train.loop import train
 from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
@@ -192,7 +191,3 @@ def resume_settings(folder: Path, options: dict | None = None, sets: list[str] =
         raise UserError(f"{folder} is complete; see {folder / 'report.html'}")
     check_whole(folder / "run.toml")
     return make_settings(config=str(folder / "run.toml"), options=options, sets=sets)
-
-
-def can_resume(folder: Path) -> bool:
-    return bool(checkpoints(folder))
