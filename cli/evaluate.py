@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def print_teacher(options: argparse.Namespace) -> int:
-    from experiments.teacher import teacher_lines
+    from experiments.published import teacher_lines
 
     refuse_others(options, "--teacher reads the rationales of the data", ("teacher", "data_dir"))
     print("\n".join(teacher_lines(options.data_dir or "")))

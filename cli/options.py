@@ -129,7 +129,7 @@ def data_settings(options: argparse.Namespace) -> dict:
 
 def training_settings(options: argparse.Namespace, table: dict) -> "Settings":
     """The settings of a run to train or to plan; table: of other options. Raises UserError."""
-    from experiments.continued_settings import settings_to_continue
+    from experiments.loading import settings_to_continue
     from train.settings import settings
 
     table = given(options, MODEL_OPTIONS) | table

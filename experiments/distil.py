@@ -16,10 +16,9 @@ from eval.score import percent_cell, scores
 from eval.table import Cell, Table
 from experiments.base import load_base
 from experiments.compare import ALL, Pair, difference_cell, p_text, pairs_of
-from experiments.continued_settings import settings_of_run
 from experiments.exporting import takers
 from experiments.folders import write_json
-from experiments.loading import settings_to_measure
+from experiments.loading import settings_of_run, settings_to_measure
 from experiments.run import TEACHERS, run
 from experiments.same_problems import read_run, right_shares
 from experiments.verdict import together

@@ -11,10 +11,9 @@ from adapters.in_use import rates
 from eval.journal import remove_journals
 from eval.predict import are_to, predict
 from eval.score import mark_leaks, read_predictions, scores, write_predictions
-from experiments.announce import announce
 from experiments.comparable import conditions_of
 from experiments.curves import read_log
-from experiments.facts import facts_of, run_section
+from experiments.facts import announce, facts_of, run_section
 from experiments.folders import check_whole, write_json
 from experiments.held_out import measure_loss
 from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
