@@ -1,5 +1,6 @@
 """Shared by all tests: tiny random checkpoints on disk, and no network."""
 
+import gc
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from experiments import pretrain
 from model import load_model
 from model.config import family_and_config
 
+gc.disable()  # until all tests are collected: what is imported stays
 SHARED = {path.stem for path in Path(__file__).parent.glob("*.py")} - set(sys.modules)
 pytest.register_assert_rewrite(*SHARED)  # a failed assert of theirs tells its values, too
 
@@ -96,6 +98,12 @@ def pytest_collection_modifyitems(config, items) -> None:
         items[:] = [item for item in items if not is_repeated(item)]
 
 
+def pytest_collection_finish() -> None:
+    """No later collection goes through the modules and the tests: they stay until the end."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
     """What a test draws does not depend on the tests that ran before it."""
@@ -104,6 +112,7 @@ def pytest_runtest_setup(item) -> None:
 
 def pytest_sessionfinish() -> None:
     processes.stop_server()
+    gc.unfreeze()  # or triton tells of leaks at the end
 
 
 @pytest.fixture
