@@ -8,8 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-gc.disable()  # what is imported and collected stays: pytest_collection_finish
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["LLM_ADAPTERS_MIRROR"] = "http://127.0.0.1:9"  # where nothing listens
@@ -30,6 +28,7 @@ from experiments import pretrain
 from model import load_model
 from model.config import family_and_config
 
+gc.disable()  # until all tests are collected: what is imported stays
 SHARED = {path.stem for path in Path(__file__).parent.glob("*.py")} - set(sys.modules)
 pytest.register_assert_rewrite(*SHARED)  # a failed assert of theirs tells its values, too
 
@@ -61,7 +60,7 @@ def write_checkpoint(
     return folder
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def random_weights(config: str, seed: int, dtype: torch.dtype) -> bytes:
     module, config = family_and_config(json.loads(config), "test")
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +106,7 @@ def pytest_collection_modifyitems(config, items) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector need not look at modules and test items again."""
+    """No later collection goes through the modules and the tests: they stay until the end."""
     gc.freeze()
     gc.enable()
 
@@ -119,8 +118,8 @@ def pytest_runtest_setup(item) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    gc.unfreeze()
     processes.stop_server()
+    gc.unfreeze()  # or triton tells of leaks at the end
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ What needs the start of Python itself (its exit, the memory of a process, `--hel
 takes subprocess as it is.
 """
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -90,6 +91,7 @@ class Popen:
 
 def become(words: list[str], cwd: str, environment: dict, outputs: list[str], limit) -> None:
     """Run the script in this new process."""
+    gc.freeze()  # what the server has imported
     for number, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.environ.clear()

@@ -198,6 +198,5 @@ def test_tokenizer_files_are_copied_byte_for_byte(folder, tmp_path):
     files = export_model(tiny, tmp_path / "out")
     assert {path.name for path in files} == {*names, "config.json", "model.safetensors"}
     assert all(
-        (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
-        for name in names
+        (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in names
     )
