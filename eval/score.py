@@ -5,10 +5,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from data.distribution import by_distribution, leaking
 from eval.table import Cell, Table
 from files.errors import UserError
+from files.typed import Range
 from files.writing import write_text
 
 Z = 1.959964  # of a 95% interval
@@ -18,9 +20,14 @@ Z = 1.959964  # of a 95% interval
 class Score:
     """`right` of `total` answers, to `problems` problems (0: as many as answers)."""
 
-    right: int
-    total: int
-    problems: int = 0
+    right: Annotated[int, Range(0)]
+    total: Annotated[int, Range(1)]  # 0 only of a part that is empty, which no file has
+    problems: Annotated[int, Range(0)] = 0
+
+    def check(self) -> None:
+        """Raise UserError for figures of a file that cannot be."""
+        if max(self.right, self.problems) > self.total:
+            raise UserError(f"{self.right} right of {self.total} answers cannot be")
 
     @property
     def accuracy(self) -> float:
