@@ -5,7 +5,9 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from cli.options import DECODE_MEMORY, MODEL, NAME, add, given, pick
+from cli.generate import SAMPLING, sampling_of
+from cli.options import NAME, add
+from cli.serve import add_served_model, served_settings
 from files.errors import UserError
 from files.terminal import one_line
 
@@ -24,40 +26,27 @@ HELP = """\
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", help="folder of a run: its model, adapter and template")
-    names = ("--model", "--revision", "--device", "--dtype", "--quantize")
-    add(parser, "model", pick(MODEL, *names) | DECODE_MEMORY)
+    add_served_model(parser)
     text = "a saved adapter, with a name or without; the last one answers first; may be repeated"
     add(parser, "adapters", {"--adapter NAME=FOLDER": (list, text)})
     decoding = {
         "--system TEXT": "what the model is told before everything",
-        "--temperature T": (float, "above 0: sample (0)", 0.0),
-        "--top-k K": (int, "sample from the k likeliest tokens; 0: from all", 0),
-        "--top-p P": (float, "sample from the likeliest tokens with this probability", 1.0),
-        "--seed N": (int, "of sampled answers (0)", 0),
+        **SAMPLING,
         "--max-new-tokens N": (int, "maximum length of an answer (512)", 512),
     }
     add(parser, "decoding", decoding)
 
 
 def run(options: argparse.Namespace) -> int:
-    from eval.sampling import Sampling, check
+    from eval.sampling import check
     from serve.chat import Conversation, toy_notes
     from serve.start import load
 
-    if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):
-        raise UserError(
-            "--top-k, --top-p and --seed are for sampled texts: set --temperature above 0"
-        )
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {options.max_new_tokens} should be 1 or more")
-    sampling = None
-    if options.temperature:
-        sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    if sampling := sampling_of(options):
         check(1, 1, sampling, [options.seed])
-    table = given(options, ("model", "revision", "device", "dtype", "quantize"))
-    table |= {"eval": given(options, ("decode_memory",))}
-    loop, base = load(options.run, options.adapter, table, slots=8)
+    loop, base = load(options.run, options.adapter, served_settings(options), slots=8)
     chat = Conversation(
         loop.start(), base, sampling, options.seed, options.max_new_tokens, options.system or ""
     )

@@ -15,7 +15,7 @@ QUESTION = "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are t
 def print_result(result: "Result", settings: "Settings") -> None:
     """Scores, published figures, held-out loss, and what went wrong."""
     from experiments.comparable import conditions_of
-    from experiments.text import loss_text, published_lines, score_lines
+    from experiments.text import loss_text, score_lines
 
     before, about = (
         ("before", "the adapter was not measured before")
@@ -23,12 +23,9 @@ def print_result(result: "Result", settings: "Settings") -> None:
         else ("base", "the base was not measured")
     )
     if result.after:
-        conditions = conditions_of(settings)
-        lines = score_lines(
-            result.before, result.after, "with adapter", before, conditions.trained_on
-        )
-        published = published_lines(conditions, result.after)
-        print("\n" + "\n".join([*lines, *([""] if published else []), *published]))
+        ours = conditions_of(settings)
+        lines = score_lines(result.before, result.after, "with adapter", before, ours)
+        print("\n" + "\n".join(lines))
         if not result.before:
             print(f"({about}; --set eval.before=true does)")
     elif not result.loss:

@@ -70,27 +70,26 @@ def run(options: argparse.Namespace) -> int:
 def print_list(options: argparse.Namespace) -> int:
     from data.fetch import cache_folder
     from data.sources import SOURCES, is_here
+    from eval.table import Cell, Table
 
     data_dir = options.data_dir or ""
     paper = SOURCES["AddSub"]
-    table = [("name", "rows", "kind", "licence", "sha256", "here", "about")]
+    heads, rows = ("name", "rows", "kind", "licence", "sha256", "here", "about"), []
     for name, source in SOURCES.items():
         kind = "train" if source.trains else "test"
         kind = f"train, then {len(source.tests)} tests" if source.tests else kind
-        rows = f"{source.rows:,}" if source.rows else "?"
+        count = f"{source.rows:,}" if source.rows else "?"
         pinned = "pinned" if source.pinned else "unpinned"
         here = "yes" if is_here(name, data_dir) else "no"
-        table.append((name, rows, kind, source.licence, pinned, here, source.about))
+        rows.append((name, count, kind, source.licence, pinned, here, source.about))
     here = "yes" if is_here("math-v1", data_dir) else "no"
     about = "the paper's v1 split of the six math sets, 816 test problems"
-    table.append(("math-v1", "3,260", "train, then 6 tests", paper.licence, "pinned", here, about))
+    rows.append(("math-v1", "3,260", "train, then 6 tests", paper.licence, "pinned", here, about))
     about = "word problems for the pocket models"
     made = ("wordproblems", "16,000", "train, then 7 tests", "this project's", "made here", "yes")
-    table.append((*made, about))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    rows.append((*made, about))
+    cells = [list(map(Cell, row)) for row in rows]
+    print("\n".join(Table(heads, cells, names=len(heads)).to_text()))
     origin = paper.files[0].url.partition("/raw/")[0]
     print(
         f"\ncache: {cache_folder()}; all but alpaca come from {origin}.\n"

@@ -4,7 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import MODEL, SETTINGS, add, command_line, given, pick, refuse_others, split_names
+from cli.options import (
+    MODEL,
+    SETTINGS,
+    add,
+    command_line,
+    given,
+    pick,
+    refuse_others,
+    resumable,
+    split_names,
+)
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing it imports torch
@@ -34,11 +44,8 @@ def run(options: argparse.Namespace) -> int:
     settings, folder = resumed(options) if options.resume else new(options)
     again = command_line("distil", "--resume", folder)
     try:
-        done = distil(settings, folder, resume=bool(options.resume))
-    except (KeyboardInterrupt, SystemExit):  # a second signal, or one while measuring
-        if (folder / "run.toml").is_file():
-            print(f"\nstopped; continue with: {again}")
-        raise
+        with resumable(folder / "run.toml", again):
+            done = distil(settings, folder, resume=bool(options.resume))
     finally:
         remove_if_empty(folder)  # where the run was refused
     if done.signal:

@@ -20,6 +20,7 @@ from cli.options import (
     measuring_settings,
     parse_numbers,
     refuse_others,
+    resumable,
 )
 from files.errors import UserError
 
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def print_teacher(options: argparse.Namespace) -> int:
-    from experiments.teacher import teacher_lines
+    from experiments.published import teacher_lines
 
     refuse_others(options, "--teacher reads the rationales of the data", ("teacher", "data_dir"))
     print("\n".join(teacher_lines(options.data_dir or "")))
@@ -90,20 +91,12 @@ def evaluate(processes: "Processes", options: argparse.Namespace) -> int:
         folder = processes.from_writer(lambda: evaluation.new_folder(out, numbered=not options.out))
     if not options.device:
         job = replace(job, settings=for_processes(job.settings, processes))
+    shared = replace(processes, sharded=job.settings.shard)
     try:
-        result = evaluation.evaluate(
-            job.settings,
-            job.adapters,
-            folder,
-            job.average,
-            job.template_name,
-            replace(processes, sharded=job.settings.shard),
-        )
-    except (KeyboardInterrupt, SystemExit):
-        if (folder / evaluation.STARTED).is_file():
-            again = command_line("evaluate", "--resume", folder)
-            print(f"\nstopped; continue with: {again}")
-        raise
+        with resumable(folder / evaluation.STARTED, command_line("evaluate", "--resume", folder)):
+            result = evaluation.evaluate(
+                job.settings, job.adapters, folder, job.average, job.template_name, shared
+            )
     finally:
         if not options.out and not options.resume:
             remove_if_empty(folder)  # where the evaluation was refused
@@ -174,7 +167,7 @@ def default_folder(options: argparse.Namespace, job: "Arguments") -> Path:
 
 def print_result(result: "Evaluation", job: "Arguments") -> None:
     """What was measured, notes, and the scores beside the published figures."""
-    from experiments.text import loss_text, published_lines, score_lines
+    from experiments.text import loss_text, score_lines
 
     s, adapters = job.settings, job.adapters
     which = "average of adapters" if job.average else f"adapter{'s' * (len(adapters) > 1)}"
@@ -188,7 +181,6 @@ def print_result(result: "Evaluation", job: "Arguments") -> None:
     if result.loss:
         print(f"held-out loss per token: {loss_text(result.loss)}")
         return
-    title, conditions = "with adapter" if adapters else "base", result.conditions
-    lines = score_lines([], result.predictions, title, data=conditions.trained_on)
-    published = published_lines(conditions, result.predictions)
-    print("\n" + "\n".join([*lines, *([""] if published else []), *published]))
+    title = "with adapter" if adapters else "base"
+    lines = score_lines([], result.predictions, title, "base", result.conditions)
+    print("\n" + "\n".join(lines))

@@ -42,8 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from adapters.formats.folders import FORMATS
-    from experiments.exporting import GGUF, export_adapter, export_for
-    from experiments.pushing import check_push, push
+    from experiments.exporting import GGUF, check_push, export_adapter, export_for, push
 
     engine, format = getattr(options, "for"), options.format or "peft"
     if engine and (options.format or options.plain):

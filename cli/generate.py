@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from cli.options import (
     DECODE_MEMORY,
@@ -12,6 +13,16 @@ from cli.options import (
     parse_numbers,
 )
 from files.errors import UserError
+
+if TYPE_CHECKING:  # importing it imports torch
+    from eval.sampling import Sampling
+
+SAMPLING = {
+    "--temperature T": (float, "above 0: sample (0)", 0.0),
+    "--top-k K": (int, "sample from the k likeliest tokens; 0: from all", 0),
+    "--top-p P": (float, "sample from the likeliest tokens with this probability", 1.0),
+    "--seed N": (int, "of sampled texts (0)", 0),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,28 +38,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--template NAME": "of --instruction: alpaca, paper-v1, paper-final, plain or chat (the "
         "adapter's own)",
         "--beams N": (int, "1: greedy (default)", 1),
-        "--temperature T": (float, "above 0: sample", 0.0),
-        "--top-k K": (int, "sample from the k likeliest tokens; 0: from all", 0),
-        "--top-p P": (float, "sample from the likeliest tokens with this probability", 1.0),
-        "--seed N": (int, "of a sampled text (0)", 0),
+        **SAMPLING,
         "--max-new-tokens N": (int, "maximum length of the new text (64)", 64),
     }
     add(parser, "decoding", decoding | DECODE_MEMORY)
 
 
 def run(options: argparse.Namespace) -> int:
-    from eval.generate import Sampling, generate_text
+    from eval.generate import generate_text
     from experiments.base import toy_lines
     from experiments.loading import load_with_adapter
 
     settings, adapters = measuring_settings(options, {"eval": given(options, ("decode_memory",))})
-    if options.temperature == 0 and (options.top_k or options.top_p != 1 or options.seed):
-        raise UserError(
-            "--top-k, --top-p and --seed are for sampled texts: set --temperature above 0"
-        )
     decoding = {"max_new_tokens": options.max_new_tokens, "beams": options.beams}
-    if options.temperature:
-        sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    if sampling := sampling_of(options):
         decoding |= {"sampling": sampling, "seeds": [options.seed]}
     if not 1 <= options.max_new_tokens <= 1_000_000:
         raise UserError(
@@ -79,6 +82,20 @@ def run(options: argparse.Namespace) -> int:
     for line in notes:
         print(line, file=sys.stderr)
     return 0
+
+
+def sampling_of(options: argparse.Namespace) -> "Sampling | None":
+    """What the options of SAMPLING choose; None: greedy. Raises UserError."""
+    from eval.sampling import Sampling
+
+    chosen = options.temperature, options.top_k, options.top_p
+    if options.temperature:
+        return Sampling(*chosen)
+    if chosen != (0, 0, 1) or options.seed:
+        raise UserError(
+            "--top-k, --top-p and --seed are for sampled texts: set --temperature above 0"
+        )
+    return None
 
 
 def continue_ids(model, text: str, decoding: dict) -> str:

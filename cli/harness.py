@@ -45,17 +45,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{options.out} exists: give another --out")
     settings, adapters = measuring_settings(options, {"eval": given(options, ("decode_memory",))})
     model, tokenizer, *_ = load_with_adapter(settings, adapters, options.average)
-    result = run_tasks(
-        model,
-        tokenizer,
-        split_names(options.tasks),
-        include_path=options.include_path,
-        limit=options.items,
-        num_fewshot=options.num_fewshot,
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        template=options.template,
-    )
+    names = ("include_path", "num_fewshot", "batch_size", "max_new_tokens", "template")
+    tasks, more = split_names(options.tasks), given(options, names)
+    result = run_tasks(model, tokenizer, tasks, limit=options.items, **more)
     for task, figures in result["results"].items():
         print(task)
         for name, value in figures.items():

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.options import given, parse_numbers, split_names
 from files.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
-    from contextlib import AbstractContextManager
-
+    from experiments.grid import Grid
     from experiments.jobs import Job, Launcher
     from train.parallel import Processes
     from train.settings import Settings
@@ -58,23 +58,42 @@ def resume_or_start(
     return parse([command, "--resume", options.out])[1] if state == "interrupted" else options
 
 
-def print_lines(options: argparse.Namespace, jobs: "Callable[[], list[Job]]") -> None:
-    """--list: the shell lines of jobs, whose settings are written. Raises UserError."""
+def grid_of(options: argparse.Namespace) -> "Grid":
+    """The grid of a file, with the options that are given in place of its values.
+
+    Raises UserError.
+    """
+    from experiments.grid import grid_file, make_grid
+
+    return make_grid(
+        grid_file(options.grid) if options.grid else None,
+        models=split_names(getattr(options, "models", None)),
+        adapters=split_names(options.adapters),
+        seeds=parse_numbers("--seeds", options.seeds, "0,1,2"),
+        sets=options.set,
+        **given(options, ("data", "data_dir", "recipe", "pocket")),
+    )
+
+
+def launch_grid(
+    options: argparse.Namespace,
+    jobs: "Callable[[], list[Job]]",
+    start: "Callable[[Launcher], object]",
+) -> int:
+    """`start` the runs with what the options of LAUNCH say; --list: print the shell lines of the
+    jobs, whose settings are written. Returns 0. Raises UserError."""
     from experiments.jobs import write_jobs
-    from experiments.launch import job_lines
+    from experiments.launch import job_lines, launcher
 
-    if others := [
-        name for name in ("jobs", "launch", "engine", "address") if getattr(options, name)
-    ]:
-        raise UserError(f"--list runs nothing: give no --{others[0]} with it")
-    found = jobs()
-    write_jobs(found)
-    print("\n".join(job_lines(found)))
-
-
-def launcher_of(options: argparse.Namespace) -> "AbstractContextManager[Launcher]":
-    """What the options of LAUNCH start runs with. Raises UserError."""
-    from experiments.launch import launcher
-
-    names = (options.launch, options.engine, options.address)
-    return launcher(options.jobs, *(name or "" for name in names))
+    if not options.list:
+        names = ("launch", "engine", "address")
+        with launcher(options.jobs, **given(options, names)) as chosen:
+            start(chosen)
+        return 0
+    for name in ("jobs", "launch", "engine", "address"):
+        if getattr(options, name):
+            raise UserError(f"--list runs nothing: give no --{name} with it")
+    listed = jobs()
+    write_jobs(listed)
+    print("\n".join(job_lines(listed)))
+    return 0

@@ -3,6 +3,8 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,7 @@ SAVED = {
         "a saved adapter, in place of the run's; several are stacked in this order",
     )
 }
+RUN_HELP = "folder of a run: its model, adapter and template"
 AVERAGE = {"--average": (bool, "average what the adapters add instead of stacking them")}
 DATA = {
     "--data NAME": "a name of `data list`, a .json, .jsonl, .csv, .tsv, .parquet or .txt file, or "
@@ -99,7 +102,7 @@ def pick(table: dict, *names: str) -> dict:
 
 def add_trained_model(parser: argparse.ArgumentParser, average: bool = False) -> None:
     """What a command works on: a run, or a model with saved adapters."""
-    parser.add_argument("run", nargs="?", help="folder of a run: its model, adapter and template")
+    parser.add_argument("run", nargs="?", help=RUN_HELP)
     add(parser, "model", MODEL)
     add(parser, "adapter", SAVED | (AVERAGE if average else {}))
 
@@ -126,7 +129,7 @@ def data_settings(options: argparse.Namespace) -> dict:
 
 def training_settings(options: argparse.Namespace, table: dict) -> "Settings":
     """The settings of a run to train or to plan; table: of other options. Raises UserError."""
-    from experiments.continued_settings import settings_to_continue
+    from experiments.loading import settings_to_continue
     from train.settings import settings
 
     table = given(options, MODEL_OPTIONS) | table
@@ -221,3 +224,17 @@ def print_files(folder: Path, files: list[Path]) -> None:
 def command_line(*words: object) -> str:
     """A command to copy and paste."""
     return " ".join([PROGRAM, *(shlex.quote(str(word)) for word in words)])
+
+
+@contextmanager
+def resumable(file: Path, again: str, point: Callable[[], str] = str) -> Iterator[None]:
+    """Within this block a second signal, or one while nothing is trained, says how to continue.
+
+    file: what a run writes when it begins. again: the command. point: "" or " from ...".
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if file.is_file():
+            print(f"\nstopped; continue{point()} with: {again}")
+        raise

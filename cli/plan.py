@@ -44,16 +44,8 @@ def run(options: argparse.Namespace) -> int:
     needs_model = not options.config and options.continue_from is None
     model = {"model": options.model or "llama-7b"} if needs_model else {}
     settings = training_settings(options, model | given(options, ("data",)))
-    facts = plan_run(
-        settings,
-        memory=options.memory,
-        processes=options.processes,
-        length=options.length,
-        labelled=options.labelled,
-        rows=options.rows,
-        flops=options.flops,
-        measure=options.measure,
-    )
+    names = ("memory", "processes", "length", "labelled", "rows", "flops", "measure")
+    facts = plan_run(settings, **given(options, names))
     print(json.dumps(facts) if options.json else text_of(facts, settings))
     return 0 if facts.get("fits", True) else 1
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cli.options import add, command_line, refuse_others
+from cli.options import add, command_line, refuse_others, resumable
 from files.errors import UserError
 
 
@@ -33,14 +33,10 @@ def run(options: argparse.Namespace) -> int:
         order = Order(*names, options.seed, options.max_steps)
     else:
         raise UserError("pretrain writes a model: give --out FOLDER, or --resume FOLDER")
-    stopped = f"stopped; continue with: {command_line('pretrain', '--resume', folder)}"
-    try:
+    again = command_line("pretrain", "--resume", folder)
+    with resumable(folder / ORDER, again):
         signal = pretrain(order, folder)
-    except (KeyboardInterrupt, SystemExit):  # a second signal, or one while nothing is trained
-        if (folder / ORDER).is_file():
-            print(f"\n{stopped}")
-        raise
     if signal:
-        print(stopped)
+        print(f"stopped; continue with: {again}")
         return 128 + signal
     return 0

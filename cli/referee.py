@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from cli.launch import LAUNCH, launcher_of, print_lines
-from cli.options import SETTINGS, add, parse_numbers, pick, split_names
+from cli.launch import LAUNCH, grid_of, launch_grid
+from cli.options import SETTINGS, add, pick
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from experiments.grid import grid_file, make_grid
     from experiments.referee import next_jobs, run_referee
 
-    grid = make_grid(
-        grid_file(options.grid),
-        adapters=split_names(options.adapters),
-        seeds=parse_numbers("--seeds", options.seeds, "0,1,2"),
-        data_dir=options.data_dir,
-        sets=options.set,
-        pocket=options.pocket,
-    )
-    out = Path(options.out or "runs/referee")
-    if options.list:
-        print_lines(options, lambda: next_jobs(grid, out))
-        return 0
-    with launcher_of(options) as launcher:
-        run_referee(grid, out, launcher)
-    return 0
+    grid, out = grid_of(options), Path(options.out or "runs/referee")
+    return launch_grid(options, lambda: next_jobs(grid, out), lambda by: run_referee(grid, out, by))

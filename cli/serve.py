@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from cli.options import DECODE_MEMORY, MODEL, add, given, pick
+from cli.options import DECODE_MEMORY, MODEL, MODEL_OPTIONS, RUN_HELP, add, given
 from files.errors import UserError
 
 KEY = "LLM_ADAPTERS_API_KEY"  # the environment variable
@@ -16,9 +16,7 @@ SERVED = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", help="folder of a run: its model, adapter and template")
-    names = ("--model", "--revision", "--device", "--dtype", "--quantize")
-    add(parser, "model", pick(MODEL, *names) | DECODE_MEMORY)
+    add_served_model(parser)
     folder = {"--adapter-dir FOLDER": "clients may load adapters from below this folder"}
     add(parser, "adapters", SERVED | folder)
     limits = {
@@ -34,6 +32,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--api-key KEY": f"what clients must send (default: the environment's {KEY})",
     }
     add(parser, "network", network)
+
+
+def add_served_model(parser: argparse.ArgumentParser) -> None:
+    """What a command answers with: a run, or a model of one process."""
+    parser.add_argument("run", nargs="?", help=RUN_HELP)
+    table = {key: spec for key, spec in MODEL.items() if key != "--shard"}
+    add(parser, "model", table | DECODE_MEMORY)
+
+
+def served_settings(options: argparse.Namespace) -> dict:
+    """The options of `add_served_model` that were given, as a table of settings."""
+    return given(options, MODEL_OPTIONS) | {"eval": given(options, ("decode_memory",))}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,10 +66,8 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.adapter_dir) if options.adapter_dir else None
     if folder and not folder.is_dir():
         raise UserError(f"--adapter-dir {folder} is no folder")
-    table = given(options, ("model", "revision", "device", "dtype", "quantize"))
-    table |= {"eval": given(options, ("decode_memory",))}
     size = {"slots": options.slots, "length": options.max_length, "waiting": options.waiting}
-    loop, name = load(options.run, options.adapter, table, **size)
+    loop, name = load(options.run, options.adapter, served_settings(options), **size)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, options.port), family=family, backlog=2048)

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from cli.launch import LAUNCH, launcher_of, print_lines
-from cli.options import DATA, SETTINGS, add, parse_numbers, pick, split_names
+from cli.launch import LAUNCH, grid_of, launch_grid
+from cli.options import DATA, SETTINGS, add, pick
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,24 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from experiments.grid import grid_file, make_grid
     from experiments.grid_jobs import jobs_of, run_grid
 
-    grid = make_grid(
-        grid_file(options.grid) if options.grid else None,
-        models=split_names(options.models),
-        adapters=split_names(options.adapters),
-        seeds=parse_numbers("--seeds", options.seeds, "0,1,2"),
-        data=options.data,
-        data_dir=options.data_dir,
-        recipe=options.recipe,
-        sets=options.set,
-        pocket=options.pocket,
-    )
-    out = Path(options.out or "runs/table")
-    if options.list:
-        print_lines(options, lambda: jobs_of(grid, out))
-        return 0
-    with launcher_of(options) as launcher:
-        run_grid(grid, out, launcher)
-    return 0
+    grid, out = grid_of(options), Path(options.out or "runs/table")
+    return launch_grid(options, lambda: jobs_of(grid, out), lambda by: run_grid(grid, out, by))

@@ -20,6 +20,7 @@ from cli.options import (
     command_line,
     data_settings,
     given,
+    resumable,
     training_settings,
 )
 from experiments.folders import fresh_folder, remove_if_empty
@@ -128,8 +129,8 @@ def numbered_folder(options: argparse.Namespace, model: str, adapter: str, data:
 
 
 def train(processes: "Processes", options: argparse.Namespace) -> int:
-    from experiments.run import can_resume
     from experiments.run import run as train_and_measure
+    from train.checkpoint import checkpoints
 
     if options.or_resume:
         given_settings = partial(settings_of, options)
@@ -137,25 +138,23 @@ def train(processes: "Processes", options: argparse.Namespace) -> int:
         if options is None:
             return 0
     settings, folder = resumed(options, processes) if options.resume else new(options, processes)
-    resume = bool(options.resume) and can_resume(folder)
+    resume = bool(options.resume and checkpoints(folder))
     if options.resume and not resume:
         print(f"{folder} has no checkpoint yet: starting from step 0")
+    shared = replace(processes, sharded=settings.shard)
     if options.find_rate:
         from experiments.find_rate import find_rate, rate_lines
 
-        settings, trials = find_rate(settings, replace(processes, sharded=settings.shard))
+        settings, trials = find_rate(settings, shared)
         if processes.is_writer:
             print("\n".join(rate_lines(settings, trials)))
     again = command_line("--resume", folder)
-    try:
-        result = train_and_measure(
-            settings, folder, resume=resume, processes=replace(processes, sharded=settings.shard)
-        )
-    except (KeyboardInterrupt, SystemExit):  # a second signal, or one while measuring
-        if (folder / "run.toml").is_file():
-            point = "the last checkpoint" if can_resume(folder) else "the start"
-            print(f"\nstopped; continue from {point} with: {again}")
-        raise
+
+    def point() -> str:
+        return " from the last checkpoint" if checkpoints(folder) else " from the start"
+
+    with resumable(folder / "run.toml", again, point):
+        result = train_and_measure(settings, folder, resume, shared)
     if result.signal:
         print(f"stopped; continue with: {again}")
         return 128 + result.signal

@@ -5,10 +5,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from data.distribution import by_distribution, leaking
 from eval.table import Cell, Table
 from files.errors import UserError
+from files.typed import Range
 from files.writing import write_text
 
 Z = 1.959964  # of a 95% interval
@@ -18,9 +20,14 @@ Z = 1.959964  # of a 95% interval
 class Score:
     """`right` of `total` answers, to `problems` problems (0: as many as answers)."""
 
-    right: int
-    total: int
-    problems: int = 0
+    right: Annotated[int, Range(0)]
+    total: Annotated[int, Range(1)]  # 0 only of a part that is empty, which no file has
+    problems: Annotated[int, Range(0)] = 0
+
+    def check(self) -> None:
+        """Raise UserError for figures of a file that cannot be."""
+        if max(self.right, self.problems) > self.total:
+            raise UserError(f"{self.right} right of {self.total} answers cannot be")
 
     @property
     def accuracy(self) -> float:
@@ -76,11 +83,8 @@ def mean_score(by_set: dict[str, Score]) -> tuple[float, float, float]:
     The sets are taken as independent.
     """
     mean = sum(score.accuracy for score in by_set.values()) / len(by_set)
-    variance = 0.0
-    for score in by_set.values():
-        low, high = score.interval
-        variance += ((high - low) / 2) ** 2
-    half = math.sqrt(variance) / len(by_set)
+    intervals = [score.interval for score in by_set.values()]
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in intervals)) / len(by_set)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
@@ -158,16 +162,10 @@ def tables(predictions: list[dict]) -> dict[str, dict]:
 
 
 FIELDS = {  # that every prediction has
-    "set": str,
+    **dict.fromkeys(("set", "instruction", "prompt", "output", "gold"), str),
+    **dict.fromkeys(("answer", "paper_answer"), float | str | None),
+    **dict.fromkeys(("right", "paper_right"), bool),
     "index": int,
-    "instruction": str,
-    "prompt": str,
-    "output": str,
-    "gold": str,
-    "answer": float | str | None,
-    "right": bool,
-    "paper_answer": float | str | None,
-    "paper_right": bool,
 }
 
 

@@ -24,23 +24,18 @@ Values = dict[str, Any]  # path of a setting -> its value
 MOST = 10_000  # runs of one grid
 
 
-def flat_axes(table: dict, path: str = "") -> dict[str, list]:
+def flat_axes(table: dict) -> dict[str, list]:
     """The lists of a table by path: {"adapter": {"r": [4]}} -> {"adapter.r": [4]}.
 
     Raises UserError for an axis that is not a list, has no value, or has one twice.
     """
-    axes = {}
-    for key, value in table.items():
-        name = f"{path}{key}"
-        if isinstance(value, dict):
-            axes |= flat_axes(value, f"{name}.")
-            continue
+    axes = flat(table)
+    for name, value in axes.items():
         if not isinstance(value, list) or not value:
             raise UserError(f"axis {name} = {value!r:.100} should be a list of values")
         texts = [json.dumps(one, sort_keys=True, default=str) for one in value]
         if twice := [one for one, text in zip(value, texts, strict=True) if texts.count(text) > 1]:
             raise UserError(f"axis {name} has {twice[0]!r:.100} twice")
-        axes[name] = value
     return axes
 
 
@@ -98,6 +93,14 @@ def nth(axes: dict[str, list], number: int) -> Values:
         number, place = divmod(number, len(options))
         values[name] = options[place]
     return {name: values[name] for name in axes}
+
+
+def flat(table: dict, path: str = "") -> Values:
+    """{"adapter": {"r": 4}} -> {"adapter.r": 4}."""
+    values = {}
+    for key, value in table.items():
+        values |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+    return values
 
 
 def as_table(values: Values) -> dict:

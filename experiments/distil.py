@@ -16,16 +16,16 @@ from eval.score import percent_cell, scores
 from eval.table import Cell, Table
 from experiments.base import load_base
 from experiments.compare import ALL, Pair, difference_cell, p_text, pairs_of
-from experiments.continued_settings import settings_of_run
 from experiments.exporting import takers
 from experiments.folders import write_json
-from experiments.loading import settings_to_measure
-from experiments.run import TEACHERS, can_resume, run
+from experiments.loading import settings_of_run, settings_to_measure
+from experiments.run import TEACHERS, run
 from experiments.same_problems import read_run, right_shares
 from experiments.verdict import together
 from files.errors import UserError
 from files.reading import read_json
 from files.writing import refuse_links
+from train.checkpoint import checkpoints
 from train.settings import Settings
 from train.settings import settings as make_settings
 
@@ -111,7 +111,7 @@ def distil(settings: Settings, folder: Path, resume: bool = False) -> Distilled:
     if not (resume and (folder / "result.json").is_file()):
         copies = keep_predictions(settings, folder)
         try:
-            result = run(settings, folder, resume and can_resume(folder))
+            result = run(settings, folder, bool(resume and checkpoints(folder)))
         finally:
             if not (folder / "run.toml").is_file():  # the run was refused
                 for copy in copies:

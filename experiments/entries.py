@@ -70,23 +70,22 @@ def entry(job: Job) -> Entry:
         for key, value in asked.items():
             if (of := getattr(result, key)) not in (None, value):
                 raise UserError(f"its result.json is of {key} {of!r:.100}")
-        own = (job.model, job.adapter, job.seed, result.strict, result.paper)
-        stored = {
-            "quantize": result.quantize,
-            "held_out": result.held_out_loss,
-            "published": result.published,
-            "values": job.values,
-            "data": result.data,
-        }
-        if not job.adapter:
-            return Entry(*own, **stored)
+        log = job.folder / "log.jsonl"
         return Entry(
-            *own,
+            job.model,
+            job.adapter,
+            job.seed,
+            result.strict,
+            result.paper,
             seconds=result.seconds,
             parameters=result.trainable_parameters,
-            losses=first_and_last(job.folder / "log.jsonl", result.steps),
+            losses=first_and_last(log, result.steps) if job.adapter else None,
+            quantize=result.quantize,
+            held_out=result.held_out_loss,
             wrong=tuple(result.problems) if result.status else (),
-            **stored,
+            published=result.published,
+            values=job.values,
+            data=result.data,
         )
     except (OSError, UserError) as error:
         wrong = f"{job.folder} is not a complete run ({error!s:.400})"

@@ -18,11 +18,12 @@ from experiments.base import check_base, toy_lines
 from experiments.comparable import Conditions, compare
 from experiments.folders import check_whole, fresh_folder, write_json
 from experiments.held_out import measure_loss, unseen_examples
-from experiments.history import held_out_seen, history_lines, history_of, seen_in_training
+from experiments.history import held_out_seen, history_of, seen_in_training
 from experiments.labels import check_labels, reading_lines
 from experiments.loading import load_with_adapter
 from experiments.prepare import first_items
 from experiments.rows import data_of
+from experiments.text import history_text
 from files.errors import UserError
 from files.reading import read_json
 from files.typed import from_table
@@ -198,7 +199,7 @@ def difference_lines(
         if len(history) > 1:
             lines.append(
                 f"the adapter was trained on {len(history)} sets of data, one after the other: "
-                f"{'; '.join(history_lines(history))}"
+                f"{'; '.join(map(history_text, history))}"
             )
     return lines
 

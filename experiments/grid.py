@@ -1,13 +1,13 @@
 """A grid of runs: models x adapters x seeds x any axes, and each model once without an adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from adapters.config import independent_presets, overlay
 from data.sources import load_data
-from experiments.axes import check_names, flat_axes
+from experiments.axes import check_names, flat, flat_axes
 from experiments.base import check_model
 from experiments.published import table_for
 from files.errors import UserError, unknown
@@ -80,15 +80,10 @@ def make_grid(
             raise UserError(f"{path} [pocket]: pocket belongs to the whole grid")
         table = overlay(table, table.get("pocket", {}))
     grid = from_table(Grid, table, str(path))
-    given = {
-        "models": models if models is None else list(models),
-        "adapters": adapters if adapters is None else list(adapters),
-        "seeds": seeds if seeds is None else list(seeds),
-        "data": data,
-        "data_dir": data_dir,
-        "recipe": recipe,
-    }
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {"models": models, "adapters": adapters, "seeds": seeds}
+    given = {key: list(values) for key, values in given.items() if values is not None}
+    texts = {"data": data, "data_dir": data_dir, "recipe": recipe}
+    given |= {key: text for key, text in texts.items() if text is not None}
     if grid.parts and adapters is not None:
         given["parts"] = chosen_parts(grid, given.pop("adapters"))
     grid = replace(grid, **given, set=[*grid.set, *sets], axes=flat_axes(grid.axes))
@@ -185,15 +180,7 @@ def check(grid: Grid) -> None:
         check_model(model)
 
 
-def flat(table: dict, path: str = "") -> list[str]:
-    """The paths of all values of a table."""
-    paths = []
-    for key, value in table.items():
-        paths += flat(value, f"{path}{key}.") if isinstance(value, dict) else [f"{path}{key}"]
-    return paths
-
-
-def refuse_own(where: str, paths: Sequence[str]) -> None:
+def refuse_own(where: str, paths: Iterable[str]) -> None:
     """Raise UserError for settings of every run that the grid itself states."""
     for path in paths:
         if path == "adapter":

@@ -1,6 +1,6 @@
 """The jobs of a grid: each run with its complete settings, checked before anything is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from adapters.config import overlay
@@ -9,9 +9,9 @@ from experiments.axes import Values, as_table, combinations, value_text, values_
 from experiments.entries import Entry, entry
 from experiments.folders import absolute_paths
 from experiments.grid import Grid, data_dir_of, data_of, parts_of
-from experiments.jobs import HERE, Job, Launcher, run_jobs, write_jobs
+from experiments.jobs import HERE, Job, Launcher, refuse_failed, run_all
 from experiments.layout import with_adapter
-from experiments.published import Published, table_for
+from experiments.published import table_for
 from experiments.table import summary, write_table
 from files.errors import UserError
 from files.toml import parse_set
@@ -30,41 +30,20 @@ def run_grid(
     after the table of the others is written.
     """
     jobs = jobs_of(grid, folder)
-    say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
-    write_jobs(jobs)
-    failed = run_jobs(jobs, launcher, say)
-    return show_results(grid, jobs, failed, folder, say)
-
-
-def show_results(
-    grid: Grid, jobs: Sequence[Job], failed: Sequence[Job], folder: Path, say=print
-) -> list[Entry]:
-    """Write table.md, .html and .csv of the jobs that are complete, and print them.
-
-    Raises UserError as `run_grid` does.
-    """
+    failed = run_all(jobs, folder, launcher, say)
     entries = [entry(job) for job in jobs if job not in failed]
     if entries:
-        table = published_of(grid)
+        table = table_for(data_of(parts_of(grid)[0])[0])  # of the grid's (first) data
         write_table(folder, entries, table)
         files = ", ".join(str(folder / f"table.{kind}") for kind in ("md", "csv", "html"))
         say(f"\n{summary(entries, table).to_markdown()}\ntable: {files}")
-    if failed:
-        names = ", ".join(job.folder.name for job in failed)
-        raise UserError(
-            f"{len(failed)} of {len(jobs)} runs failed: {names}; the same command tries them again"
-        )
+    refuse_failed(failed, jobs)
     if wrong := [one for one in entries if one.wrong]:
         reasons = "; ".join(
             f"{one.model} {one.adapter}, {' and '.join(one.wrong)}" for one in wrong
         )
         raise UserError(f"{len(wrong)} of {len(jobs)} runs have nothing to show: {reasons}")
     return entries
-
-
-def published_of(grid: Grid) -> Published | None:
-    """The published table of the grid's (first) data."""
-    return table_for(data_of(parts_of(grid)[0])[0])
 
 
 def jobs_of(grid: Grid, folder: Path) -> list[Job]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from data.leakage import Leak, leakage
 from data.sources import EXPERIMENTS, SOURCES, is_here, known_name, load_data
 from experiments.rows import only_right
-from experiments.text import history_text
 from files.errors import UserError
 
 LONG = ("history", "loaded", "template_text")  # keys that an entry of a history does not repeat
@@ -39,10 +38,6 @@ def loaded_in(run: dict) -> list[dict]:
     loaded = run.get("loaded")
     sections = loaded.values() if isinstance(loaded, dict) else []
     return [section for section in sections if isinstance(section, dict)]
-
-
-def history_lines(history: list[dict]) -> list[str]:
-    return [history_text(run) for run in history]
 
 
 def seen_in_training(

@@ -94,6 +94,24 @@ class Launcher:
 HERE = Launcher()
 
 
+def run_all(
+    jobs: Sequence[Job], folder: Path, launcher: Launcher, say: Callable[[str], None]
+) -> list[Job]:
+    """Write the settings of the jobs, say how many there are, and `run_jobs`."""
+    write_jobs(jobs)
+    say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
+    return run_jobs(jobs, launcher, say)
+
+
+def refuse_failed(failed: Sequence[Job], jobs: Sequence[Job]) -> None:
+    """Raise UserError if some of the jobs have failed."""
+    if failed:
+        names = ", ".join(job.folder.name for job in failed)
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} runs failed: {names}; the same command tries them again"
+        )
+
+
 def run_jobs(
     jobs: Sequence[Job], launcher: Launcher = HERE, say: Callable[[str], None] = print
 ) -> list[Job]:

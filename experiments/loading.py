@@ -1,4 +1,4 @@
-"""A base model with saved adapters: which settings apply, and loading them."""
+"""A trained model, used or trained further: which settings apply, and loading it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,17 @@ from adapters.several import load_any
 from data.prompts import Template, template
 from data.stored_template import stored_template
 from experiments.base import load_base, load_tokenizer_of
+from experiments.continued import check_named, section_and_base
 from experiments.folders import check_whole
 from files.errors import UserError
-from files.toml import parse_set
+from files.toml import parse_set, read_toml
 from model.tokenizer import Tokenizer
 from train.parallel import SINGLE, Processes
 from train.settings import Settings
 from train.settings import settings as make_settings
 
+# Settings of a run that apply to its own data only.
+OF_DATA = ("data_dir", "tests", "columns", "only_right", "train_on_test", "strict_rows")
 NOT_MEASURED = ("adapter", "train", "load", "continue_from", "teacher")
 NOT_MEASURED += ("only_right", "train_on_test")
 NOT_OF_THE_RUN = {
@@ -60,14 +63,19 @@ def settings_to_measure(
         if not file.parent.is_dir():
             raise UserError(f"{run} does not exist: give the folder of a run")
         raise UserError(f"{run} holds no run.toml: it is not the folder of a run")
-    if not folders and not (Path(run) / "adapter").is_dir():
-        raise UserError(
-            f"the run in {run} is not finished, it has no adapter yet: continue it with "
-            f"--resume {run}"
-        )
+    if not folders:
+        check_finished(Path(run), "continue it with")
     check_whole(file)
     settings = make_settings(str(file), None, NOT_OF_THE_RUN | options, list(sets))
     return settings, folders or [Path(run) / "adapter"]
+
+
+def check_finished(run: Path, what: str) -> None:
+    """Raise UserError for a run without an adapter."""
+    if not (run / "adapter").is_dir():
+        raise UserError(
+            f"the run in {run} is not finished, it has no adapter yet: {what} --resume {run}"
+        )
 
 
 def check_set(text: str) -> None:
@@ -81,6 +89,73 @@ def check_set(text: str) -> None:
             f"--set {text}: use --template, which takes precedence over the template that the "
             "adapter was trained with"
         )
+
+
+def settings_to_continue(
+    source: str,
+    config: str | None = None,
+    recipe: str | None = None,
+    options: dict | None = None,
+    sets: Sequence[str] = (),
+) -> Settings:
+    """The settings of a run that trains the adapter of `source` further.
+
+    source: the folder of a run, whose settings apply where no other is given, or of an adapter.
+    Raises UserError.
+    """
+    folder, options = Path(source), options or {}
+    if (folder / "run.toml").is_file():
+        if config or recipe:
+            raise UserError(
+                f"{folder} is a run, which has its own settings: leave out "
+                f"--{'config' if config else 'recipe'}, or --continue {folder / 'adapter'}"
+            )
+        below = settings_of_run(folder, options, sets)
+    else:
+        below = settings_of_adapter(folder)
+        given = [options, *map(parse_set, sets), read_toml(Path(config)) if config else {}]
+        if not any("model" in table for table in given):
+            check_named(folder, below)
+    return make_settings(config, recipe, options, list(sets), below=below)
+
+
+def settings_of_run(folder: Path, options: dict, sets: Sequence[str]) -> dict:
+    """The settings of the run in `folder` as a table, with its adapter to continue from."""
+    check_whole(folder / "run.toml")
+    table = read_toml(folder / "run.toml")
+    check_finished(folder, "finish it with")
+    for text in sets:
+        options = options | parse_set(text)
+    dropped = {"adapter", "load", "teacher"}
+    if "data" in options and not same_data(options["data"], table.get("data")):
+        dropped |= set(OF_DATA)
+    table = {key: value for key, value in table.items() if key not in dropped}
+    return table | {"continue_from": str(folder / "adapter")}
+
+
+def named_data(s: Settings) -> list[str]:
+    """The data that the user named: by options, or by the settings of the run that is continued.
+
+    What an adapter's own file names is not followed.
+    """
+    run = Path(s.continue_from).parent / "run.toml"
+    table = read_toml(run) if s.continue_from and run.is_file() else {}
+    return [s.data, *s.tests, *(name for name in [table.get("data")] if isinstance(name, str))]
+
+
+def same_data(one: str, other: str | None) -> bool:
+    both_files = Path(one).is_file() and Path(str(other)).is_file()
+    return one == other or (both_files and Path(one).samefile(str(other)))
+
+
+def settings_of_adapter(folder: Path) -> dict:
+    """The model and the prompt that an adapter was trained with, from its file, as settings."""
+    run, base = section_and_base(folder)
+    table = {"continue_from": str(folder)} | ({"model": base} if base else {})
+    for key in ("model", "revision", "template", "quantize"):
+        if isinstance(run.get(key), str) and run[key]:
+            table[key] = run[key]
+    return table
 
 
 def load_with_adapter(

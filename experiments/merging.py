@@ -14,9 +14,9 @@ from adapters.in_use import in_use
 from adapters.merge import merge_and_compare
 from data.batches import encode_prompt
 from data.prompts import Template
-from experiments.announce import count_base
 from experiments.base import check_model, choose_devices
 from experiments.card import write_card
+from experiments.facts import count_base
 from experiments.folders import fresh_folder
 from experiments.loading import load_with_adapter
 from files.errors import UserError

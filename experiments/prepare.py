@@ -21,10 +21,10 @@ from data.sources import Data
 from eval.room import positions_of, room_lines
 from experiments.base import check_base, choose_devices, load_base
 from experiments.continued import Start, load_start, template_of
-from experiments.continued_settings import named_data
 from experiments.held_out import HeldOut, hold_out_share
 from experiments.history import held_out_seen, seen_in_training
 from experiments.labels import check_labels, reading_lines
+from experiments.loading import named_data
 from experiments.rows import (
     Encoded,
     check_earlier,

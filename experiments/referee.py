@@ -14,7 +14,7 @@ from experiments.axes import short, value_text
 from experiments.folders import write_json
 from experiments.grid import Grid, parts_of
 from experiments.grid_jobs import check_same, jobs_of, settings_of
-from experiments.jobs import HERE, Job, Launcher, run_jobs, write_jobs
+from experiments.jobs import HERE, Job, Launcher, refuse_failed, run_all
 from experiments.referee_report import summary_lines, write_report
 from experiments.trials import Trials, Verdict
 from files.errors import UserError
@@ -32,12 +32,7 @@ def run_referee(
     trials = None
     for stage in (first_jobs, second_jobs):
         jobs = stage(grid, folder)
-        write_jobs(jobs)
-        say(f"{len(jobs)} runs in {folder}, {sum(job.done for job in jobs)} of them complete")
-        if failed := run_jobs(jobs, launcher, say):
-            names = ", ".join(job.folder.name for job in failed)
-            raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {names}; the same command "
-                            "tries them again")  # fmt: skip
+        refuse_failed(run_all(jobs, folder, launcher, say), jobs)
         trials = by_method(jobs) if trials is None else replace(trials, other_loss=methods_of(jobs))
     verdict = judge(trials, untuned_rate(grid, jobs[0]))
     write_json(folder / "referee.json", verdict.facts())

@@ -15,23 +15,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Right:
-    """How many answers to a test set a reader found right."""
-
-    right: Count
-    total: Annotated[int, Range(1)]
-    problems: Count = 0  # 0: as many as answers
-
-    def check(self) -> None:
-        if max(self.right, self.problems) > self.total:
-            raise UserError(f"{self.right} right of {self.total} answers cannot be")
-
-    @property
-    def score(self) -> Score:
-        return Score(self.right, self.total, self.problems)
-
-
-@dataclass(frozen=True)
 class PublishedRow:
     """A published row of the same model, and what it differs in."""
 
@@ -93,9 +76,9 @@ def read_result(folder: Path, is_run: bool | None = None) -> Result:
         table["published"] = []
         result = known(Result, table, FILE)
         rows = tuple(known(PublishedRow, row, "published") for row in published)
-        strict = {name: known(Right, of, name).score for name, of in facts[scores].items()}
+        strict = {name: known(Score, of, name) for name, of in facts[scores].items()}
         paper = {
-            name: known(Right, of.get("paper_reader"), f"{name}: paper_reader").score
+            name: known(Score, of.get("paper_reader"), f"{name}: paper_reader")
             for name, of in facts[scores].items()
         }
     except UserError as error:

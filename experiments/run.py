@@ -11,10 +11,9 @@ from adapters.in_use import rates
 from eval.journal import remove_journals
 from eval.predict import are_to, predict
 from eval.score import mark_leaks, read_predictions, scores, write_predictions
-from experiments.announce import announce
 from experiments.comparable import conditions_of
 from experiments.curves import read_log
-from experiments.facts import facts_of, run_section
+from experiments.facts import announce, facts_of, run_section
 from experiments.folders import check_whole, write_json
 from experiments.held_out import measure_loss
 from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
@@ -23,7 +22,6 @@ from experiments.tracker import TRACKERS
 from experiments.verdict import NO_VERDICT, Verdict, verdict
 from files.errors import UserError
 from files.writing import JsonLines, held, write_text
-from train.checkpoint import checkpoints
 from train.loop import train
 from train.parallel import SINGLE, Processes
 from train.settings import Settings, to_toml
@@ -192,7 +190,3 @@ def resume_settings(folder: Path, options: dict | None = None, sets: list[str] =
         raise UserError(f"{folder} is complete; see {folder / 'report.html'}")
     check_whole(folder / "run.toml")
     return make_settings(config=str(folder / "run.toml"), options=options, sets=sets)
-
-
-def can_resume(folder: Path) -> bool:
-    return bool(checkpoints(folder))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.axes import flat
 from experiments.inspect import predictions_in
 from experiments.results import Result, read_result
 from files.errors import UserError
@@ -55,14 +56,6 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         name if short.count(name) == 1 else str(path)
         for name, path in zip(short, paths, strict=True)
     ]
-
-
-def flat(table: dict, path: str = "") -> dict:
-    """{"train": {"clip": 1.0}} -> {"train.clip": 1.0}."""
-    values = {}
-    for key, value in table.items():
-        values |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
-    return values
 
 
 def check_same_problems(first: Run, second: Run) -> None:

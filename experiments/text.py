@@ -5,13 +5,11 @@ from experiments.comparable import Conditions, beside_published
 
 
 def score_lines(
-    before: list[dict], after: list[dict], title: str, before_title: str = "base", data: str = ""
+    before: list[dict], after: list[dict], title: str, before_title: str, ours: Conditions
 ) -> list[str]:
-    """The table of scores, and a note on answers that ran out of tokens or positions.
-
-    data: what the adapter was trained on.
-    """
-    lines = score_table(before, after, title, before_title, data).to_text()
+    """The table of scores, notes on answers that ran out of tokens or positions, and our figures
+    beside the published ones."""
+    lines = score_table(before, after, title, before_title, ours.trained_on).to_text()
     if cut := sum(prediction.get("cut", False) for prediction in after):
         lines.append(
             f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read "
@@ -22,13 +20,9 @@ def score_lines(
             f"{too_long} of {len(after)} prompts are longer than the model's positions and count "
             "as wrong"
         )
-    return lines
-
-
-def published_lines(ours: Conditions, predictions: list[dict]) -> list[str]:
-    """Our figures above comparable published ones, and what differs from the other rows."""
-    tables, notes = beside_published(ours, predictions)
-    return [line for table in tables for line in [*table.to_text(), ""]] + notes
+    tables, notes = beside_published(ours, after)
+    published = [line for table in tables for line in [*table.to_text(), ""]] + notes
+    return [*lines, *([""] if published else []), *published]
 
 
 def history_text(run: dict) -> str:

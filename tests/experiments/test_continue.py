@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from adapters import attach, load_adapter, named_parameters, save_adapter
 from adapters.attach import setup
 from experiments.continued import load_start
-from experiments.continued_settings import settings_to_continue
 from experiments.history import seen_in_training
+from experiments.loading import settings_to_continue
 from experiments.report import read_log
 from model import load_model
 from train.settings import settings

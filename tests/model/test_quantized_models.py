@@ -15,7 +15,7 @@ from data.prompts import template
 from data.wordproblems import TRAINED, problems
 from eval.fidelity import compare, predictions
 from eval.generate import generate
-from experiments.announce import count_base
+from experiments.facts import count_base
 from model import load_model, load_tokenizer
 from model.config import family_and_config, skeleton
 from model.quantize import quantize_skeleton, quantized, quantized_weights
