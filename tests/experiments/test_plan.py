@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import write_checkpoint
 from plans import (
     command,
     shallow,  # noqa: F401
@@ -38,8 +39,10 @@ def test_the_table_and_what_to_change(capsys):
     [(), pytest.param(("--quantize", "int8"), marks=pytest.mark.slow), ("--processes", "2")],
 )
 def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path, words):
-    save_quantized(load_model("pocket-llama", quantize="int8"), tmp_path / "int8")
-    little, more = ("1337MB", "1350MB") if "--processes" in words else ("557MB", "575MB")
+    shape = {"hidden_size": 128, "intermediate_size": 344, "vocab_size": 900}
+    write_checkpoint(tmp_path / "plain", num_hidden_layers=2, **shape)
+    save_quantized(load_model(str(tmp_path / "plain"), quantize="int8"), tmp_path / "int8")
+    little, more = ("1336MB", "1350MB") if "--processes" in words else ("557MB", "570MB")
     words = ("--model", tmp_path / "int8", "--adapter", "lora", *words)
     found = facts_of(capsys, *words, "--memory", little, status=1)
     assert found["quantize"] == "int8"
