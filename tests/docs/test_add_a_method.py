@@ -69,10 +69,12 @@ def commands(copy, *lines: str) -> list[str]:
     ],
 )
 def test_it_trains_is_saved_and_is_loaded_and_the_other_commands_know_it(copy, family):
-    write_sums(copy / "sums.json")
+    rows = json.loads(write_sums(copy / "all.json").read_text())
+    (copy / "sums.json").write_text(json.dumps(rows[:9]))  # a step takes all that are trained on
     _, evaluated, planned, shown, _ = commands(
         copy,
-        f"--model pocket-{family} --adapter ssf --data sums.json --max-steps 40 --items 2 "
+        f"--model pocket-{family} --adapter ssf --data sums.json --max-steps 8 --items 2 "
+        f"--set train.batch_size=8 --set train.warmup_steps=0 --set train.epochs=9 "
         f"--set eval.before=false --set eval.max_new_tokens=4 --out runs/{family}",
         f"evaluate runs/{family} --items 2",
         "plan --model pocket-llama --adapter ssf --json --length 16",
@@ -82,7 +84,7 @@ def test_it_trains_is_saved_and_is_loaded_and_the_other_commands_know_it(copy, f
         json.loads(line)["loss"]
         for line in (copy / "runs" / family / "log.jsonl").read_text().splitlines()
     ]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert losses[-1] < 0.7 * losses[0]
     assert "with adapter" in evaluated
     assert json.loads(planned)["trainable_parameters"] == 4 * 2 * (3 * 128 + 344)
     assert "{qkv}" in shown
