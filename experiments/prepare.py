@@ -19,7 +19,7 @@ from data.leakage import Leak
 from data.prompts import AUTO, NAMES, Template
 from data.sources import Data
 from eval.room import positions_of, room_lines
-from experiments.base import check_base, choose_devices, load_base
+from experiments.base import check_base, choose_devices, dtype_name, load_base
 from experiments.continued import Start, load_start, template_of
 from experiments.held_out import HeldOut, hold_out_share
 from experiments.history import held_out_seen, seen_in_training
@@ -138,7 +138,7 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
         s,
         template=template.name,
         device=here if processes.world == 1 else model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         layers_per_device=[stage.end - stage.first for stage in model.stages],
     )
     fingerprints = {
