@@ -61,7 +61,10 @@ class Comparison:
         whole = [pair for pair in self.pairs if pair.tests == ALL]
         by_set = [pair for pair in self.pairs if pair.tests != ALL]
         names = tuple(run.name for run in self.runs)
-        rows = [[Cell(key), *map(cell_of, values)] for key, values in self.differing.items()]
+        rows = [
+            [Cell(key), *(Cell(value_text(one) if one != "" else "-") for one in values)]
+            for key, values in self.differing.items()
+        ]
         found = [
             ("All problems", pair_table(whole)),
             ("By test set", pair_table(by_set)),
@@ -169,10 +172,6 @@ def cost_table(runs: Sequence[Run]) -> Table:
         ]
         rows.append([Cell(run.name), *cells])
     return Table(("run", "trained parameters", "peak memory", "seconds"), rows)
-
-
-def cell_of(value: object) -> Cell:
-    return Cell(value_text(value) if value != "" else "-")
 
 
 def as_text(comparison: Comparison) -> str:

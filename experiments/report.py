@@ -17,10 +17,9 @@ from eval.score import Score, clean, score_table, scores
 from eval.table import Cell, Table
 from experiments.comparable import Conditions, beside_published
 from experiments.curves import loss_chart, read_log
-from experiments.explain import explanation
+from experiments.history import history_text
 from experiments.inspect import place
-from experiments.page import esc, page, paragraph
-from experiments.text import history_text
+from experiments.page import esc, explanation, page, paragraph
 from files.writing import write_text
 from model.language import LanguageModel
 

@@ -12,7 +12,7 @@ from experiments.entries import Entry, axes_of
 from experiments.page import page, paragraph
 from experiments.plots import plots
 from experiments.published import SPELLED, Published
-from experiments.text import loss_text
+from experiments.results import loss_text
 from files.writing import write_text
 
 HEADS = ("model", "adapter")  # then the axes of the grid, then these
