@@ -83,11 +83,8 @@ def mean_score(by_set: dict[str, Score]) -> tuple[float, float, float]:
     The sets are taken as independent.
     """
     mean = sum(score.accuracy for score in by_set.values()) / len(by_set)
-    variance = 0.0
-    for score in by_set.values():
-        low, high = score.interval
-        variance += ((high - low) / 2) ** 2
-    half = math.sqrt(variance) / len(by_set)
+    intervals = [score.interval for score in by_set.values()]
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in intervals)) / len(by_set)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
@@ -162,16 +159,10 @@ def tables(predictions: list[dict]) -> dict[str, dict]:
 
 
 FIELDS = {  # that every prediction has
-    "set": str,
+    **dict.fromkeys(("set", "instruction", "prompt", "output", "gold"), str),
+    **dict.fromkeys(("answer", "paper_answer"), float | str | None),
+    **dict.fromkeys(("right", "paper_right"), bool),
     "index": int,
-    "instruction": str,
-    "prompt": str,
-    "output": str,
-    "gold": str,
-    "answer": float | str | None,
-    "right": bool,
-    "paper_answer": float | str | None,
-    "paper_right": bool,
 }
 
 

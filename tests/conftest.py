@@ -1,5 +1,7 @@
 """Shared by all tests: tiny random checkpoints on disk, and no network."""
 
+import copy
+import functools
 import gc
 import json
 import os
@@ -19,12 +21,13 @@ import pytest
 import torch
 from families import TINY, config_of
 from methods import VARIANTS
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from data import sources
 from experiments import pretrain
 from model import load_model
 from model.config import family_and_config
+from train.plan import advice
 
 gc.disable()  # until all tests are collected: what is imported stays
 SHARED = {path.stem for path in Path(__file__).parent.glob("*.py")} - set(sys.modules)
@@ -33,6 +36,8 @@ pytest.register_assert_rewrite(*SHARED)  # a failed assert of theirs tells its v
 ALL_WORD_PROBLEMS = sources.TRAIN_ROWS
 sources.TRAIN_ROWS = 500  # all of them take every run of a pocket model two seconds
 pretrain.TOKENIZER_LINES = 3_000  # as well
+os.fsync = lambda handle: None  # a kill loses nothing without it, and no test cuts the power
+advice.RATE_SIZE, advice.RATE_SECONDS = 64, 0.01  # a rate is measured at once
 
 DEVICES = [
     "cpu",
@@ -52,17 +57,22 @@ def write_checkpoint(
 ) -> Path:
     """A tiny checkpoint with every weight random, norms and biases too."""
     folder.mkdir(parents=True, exist_ok=True)
-    raw = config_of(family, **changes)
-    (folder / "config.json").write_text(json.dumps(raw))
-    module, config = family_and_config(raw, "test")
+    config = json.dumps(config_of(family, **changes))
+    (folder / "config.json").write_text(config)
+    (folder / "model.safetensors").write_bytes(random_weights(config, seed, dtype))
+    return folder
+
+
+@functools.lru_cache(maxsize=16)
+def random_weights(config: str, seed: int, dtype: torch.dtype) -> bytes:
+    module, config = family_and_config(json.loads(config), "test")
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, parameter in module.Model(config).named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         is_norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
         weights[name] = ((1 + 0.3 * noise) if is_norm else 0.25 * noise).to(dtype)
-    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    return folder
+    return save(weights, metadata={"format": "pt"})
 
 
 def write_sums(path: Path) -> Path:
@@ -89,7 +99,7 @@ def pytest_collection_modifyitems(config, items) -> None:
 
     def is_repeated(item) -> bool:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        family = params.get("any_folder") or params.get("family", "llama")
+        family = params.get("any_family") or params.get("family", "llama")
         return params.get("method") in VARIANTS and family != "llama"
 
     repeated = [item for item in items if is_repeated(item)]
@@ -121,16 +131,34 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture(params=TINY)
-def any_folder(tmp_path, request) -> Path:
+def any_family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def any_folder(tmp_path, any_family) -> Path:
     """A tiny checkpoint of each family."""
-    return write_checkpoint(tmp_path / "any", request.param)
+    return write_checkpoint(tmp_path / "any", any_family)
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory):
+    """family -> a copy of its tiny model, which is loaded once."""
+
+    @functools.cache
+    def load(family: str):
+        return load_model(str(write_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)))
+
+    return lambda family: copy.deepcopy(load(family))
 
 
 @pytest.fixture
-def any_tiny(any_folder):
-    return load_model(str(any_folder))
+def any_tiny(loaded, any_family):
+    """The tiny model of each family; its folder is for reading only."""
+    return loaded(any_family)
 
 
 @pytest.fixture
-def tiny(folder):
-    return load_model(str(folder))
+def tiny(loaded):
+    """The tiny LLaMA; its folder is for reading only."""
+    return loaded("llama")

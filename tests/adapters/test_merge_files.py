@@ -179,7 +179,8 @@ def test_the_difference_is_that_of_the_logits(folder):
     assert deviation == pytest.approx(before.std().item())
 
 
-def test_tokenizer_files_are_copied_byte_for_byte(tiny, tmp_path):
+def test_tokenizer_files_are_copied_byte_for_byte(folder, tmp_path):
+    tiny = load_model(str(folder))
     names = (
         "tokenizer.json",
         "tokenizer.model",
@@ -191,12 +192,11 @@ def test_tokenizer_files_are_copied_byte_for_byte(tiny, tmp_path):
         "generation_config.json",
     )
     for number, name in enumerate(names):
-        (tiny.folder / name).write_bytes(bytes([number, 255, 10, 13]) * 9)
-    (tiny.folder / "pytorch_model.bin").write_bytes(b"old")
-    (tiny.folder / "notes.txt").write_text("mine")
+        (folder / name).write_bytes(bytes([number, 255, 10, 13]) * 9)
+    (folder / "pytorch_model.bin").write_bytes(b"old")
+    (folder / "notes.txt").write_text("mine")
     files = export_model(tiny, tmp_path / "out")
     assert {path.name for path in files} == {*names, "config.json", "model.safetensors"}
     assert all(
-        (tmp_path / "out" / name).read_bytes() == (tiny.folder / name).read_bytes()
-        for name in names
+        (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in names
     )
