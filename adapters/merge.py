@@ -72,9 +72,8 @@ def merge(model: LanguageModel) -> None:
 def fill_biases(model: LanguageModel) -> None:
     """Give zeros to the Linears that share a setting of config.json with one that got a bias."""
     for key, part in BIASES.get(model.config.model_type, {}).items():
-        linears = [
-            site for path, site in all_sites(model) if isinstance(site, Linear) and part in path
-        ]
+        here = [site for path, site in all_sites(model) if part in path]
+        linears = [site for site in here if isinstance(site, Linear)]
         if not getattr(model.config, key) and any(site.bias is not None for site in linears):
             model.config = replace(model.config, **{key: True})
             for site in linears:

@@ -48,11 +48,9 @@ def outer_site(model: LanguageModel, name: str) -> tuple[str, str]:
     """(path, name) of a site outside the blocks, or of any site by its path. Raises UserError."""
     for site, path in model.outer_sites.items():
         if name in (site, path, path.rpartition(".")[2]):
-            if not isinstance(submodule(model, path), Site):
-                raise UserError(
-                    f"this model has no {site} ({path}): name the others, sites = [...]"
-                )
-            return path, site
+            if isinstance(submodule(model, path), Site):
+                return path, site
+            raise UserError(f"this model has no {site} ({path}): name the others, sites = [...]")
     if isinstance(submodule(model, name), Site):
         return name, name
     raise unknown(f"site of {model.family}", name, [*model.sites, *model.outer_sites])

@@ -131,9 +131,6 @@ def read_split(files: list[Path], reader: Reader, need: Sequence[str]) -> Table:
     kinds = {table.is_text for table in tables}
     if len(kinds) > 1:
         raise UserError(f"{files[0].parent} mixes plain text with rows that have a prompt")
-    return Table(
-        rows=[row for table in tables for row in table.rows],
-        left_out=[], notes=[], total=sum(table.total for table in tables),
-        is_text=kinds == {True},
-        answer_is_output=bool(tables) and all(table.answer_is_output for table in tables),
-    )  # fmt: skip
+    rows, total = [row for table in tables for row in table.rows], sum(t.total for t in tables)
+    shared = bool(tables) and all(table.answer_is_output for table in tables)
+    return Table(rows, [], [], total, is_text=kinds == {True}, answer_is_output=shared)

@@ -120,7 +120,6 @@ class Prefix(Adapter):
         if sources:
             tensors.check_derived(KEY, table, cls.to_file(adapters)[KEY])
             return
-        for adapter, part in zip(
-            adapters.values(), table.float().chunk(len(adapters), dim=1), strict=True
-        ):
+        parts = table.float().chunk(len(adapters), dim=1)
+        for adapter, part in zip(adapters.values(), parts, strict=True):
             adapter.prefix.copy_(part / adapter.options.scale)
