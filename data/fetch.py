@@ -76,8 +76,7 @@ def download(file: File, folder: Path) -> None:
             return
         try:
             receive(file, part)
-            with open(part, "rb") as whole:
-                sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
+            sha256 = sum_of(part)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"cannot write {part}: {reason}; {ELSEWHERE}") from None
@@ -213,6 +212,11 @@ def address(file: File) -> str:
     mirror = os.environ.get(MIRROR, "")
     masked = re.sub(r"\?.*", "?***", re.sub(r"^(\w+://)?.*@", r"\1***@", mirror))
     return url_of(file).replace(mirror.rstrip("/"), masked.rstrip("/"), 1)
+
+
+def sum_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_sums(folder: Path) -> dict[str, str]:
