@@ -55,9 +55,7 @@ def merge(model: LanguageModel) -> None:
     dequantize(model)  # rounding the sum again would be another model
     tied = model.tied
     for _, site in active_sites(model):
-        for leaf, value in zip(("weight", "bias"), folded(site), strict=True):
-            if value is not getattr(site, leaf):
-                setattr(site, leaf, nn.Parameter(value.detach(), requires_grad=False))
+        set_values(site, *folded(site))
     if tied and not model.tied:
         if torch.equal(model.lm_head.weight, model.input_embedding.weight):  # both changed alike
             model.tie()
@@ -148,6 +146,13 @@ def folded(site: Site) -> tuple[Tensor | None, Tensor | None]:
         old if value is start else value.to(own[0].dtype)
         for old, value, start in zip(own, (weight, f.bias), base, strict=True)
     )
+
+
+def set_values(site: Site, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Give a site these of its own, where they are other tensors than it has."""
+    for leaf, value in (("weight", weight), ("bias", bias)):
+        if value is not getattr(site, leaf):
+            setattr(site, leaf, nn.Parameter(value.detach(), requires_grad=False))
 
 
 def fingerprint(model: LanguageModel) -> str:

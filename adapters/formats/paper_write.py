@@ -8,14 +8,13 @@ from adapters.compose import Group
 from adapters.config import AdapterConfig
 from adapters.formats.base_model import common
 from adapters.formats.paper import ACTS, PARALLEL, series_kind, targeted
+from adapters.formats.peft_beside import Written
 from adapters.formats.peft_places import leaves
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.lora import LoRA
 from files.errors import UserError
 from model.language import LanguageModel
 from model.sites import Linear
-
-Written = tuple[dict, dict[str, Tensor]]  # fields of adapter_config.json, tensors
 
 
 def write(model: LanguageModel, config: AdapterConfig, adapters: dict[str, Adapter]) -> Written:

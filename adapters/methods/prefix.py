@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import Adapter, Size
+from adapters.methods.prompt import KEY
 from adapters.tensors import Tensors
 from files.errors import UserError
 from files.typed import Range
 from model.language import LanguageModel
 from model.sites import Site
-
-KEY = "prompt_embeddings"  # PEFT's name
 
 
 class Prefix(Adapter):
