@@ -11,18 +11,6 @@ from adapters.rows import Rows
 from adapters.several import load_adapters, save_adapters
 
 __all__ = [
-    "Average",
-    "Rows",
-    "attach",
-    "begin",
-    "combine",
-    "load_adapter",
-    "load_adapters",
-    "merge",
-    "named_parameters",
-    "parameters",
-    "remove",
-    "save_adapter",
-    "save_adapters",
-    "use",
-]
+    "Average", "Rows", "attach", "begin", "combine", "load_adapter", "load_adapters", "merge",
+    "named_parameters", "parameters", "remove", "save_adapter", "save_adapters", "use",
+]  # fmt: skip

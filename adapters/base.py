@@ -124,13 +124,15 @@ class Adapter(Casting):
         return linear(x, weight, None if bias is None else bias.to(x))
 
 
+Weighted = list[tuple[Adapter, float]]
+Sum = tuple[str, object, dict[str, Tensor]]  # kind, options and parameters of an adapter
+
+
 class Summable(Adapter):
     """A method whose outputs at a site can be summed in one adapter (LoRA, bottlenecks)."""
 
-    def side_by_side(
-        self, weighted: list[tuple[Adapter, float]]
-    ) -> tuple[str, object, dict[str, Tensor]]:
-        """(kind, options, tensors) of one adapter that adds the sum of weight x what each adds.
+    def side_by_side(self, weighted: Weighted) -> Sum:
+        """One adapter that adds the sum of weight x what each adds.
 
         `weighted` are adapters of this site. Raises UserError if there is no such adapter.
         """

@@ -16,7 +16,7 @@ from torch import Tensor
 from adapters.attach import adapters_named, attach, remove, setup, switch
 from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig, Part
-from adapters.in_use import in_use, parts_of
+from adapters.in_use import by_part, in_use
 from adapters.methods.lora import LoRA
 from adapters.starts import Start, Started
 from files.errors import UserError
@@ -47,11 +47,8 @@ def begin(
     batches: of training rows, (ids int64 [B, T], bool [B, T]: the tokens with a loss), padded on
     the right. The parts are LoRA afterwards, with ranks and alphas by site. Raises UserError.
     """
-    on, config = setup(model), next(iter(adapters_named(model, name).values())).config
-    here: dict[str, dict[str, Adapter]] = {part: {} for part in config.parts}
-    for path, adapter in adapters_named(model, name).items():
-        for _, one in parts_of("", adapter):
-            here[one.part][path] = one
+    on, adapters = setup(model), adapters_named(model, name)
+    config, here = next(iter(adapters.values())).config, by_part(adapters)
     starts = {
         part: METHODS[of.kind].begin(here[part], model, batches)
         for part, of in config.parts.items()
@@ -65,19 +62,16 @@ def begin(
     config = attach(model, AdapterConfig(parts), name)
     switch(model, *on)
     with torch.no_grad():
-        for path, adapter in adapters_named(model, name).items():
-            for _, one in parts_of("", adapter):
-                if one.part in starts:
-                    fill(one, starts[one.part][path])
-                else:
-                    one.load_state_dict(here[one.part][path].state_dict())
+        for part, new in by_part(adapters_named(model, name)).items():
+            for path, adapter in new.items():
+                if part not in starts:
+                    adapter.load_state_dict(here[part][path].state_dict())
+                    continue
+                start = starts[part][path]
+                adapter.lora_A.copy_(start.A)
+                if start.B is not None:
+                    adapter.lora_B.copy_(start.B)
     return config
-
-
-def fill(adapter: LoRA, start: Start) -> None:
-    adapter.lora_A.copy_(start.A)
-    if start.B is not None:
-        adapter.lora_B.copy_(start.B)
 
 
 def as_lora(part: Part, adapters: dict[str, Adapter], starts: dict[str, Start]) -> Part:
@@ -85,25 +79,16 @@ def as_lora(part: Part, adapters: dict[str, Adapter], starts: dict[str, Start]) 
 
     What differs from the options of most sites goes into overrides.
     """
-    names = [field.name for field in fields(LoRA.Options)]
-    options = {
-        path: LoRA.Options(**{name: getattr(adapters[path].options, name) for name in names})
-        for path in starts
-    }
-    options = {
-        path: replace(options[path], r=start.r, alpha=start.alpha) for path, start in starts.items()
-    }
+    names, options = [field.name for field in fields(LoRA.Options)], {}
+    for path, start in starts.items():
+        own = {name: getattr(adapters[path].options, name) for name in names}
+        options[path] = LoRA.Options(**own | {"r": start.r, "alpha": start.alpha})
     [(most, _)] = Counter(options.values()).most_common(1)
     overrides = {
         path: {name: value for name, value in vars(o).items() if value != getattr(most, name)}
         for path, o in options.items()
     }
     everywhere = len(starts) == len(adapters)
-    return replace(
-        part,
-        kind="lora",
-        options=most,
-        sites=part.sites if everywhere else tuple(starts),
-        layers=part.layers if everywhere else "all",
-        overrides={path: table for path, table in overrides.items() if table},
-    )
+    place = {} if everywhere else {"sites": tuple(starts), "layers": "all"}
+    overrides = {path: table for path, table in overrides.items() if table}
+    return replace(part, kind="lora", options=most, overrides=overrides, **place)

@@ -166,18 +166,12 @@ def shapes(adapters: dict[str, Adapter]) -> dict:
 
 def what_computes(config: AdapterConfig) -> list[tuple]:
     """Of each part what decides what it computes once it is trained."""
-    return [
-        (
-            part.kind,
-            part.overrides,
-            {
-                option.name: getattr(part.options, option.name)
-                for option in fields(part.options)
-                if not option.metadata.get("training")
-            },
-        )
-        for part in config.parts.values()
-    ]
+    found = []
+    for part in config.parts.values():
+        names = [o.name for o in fields(part.options) if not o.metadata.get("training")]
+        values = {name: getattr(part.options, name) for name in names}
+        found.append((part.kind, part.overrides, values))
+    return found
 
 
 def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int | None) -> Combined:
@@ -225,7 +219,7 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
         changes = {key: value for key, value in vars(here).items() if value != getattr(base, key)}
         if changes:
             overrides[path.replace(".", r"\.")] = changes
-    placed = same_place([config_of(adapters) for adapters in loaded.values()])
+    placed = same_place(list(map(config_of, loaded.values())))
     if placed and not overrides:
         part = replace(placed, kind=kinds.pop(), options=base, overrides={}, rate=1.0)
     else:

@@ -98,9 +98,7 @@ class Average(Composition):
                 f"Average takes different names and as many weights, not {list(names)} and "
                 f"{self.weights}"
             )
-        if not all(
-            type(weight) in (int, float) and math.isfinite(weight) for weight in self.weights
-        ):
+        if not all(type(w) in (int, float) and math.isfinite(w) for w in self.weights):
             raise UserError(
                 f"the weights of an Average should be finite numbers, not {self.weights}"
             )

@@ -28,6 +28,15 @@ def parts_of(name: str, adapter: Adapter) -> list[tuple[str, Adapter]]:
     return [(name, adapter)]
 
 
+def by_part(adapters: dict[str, Adapter]) -> dict[str, dict[str, Adapter]]:
+    """The adapters of one name by path -> those of each of its parts by path."""
+    parts = {name: {} for name in next(iter(adapters.values())).config.parts}
+    for path, adapter in adapters.items():
+        for _, part in parts_of("", adapter):
+            parts[part.part][path] = part
+    return parts
+
+
 def named_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
     """The parameters of the adapters that are on and trained, by path; shared ones once."""
     return {

@@ -109,14 +109,10 @@ def check(model: LanguageModel) -> list[str]:
             values = folded(site)
         except UserError as error:
             on = [id(adapter) for entry in site.active for adapter in members_of(entry)]
-            names = " and ".join(
-                f"{name!r} ({adapter.config.kind})"
-                for name, adapter in site.adapters.items()
-                if id(adapter) in on
-            )
-            raise UserError(
-                f"adapter {names} at {path} cannot be merged: {error}; {UNMERGED}"
-            ) from None
+            here = {name: a.config.kind for name, a in site.adapters.items() if id(a) in on}
+            names = " and ".join(f"{name!r} ({kind})" for name, kind in here.items())
+            wrong = f"adapter {names} at {path} cannot be merged: {error}"
+            raise UserError(f"{wrong}; {UNMERGED}") from None
         if not all(value is None or is_finite(value) for value in values):
             raise UserError(
                 f"merged, {path} would hold NaN or infinite values, as {site.weight.dtype}: the "

@@ -62,12 +62,6 @@ def are_numbers(counts: Counter) -> bool:
     return len(units) <= 1 or 2 * total_of(counts, bare) >= counts.total()
 
 
-def is_number(text: str) -> bool:
-    """Whether a label is a number and nothing else."""
-    number = label_number(text)
-    return number is not None and not number[1]
-
-
 def letter_of(label: str) -> str:
     """The letter or digit 1 to 9 that a label is, perhaps in brackets or with a stop; "" for none.
 

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.assistant_turns import Conversation
-from data.chat_tokens import encode_chat
+from data.assistant_turns import Conversation, encode_chat
 from data.prompts import Template
 from data.stops import turn_end
 from model.packing import Packing, filling
@@ -105,6 +104,20 @@ def shared_start(first: list[int], second: list[int]) -> int:
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
         min(len(first), len(second)),
     )
+
+
+def pack_text(tokenizer, texts: Sequence[str], cutoff: int) -> tuple[list[Example], int]:
+    """Plain texts -> (rows of `cutoff` tokens with loss on all of them, the tokens in all).
+
+    The texts follow each other with an EOS after each; the last row may be shorter.
+    """
+    ids: list[int] = []
+    for text in texts:
+        ids += tokenizer.encode(text)
+        if tokenizer.eos_id is not None:
+            ids.append(tokenizer.eos_id)
+    rows = [ids[start : start + cutoff] for start in range(0, len(ids), cutoff)]
+    return [Example(row, [1.0] * len(row)) for row in rows if len(row) > 1], len(ids)
 
 
 def epoch_order(

@@ -51,14 +51,3 @@ def render_text(
 ) -> str:
     """What the chat template `text` makes of messages {role, content}. Raises UserError."""
     return render_one(text, "plain", messages, add_generation_prompt, special)
-
-
-def render_chat(
-    text: str, messages: Messages, *, add_generation_prompt: bool, special: dict[str, str]
-) -> tuple[str, list[tuple[int, int]]]:
-    """As `render_text`, and the character spans [start, end) inside {% generation %} blocks.
-
-    The spans are in order, not empty, and do not overlap; without such blocks there are none.
-    """
-    plain, spans = render_one(text, "with_spans", messages, add_generation_prompt, special)
-    return plain, [tuple(span) for span in spans]

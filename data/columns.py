@@ -18,7 +18,7 @@ NAMES = {  # field -> the column names that stand for it; of several that are th
     "history": ("history",),
     "options": ("options", "choices"),
 }
-OF_A_ROW = ("instruction", "input", "output", "answer", "system", "history", "options")
+OF_A_ROW = (*FIELDS, "system", "history", "options")
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,9 @@ def cache_folder() -> Path:
     return Path(cache) / "llm-adapters"
 
 
-def fetch(files: list[File], folder: Path | None = None) -> list[Path]:
+def fetch(files: list[File]) -> list[Path]:
     """Download the files that are missing; returns the paths of all. Raises UserError."""
-    folder = folder or cache_folder()
+    folder = cache_folder()
     paths = [folder / file.path for file in files]
     for file, path in zip(files, paths, strict=True):
         if not path.is_file():

@@ -40,31 +40,22 @@ def hub_tables(name: str) -> dict[str, list[Path]]:
 
     def snapshot(commit: str, chosen: dict[str, list[str]], **options) -> dict[str, list[Path]]:
         wanted = [name for names in chosen.values() for name in names]
-        folder = Path(
-            snapshot_download(
-                repo, repo_type="dataset", revision=commit, allow_patterns=wanted, **options
-            )
-        )
+        options |= {"repo_type": "dataset", "revision": commit, "allow_patterns": wanted}
+        folder = Path(snapshot_download(repo, **options))
         return {split: [folder / name for name in names] for split, names in chosen.items()}
 
     with hub_errors(repo, "main", "a file of your own with --data"):
         try:
             found = HfApi().dataset_info(repo, timeout=15)
         except (HTTPError, OSError) as error:
-            noted = (
-                None
-                if isinstance(error, HfHubHTTPError) and error.response is not None
-                else read_note(note)
-            )
+            answered = isinstance(error, HfHubHTTPError) and error.response is not None
+            noted = None if answered else read_note(note)
             files = snapshot(*noted, local_files_only=True) if noted else {}
             if not files or not all(path.is_file() for paths in files.values() for path in paths):
                 raise error from None
             return files
-        listed = [
-            file.rfilename
-            for file in found.siblings or ()
-            if file.rfilename.lower().endswith(ENDINGS)
-        ]
+        names = [file.rfilename for file in found.siblings or ()]
+        listed = [name for name in names if name.lower().endswith(ENDINGS)]
         chosen = choose(repo, configuration, listed)
         files = snapshot(found.sha, chosen)
     try:
@@ -98,11 +89,8 @@ def split_of(name: str) -> tuple[str, str]:
         if re.search(rf"(?<![a-z]){split}(?![a-z])", path.stem.lower()):
             return str(path.parent).removeprefix("."), SPLITS[split]
     folder = path.parent.name.lower()
-    return (
-        (str(path.parent.parent).removeprefix("."), SPLITS[folder])
-        if folder in SPLITS
-        else ("", "")
-    )
+    above = str(path.parent.parent).removeprefix(".")
+    return (above, SPLITS[folder]) if folder in SPLITS else ("", "")
 
 
 def choose(repo: str, configuration: str, listed: list[str]) -> dict[str, list[str]]:
@@ -113,11 +101,8 @@ def choose(repo: str, configuration: str, listed: list[str]) -> dict[str, list[s
         if split:
             found.setdefault(folder, {}).setdefault(split, []).append(name)
     if configuration:
-        found = {
-            folder: splits
-            for folder, splits in found.items()
-            if folder in (configuration, f"data/{configuration}")
-        }
+        folders = configuration, f"data/{configuration}"
+        found = {folder: splits for folder, splits in found.items() if folder in folders}
     if not found:
         of = f"the configuration {configuration} of {repo}" if configuration else repo
         raise UserError(

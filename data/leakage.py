@@ -29,16 +29,10 @@ class Leak:
         return sum(one == kind for one, _ in self.found.values())
 
     def table(self) -> dict:
-        found = [
-            {"test": number, "train": row, "kind": kind}
-            for number, (kind, row) in sorted(self.found.items())
-        ]
-        return {
-            "total": self.total,
-            "twins": self.count("twin"),
-            "near": self.count("near"),
-            "found": found,
-        }
+        pairs = sorted(self.found.items())
+        found = [{"test": number, "train": row, "kind": kind} for number, (kind, row) in pairs]
+        counts = {"twins": self.count("twin"), "near": self.count("near")}
+        return {"total": self.total, **counts, "found": found}
 
 
 def leakage(
@@ -53,24 +47,19 @@ def leakage(
     problems = {words(row) for rows in tests.values() for row in rows}
     seen = in_texts(problems, train) if is_text else in_rows(problems, train)
     near = near and not is_text
-    found: dict[tuple[str, int], tuple[str, int]] = {}
+    found: dict[str, dict[int, tuple[str, int]]] = {name: {} for name in tests}
     open_: list[tuple[str, int, list[str]]] = []
     for name, rows in tests.items():
         for number, one in enumerate(rows):
             text = words(one)
             if text in seen:
-                found[name, number] = ("twin", seen[text])
+                found[name][number] = ("twin", seen[text])
             elif near:
                 open_.append((name, number, runs(text)))
     for place, row in nearest([grams for *_, grams in open_], train).items():
         name, number, _ = open_[place]
-        found[name, number] = ("near", row)
-    return {
-        name: Leak(
-            len(rows), {number: what for (one, number), what in found.items() if one == name}
-        )
-        for name, rows in tests.items()
-    }
+        found[name][number] = ("near", row)
+    return {name: Leak(len(rows), found[name]) for name, rows in tests.items()}
 
 
 def in_rows(problems: set[str], train: list[dict]) -> dict[str, int]:
@@ -168,8 +157,4 @@ def runs(text: str) -> list[str]:
 
 def seen_sets(leaks: dict[str, Leak]) -> list[str]:
     """The test sets that are training data: more than half of their problems have a twin there."""
-    return [
-        name
-        for name, leak in leaks.items()
-        if leak.total and leak.count("twin") > SEEN * leak.total
-    ]
+    return [name for name, leak in leaks.items() if leak.count("twin") > SEEN * leak.total]

@@ -18,16 +18,11 @@ def sums(rng: random.Random, count: int = 6) -> list[tuple[str, str]]:
             big = a * c if a * c > b + 1 and rng.random() < 0.65 else a + b
             pairs.append((f"{big} - {b} =", str(big - b)))
         else:
-            n = (
-                rng.choice([a, rng.randint(2, 40)])
-                if kind == "/"
-                else rng.choice([a, rng.randint(2, LARGEST // c)])
-            )
-            n = min(n, LARGEST // c)
+            largest = 40 if kind == "/" else LARGEST // c
+            n = min(rng.choice([a, rng.randint(2, largest)]), LARGEST // c)
             left, right = (n, c) if rng.random() < 0.7 else (c, n)
-            pairs.append(
-                (f"{left} * {right} =", str(n * c)) if kind == "*" else (f"{n * c} / {c} =", str(n))
-            )
+            product = f"{left} * {right} =", str(n * c)
+            pairs.append(product if kind == "*" else (f"{n * c} / {c} =", str(n)))
     return pairs
 
 
@@ -41,15 +36,10 @@ def walk(rng: random.Random) -> list[tuple[str, str]]:
 def clauses(rng: random.Random, count: int) -> str:
     """Sentences with the held-out manner's words and none of its two-step pattern."""
     draw = Draw(rng)
-    goods = rng.sample(GOODS, 2)
+    draw.slots["g"], draw.slots["h"] = rng.sample(GOODS, 2)
+    draw.slots["K"] = one_of(draw.slots["k"])
     sentences = []
     for form in rng.sample(FORMS.clauses, count):
-        draw.slots |= {
-            "g": goods[0],
-            "h": goods[1],
-            "K": one_of(draw.slots["k"]),
-            "a": draw.plain(),
-            "b": draw.plain(),
-        }
+        draw.slots |= {"a": draw.plain(), "b": draw.plain()}
         sentences.append(draw.pick([form]))
     return " ".join(sentences)

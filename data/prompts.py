@@ -11,18 +11,13 @@ from data.chat_template import RefusedMessages, render_all
 from files.errors import UserError, unknown
 
 WRITE = " Write a response that appropriately completes the request."
-
 TASK = "Below is an instruction that describes a task." + WRITE
-
 PAIRED = (
     "Below is an instruction that describes a task, paired with an input that provides further"
     " context." + WRITE
 )
-
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
-
 GAP = 16 * " "  # before every line of the paper's v1 prompt but the first, blank lines too
-
 LARGEST = 100_000  # characters of a chat template
 
 
@@ -172,11 +167,8 @@ def paper(task: str, end: str, *sections: str) -> str:
 
 
 NOQA = "  # noqa: E501"  # a comment that became part of the v1 prompt
-
 SHORT = ("Instruction", "{instruction}", "Response", "")
-
 LONG = ("Instruction", "{instruction}", "Input", "{input}", "Response", "")
-
 TEMPLATES = {
     one.name: one
     for one in (
@@ -190,11 +182,8 @@ TEMPLATES = {
         Template("plain", "{instruction}\n", "{instruction}\n{input}\n"),
     )
 }
-
 CHAT = "chat"  # the name of the template that a tokenizer folder holds
-
 AUTO = "auto"  # chat for a user's own data where the tokenizer has a template, else alpaca
-
 NAMES = (*TEMPLATES, CHAT)
 
 

@@ -19,9 +19,7 @@ from files.errors import UserError
 
 LONGEST = 20_000  # characters that a template may write, beside ten times those it is given
 DAY = date(2024, 7, 26)  # what strftime_now says, so that a text to train on stays the same
-PRIVATE_USE = range(
-    0xF0000, 0x10FFFE
-)  # characters without a meaning, to mark generation blocks with
+PRIVATE_USE = range(0xF0000, 0x10FFFE)  # characters without a meaning, to mark blocks with
 
 
 class GenerationBlocks:
@@ -188,13 +186,8 @@ def sandbox():
         raise RefusedMessages(f"the chat template refuses these messages: {message}")
 
     def as_json(value, indent=None, ensure_ascii=False, separators=None, sort_keys=False) -> str:
-        return json.dumps(  # Jinja's own filter writes for HTML
-            value,
-            indent=indent,
-            ensure_ascii=ensure_ascii,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
+        form = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+        return json.dumps(value, ensure_ascii=ensure_ascii, **form)  # Jinja's own is for HTML
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]

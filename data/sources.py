@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from data import wordproblems
 from data.answer_kinds import kind_of_answers
 from data.fetch import File, cache_folder, fetch
 from data.hub import hub_tables, is_repository
@@ -16,6 +15,7 @@ from data.own import NEED, TEST_SHARE, Data, Reader, own_data
 from data.rows import read_table
 from data.split import MATH_SETS, paper_rows, paper_split
 from data.tables import ENDINGS
+from data.wordproblems import HELD_OUT, MANNERS, TRAINED, problems
 from files.errors import UserError, unknown
 
 REPOSITORY = "https://github.com/AGI-Edgerunners/LLM-Adapters/raw/8166572/"
@@ -31,7 +31,7 @@ class Source:
     files: tuple[File, ...]
     about: str
     rows: int = 0
-    tests: tuple[str, ...] = ()
+    tests: Sequence[str] = ()
     licence: str = "ODC-By 1.0"
     trains: bool = False
     parts: Sequence[str] = ()
@@ -43,24 +43,18 @@ class Source:
         return all(file.sha256 for file in self.files)
 
 
-def source_from(files: dict[str, str], tests=(), url: str = REPOSITORY, **fields) -> Source:
-    paths = tuple(File(path, url + path, sha256) for path, sha256 in files.items())
-    return Source(paths, tests=tuple(tests), **fields)
+def source_from(files: dict[str, str], url: str = REPOSITORY, **fields) -> Source:
+    return Source(tuple(File(path, url + path, sha256) for path, sha256 in files.items()), **fields)
 
 
-SOURCES = {
-    name: source_from(**table)
-    for name, table in tomllib.loads(
-        (Path(__file__).parent / "sources.toml").read_text(encoding="utf-8")
-    ).items()
-}
+TABLES = (Path(__file__).parent / "sources.toml").read_text(encoding="utf-8")
+SOURCES = {name: source_from(**table) for name, table in tomllib.loads(TABLES).items()}
 
 
 def known_name(name: str) -> str:
     """The name as it is spelt here: case does not matter."""
-    return next(
-        (known for known in (*SOURCES, *EXPERIMENTS) if known.lower() == name.lower()), name
-    )
+    by_lower = {known.lower(): known for known in (*SOURCES, *EXPERIMENTS)}
+    return by_lower.get(name.lower(), name)
 
 
 def files_of(name: str) -> list[File]:
@@ -73,10 +67,8 @@ def is_here(name: str, data_dir: str = "") -> bool | None:
     """Whether a data set can be loaded without a network."""
     name = known_name(name)
     if name in EXPERIMENTS or name in SOURCES:
-        return all(
-            ((Path(data_dir) if data_dir else cache_folder()) / file.path).is_file()
-            for file in files_of(name)
-        )
+        folder = Path(data_dir) if data_dir else cache_folder()
+        return all((folder / file.path).is_file() for file in files_of(name))
     with suppress(OSError, ValueError):  # of a name that is too long
         return Path(name).is_file()
 
@@ -115,25 +107,15 @@ def word_problems(data_dir: str, seed: int) -> Data:
             "--data wordproblems is generated and takes no --data-dir; did you mean --data math-v1?"
         )
     rng = random.Random(f"wordproblems {seed}")
-    streams = {
-        manner: wordproblems.problems(manner, "train", 1000 + seed)
-        for manner in wordproblems.MANNERS
-    }
+    streams = {manner: problems(manner, "train", 1000 + seed) for manner in MANNERS}
     train = []
     for _ in range(TRAIN_ROWS):
-        new = rng.random() < SHARE_NEW
-        manner = (
-            wordproblems.HELD_OUT
-            if new
-            else rng.choices(list(REPEATED), list(REPEATED.values()))[0]
-        )
+        manner = HELD_OUT
+        if rng.random() >= SHARE_NEW:
+            (manner,) = rng.choices(list(REPEATED), list(REPEATED.values()))
         train.append(next(streams[manner]))
-    held_out = [wordproblems.HELD_OUT, f"{wordproblems.HELD_OUT}-unseen"]
-    counts = dict.fromkeys(held_out, 200) | dict.fromkeys(wordproblems.TRAINED, 100)
-    tests = {
-        name: list(islice(wordproblems.problems(name, "test", 0), count))
-        for name, count in counts.items()
-    }
+    counts = dict.fromkeys((HELD_OUT, f"{HELD_OUT}-unseen"), 200) | dict.fromkeys(TRAINED, 100)
+    tests = {name: list(islice(problems(name, "test", 0), n)) for name, n in counts.items()}
     return Data("wordproblems", train, tests, from_forms=True)
 
 
@@ -218,9 +200,7 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader
     tests: dict[str, list[dict]] = {}
     reads: dict[str, str] = {}
     for name in names:
-        if name.lower() in (one.lower() for one in tests) or Path(name).stem.lower() in (
-            one.lower() for one in tests
-        ):
+        if {name.lower(), Path(name).stem.lower()} & {one.lower() for one in tests}:
             raise UserError(
                 f"two test sets are called {Path(name).stem}: "
                 "name each once, and give a file another name"
@@ -236,13 +216,7 @@ def chosen_tests(data: Data, names: Sequence[str], data_dir: str, reader: Reader
             reads[known] = kind_of_answers(row["answer"] for row in tests[known])
         else:
             sets = [one for one, source in SOURCES.items() if not source.trains]
-            raise unknown(
-                "test set",
-                name,
-                dict.fromkeys([*data.tests, *sets]),
-                f"a file ({', '.join(ENDINGS)}) works too",
-            )
-    return {
-        "tests": tests,
-        "reads": {one: kind for one, kind in (data.reads | reads).items() if one in tests},
-    }
+            others = f"a file ({', '.join(ENDINGS)}) works too"
+            raise unknown("test set", name, dict.fromkeys([*data.tests, *sets]), others)
+    reads = {one: kind for one, kind in (data.reads | reads).items() if one in tests}
+    return {"tests": tests, "reads": reads}

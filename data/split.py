@@ -9,12 +9,8 @@ from files.errors import UserError
 
 # data set -> its file under dataset/, in the order the paper's script went through them
 MATH_SETS = {
-    "AddSub": "AddSub/addsub_1.json",
-    "MultiArith": "MultiArith/multiarith_1.json",
-    "SingleEq": "SingleEq/singleeq_1.json",
-    "AQuA": "AQuA/aqua_1.json",
-    "gsm8k": "gsm8k/gsm8k_1.json",
-    "SVAMP": "SVAMP/svamp_1.json",
+    name: f"{name}/{name.lower()}_1.json"
+    for name in ("AddSub", "MultiArith", "SingleEq", "AQuA", "gsm8k", "SVAMP")
 }
 
 

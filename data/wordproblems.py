@@ -57,26 +57,21 @@ class Draw:
 
 
 def add_or_subtract(draw: Draw) -> tuple[list[str], str, int]:
-    """Draw {a} and its change by {b}: (the forms that tell it, the sum as text, its result)."""
+    """Draw {a} and its change by {b}: (the forms that tell it, its solution, its result)."""
     a, b = draw.plain(), draw.plain()
     more = draw.rng.random() < 0.5
     if not more:
         a += b
     draw.slots |= {"a": a, "b": b}
-    return (
-        (FORMS.more, f"{a} + {b} = {a + b}", a + b)
-        if more
-        else (FORMS.less, f"{a} - {b} = {a - b}", a - b)
-    )
+    change, line, result = FORMS.more, f"{a} + {b} = {a + b}", a + b
+    if not more:
+        change, line, result = FORMS.less, f"{a} - {b} = {a - b}", a - b
+    return change, f"{draw.slots['N']} has {line} {draw.slots['t']}.", result
 
 
 def addsub(draw: Draw) -> tuple[str, str, int]:
-    change, line, result = add_or_subtract(draw)
-    return (
-        draw.pick(FORMS.have, change, FORMS.now),
-        f"{draw.slots['N']} has {line} {draw.slots['t']}.",
-        result,
-    )
+    change, solution, result = add_or_subtract(draw)
+    return draw.pick(FORMS.have, change, FORMS.now), solution, result
 
 
 def singleeq(draw: Draw) -> tuple[str, str, int]:
@@ -84,28 +79,20 @@ def singleeq(draw: Draw) -> tuple[str, str, int]:
     if draw.rng.random() < 0.5:
         a, b = (a, b) if draw.rng.random() < 0.5 else (b, a)
         draw.slots |= {"a": a, "b": b}
-        return (
-            draw.pick(FORMS.groups, FORMS.in_all),
-            f"There are {a} * {b} = {a * b} {draw.slots['t']}.",
-            a * b,
-        )
+        solution = f"There are {a} * {b} = {a * b} {draw.slots['t']}."
+        return draw.pick(FORMS.groups, FORMS.in_all), solution, a * b
     draw.slots |= {"a": a * b, "b": a}
-    return (
-        draw.pick(FORMS.share, FORMS.each),
-        f"Each gets {a * b} / {a} = {b} {draw.slots['t']}.",
-        b,
-    )
+    solution = f"Each gets {a * b} / {a} = {b} {draw.slots['t']}."
+    return draw.pick(FORMS.share, FORMS.each), solution, b
 
 
 def svamp(draw: Draw) -> tuple[str, str, int]:
-    change, line, result = add_or_subtract(draw)
+    change, solution, result = add_or_subtract(draw)
     draw.slots["d"] = draw.plain()
-    order = (
-        [FORMS.have, FORMS.aside, change]
-        if draw.rng.random() < 0.5
-        else [FORMS.aside, FORMS.have, change]
-    )
-    return draw.pick(*order, FORMS.now), f"{draw.slots['N']} has {line} {draw.slots['t']}.", result
+    first, second = FORMS.aside, FORMS.have
+    if draw.rng.random() < 0.5:
+        first, second = second, first
+    return draw.pick(first, second, change, FORMS.now), solution, result
 
 
 def gsm8k(draw: Draw) -> tuple[str, str, int]:
@@ -116,32 +103,22 @@ def gsm8k(draw: Draw) -> tuple[str, str, int]:
     story = draw.pick(FORMS.groups)
     draw.slots["b"] = c
     story += " " + draw.pick(FORMS.more if more else FORMS.less, FORMS.now)
-    return (
-        story,
-        f"First, {a} * {b} = {a * b}. Then, {a * b} {'+' if more else '-'} {c} = {result}.",
-        result,
-    )
+    sign = "+" if more else "-"
+    return story, f"First, {a} * {b} = {a * b}. Then, {a * b} {sign} {c} = {result}.", result
 
 
 def aqua(draw: Draw) -> tuple[str, str, str]:
     """A one-step problem with five choices; the answer is the letter of the right one."""
-    change, line, result = add_or_subtract(draw)
-    story = draw.pick(FORMS.have, change, FORMS.now)
+    story, solution, result = addsub(draw)
     others = draw.rng.sample([n for n in range(max(1, result - 9), result + 10) if n != result], 4)
     choices = [result, *others]
     draw.rng.shuffle(choices)
     letter = "ABCDE"[choices.index(result)]
-    return (
-        f"{story} {spell(choices)}",
-        f"{draw.slots['N']} has {line} {draw.slots['t']}. That is ( {letter} ).",
-        letter,
-    )
+    return f"{story} {spell(choices)}", f"{solution} That is ( {letter} ).", letter
 
 
 def spell(choices: list[int]) -> str:
-    return " ".join(
-        f"( {letter} ) {number}" for letter, number in zip("ABCDE", choices, strict=True)
-    )
+    return " ".join(f"( {x} ) {number}" for x, number in zip("ABCDE", choices, strict=True))
 
 
 # ---------------------------------------------------------------- the held-out kind
@@ -196,21 +173,8 @@ def two_steps(draw: Draw, first: str, second: str) -> tuple[int, int, int, int, 
 
 
 # ---------------------------------------------------------------- problems by kind
-MANNERS = {
-    "addsub": addsub,
-    "singleeq": singleeq,
-    "svamp": svamp,
-    "gsm8k": gsm8k,
-    "aqua": aqua,
-    "multiarith": multiarith,
-}
-TRAINED = {
-    "addsub": 3,
-    "singleeq": 2,
-    "svamp": 4,
-    "gsm8k": 3,
-    "aqua": 2,
-}  # manner -> share in pretraining
+MANNERS = {kind.__name__: kind for kind in (addsub, singleeq, svamp, gsm8k, aqua, multiarith)}
+TRAINED = {"addsub": 3, "singleeq": 2, "svamp": 4, "gsm8k": 3, "aqua": 2}  # share in pretraining
 HELD_OUT = "multiarith"
 
 

@@ -16,15 +16,13 @@ KINDS = {  # data set -> kind of its answers; "labels:" and the words that an an
         ("addsub", "multiarith", "singleeq", "gsm8k", "svamp", "mawps", "multiarith-unseen"),
         "number",
     ),
-    "aqua": "letter",
-    "mathqa": "letter",
+    **dict.fromkeys(("aqua", "mathqa"), "letter"),
     "boolq": "labels:true|false",
     "piqa": "labels:solution1|solution2",
     "social_i_qa": "labels:answer1|answer2|answer3",
     "hellaswag": "labels:ending1|ending2|ending3|ending4",
     "winogrande": "labels:option1|option2",
-    "arc-easy": ANSWERS,
-    "arc-challenge": ANSWERS,
+    **dict.fromkeys(("arc-easy", "arc-challenge"), ANSWERS),
     "openbookqa": "labels:answer1|answer2|answer3|answer4",
 }
 # The paper's code looks for five labels in the sets of three and four, too.
@@ -60,12 +58,6 @@ def read_answer(text: str, dataset: str, mode: str = "strict") -> float | str | 
     if kind == "labels":
         return strict_label(text, options_of_kind(dataset))
     return strict_text(text)
-
-
-def response_of(output: str) -> str:
-    """The part of an output that the paper's code read: between the "### Response:" of the prompt
-    and a second one."""
-    return output.split("### Response:")[0]
 
 
 def kind_of(dataset: str) -> str:
@@ -172,7 +164,8 @@ def judge(prediction: dict, read_as: str) -> dict:
         if read_as == kind_of(read_as) and not fits(read_as, gold):
             read_as = "text"
         answer = read_answer(output, read_as)
-        paper = read_answer(response_of(output), read_as, "paper")
+        # The paper's code read what stands between "### Response:" of the prompt and a second one.
+        paper = read_answer(output.split("### Response:")[0], read_as, "paper")
     return {
         "answer": answer,
         "right": is_right(answer, gold),
@@ -186,22 +179,13 @@ def read_as_paper(text: str, kind: str, labels: str) -> float | str | None:
     if kind == "number":
         return paper_number(text)
     if kind == "letter" or (kind == "letters" and set(labels.split("|")) <= set(LETTERS)):
-        return paper_letter(text)
-    if kind in ("letters", "labels"):
-        return paper_choice(text, labels)
-    return text.strip() or None
+        labels = "[A-E]"
+    elif kind not in ("letters", "labels"):
+        return text.strip() or None
+    found = re.search(labels, text)
+    return found[0] if found else None
 
 
 def paper_number(text: str) -> float | None:
     found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
     return float(found[-1]) if found and len(found[-1]) < 300 else None
-
-
-def paper_letter(text: str) -> str | None:
-    found = re.search(r"[A-E]", text)
-    return found.group(0) if found else None
-
-
-def paper_choice(text: str, labels: str) -> str | None:
-    found = re.search(labels, text)
-    return found.group(0) if found else None

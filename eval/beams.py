@@ -70,11 +70,8 @@ def candidates(
     totals, V = (scores[:, :, None] + log_probs).flatten(1), log_probs.shape[-1]
     kept = min(max(row.kept for row in rows), totals.shape[1])
     totals, where = totals.topk(kept)
-    return [
-        (
-            values[: row.kept],
-            [at // V for at in places[: row.kept]],
-            [at % V for at in places][: row.kept],
-        )
-        for row, values, places in zip(rows, totals.tolist(), where.tolist(), strict=True)
-    ]
+    found = []
+    for row, values, places in zip(rows, totals.tolist(), where.tolist(), strict=True):
+        places = places[: row.kept]
+        found.append((values[: row.kept], [at // V for at in places], [at % V for at in places]))
+    return found

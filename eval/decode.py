@@ -53,18 +53,11 @@ def generate(
     prompts = ids.tolist()
     if mask is not None:
         prompts = [row[-n:] for row, n in zip(prompts, mask.sum(dim=1).tolist(), strict=True)]
-    return generate_rows(
-        model,
-        [
-            Request(
-                prompt, max_new_tokens, stop_ids, beams, sampling, seeds[i] if seeds else 0, stop, i
-            )
-            for i, prompt in enumerate(prompts)
-        ],
-        vocab_size,
-        stream,
-        stream_rows,
-    )
+    requests = [
+        Request(prompt, max_new_tokens, stop_ids, beams, sampling, seed, stop, i)
+        for i, (prompt, seed) in enumerate(zip(prompts, seeds or [0] * B, strict=True))
+    ]
+    return generate_rows(model, requests, vocab_size, stream, stream_rows)
 
 
 def generate_rows(

@@ -11,6 +11,7 @@ from data.prompts import template as template_named
 from data.stops import stop_ids
 from eval.decode import generate, generate_rows
 from eval.sampling import Sampling
+from eval.text import TextStream
 from files.errors import UserError
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
@@ -60,35 +61,23 @@ def generate_text(
         return []
     if sampling is not None and seeds is None:
         seeds = range(len(prompts))
-    tokens: list[list[int]] = [[] for _ in prompts]
-    shown = [""] * len(prompts)
+    shown = [TextStream(tokenizer, prompt) for prompt in prompts]
 
     def show(rows: list[int], new: list[int]) -> None:
         for row, token in zip(rows, new, strict=True):
-            tokens[row].append(token)
-            text = tokenizer.decode(tokens[row], after=prompts[row])
-            if text.startswith(shown[row]) and not text.endswith("\ufffd"):  # half a character
-                stream(row, text[len(shown[row]) :])
-                shown[row] = text
+            if piece := shown[row].push(token):
+                stream(row, piece)
 
+    ids, mask = left_pad(prompts, tokenizer.pad_id or 0, model.device)
     outputs = generate(
-        model,
-        *left_pad(prompts, tokenizer.pad_id or 0, model.device),
-        max_new_tokens,
-        beams,
-        stop_ids(tokenizer),
-        tokenizer.size,
-        stream_rows=None if stream is None else show,
-        sampling=sampling,
-        seeds=seeds,
-    )
-    results = [
-        tokenizer.decode(output, after=prompt)
-        for output, prompt in zip(outputs, prompts, strict=True)
-    ]
-    for row, text in enumerate(results):
-        if stream is not None and len(text) > len(shown[row]):
-            stream(row, text[len(shown[row]) :])
+        model, ids, mask, max_new_tokens, beams, stop_ids(tokenizer), tokenizer.size,
+        stream_rows=None if stream is None else show, sampling=sampling, seeds=seeds,
+    )  # fmt: skip
+    pairs = zip(outputs, prompts, strict=True)
+    results = [tokenizer.decode(output, after=prompt) for output, prompt in pairs]
+    for row, text in enumerate(shown if stream else []):
+        if piece := text.finish():
+            stream(row, piece)
     return results
 
 

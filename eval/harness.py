@@ -73,14 +73,9 @@ def run_tasks(
 
     try:
         return evaluate(
-            lm,
-            tasks=tasks,
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            batch_size=batch_size,
-            log_samples=False,
-        )
+            lm, tasks=tasks, task_manager=manager, num_fewshot=num_fewshot, limit=limit,
+            batch_size=batch_size, log_samples=False,
+        )  # fmt: skip
     except (OSError, DatasetsError) as error:  # no network, no such file, a malformed one
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"the data of {', '.join(tasks)} cannot be read: {reason:.300}") from None

@@ -9,6 +9,7 @@ from adapters.compose import Composition
 from adapters.in_use import in_use
 from eval.score import are_likelihoods
 from files.errors import UserError
+from files.reading import json_lines
 from files.writing import JsonLines, make_folder
 from model.language import LanguageModel
 
@@ -23,10 +24,7 @@ class Journal(JsonLines):
     def __init__(self, path: Path, fingerprint: str):
         super().__init__(path)
         self.fingerprint = fingerprint
-        lines = (
-            path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-        )
-        self.entries = [entry for line in lines if (entry := parsed(line)) is not None]
+        self.entries = json_lines(path)
         if self.entries and self.entries[0].get("fingerprint") != fingerprint:
             raise UserError(
                 f"{path} holds answers to other problems, of other weights or made in another way: "
@@ -68,15 +66,6 @@ def answers_in(path: Path, fingerprint: str) -> dict[int, dict]:
 def remove_journals(path: Path) -> None:
     for file in journals(path):
         file.unlink()
-
-
-def parsed(line: str) -> dict | None:
-    """The entry of a line; None for one that a kill cut short."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return entry if isinstance(entry, dict) else None
 
 
 def is_answer(entry: dict) -> bool:

@@ -166,13 +166,10 @@ def pairs_of(
     kinds: dict[str, str],
 ) -> list[Pairs]:
     """For each job the options whose likelihoods are compared. Raises UserError."""
-    forms = {name: form_of(rows, kinds[name]) for name, rows in problems.items()}
-    spelled = {name: spelled_as_in(rows, kinds[name]) for name, rows in problems.items()}
-    return [
-        choices(tokenizer, job.row, template, spelled[name], forms[name], name)
-        for job in jobs
-        for name in [job.prediction["set"]]
-    ]
+    stated = {}  # how the options of a set are spelled, and the sentence that states an answer
+    for name, rows in problems.items():
+        stated[name] = spelled_as_in(rows, kinds[name]), form_of(rows, kinds[name]), name
+    return [choices(tokenizer, job.row, template, *stated[job.prediction["set"]]) for job in jobs]
 
 
 def rooms_of(
@@ -200,17 +197,10 @@ def generated(
     sampling = None
     if decoding.temperature > 0:
         sampling = Sampling(decoding.temperature, decoding.top_k, decoding.top_p)
-    requests = [
-        Request(
-            job.ids,
-            room,
-            stop_ids,
-            decoding.beams,
-            sampling,
-            own_seed(job.prediction) if sampling else 0,
-        )
-        for job, room in wanted.values()
-    ]
+    requests = []
+    for job, room in wanted.values():
+        seed = own_seed(job.prediction) if sampling else 0
+        requests.append(Request(job.ids, room, stop_ids, decoding.beams, sampling, seed))
     if not requests:
         return
     slots = min(decoding.batch_size, len(requests)) * decoding.beams

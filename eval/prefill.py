@@ -67,11 +67,6 @@ class Read:
         return self.hidden[at, columns.to(self.hidden.device)]
 
 
-def common_start(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows have in common from their start on."""
-    return shared_start(min(rows), max(rows))  # of all rows these two differ first
-
-
 def rows_of_pass(device: str, rows: int, length: int) -> int:
     """How many of so many rows of at most `length` tokens are read at once on a kind of device."""
     return max(1, min(rows, TOKENS.get(device, MORE_TOKENS) // length))
@@ -92,38 +87,26 @@ def read(
     tokens each. prompts: how many tokens of each row are its prompt (None: all); all but the last
     of these may be read in advance, without their hidden states.
     """
-    with seated(mixtures, entries):
-        return read_seated(model, rows, mixtures, entries, beginning, prompts)
-
-
-def read_seated(
-    model: LanguageModel,
-    rows: Sequence[list[int]],
-    mixtures: list[Rows],
-    entries: Sequence[int],
-    beginning: Beginning | None,
-    prompts: list[int] | None,
-) -> Read:
-    """`read`, with the rows in their seats."""
     known, prompts = None, prompts or list(map(len, rows))
-    if len(set(entries)) == 1 and not model.depends_on_length:
-        known = begin(model, rows, mixtures, entries, beginning, prompts)
-    first = len(known.ids) if known else 0
-    rest = [row[first:] for row in rows]
-    T = max(map(len, rest))
-    cache = model.new_cache(len(rows), first + T)
-    if known:
-        for row in range(len(rows)):
-            cache.copy_row(row, known.cache, known.row, model.prompt_length + first)
-        cache.filled = model.prompt_length + first
-    ids = torch.tensor([row + [0] * (T - len(row)) for row in rest], device=model.device)
-    mask = None  # padding on the right needs none: no token looks at what comes after it
-    if model.depends_on_length:
-        mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rest])
-        mask = None if mask.all() else mask.to(model.device)
-    counts = torch.tensor(prompts, device=model.device)
-    hidden = model.hidden(ids, mask, cache=cache, prompts=counts)
-    lengths = [model.prompt_length + len(row) for row in rows]
+    with seated(mixtures, entries):
+        if len(set(entries)) == 1 and not model.depends_on_length:
+            known = begin(model, rows, mixtures, entries, beginning, prompts)
+        first = len(known.ids) if known else 0
+        rest = [row[first:] for row in rows]
+        T = max(map(len, rest))
+        cache = model.new_cache(len(rows), first + T)
+        if known:
+            for row in range(len(rows)):
+                cache.copy_row(row, known.cache, known.row, model.prompt_length + first)
+            cache.filled = model.prompt_length + first
+        ids = torch.tensor([row + [0] * (T - len(row)) for row in rest], device=model.device)
+        mask = None  # padding on the right needs none: no token looks at what comes after it
+        if model.depends_on_length:
+            mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rest])
+            mask = None if mask.all() else mask.to(model.device)
+        counts = torch.tensor(prompts, device=model.device)
+        hidden = model.hidden(ids, mask, cache=cache, prompts=counts)
+        lengths = [model.prompt_length + len(row) for row in rows]
     return Read(hidden, first, cache, lengths, known)
 
 
@@ -137,7 +120,8 @@ def begin(
 ) -> Beginning | None:
     """The beginning that these rows have in common, read already or now; None: too short."""
     shortest = min(prompts)
-    shared = max(0, min(common_start(rows), shortest - max(1, model.prompt_ends)))
+    common = shared_start(min(rows), max(rows))  # of all rows these two differ first
+    shared = max(0, min(common, shortest - max(1, model.prompt_ends)))
     there = min(shared_start(beginning.ids, rows[0]), shared) if beginning else 0
     there = there if there >= LEAST else 0
     if (len(rows) - 1) * (shared - there) >= WORTH:

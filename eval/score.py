@@ -83,11 +83,8 @@ def mean_score(by_set: dict[str, Score]) -> tuple[float, float, float]:
     The sets are taken as independent.
     """
     mean = sum(score.accuracy for score in by_set.values()) / len(by_set)
-    variance = 0.0
-    for score in by_set.values():
-        low, high = score.interval
-        variance += ((high - low) / 2) ** 2
-    half = math.sqrt(variance) / len(by_set)
+    intervals = [score.interval for score in by_set.values()]
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in intervals)) / len(by_set)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
@@ -120,17 +117,14 @@ def score_table(
     columns["paper's reader"] = scores(after, "paper_right")
     sets = list(columns[title])
     rows = [
-        [
-            Cell(shown),
-            *(c[name].cell() if name in c else Cell("none is clean") for c in columns.values()),
-        ]
+        [shown, *(c[name].cell() if name in c else "none is clean" for c in columns.values())]
         for name, shown in set_names(data, sets).items()
     ]
     by_column = [means(column, data) for column in columns.values()]
     for name in means(columns[title], data) if len(sets) > 1 else ():
         found = [column.get(name) for column in by_column]
-        cells = [percent_cell(m[0], m[1:]) if m else Cell("none is clean") for m in found]
-        rows.append([Cell(name), *cells])
+        cells = [percent_cell(m[0], m[1:]) if m else "none is clean" for m in found]
+        rows.append([name, *cells])
     return Table(("test set", *columns), rows)
 
 
@@ -165,16 +159,10 @@ def tables(predictions: list[dict]) -> dict[str, dict]:
 
 
 FIELDS = {  # that every prediction has
-    "set": str,
+    **dict.fromkeys(("set", "instruction", "prompt", "output", "gold"), str),
+    **dict.fromkeys(("answer", "paper_answer"), float | str | None),
+    **dict.fromkeys(("right", "paper_right"), bool),
     "index": int,
-    "instruction": str,
-    "prompt": str,
-    "output": str,
-    "gold": str,
-    "answer": float | str | None,
-    "right": bool,
-    "paper_answer": float | str | None,
-    "paper_right": bool,
 }
 
 

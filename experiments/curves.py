@@ -1,12 +1,13 @@
 """The log of a run and its loss curve: an SVG whose lines scale and whose labels do not."""
 
 import html
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+
+from files.reading import json_lines
 
 WIDTH, HEIGHT = 1000, 300  # of the drawing; CSS stretches it
 Point = tuple[float, float]  # step, value
@@ -17,30 +18,18 @@ def read_log(path: Path) -> list[dict]:
 
     A line that a kill or a failing disk left without an entry is passed over (`missing_steps`).
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    entries = {}
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if is_entry(entry):
-            entries[entry["step"]] = entry
+    entries = {entry["step"]: entry for entry in json_lines(path) if is_entry(entry)}
     return [entries[step] for step in sorted(entries)]
 
 
-def is_entry(entry: object) -> bool:
+def is_entry(entry: dict) -> bool:
     """Whether a line of a log is what the training loop writes."""
 
     def is_figure(value: object) -> bool:
         return value is None or (type(value) in (int, float) and math.isfinite(value))
 
     return (
-        isinstance(entry, dict)
-        and type(entry.get("step")) is int
+        type(entry.get("step")) is int
         and is_figure(entry.get("loss", ""))
         and all(is_figure(entry.get(key)) for key in ("learning_rate", "validation_loss"))
         and type(entry.get("skipped", False)) is bool

@@ -14,8 +14,7 @@ from pathlib import Path
 from adapters import load_adapter, save_adapter
 from adapters.attach import adapters_named
 from adapters.formats.base_model import base_name
-from adapters.formats.gguf_lora import lora_of
-from adapters.formats.gguf_model import check_model
+from adapters.formats.gguf_model import check_model, lora_of
 from adapters.formats.peft_write import plain_lora, write
 from adapters.formats.transformers_model import export_with_adapters, take_apart
 from adapters.several import SETUP

@@ -10,8 +10,7 @@ import torch
 
 from adapters.formats.base_model import base_name
 from adapters.formats.gguf_files import DTYPES, load_gguf
-from adapters.formats.gguf_lora import lora_of, write_lora
-from adapters.formats.gguf_model import check_model, write_model
+from adapters.formats.gguf_model import check_model, lora_of, write_lora, write_model
 from adapters.merge import merge
 from data.prompts import Template, template
 from data.stored_template import stored_template

@@ -4,10 +4,9 @@ import random
 from dataclasses import dataclass, replace
 from itertools import repeat
 
-from data.batches import Example, encode_row
+from data.batches import Example, encode_row, pack_text
 from data.chat_template import RefusedMessages
 from data.leakage import Leak, leakage, seen_sets
-from data.plain_text import pack_text
 from data.prompts import Template
 from data.sources import Data, load_data
 from eval.answers import reaches

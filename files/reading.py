@@ -1,6 +1,7 @@
 """Reading JSON, and finding the files of a checkpoint."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from files.errors import UserError
@@ -30,6 +31,19 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def json_lines(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines, none of a file that is missing.
+
+    A line that a kill or a failing disk cut short is passed over.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = []
+    for line in text.split("\n"):
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def read_file(path: Path) -> bytes:
@@ -94,24 +108,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 def shard_names(index: Path) -> list[str]:
     """The files that an index names. Raises UserError for a name with a folder in it."""
-    names = read_json(index).get("weight_map")
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(isinstance(name, str) for name in names.values())
-    ):
+    table = read_json(index).get("weight_map")
+    listed = list(table.values()) if isinstance(table, dict) else []
+    if not listed or not all(isinstance(name, str) for name in listed):
         raise UserError(f"{index}: weight_map is missing or malformed")
-    ending = index.name.removesuffix(".index.json").rpartition(".")[2]
-    if len(set(names.values())) > MOST_SHARDS:
-        raise UserError(
-            f"{index} names {len(set(names.values())):,} files, too many for a checkpoint"
-        )
-    for name in set(names.values()):
+    ending, names = index.name.removesuffix(".index.json").rpartition(".")[2], sorted(set(listed))
+    if len(names) > MOST_SHARDS:
+        raise UserError(f"{index} names {len(names):,} files, too many for a checkpoint")
+    for name in names:
         if Path(name).name != name or not name.endswith(f".{ending}") or "\0" in name:
             raise UserError(
                 f"{index} names {name!r:.200}, which is not a .{ending} file of this folder"
             )
-    return sorted(set(names.values()))
+    return names
 
 
 def reject_duplicate_keys(pairs: list[tuple]) -> dict:

@@ -64,11 +64,8 @@ def table_text(table: dict) -> str:
     tables = {key: table.pop(key) for key in list(table) if isinstance(table[key], dict)}
     lines = [f"{key} = {toml_value(value)}" for key, value in table.items()]
     for name, inner in tables.items():
-        lines += [
-            "",
-            f"[{name}]",
-            *(f"{toml_key(key)} = {toml_value(value)}" for key, value in inner.items()),
-        ]
+        lines += ["", f"[{name}]"]
+        lines += [f"{toml_key(key)} = {toml_value(value)}" for key, value in inner.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -157,13 +157,9 @@ class JsonLines:
 
     def __enter__(self):
         try:
-            torn = (
-                self.path.is_file()
-                and self.path.stat().st_size > 0
-                and not self.path.read_bytes().endswith(b"\n")
-            )
+            before = self.path.read_bytes() if self.path.is_file() else b""
             self.file = open(self.path, "a", encoding="utf-8")
-            if torn:
+            if before and not before.endswith(b"\n"):
                 self.file.write("\n")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {reason(error)}") from None

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.attach import adapter_names, in_order, remove, unchanged_on_error, use
-from adapters.formats.folders import load_adapter
 from adapters.rows import Rows
-from adapters.several import SETUP, load_adapters
+from adapters.several import load_any
 from data.prompts import Template
 from data.stored_template import stored_template
 from files.errors import UserError
@@ -64,10 +63,7 @@ class Shelf:
         try:
             with unchanged_on_error(self.model):
                 use(self.model, [])
-                if (Path(folder) / SETUP).is_file():
-                    run = load_adapters(self.model, folder)
-                else:
-                    run = load_adapter(self.model, folder, f"served{self.count}")
+                run = load_any(self.model, folder, f"served{self.count}")
                 stack, template = in_order(self.model), stored_template([run], self.tokenizer)
                 if not all(isinstance(entry, str) for entry in stack):
                     raise UserError(

@@ -172,24 +172,13 @@ class Server:
         for ids in prompts:
             room = loop.room(Question(ids, 1, adapter))
             if room < 1 or (wanted.max_tokens or 0) > room:
-                raise Problem(
-                    400,
-                    f"{len(ids)} tokens of the prompt and {wanted.limit or 1} new ones: there is "
-                    f"room for {room + len(ids)}",
-                    "context_length_exceeded",
-                )
+                asked_for = f"{len(ids)} tokens of the prompt and {wanted.limit or 1} new ones"
+                said = f"{asked_for}: there is room for {room + len(ids)}"
+                raise Problem(400, said, "context_length_exceeded")
             limit = min(wanted.limit or room, room)
             for _ in range(wanted.n):
-                question = Question(
-                    ids,
-                    limit,
-                    adapter,
-                    sampling,
-                    seed + len(questions),
-                    wanted.stops,
-                    wanted.likely,
-                )
-                questions.append(question)
+                drawn, more = (sampling, seed + len(questions)), (wanted.stops, wanted.likely)
+                questions.append(Question(ids, limit, adapter, *drawn, *more))
         return questions
 
     async def body(self, request: Request):
@@ -221,10 +210,9 @@ def failed(wrong: Exception) -> Response:
     if isinstance(wrong, ClientDisconnect):
         return Response(status_code=GONE)
     if isinstance(wrong, Refused):
-        wrong = Problem(
-            STATUS[wrong.code], str(wrong), wrong.code,
-            "invalid_request_error" if STATUS[wrong.code] == 404 else "server_error",
-        )  # fmt: skip
+        status = STATUS[wrong.code]
+        kind = "invalid_request_error" if status == 404 else "server_error"
+        wrong = Problem(status, str(wrong), wrong.code, kind)
     elif isinstance(wrong, UserError):
         wrong = Problem(400, str(wrong))
     elif not isinstance(wrong, Problem):

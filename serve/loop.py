@@ -24,13 +24,13 @@ from data.batches import encode_prompt
 from data.prompts import Template
 from data.stops import stop_ids, turn_end
 from eval.engine import Engine, Event, Request
+from eval.text import TextStream
 from files.errors import UserError
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 from serve.adapters import Shelf
 from serve.metrics import Metrics
 from serve.questions import Answer, Piece, Question, Refused
-from serve.text import TextStream
 
 LONGEST = 2048  # tokens of a row, if the model has room for more and nothing else is asked for
 SWITCH = 0.0005  # seconds that the thread waits, after each operation, for one that runs Python

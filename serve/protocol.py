@@ -6,6 +6,7 @@ of the caller.
 
 import random
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -155,19 +156,20 @@ def text_of(content: Any, where: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def asked(kind: type[Asked], body: Any) -> Asked:
-    """The request of a body. Raises UserError."""
+def given_in(body: Any, passed_over: Collection[str]) -> dict:
+    """What a body says, without null and these names. Raises UserError."""
     if not isinstance(body, dict):
         raise UserError(f"the body should be a JSON object, not {body!r:.100}")
-    table = {}
-    for key, value in body.items():
-        if value is None or key in NAMES_OF_CALLER:
-            continue
-        if key in NEUTRAL:
-            if not any(type(value) is type(only) and value == only for only in NEUTRAL[key]):
-                raise UserError(f"{key} = {value!r:.100} is not supported: leave it out")
-            continue
-        table[key] = value
+    return {k: value for k, value in body.items() if value is not None and k not in passed_over}
+
+
+def asked(kind: type[Asked], body: Any) -> Asked:
+    """The request of a body. Raises UserError."""
+    table = given_in(body, NAMES_OF_CALLER)
+    for key in [key for key in table if key in NEUTRAL]:
+        value = table.pop(key)
+        if not any(type(value) is type(only) and value == only for only in NEUTRAL[key]):
+            raise UserError(f"{key} = {value!r:.100} is not supported: leave it out")
     return from_table(kind, table, "body", "parameter")
 
 
@@ -185,11 +187,8 @@ class LoadAdapter:
 
 def adapter_request(body: Any, with_path: bool) -> dict[str, str]:
     """vLLM's request to load or unload an adapter, checked. Raises UserError."""
-    if not isinstance(body, dict):
-        raise UserError(f"the body should be a JSON object, not {body!r:.100}")
-    body = {key: value for key, value in body.items() if value is not None}
-    body.pop("lora_int_id", None)  # vLLM's number of it
-    wanted = from_table(LoadAdapter, body, "body", "parameter")
+    table = given_in(body, ("lora_int_id",))  # vLLM's number of it
+    wanted = from_table(LoadAdapter, table, "body", "parameter")
     if not ADAPTER_NAME.fullmatch(wanted.lora_name):
         raise UserError(
             f"lora_name = {wanted.lora_name!r:.100} should be 1 to 64 letters, digits, - _ . : /"

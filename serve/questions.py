@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eval.requests import Event
 from eval.sampling import Sampling
-from serve.text import TextStream
+from eval.text import TextStream
 
 if TYPE_CHECKING:
     from serve.adapters import Served
@@ -78,10 +78,6 @@ class Answer:
         if ended:
             text += stream.finish()
         self.tokens += len(event.tokens)
-        scored = zip(event.tokens, event.scores, strict=False)
-        return Piece(
-            text,
-            len(event.tokens),
-            tuple(Scored(token, *scores) for token, scores in scored),
-            "stop" if stream.stopped else ended,
-        )
+        pairs = zip(event.tokens, event.scores, strict=False)
+        scored = tuple(Scored(token, *scores) for token, scores in pairs)
+        return Piece(text, len(event.tokens), scored, "stop" if stream.stopped else ended)

@@ -66,12 +66,11 @@ class Reply:
         if self.is_chat:
             return {"content": [self.of_chat(one) for one in scored]}
         names = [self.name(one.token) for one in scored]
-        offsets = [sum(map(len, names[:i])) for i in range(len(names))]
         return {
             "tokens": names,
             "token_logprobs": [one.logprob for one in scored],
             "top_logprobs": [{self.name(t): p for t, p in one.likeliest} for one in scored],
-            "text_offset": offsets,
+            "text_offset": [sum(map(len, names[:i])) for i in range(len(names))],
         }
 
     def of_chat(self, scored: Scored) -> dict:

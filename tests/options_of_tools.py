@@ -10,6 +10,7 @@ import torch
 from in_command import command
 from obeyed import watched
 from options_given import as_settings, options_of, plan, row, rows_for, settings_in
+from plans import of_layers
 from processes import ROOT
 
 from adapters import load_adapter
@@ -43,6 +44,7 @@ def facts_of_a_plan(here):
     assert (facts["model"], facts["batch_size"]) == ("pocket-gptj", 5)
     assert (facts["micro_batch_size"], facts["answers_at_once"]) == (3, 7)
 
+    of_layers(1, here.monkeypatch, "llama-7b")
     of_v1 = plan(here, "--model", "llama-7b", "--adapter", "paper-lora", "--data", "math-v1")
     assert {one["row"] for one in of_v1["published"]} >= {
         "llama-7b LoRA of Table 1 of arXiv 2304.01933v1"

@@ -12,17 +12,13 @@ def check_base(model: LanguageModel, raw: dict, folder: Path) -> None:
     """Warn if a file of another program does not name its base, or names another one."""
     theirs, ours = raw.get("base_model_name_or_path"), base_name(model)
     if not isinstance(theirs, str) or not theirs:
-        warnings.warn(
-            f"{folder} does not identify its base model: nothing shows that it was trained on "
-            f"{ours}",
-            stacklevel=3,
-        )
+        said = f"does not identify its base model: nothing shows that it was trained on {ours}"
     elif last_part(theirs) != last_part(ours):
-        warnings.warn(
-            f"{folder} was trained on {theirs!r:.200}, this model is {ours!r}; such files do not "
-            "identify their base any further",
-            stacklevel=3,
-        )
+        said = f"was trained on {theirs!r:.200}, this model is {ours!r}; such files do not "
+        said += "identify their base any further"
+    else:
+        return
+    warnings.warn(f"{folder} {said}", stacklevel=3)
 
 
 def base_name(model: LanguageModel) -> str:

@@ -29,7 +29,7 @@ from adapters.formats.stored import (
     elements,
     read_tensors,
 )
-from adapters.in_use import parts_of
+from adapters.in_use import by_part
 from adapters.tensors import Tensors
 from files.errors import UserError, unknown
 from files.reading import read_json, resolve_inside
@@ -74,10 +74,8 @@ def save_adapter(
     elif format == "paper":
         fields, tensors = paper_write.write(model, config, adapters)
     else:
-        fields, tensors = (
-            peft_write.header(model, config, adapters),
-            native_tensors(config, adapters),
-        )
+        fields = peft_write.header(model, config, adapters)
+        tensors = native_tensors(config, adapters)
         fields[OURS] = {
             "family": model.family,
             "base_fingerprint": model.fingerprint,
@@ -91,18 +89,8 @@ def native_tensors(config: AdapterConfig, adapters: dict[str, Adapter]) -> dict[
     """What our own file holds, by key."""
     return {
         f"{name}:{key}" if name else key: tensor
-        for name, part in config.parts.items()
-        for key, tensor in METHODS[part.kind].to_file(of_part(adapters, name)).items()
-    }
-
-
-def of_part(adapters: dict[str, Adapter], name: str) -> dict[str, Adapter]:
-    """The adapters of one part of a mixture, by path."""
-    return {
-        path: part
-        for path, adapter in adapters.items()
-        for _, part in parts_of("", adapter)
-        if part.part == name
+        for name, parts in by_part(adapters).items()
+        for key, tensor in METHODS[config.parts[name].kind].to_file(parts).items()
     }
 
 
@@ -240,7 +228,7 @@ def fill(model: LanguageModel, tensors: Tensors, name: str) -> None:
     """Copy every tensor into the adapter it belongs to. Raises UserError if one does not fit."""
     adapters = adapters_named(model, name)
     config: AdapterConfig = next(iter(adapters.values())).config
-    for part_name, part in config.parts.items():
-        view = tensors.with_prefix(f"{part_name}:" if part_name else "")
-        METHODS[part.kind].from_file(of_part(adapters, part_name), view)
+    for part, here in by_part(adapters).items():
+        view = tensors.with_prefix(f"{part}:" if part else "")
+        METHODS[config.parts[part].kind].from_file(here, view)
     tensors.finish()

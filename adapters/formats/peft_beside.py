@@ -123,37 +123,31 @@ def read_tokens(file: File) -> dict:
 # ---------------------------------------------------------------- writing
 
 
-def beside_full(
-    model: LanguageModel, adapters: Adapters, main: Adapters, full: Adapters
-) -> Written:
-    return {"modules_to_save": list(adapters)}, METHODS["full"].to_file(adapters)
+def beside_full(model: LanguageModel, here: Adapters, main: Adapters, full: Adapters) -> Written:
+    return {"modules_to_save": list(here)}, METHODS["full"].to_file(here)
 
 
-def beside_bitfit(
-    model: LanguageModel, adapters: Adapters, main: Adapters, full: Adapters
-) -> Written:
+def beside_bias(model: LanguageModel, here: Adapters, main: Adapters, full: Adapters) -> Written:
     """PEFT trains all biases of the model, or all of the modules that have an adapter."""
     everywhere = {path for path in with_bias(model) if path not in full}
     meanings = {"all": everywhere, "lora_only": everywhere & main.keys()}
-    word = next((word for word, places in meanings.items() if places == adapters.keys()), None)
+    word = next((word for word, places in meanings.items() if places == here.keys()), None)
     if word is None:
         raise UserError(
             "PEFT trains the biases of all modules that have one, or of all that have an adapter "
             f"too, and not those at just these places; {KEEPS}"
         )
-    leaf = {path: "base_layer.bias" if path in main else "bias" for path in adapters}
+    leaf = {path: "base_layer.bias" if path in main else "bias" for path in here}
     return {"bias": word}, {
-        f"{PREFIX}{path}.{leaf[path]}": adapter.bias for path, adapter in adapters.items()
+        f"{PREFIX}{path}.{leaf[path]}": adapter.bias for path, adapter in here.items()
     }
 
 
-def beside_rows(
-    model: LanguageModel, adapters: Adapters, main: Adapters, full: Adapters
-) -> Written:
+def beside_rows(model: LanguageModel, here: Adapters, main: Adapters, full: Adapters) -> Written:
     if model.tied and model.lm_head.bias is not None:
         raise UserError(HEAD_BIAS)
-    ids = list(next(iter(adapters.values())).options.ids)
-    return {"trainable_token_indices": ids}, METHODS["token_rows"].to_file(adapters)
+    ids = list(next(iter(here.values())).options.ids)
+    return {"trainable_token_indices": ids}, METHODS["token_rows"].to_file(here)
 
 
 BESIDE = {  # kind -> what PEFT can train beside it
@@ -161,4 +155,4 @@ BESIDE = {  # kind -> what PEFT can train beside it
     **dict.fromkeys(("adalora", "vera"), ("full", "bitfit")),
     **dict.fromkeys(("ia3", "ln_tuning", "hira", "miss", "road", "oft", "shira"), ("full",)),
 }
-MORE = {"full": beside_full, "bitfit": beside_bitfit, "token_rows": beside_rows}
+MORE = {"full": beside_full, "bitfit": beside_bias, "token_rows": beside_rows}

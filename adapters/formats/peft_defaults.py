@@ -24,16 +24,11 @@ TARGETS = {  # peft_type -> model_type -> target_modules
 }  # fmt: skip
 
 
-def model_type(model: LanguageModel) -> str:
-    """The model_type of its config.json: the family, or a relative in the family's file."""
-    return getattr(model.config, "model_type", model.family)
-
-
 def default_targets(kind: str, model: LanguageModel) -> list[str] | None:
     """What PEFT targets for this peft_type and model; None if it asks for target_modules."""
-    return TARGETS[kind].get(model_type(model))
+    return TARGETS[kind].get(model.config.model_type)
 
 
 def default_feedforward(model: LanguageModel) -> list[str]:
     """Which of the targets scale their input in IA3."""
-    return FEEDFORWARD[model_type(model)]
+    return FEEDFORWARD[model.config.model_type]

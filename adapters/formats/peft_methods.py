@@ -166,11 +166,6 @@ def write_ia3(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
     }, METHODS[kind].to_file(adapters)
 
 
-def write_ln_tuning(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
-    targets = as_targets(model, list(adapters), layers=False)
-    return common(model, "LN_TUNING") | targets, METHODS[kind].to_file(adapters)
-
-
 def write_soft(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
     """A soft prompt or a prefix, without the network that made it."""
     first = first_of(adapters)
@@ -179,10 +174,8 @@ def write_soft(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
         if len(adapters) != len(model.blocks):
             raise UserError(f"PEFT has no place for a prefix in some of the layers; {KEEPS}")
         width = model.shape.kv_heads * model.shape.head_size
-        peft_type, more = (
-            "PREFIX_TUNING",
-            {"prefix_projection": False, "encoder_hidden_size": width},
-        )
+        peft_type = "PREFIX_TUNING"
+        more = {"prefix_projection": False, "encoder_hidden_size": width}
     elif kind == "p_tuning":
         more = {"encoder_reparameterization_type": "MLP", "encoder_hidden_size": width}
         peft_type = "P_TUNING"
@@ -214,6 +207,6 @@ WRITERS = {
     **dict.fromkeys(("lora", "dora", "eva", "loftq"), write_lora),
     "pissa": write_factors, "adalora": write_adalora,
     **dict.fromkeys(WRITTEN, write_options),
-    "ia3": write_ia3, "ln_tuning": write_ln_tuning, "prefix": write_soft,
-    "prompt": write_soft, "p_tuning": write_soft, "token_rows": write_rows,
+    **dict.fromkeys(("prefix", "prompt", "p_tuning"), write_soft),
+    "ia3": write_ia3, "token_rows": write_rows,
 }  # fmt: skip

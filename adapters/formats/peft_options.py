@@ -1,7 +1,7 @@
 """Methods whose options are fields of PEFT's adapter_config.json: read and written alike.
 
-HiRA, MiSS, RoAd, OFT, SHiRA and VeRA. A method names its type and fields there itself (`peft_type`,
-`peft`).
+HiRA, LN tuning, MiSS, RoAd, OFT, SHiRA and VeRA. A method names its type and fields there itself
+(`peft_type`, `peft`).
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from adapters.formats.peft_places import as_targets, part
 from files.errors import UserError
 from model.language import LanguageModel
 
-READ = ("hira", "miss", "road", "shira")  # kinds that `read_options` reads
+READ = ("hira", "ln_tuning", "miss", "road", "shira")  # kinds that `read_options` reads
 WRITTEN = (*READ, "oft", "vera")
 MORE = {"vera": {"save_projection": True, "bias": "none", "fan_in_fan_out": False}}
 
@@ -76,5 +76,5 @@ def write_options(model: LanguageModel, kind: str, adapters: Adapters) -> Writte
         fields |= {"r": 0, "oft_block_size": options.block}
         fields |= {"use_cayley_neumann": options.terms > 0}
         fields |= {"num_cayley_neumann_terms": options.terms} if options.terms else {}
-    targets = as_targets(model, list(adapters), layers=kind not in ("road", "shira"))
+    targets = as_targets(model, list(adapters), layers=kind not in ("ln_tuning", "road", "shira"))
     return common(model, method.peft_type) | targets | fields, tensors

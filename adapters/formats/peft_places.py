@@ -95,20 +95,12 @@ def absent_names(
     model: LanguageModel, targets: str | list[str], saved_names: list[str], layers
 ) -> list[Absent]:
     """The names of each field that mean none of the model's modules or layers."""
-    return [
-        Absent(
-            "target_modules", [name for name in as_list(targets) if not meant(model, name, targets)]
-        ),
-        Absent("modules_to_save", [name for name in saved_names if not saved(model, [name])]),
-        Absent(
-            "layers_to_transform",
-            [number for number in as_list(layers) if not 0 <= number < len(model.blocks)],
-        ),
-    ]
-
-
-def meant(model: LanguageModel, target: str, targets: str | list[str]) -> bool:
-    return bool(targeted(model, [target] if isinstance(targets, list) else target))
+    several = [[name] for name in targets] if isinstance(targets, list) else [targets]
+    unmeant = [as_list(one)[0] for one in several if not targeted(model, one)]
+    unsaved = [name for name in saved_names if not saved(model, [name])]
+    beyond = [number for number in as_list(layers) if not 0 <= number < len(model.blocks)]
+    found = {"target_modules": unmeant, "modules_to_save": unsaved, "layers_to_transform": beyond}
+    return [Absent(field, names) for field, names in found.items()]
 
 
 def pass_over(

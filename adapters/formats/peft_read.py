@@ -220,16 +220,11 @@ def read_ia3(file: File) -> dict:
     return part(file.model, "ia3", {path: {"scales": scales(path)} for path in file.paths})
 
 
-def read_ln_tuning(file: File) -> dict:
-    return part(file.model, "ln_tuning", {path: {} for path in file.paths})
-
-
 READERS = {
     "LORA": read_lora,
     "ADALORA": read_adalora,
     "VERA": read_vera,
     "IA3": read_ia3,
-    "LN_TUNING": read_ln_tuning,
     "OFT": read_oft,
     **{METHODS[kind].peft_type: partial(read_options, kind) for kind in READ},
     "TRAINABLE_TOKENS": read_tokens,

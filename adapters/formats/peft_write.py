@@ -10,13 +10,12 @@ each method writes is in adapters/formats/peft_methods.py.
 import torch
 
 from adapters.attach import adapters_named
-from adapters.base import Adapter
 from adapters.config import METHODS, AdapterConfig
 from adapters.formats.base_model import common
 from adapters.formats.peft_beside import BESIDE, KEEPS, MORE
 from adapters.formats.peft_methods import WRITERS, Adapters, Written, write_factors
 from adapters.formats.peft_places import leaves
-from adapters.in_use import parts_of
+from adapters.in_use import by_part
 from files.errors import UserError
 from model.language import LanguageModel
 
@@ -110,15 +109,10 @@ def split_parts(
     config: AdapterConfig, adapters: Adapters
 ) -> tuple[str, Adapters, dict[str, Adapters]]:
     """(the method, its adapters, those of each other kind beside it). Raises UserError."""
-    groups: dict[str, dict[str, Adapter]] = {name: {} for name in config.parts}
-    for path, adapter in adapters.items():
-        for _, part in parts_of("", adapter):
-            groups[part.part][path] = part
-    kinds = {name: part.kind for name, part in config.parts.items()}
+    groups, kinds = by_part(adapters), {name: part.kind for name, part in config.parts.items()}
+    alone = len(kinds) == 1
     mains = [
-        name
-        for name, kind in kinds.items()
-        if kind in WRITERS and (kind not in MORE or len(kinds) == 1)
+        name for name in kinds if kinds[name] in WRITERS and (kinds[name] not in MORE or alone)
     ]
     if len(mains) != 1:
         raise UserError(f"PEFT has no place for {config.kind} adapters in one file; {KEEPS}")

@@ -177,9 +177,7 @@ def fold(
 def spec_of(part: Adapter, site: Site, path: str) -> Spec:
     """What the folder has of a part that is not folded. Raises UserError if it has no form."""
     if isinstance(part, Bottleneck):
-        learned, o = part.adapter_scaling, part.options
-        scale = o.scale if learned is None else learned
-        tensors = {"down": part.adapter_down, "up": scale * part.adapter_up}
+        o, tensors = part.options, {"down": part.adapter_down, "up": part.scale * part.adapter_up}
         gate = {} if part.adapter_gate is None else {"gate": part.adapter_gate}
         return Spec("bottleneck", tensors | gate, reads=o.reads, writes=o.writes, act=o.act)
     if isinstance(part, LowRank):

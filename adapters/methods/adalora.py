@@ -84,14 +84,12 @@ class AdaLoRA(LowRank, Scheduled):
     @classmethod
     def penalties(cls, adapters: list["AdaLoRA"]) -> list[Tensor]:
         """orthogonality x (‖A Aᵀ - 1‖ + ‖Bᵀ B - 1‖) of each site."""
-        return [
-            stacked[0].options.orthogonality
-            * (
-                from_identity(torch.stack([adapter.lora_A for adapter in stacked]))
-                + from_identity(torch.stack([adapter.lora_B.T for adapter in stacked]))
-            )
-            for stacked in alike(adapters)
-        ]
+        terms = []
+        for stacked in alike(adapters):
+            A = torch.stack([adapter.lora_A for adapter in stacked])
+            B = torch.stack([adapter.lora_B.T for adapter in stacked])
+            terms.append(stacked[0].options.orthogonality * (from_identity(A) + from_identity(B)))
+        return terms
 
     @classmethod
     @torch.no_grad()

@@ -22,19 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Size, Summable, training
+from adapters.base import Dropout, Size, Sum, Summable, Weighted, training
 from files.errors import UserError
 from files.typed import Range
 from model.kernels import dropout
 from model.sites import Linear, Site
 
-ACTIVATIONS = {
-    "tanh": torch.tanh,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "none": lambda x: x,
-}
+ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS["none"] = lambda x: x
 
 
 class Bottleneck(Summable):
@@ -85,10 +80,14 @@ class Bottleneck(Summable):
         else:
             nn.init.kaiming_uniform_(self.adapter_down, a=math.sqrt(5))
 
+    @property
+    def scale(self) -> float | Tensor:
+        """s."""
+        return self.options.scale if self.adapter_scaling is None else self.adapter_scaling
+
     def delta(self, h: Tensor) -> Tensor:
         """s · U act(D h)."""
-        learned = self.adapter_scaling
-        scale = self.options.scale if learned is None else learned.to(h.dtype)
+        scale = self.scale.to(h.dtype) if isinstance(self.scale, Tensor) else self.scale
         if self.adapter_gate is not None:
             scale = scale * torch.sigmoid(self.linear(h, self.adapter_gate))
         h = dropout(h, self.options.dropout, self.training)
@@ -108,9 +107,7 @@ class Bottleneck(Summable):
     def start(self, site: Site) -> dict[str, float]:
         return {} if self.adapter_scaling is None else {"adapter_scaling": 1.0}
 
-    def side_by_side(
-        self, weighted: list[tuple[Adapter, float]]
-    ) -> tuple[str, object, dict[str, Tensor]]:
+    def side_by_side(self, weighted: Weighted) -> Sum:
         """The units of all of them in one bottleneck, weights and scales in U."""
         ours = self.options
         shared = {(o.reads, o.writes, o.act) for o in (adapter.options for adapter, _ in weighted)}
@@ -119,13 +116,8 @@ class Bottleneck(Summable):
                 "bottlenecks with a gate, or that differ in reads, writes or act, cannot be put "
                 "side by side"
             )
-        down, up = [], []
-        for adapter, weight in weighted:
-            learned = adapter.adapter_scaling
-            scale = adapter.options.scale if learned is None else learned
-            down.append(adapter.adapter_down)
-            up.append(weight * scale * adapter.adapter_up)
-        down, up = torch.cat(down), torch.cat(up, dim=1)
+        down = torch.cat([adapter.adapter_down for adapter, _ in weighted])
+        up = torch.cat([weight * a.scale * a.adapter_up for a, weight in weighted], dim=1)
         new = {"size": len(down), "reduction": 0.0, "scale": 1.0, "dropout": 0.0}
         options = replace(ours, **new, init="identity")
         return "bottleneck", options, {"adapter_down": down, "adapter_up": up}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Folded, Size, Summable, training
+from adapters.base import Dropout, Folded, Size, Sum, Summable, Weighted, training
 from model.kernels import dropout
 from model.sites import Site
 
@@ -48,9 +48,7 @@ class HiRA(Summable):
     def fold(self, f: Folded) -> Folded:
         return replace(f, weight=f.weight + f.base[0] * (self.hira_B @ self.hira_A))
 
-    def side_by_side(
-        self, weighted: list[tuple[Adapter, float]]
-    ) -> tuple[str, object, dict[str, Tensor]]:
+    def side_by_side(self, weighted: Weighted) -> Sum:
         """One HiRA of all ranks, the weights in B."""
         A = torch.cat([adapter.hira_A for adapter, _ in weighted])
         B = torch.cat([weight * adapter.hira_B for adapter, weight in weighted], dim=1)

@@ -12,4 +12,5 @@ class LNTuning(Full):
     """A norm with trained copies of its weight and bias."""
 
     works_on = ("norm",)
+    peft_type = "LN_TUNING"
     keys = {"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"}

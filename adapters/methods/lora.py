@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import Adapter, Dropout, Folded, Size, Summable, training
+from adapters.base import Adapter, Dropout, Folded, Size, Sum, Summable, Weighted, training
 from files.errors import UserError
 from files.typed import Range
 from model.kernels import dropout
@@ -38,9 +38,7 @@ class LowRank(Summable):
         A, B = self.factors()
         return replace(f, weight=f.weight + B @ A)
 
-    def side_by_side(
-        self, weighted: list[tuple[Adapter, float]]
-    ) -> tuple[str, object, dict[str, Tensor]]:
+    def side_by_side(self, weighted: Weighted) -> Sum:
         """One LoRA of all ranks, weights and scales in B."""
         if any(getattr(adapter, "lora_gate", None) is not None for adapter, _ in weighted):
             raise UserError("LoRA with a gate cannot be added to another")

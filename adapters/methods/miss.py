@@ -49,6 +49,5 @@ class MiSS(LowRank):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         eye = torch.eye(self.options.r, device=self.miss_block.device)
-        return eye.repeat(1, -(-self.in_features // len(eye)))[:, : self.in_features], (
-            self.miss_block.T
-        )
+        A = eye.repeat(1, -(-self.in_features // len(eye)))[:, : self.in_features]
+        return A, self.miss_block.T

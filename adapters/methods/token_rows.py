@@ -37,14 +37,10 @@ class TokenRows(Adapter):
     def build(cls, options: list, sites: list[Site], model: LanguageModel) -> list["TokenRows"]:
         embedding, head = model.input_embedding, model.lm_head
         if {id(site) for site in sites} != {id(embedding)} | ({id(head)} if model.tied else set()):
-            raise UserError(
-                "the rows of tokens are trained at "
-                + (
-                    'sites = ["embed", "head"]: the head is tied to the embedding'
-                    if model.tied
-                    else 'sites = ["embed"]: the head has a weight of its own'
-                )
-            )
+            where = 'sites = ["embed"]: the head has a weight of its own'
+            if model.tied:
+                where = 'sites = ["embed", "head"]: the head is tied to the embedding'
+            raise UserError(f"the rows of tokens are trained at {where}")
         if max(options[0].ids) >= embedding.in_features:
             raise UserError(f"ids: the model has token ids 0 to {embedding.in_features - 1}")
         index = torch.tensor(options[0].ids)

@@ -10,8 +10,7 @@ from merged import apart
 from methods import attach_small, randomise
 
 from adapters import attach, merge, use
-from adapters.formats.gguf_lora import write_lora
-from adapters.formats.gguf_model import write_model
+from adapters.formats.gguf_model import write_lora, write_model
 from files.errors import UserError
 from model import load_model, load_tokenizer
 

@@ -4,7 +4,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from data.chat_template import render_chat, render_text
+from data.chat_template import render_one, render_text
 from data.rendering import PRIVATE_USE, Sandboxed, compiled
 from model import UserError
 
@@ -111,7 +111,7 @@ def test_text_and_spans_are_those_of_transformers(characters, name, ask):
         CHAT, return_assistant_tokens_mask=True, return_dict=True, **asked
     )
     expected = characters.apply_chat_template(CHAT, tokenize=False, **asked)
-    text, spans = render_chat(template, CHAT, add_generation_prompt=ask, special=special)
+    text, spans = render_one(template, "with_spans", CHAT, ask, special)
     assert (
         text == expected == render_text(template, CHAT, add_generation_prompt=ask, special=special)
     )
@@ -122,7 +122,7 @@ def test_text_and_spans_are_those_of_transformers(characters, name, ask):
 
 
 def spans_of(template: str, messages=CHAT) -> tuple[str, list[str]]:
-    text, spans = render_chat(template, messages, add_generation_prompt=False, special={})
+    text, spans = render_one(template, "with_spans", messages, False, {})
     return text, [text[start:end] for start, end in spans]
 
 

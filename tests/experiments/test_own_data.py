@@ -12,7 +12,7 @@ import torch
 
 import run as command_line
 from adapters import load_adapter, use
-from data.plain_text import pack_text
+from data.batches import pack_text
 from data.prompts import template
 from data.sources import load_data
 from experiments.rows import encode_rows

@@ -12,11 +12,11 @@ from adapters import attach, load_adapter, parameters, remove, save_adapters, us
 from eval.engine import Engine
 from eval.generate import generate, left_pad
 from eval.sampling import Sampling
+from eval.text import TextStream
 from files.errors import UserError
 from model import load_model, load_tokenizer
 from serve.questions import Question, Refused
 from serve.start import load
-from serve.text import TextStream
 
 DRAWN = Sampling(temperature=1.5, top_k=20)
 
