@@ -21,11 +21,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Heads and rows of cells; the first `names` columns hold names, the others figures."""
+    """Heads and rows of cells or texts; the first `names` columns are names, the others figures."""
 
     heads: tuple[str, ...]
-    rows: list[list[Cell]]
+    rows: list[list[Cell | str]]  # when made, cells only
     names: int = 1
+
+    def __post_init__(self):
+        cells = [[Cell(c) if isinstance(c, str) else c for c in row] for row in self.rows]
+        object.__setattr__(self, "rows", cells)
 
     def to_text(self) -> list[str]:
         """Lines with aligned columns: names and details on the left, figures on the right."""

@@ -13,7 +13,7 @@ from adapters import load_adapter
 from adapters.in_use import parameters
 from adapters.merge import check
 from eval.score import percent_cell, scores
-from eval.table import Cell, Table
+from eval.table import Table
 from experiments.base import load_base
 from experiments.compare import ALL, Pair, difference_cell, p_text, pairs_of
 from experiments.exporting import takers
@@ -171,7 +171,7 @@ def table_of(tests: list[Pair], intervals: dict[str, list[tuple[float, float]]])
         both = zip(pair.accuracy, intervals[pair.tests], strict=True)
         shares = [percent_cell(share, interval) for share, interval in both]
         change = difference_cell(pair.difference)
-        rows.append([Cell(pair.tests), *shares, change, Cell(p_text(pair.p_holm))])
+        rows.append([pair.tests, *shares, change, p_text(pair.p_holm)])
     return Table(("test set", "teacher", "student", "teacher - student, points", "p (Holm)"), rows)
 
 

@@ -11,7 +11,7 @@ import torch
 from adapters.attach import adapter_names, adapters_named
 from adapters.formats.folders import native_tensors
 from adapters.show import trained
-from experiments.base import check_together
+from experiments.base import check_together, dtype_name
 from experiments.comparable import compare, conditions_of
 from experiments.fitting import advice
 from experiments.layout import Planned, Target, batches_of, planned
@@ -173,7 +173,7 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
     return {
         "own_use_bytes": own_use(target.kind, target.processes),
         "host_bytes": step.host,
-        "dtype": str(plan.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(plan.model.dtype),
         "quantize": plan.model.quantize,
         "length": target.length,
         "labelled": target.labelled,

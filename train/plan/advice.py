@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 
@@ -133,15 +134,12 @@ def fewer_bits(s: Settings) -> list[str]:
 
 def options_for(s: Settings, changed: Settings) -> list[str]:
     """The options of the command line that turn the first settings into the second."""
+    train = ("checkpointing", "micro_batch_size", "tokens_per_batch")
+    keys = [f"train.{key}" for key in train] + ["eval.decode_memory", "eval.batch_size"]
     options = [
-        f"--set train.{key}={getattr(changed.train, key)}"
-        for key in ("checkpointing", "micro_batch_size", "tokens_per_batch")
-        if getattr(changed.train, key) != getattr(s.train, key)
-    ]
-    options += [
-        f"--set eval.{key}={getattr(changed.eval, key)}"
-        for key in ("decode_memory", "batch_size")
-        if getattr(changed.eval, key) != getattr(s.eval, key)
+        f"--set {key}={attrgetter(key)(changed)}"
+        for key in keys
+        if attrgetter(key)(changed) != attrgetter(key)(s)
     ]
     if changed.quantize != s.quantize:
         options.append(f"--quantize {changed.quantize}")
