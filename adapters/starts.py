@@ -155,9 +155,8 @@ def starts_of(adapters: dict[str, LoRA], seen: dict[str, Components]) -> dict[st
             "adapter.rows or lower adapter.r"
         )
     shares.sort(key=lambda pair: -pair[0])  # of equal ones the first site's is first
-    ranks = Counter(path for _, path in shares[:budget])
-    of = {path: adapter.options for path, adapter in adapters.items() if ranks[path]}
-    return {
-        path: Start(r := ranks[path], o.alpha * r / o.r, seen[path].components[:r])
-        for path, o in of.items()
-    }
+    starts, ranks = {}, Counter(path for _, path in shares[:budget])
+    for path in filter(ranks.get, adapters):
+        r, o = ranks[path], adapters[path].options
+        starts[path] = Start(r, o.alpha * r / o.r, seen[path].components[:r])
+    return starts

@@ -8,9 +8,8 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-WORD = re.compile(
-    r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)"
-)  # "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
+# "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
+WORD = re.compile(r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)")
 NEAR = 0.6
 COMMON = 0.02  # runs in more than this share of the test problems are not compared
 SEARCHED = 3  # words that a problem needs to be searched in plain text: fewer are there by chance

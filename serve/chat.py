@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -112,7 +113,7 @@ class Conversation:
                 f"{len(ids)} tokens leave no room for an answer, the model reads "
                 f"{room + len(ids)}: /reset begins anew"
             )
-        return Question(ids, min(self.most, room), adapter, self.sampling, self.seed)
+        return replace(question, max_new_tokens=min(self.most, room))
 
     def reset(self) -> None:
         self.turns.clear()

@@ -7,6 +7,7 @@ from families import TINY
 
 from adapters import attach
 from adapters.config import AdapterConfig, presets, resolve
+from model.sites import Linear
 
 IDS = torch.randint(3, 61, (2, 7), generator=torch.Generator().manual_seed(2))
 SIZES = {  # kind -> options that make it tiny
@@ -164,3 +165,9 @@ def randomise(model, size: float = 0.3) -> None:
             for parameter in adapter.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.data = parameter.data + size * noise.to(parameter.device)
+
+
+def linear_sites(model) -> list[str]:
+    """The names of a block's sites that are Linears."""
+    block = model.blocks[0]
+    return [s for s, at in model.sites.items() if isinstance(block.get_submodule(at), Linear)]

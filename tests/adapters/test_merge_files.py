@@ -11,13 +11,12 @@ from merged import (
     seeded,  # noqa: F401
     transformers_logits,
 )
-from methods import IDS, MERGEABLE, attach_small, randomise
+from methods import IDS, MERGEABLE, attach_small, linear_sites, randomise
 from safetensors import safe_open
 
 from adapters import attach, merge, use
 from adapters.formats.merged_model import export_model
 from adapters.merge import merge_and_compare
-from adapters.places import linear_sites
 from model import UserError, load_model
 
 

@@ -194,8 +194,9 @@ def test_a_position_the_table_has_not_is_an_error(tmp_path, family):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_forward_pass_is_differentiable_for_adapters_alone(tmp_path, family, checkpointing):
+    from methods import linear_sites
+
     from adapters import attach, parameters
-    from adapters.places import linear_sites
 
     model = load_model(str(write_checkpoint(tmp_path, family)))
     torch.manual_seed(0)
