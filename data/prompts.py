@@ -70,10 +70,10 @@ class Template:
 
     def conversations(self, rows: Sequence[dict]) -> Iterator[Conversation | RefusedMessages]:
         """`conversation` of many rows in one go, with an error in place of a refused one."""
-        chats = [
-            ([*self.question(row), {"role": "assistant", "content": self.response(row)}], False)
-            for row in rows
-        ]
+        chats = []
+        for row in rows:
+            reply = {"role": "assistant", "content": self.response(row)}
+            chats.append(([*self.question(row), reply], False))
         for chat in render_all(self.text, "as_conversation", chats, self.special):
             if isinstance(chat, RefusedMessages):
                 yield chat
@@ -159,10 +159,8 @@ class Template:
 
 def paper(task: str, end: str, *sections: str) -> str:
     """The training prompt of the paper's repository to the byte, with its source's indentation."""
-    blocks = [
-        f"{GAP}### {name}:\n{GAP}{slot}"
-        for name, slot in zip(sections[::2], sections[1::2], strict=True)
-    ]
+    pairs = zip(sections[::2], sections[1::2], strict=True)
+    blocks = [f"{GAP}### {name}:\n{GAP}{slot}" for name, slot in pairs]
     return f"{task}{end}\n\n" + f"\n{GAP}\n".join(blocks)
 
 
