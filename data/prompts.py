@@ -12,10 +12,7 @@ from files.errors import UserError, unknown
 
 WRITE = " Write a response that appropriately completes the request."
 TASK = "Below is an instruction that describes a task." + WRITE
-PAIRED = (
-    "Below is an instruction that describes a task, paired with an input that provides further"
-    " context." + WRITE
-)
+PAIRED = TASK.replace(" task.", " task, paired with an input that provides further context.")
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
 GAP = 16 * " "  # before every line of the paper's v1 prompt but the first, blank lines too
 LARGEST = 100_000  # characters of a chat template

@@ -89,10 +89,8 @@ class Conversation:
         finally:
             for stream in streams:
                 stream.close()
-        self.turns += [
-            {"role": "user", "content": text},
-            {"role": "assistant", "content": answers[self.adapter]},
-        ]
+        self.turns.append({"role": "user", "content": text})
+        self.turns.append({"role": "assistant", "content": answers[self.adapter]})
         return {name or self.base: answer for name, answer in answers.items()}
 
     def compare_last(self) -> dict[str, str]:
