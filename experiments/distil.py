@@ -141,12 +141,11 @@ def keep_predictions(settings: Settings, folder: Path) -> list[Path]:
     if any(getattr(settings, key) != getattr(of_run, key) for key in same):
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"predictions.jsonl": TEACHERS, "predictions-base.jsonl": "predictions-base.jsonl"}
-    names = {name: copy for name, copy in names.items() if (source / name).is_file()}
-    copies = {name: folder / copy for name, copy in names.items() if not (folder / copy).exists()}
-    for name, copy in copies.items():
-        shutil.copyfile(source / name, copy)
-    return list(copies.values())
+    base, copies = "predictions-base.jsonl", []
+    for name, copy in (("predictions.jsonl", folder / TEACHERS), (base, folder / base)):
+        if (source / name).is_file() and not copy.exists():
+            copies.append(shutil.copyfile(source / name, copy))
+    return copies
 
 
 def comparison(folder: Path) -> tuple[list[Pair], dict[str, list[tuple[float, float]]]]:

@@ -258,7 +258,7 @@ def grids(here):
         running.append(launcher.at_once)
         return jobs
 
-    here.monkeypatch.setattr("experiments.grid_jobs.run_jobs", run_jobs)
+    here.monkeypatch.setattr("experiments.jobs.run_jobs", run_jobs)
     recipe = here.path / "r.toml"
     recipe.write_text("[train]\nbatch_size = 3\n")
 
@@ -312,7 +312,7 @@ def launches(here, words, running) -> None:
 def methods_with_equal_budgets(here):
     running = []
     here.monkeypatch.setattr(
-        "experiments.referee.run_jobs",
+        "experiments.jobs.run_jobs",
         lambda jobs, launcher, *more: running.append(launcher.at_once) or jobs,
     )
 
