@@ -37,6 +37,11 @@ def kernels(x: Tensor) -> Kernels:
     return META_KERNELS.get() if x.is_meta else TORCH
 
 
+def device_of(x: Tensor) -> str:
+    """The kind of device that x is on, or that is planned for."""
+    return kernels(x).device if x.is_meta else x.device.type
+
+
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return kernels(x).dropout(x, p, training)
 
@@ -56,7 +61,7 @@ def attention(
     multiplied in float32, as the fused kernels do (float16 may overflow).
     """
     B, H, T, D = q.shape
-    device = kernels(q).device if q.is_meta else q.device.type
+    device = device_of(q)
     is_few = T == 1 or (T <= FEW and mask is not None and not torch.is_grad_enabled())
     if is_few and (device != "cpu" or q.dtype != torch.float16):
         out = attention_of_few(q, k, v, mask)
@@ -86,7 +91,7 @@ def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
     The fused kernel multiplies in float32. mask None: T is 1.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k[..., 0].numel() >= MANY_KEYS:
+    if device_of(q) == "cpu" and q.dtype == torch.bfloat16 and k[..., 0].numel() >= MANY_KEYS:
         return attention_by_products(q, k, v, mask)
     (B, H, T, D), K = q.shape, k.shape[1]
     rows = q.reshape(B, K, -1, D)  # [B, K, H / K * T, D]
