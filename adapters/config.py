@@ -16,14 +16,9 @@ from pathlib import Path
 from torch import nn
 
 from adapters.base import Adapter
-from adapters.parts import PLACEMENT, AdapterConfig, Part, layer_numbers
+from adapters.parts import PLACEMENT, AdapterConfig, Part
 from files.errors import UserError, unknown
 from files.typed import typed, typed_values
-
-__all__ = [
-    "METHODS", "PLACEMENT", "AdapterConfig", "Part", "independent_presets", "layer_numbers",
-    "named", "overlay", "presets", "resolve",
-]  # fmt: skip
 
 CLASSES = {  # kind -> its file and class in adapters/methods/; one row a method
     "bottleneck": "bottleneck.Bottleneck",
@@ -70,9 +65,8 @@ def presets() -> dict[str, dict]:
 
 def independent_presets() -> list[str]:
     """The presets that need nothing beside a base: neither loaded adapters nor quantisation."""
-    return [
-        n for n, table in presets().items() if not METHODS.get(table.get("kind"), Adapter).needs
-    ]
+    tables = presets().items()
+    return [name for name, t in tables if not METHODS.get(t.get("kind"), Adapter).needs]
 
 
 def resolve(

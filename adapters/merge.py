@@ -55,9 +55,7 @@ def merge(model: LanguageModel) -> None:
     dequantize(model)  # rounding the sum again would be another model
     tied = model.tied
     for _, site in active_sites(model):
-        for leaf, value in zip(("weight", "bias"), folded(site), strict=True):
-            if value is not getattr(site, leaf):
-                setattr(site, leaf, nn.Parameter(value.detach(), requires_grad=False))
+        set_values(site, *folded(site))
     if tied and not model.tied:
         if torch.equal(model.lm_head.weight, model.input_embedding.weight):  # both changed alike
             model.tie()
@@ -72,9 +70,8 @@ def merge(model: LanguageModel) -> None:
 def fill_biases(model: LanguageModel) -> None:
     """Give zeros to the Linears that share a setting of config.json with one that got a bias."""
     for key, part in BIASES.get(model.config.model_type, {}).items():
-        linears = [
-            site for path, site in all_sites(model) if isinstance(site, Linear) and part in path
-        ]
+        here = [site for path, site in all_sites(model) if part in path]
+        linears = [site for site in here if isinstance(site, Linear)]
         if not getattr(model.config, key) and any(site.bias is not None for site in linears):
             model.config = replace(model.config, **{key: True})
             for site in linears:
@@ -149,6 +146,13 @@ def folded(site: Site) -> tuple[Tensor | None, Tensor | None]:
         old if value is start else value.to(own[0].dtype)
         for old, value, start in zip(own, (weight, f.bias), base, strict=True)
     )
+
+
+def set_values(site: Site, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Give a site these of its own, where they are other tensors than it has."""
+    for leaf, value in (("weight", weight), ("bias", bias)):
+        if value is not getattr(site, leaf):
+            setattr(site, leaf, nn.Parameter(value.detach(), requires_grad=False))
 
 
 def fingerprint(model: LanguageModel) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 from adapters.parts import Part, layer_numbers
 from files.errors import UserError, unknown
 from model.language import LanguageModel
-from model.sites import Linear, Site
+from model.sites import Site
 
 
 def all_sites(model: LanguageModel) -> list[tuple[str, Site]]:
@@ -48,11 +48,9 @@ def outer_site(model: LanguageModel, name: str) -> tuple[str, str]:
     """(path, name) of a site outside the blocks, or of any site by its path. Raises UserError."""
     for site, path in model.outer_sites.items():
         if name in (site, path, path.rpartition(".")[2]):
-            if not isinstance(submodule(model, path), Site):
-                raise UserError(
-                    f"this model has no {site} ({path}): name the others, sites = [...]"
-                )
-            return path, site
+            if isinstance(submodule(model, path), Site):
+                return path, site
+            raise UserError(f"this model has no {site} ({path}): name the others, sites = [...]")
     if isinstance(submodule(model, name), Site):
         return name, name
     raise unknown(f"site of {model.family}", name, [*model.sites, *model.outer_sites])
@@ -81,12 +79,6 @@ def named_sites(model: LanguageModel) -> dict[str, Site]:
     sites = {name: submodule(model.blocks[0], at) for name, at in model.sites.items()}
     sites |= {name: submodule(model, path) for name, path in model.outer_sites.items()}
     return {name: site for name, site in sites.items() if isinstance(site, Site)}
-
-
-def linear_sites(model: LanguageModel) -> list[str]:
-    """The names of a block's sites that are Linears."""
-    block = model.blocks[0]
-    return [s for s, at in model.sites.items() if isinstance(block.get_submodule(at), Linear)]
 
 
 def with_article(kind: str) -> str:

@@ -116,10 +116,8 @@ class Rows(Composition):
         return self.split(lambda adapter, y, x: adapter.after(y, x, f), y, x)
 
     def kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            self.split(lambda adapter, k, v: adapter.kv(k, v)[0], k, v),
-            self.split(lambda adapter, v, k: adapter.kv(k, v)[1], v, k),
-        )
+        keys = self.split(lambda adapter, k, v: adapter.kv(k, v)[0], k, v)
+        return keys, self.split(lambda adapter, v, k: adapter.kv(k, v)[1], v, k)
 
     def embed(self, x: Tensor, first: bool) -> Tensor:
         return self.split(lambda adapter, x: adapter.embed(x, first), x)

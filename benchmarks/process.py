@@ -61,7 +61,6 @@ class Local:
         module, _, function = work.partition(":")
         self.device = options.get("device", "cpu")
         self.run = getattr(importlib.import_module(module), function)(options)
-        give_back_memory()
         self.loaded = held(self.device)
 
     def ask(self) -> dict:
@@ -143,8 +142,9 @@ def serve(work: str, options: str) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever is printed does not disturb the answers
     local = Local(work, json.loads(options))
+    give_back_memory()
     reset_peak(local.device)
-    print(json.dumps({"loaded": local.loaded}), file=out, flush=True)
+    print(json.dumps({"loaded": held(local.device)}), file=out, flush=True)
     for _ in sys.stdin:
         print(json.dumps(local.ask()), file=out, flush=True)
 

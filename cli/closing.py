@@ -15,7 +15,7 @@ QUESTION = "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are t
 def print_result(result: "Result", settings: "Settings") -> None:
     """Scores, published figures, held-out loss, and what went wrong."""
     from experiments.comparable import conditions_of
-    from experiments.text import loss_text, score_lines
+    from experiments.results import loss_text, score_lines
 
     before, about = (
         ("before", "the adapter was not measured before")

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 def print_list(options: argparse.Namespace) -> int:
     from data.fetch import cache_folder
     from data.sources import SOURCES, is_here
-    from eval.table import Cell, Table
+    from eval.table import Table
 
     data_dir = options.data_dir or ""
     paper = SOURCES["AddSub"]
@@ -88,8 +88,7 @@ def print_list(options: argparse.Namespace) -> int:
     about = "word problems for the pocket models"
     made = ("wordproblems", "16,000", "train, then 7 tests", "this project's", "made here", "yes")
     rows.append((*made, about))
-    cells = [list(map(Cell, row)) for row in rows]
-    print("\n".join(Table(heads, cells, names=len(heads)).to_text()))
+    print("\n".join(Table(heads, rows, names=len(heads)).to_text()))
     origin = paper.files[0].url.partition("/raw/")[0]
     print(
         f"\ncache: {cache_folder()}; all but alpaca come from {origin}.\n"

@@ -62,8 +62,7 @@ def resumed(options: argparse.Namespace) -> "tuple[Settings, Path]":
     """(settings, folder) of --resume. Raises UserError."""
     from train.settings import settings
 
-    why = "--resume goes on with its own settings"
-    refuse_others(options, why, ("resume",))
+    refuse_others(options, "--resume goes on with its own settings", ("resume",))
     file = Path(options.resume) / "run.toml"
     if not file.is_file():
         raise UserError(f"{options.resume} holds no run.toml: there is no run to resume")

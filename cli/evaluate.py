@@ -167,7 +167,7 @@ def default_folder(options: argparse.Namespace, job: "Arguments") -> Path:
 
 def print_result(result: "Evaluation", job: "Arguments") -> None:
     """What was measured, notes, and the scores beside the published figures."""
-    from experiments.text import loss_text, score_lines
+    from experiments.results import loss_text, score_lines
 
     s, adapters = job.settings, job.adapters
     which = "average of adapters" if job.average else f"adapter{'s' * (len(adapters) > 1)}"

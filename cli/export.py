@@ -18,17 +18,11 @@ from files.errors import UserError, unknown
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_trained_model(parser)
     output = {
-        "--for NAME": (
-            str,
-            "transformers: the whole model, any adapter in it; peft, vllm: the adapter, where they "
-            "can compute it; llama.cpp, ollama: GGUF files of LLaMA and BLOOM",
-        ),
-        "--gguf KIND": (
-            str,
-            "llama.cpp, ollama: merged (default), one model; lora, only the adapter; both, the "
-            "base and its LoRA",
-        ),
-        "--format NAME": (str, "peft (default), paper (the paper's code) or native"),
+        "--for NAME": "transformers: the whole model, any adapter in it; peft, vllm: the adapter, "
+        "where they can compute it; llama.cpp, ollama: GGUF files of LLaMA and BLOOM",
+        "--gguf KIND": "llama.cpp, ollama: merged (default), one model; lora, only the adapter; "
+        "both, the base and its LoRA",
+        "--format NAME": "peft (default), paper (the paper's code) or native",
         "--plain": (bool, "peft: variants of LoRA as LoRA with alpha = r, for vLLM and llama.cpp"),
         "--out FOLDER": (str, "new folder of the adapter", REQUIRED),
     }

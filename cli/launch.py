@@ -86,8 +86,8 @@ def launch_grid(
     from experiments.launch import job_lines, launcher
 
     if not options.list:
-        names = ("launch", "engine", "address")
-        with launcher(options.jobs, **given(options, names)) as chosen:
+        texts = (options.launch, options.engine, options.address)
+        with launcher(options.jobs, *(text or "" for text in texts)) as chosen:
             start(chosen)
         return 0
     for name in ("jobs", "launch", "engine", "address"):

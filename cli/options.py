@@ -21,14 +21,14 @@ MODEL_OPTIONS = ("model", "revision", "device", "dtype", "quantize", "shard")
 ADAPTER = "a preset of adapters/presets.toml, or several: lora+prefix"
 
 # An option: "--flag METAVAR" -> help, (type, help) or (type, help, default). bool is a switch,
-# list may be repeated. The default of a switch is None where the setting stays if it is not given.
+# list may be repeated.
 MODEL = {
     "--model NAME": "a name of `models`, a hub repository or a folder (pocket-llama)",
     "--revision NAME": "branch, tag or commit of a hub repository",
     "--device --devices NAME": "cpu, cuda, cuda:1 ...; cuda:0,cuda:1 splits the layers",
     "--dtype TYPE": "float32, bfloat16 or float16 of the base and the computation",
     "--quantize TO": "int8, llm-int8 or nf4: the base in 8 or 4 bits; none: as it is stored",
-    "--shard": (bool, "under torchrun: each process holds a part of every block", None),
+    "--shard": (bool, "under torchrun: each process holds a part of every block"),
 }
 TRAINED = {
     "--adapter NAME": f"{ADAPTER} (parallel)",
@@ -49,7 +49,7 @@ DATA = {
     "a data set of the hub, OWNER/NAME (pocket models: wordproblems, others: math-v1)",
     "--data-dir FOLDER": "folder that holds the paper's dataset/ (default: fetch the data)",
     "--columns NAMES": "of your file's columns, such as instruction=question,answer=label",
-    "--strict-rows": (bool, "refuse a file with rows that cannot be used", None),
+    "--strict-rows": (bool, "refuse a file with rows that cannot be used"),
     "--template NAME": "prompt template: alpaca, paper-v1, paper-final, plain, or chat (the "
     "tokenizer's own); default: chat for your own data where the tokenizer has one, else alpaca",
 }
@@ -67,7 +67,7 @@ DECODE_MEMORY = {
     "nf4; plain: none; auto (default): if half of the free memory holds it"
 }
 COMPILE = {
-    "--compile": (bool, "compile the blocks with torch.compile (train.compile, eval.compile)", None)
+    "--compile": (bool, "compile the blocks with torch.compile (train.compile, eval.compile)")
 }
 SHARD_SIZE = {"--shard-size GB": (float, "largest size of a file of weights, in GB (5)", 5.0)}
 
@@ -84,7 +84,7 @@ def add(parser: argparse.ArgumentParser, title: str, table: dict, **changed: str
         name = flags[0].lstrip("-").replace("-", "_")
         more: dict = {"help": changed.get(name, text), "default": default}
         if kind is bool:
-            more |= {"action": "store_true", "default": False if len(spec) == 2 else default}
+            more |= {"action": "store_true", "default": False}
         elif kind is list:
             more |= {"action": "append", "default": [], "metavar": metavar}
         else:
@@ -109,8 +109,8 @@ def add_trained_model(parser: argparse.ArgumentParser, average: bool = False) ->
 
 def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict:
     """The options of these names that were given, as a table of settings."""
-    table = {name: getattr(options, name, None) for name in names}
-    table = {name: value for name, value in table.items() if value is not None}
+    found = {name: getattr(options, name, None) for name in names}
+    table = {k: v for k, v in found.items() if v is not None and v is not False}
     return table | ({"quantize": ""} if table.get("quantize") == "none" else {})
 
 

@@ -28,5 +28,5 @@ def run(options: argparse.Namespace) -> int:
     model, out = options.model or "pocket-llama", Path(options.out)
     names = ("revision", "device", "dtype", "text", "tokens", "shard_size")
     quantized = quantize_model(model, out, options.to, **given(options, names))
-    print("\n".join(quantized.lines()))
+    print("\n".join(quantized.lines))
     return 0

@@ -40,33 +40,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(parser, "model", MODEL)
     add(parser, "adapter", TRAINED)
     of_data = {
-        "--only-right": (bool, "only rows whose rationale reaches the right answer", None),
+        "--only-right": (bool, "only rows whose rationale reaches the right answer"),
         "--train-on-test": (
             bool,
             "train although test problems are in the data; the result says so",
-            None,
         ),
     }
     add(parser, "data", DATA | of_data)
     of_training = {
         "--seed N": (int, "of initial weights, order of rows and dropout (0)"),
         "--max-steps N": (int, "stop after this many steps; 0: after train.epochs"),
-        "--find-rate": (
-            bool,
-            "first find train.learning_rate, by short runs on held-out rows",
-            None,
-        ),
+        "--find-rate": (bool, "first find train.learning_rate, by short runs on held-out rows"),
     }
     add(parser, "training", SETTINGS | of_training | COMPILE)
     add(parser, "evaluation", TESTS)
     output = {
         "--out FOLDER": "of the results (runs/MODEL-ADAPTER-DATA, numbered where it exists)",
         "--keep N": (int, "keep the newest N checkpoints (1)"),
-        "--dry-run": (
-            bool,
-            "say what the run would need and compare with, as `plan`, and stop",
-            None,
-        ),
+        "--dry-run": (bool, "say what the run would need and compare with, as `plan`, and stop"),
         "--resume RUN": "continue the interrupted run here, with its own settings; --device and "
         "--set of what changes memory only (train.micro_batch_size ...) may be given",
     }

@@ -100,10 +100,8 @@ def encode_turns(
 
 def shared_start(first: list[int], second: list[int]) -> int:
     """How many ids two rows have in common from their start on."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-        min(len(first), len(second)),
-    )
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def pack_text(tokenizer, texts: Sequence[str], cutoff: int) -> tuple[list[Example], int]:
@@ -131,12 +129,8 @@ def epoch_order(
     order = list(range(len(lengths)))
     rng.shuffle(order)
     if group:
-        pool = batch_size * 50
-        pools = [
-            sorted(order[i : i + pool], key=lambda row: lengths[row])
-            for i in range(0, len(order), pool)
-        ]
-        order = [row for rows in pools for row in rows]
+        pool = {row: place // (batch_size * 50) for place, row in enumerate(order)}
+        order.sort(key=lambda row: (pool[row], lengths[row]))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if group:
         rng.shuffle(batches)

@@ -8,8 +8,6 @@ ROLES = {  # as files write them -> as chat templates know them
     "chatgpt": "assistant",
     "system": "system", "developer": "system",
 }  # fmt: skip
-
-
 UNLEARNED = ("weight", "loss_mask", "train", "trainable")  # 0 or false keeps a turn out of the loss
 
 

@@ -21,8 +21,7 @@ def by_distribution(data: str, tests: Iterable[str]) -> dict[str, list[str]]:
     source, tests = SOURCES.get(known_name(data)), list(tests)
     parts = source.parts if source else ()
     clean = [name for name in tests if name not in leaking(data, tests)] if parts else []
-    groups = {
-        IN: [name for name in clean if name in parts],
-        OUT: [name for name in clean if name not in parts],
-    }
+    groups: dict[str, list[str]] = {IN: [], OUT: []}
+    for name in clean:
+        groups[IN if name in parts else OUT].append(name)
     return groups if all(groups.values()) else {}

@@ -8,9 +8,8 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-WORD = re.compile(
-    r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)"
-)  # "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
+# "3 + 4" is not "3 - 4", but "a well-known" is "a well known"
+WORD = re.compile(r"[^\W_]+|[+=<>^]|(?<!\*)[*/](?=\s*\d)|(?<![^\W\d_])-(?=\s*\d)")
 NEAR = 0.6
 COMMON = 0.02  # runs in more than this share of the test problems are not compared
 SEARCHED = 3  # words that a problem needs to be searched in plain text: fewer are there by chance
@@ -119,9 +118,8 @@ def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
 def words(row: dict) -> str:
     """Instruction and input of a row, and what a chat has before them but system messages:
     words and signs of arithmetic alone; where there is none of these, all signs."""
-    earlier = " ".join(
-        message["content"] for message in row.get("history", ()) if message["role"] != "system"
-    )
+    before = [one for one in row.get("history", ()) if one["role"] != "system"]
+    earlier = " ".join(message["content"] for message in before)
     text = f"{earlier} {row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")
     return " ".join(WORD.findall(text) or text.split())
 

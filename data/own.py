@@ -70,7 +70,7 @@ def own_data(
     What is measured: the test split where there is one, else a share of the training rows: their
     answers where most rows have one that can be compared, else the loss on them.
     """
-    title = Path(name).stem
+    title, say = Path(name).stem, reader.notes.append
     table = read_split(files.get("train", []), reader, NEED["train"])
     train, is_text = table.rows, table.is_text
     if table.answer_is_output and kind_of_answers(row["answer"] for row in train) == "text":
@@ -96,23 +96,17 @@ def own_data(
             fresh = without_same(rest, test)
             train = labelled + fresh
             if rest:
-                reader.notes.append(
-                    f"{len(rest):,} of {total:,} rows have no answer and are only trained on"
-                )
+                say(f"{len(rest):,} of {total:,} rows have no answer and are only trained on")
             if len(fresh) < len(rest):
-                reader.notes.append(
-                    f"{len(rest) - len(fresh):,} of these ask what a held-out row asks and are "
-                    "left out"
-                )
+                asked = len(rest) - len(fresh)
+                say(f"{asked:,} of these ask what a held-out row asks and are left out")
         else:
             train, held_out = random_split(train, share, seed)
             if labelled:
-                reader.notes.append(
-                    f"only {len(labelled):,} of {total:,} rows have an answer: "
-                    "the loss is measured, not answers"
-                )
+                some = f"only {len(labelled):,} of {total:,} rows have an answer"
+                say(f"{some}: the loss is measured, not answers")
         if not (test or held_out):
-            reader.notes.append(f"too few rows to hold out {100 * share:g}%: nothing is measured")
+            say(f"too few rows to hold out {100 * share:g}%: nothing is measured")
         if not train:
             raise UserError(
                 f"test_share = {share} leaves no row of {name} to train on (rows that ask the "
@@ -131,9 +125,6 @@ def read_split(files: list[Path], reader: Reader, need: Sequence[str]) -> Table:
     kinds = {table.is_text for table in tables}
     if len(kinds) > 1:
         raise UserError(f"{files[0].parent} mixes plain text with rows that have a prompt")
-    return Table(
-        rows=[row for table in tables for row in table.rows],
-        left_out=[], notes=[], total=sum(table.total for table in tables),
-        is_text=kinds == {True},
-        answer_is_output=bool(tables) and all(table.answer_is_output for table in tables),
-    )  # fmt: skip
+    rows, total = [row for table in tables for row in table.rows], sum(t.total for t in tables)
+    shared = bool(tables) and all(table.answer_is_output for table in tables)
+    return Table(rows, [], [], total, is_text=kinds == {True}, answer_is_output=shared)

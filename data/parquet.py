@@ -5,6 +5,7 @@ A dictionary of one long text, of which a million rows are made, takes a few byt
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from files.bounded import Budget, call
@@ -22,14 +23,13 @@ def rows(path: Path) -> Iterator[dict]:
     """The rows of a parquet file. Raises UserError."""
     if not path.is_file():  # a pipe would be waited for
         raise UserError(f"{path} is not a file")
-    left, what = MOST + 20 * path.stat().st_size, f"reading {path}"
+    size, what = path.stat().st_size, f"reading {path}"
+    left = MOST + 20 * size
     call("data.parquet:begin", [str(path.resolve()), str(path)], what, SECONDS, MEMORY)
     while (batch := call("data.parquet:more", None, what, SECONDS, MEMORY)) is not None:
         left -= held(batch)
         if left < 0:
-            raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes and expands to too many rows"
-            )
+            raise UserError(f"{path} has {size:,} bytes and expands to too many rows")
         yield from batch
 
 
@@ -41,35 +41,32 @@ def held(value) -> int:
 
 def begin(request: list[str]) -> None:
     global batches
-    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     path, shown = request
     budget.begin()
-    try:
+    with reading(shown):
         batches = ParquetFile(path).iter_batches(AT_ONCE, use_threads=False)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(reason(shown, error)) from None
 
 
 def more(_) -> list[dict] | None:
+    with reading("the file"), budget.piece("reading its rows"):
+        batch = next(batches, None)
+        return None if batch is None else [plain(row) for row in batch.to_pylist()]
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Within this block, what pyarrow raises is a UserError."""
     import pyarrow
 
     try:
-        with budget.piece("reading its rows"):
-            batch = next(batches, None)
-            return None if batch is None else [plain(row) for row in batch.to_pylist()]
-    except UserError:
-        raise
-    except MemoryError:  # pyarrow's own is an ArrowException too
+        yield
+    except (UserError, MemoryError):  # pyarrow's own is an ArrowException too
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(reason("the file", error)) from None
-
-
-def reason(path: str, error: Exception) -> str:
-    said = str(error).partition("\n")[0][:200]
-    return f"{path} cannot be read as parquet: {said}"
+        said = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path} cannot be read as parquet: {said}") from None
 
 
 def plain(value):

@@ -44,30 +44,23 @@ def paper_rows(folder: str | Path, name: str) -> list[dict]:
     """
     path = Path(folder) / "dataset" / MATH_SETS[name]
     items = read_rows(path)
+    # the labels as the original set has them, as strings
+    labels = read_rows(path.with_name("AddSub.json")) if name == "AddSub" else None
     try:
         answers = [item["answer"] for item in items]
-        if name == "AddSub":  # the labels as the original set has them, as strings
-            answers = [item["lSolutions"][0] for item in read_rows(path.with_name("AddSub.json"))]
+        answers = answers if labels is None else [item["lSolutions"][0] for item in labels]
         rows = [
-            {
-                "instruction": item["question"],
-                "input": "",
-                "output": item["chain-of-thought"],
-                "answer": str(answer),
-            }
+            {"instruction": item["question"], "input": "", "output": item["chain-of-thought"]}
+            | {"answer": str(answer)}
             for item, answer in zip(items, answers, strict=True)
         ]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path} is not the paper's file ({type(error).__name__}: {error})"
-        ) from None
-    for number, row in enumerate(rows):
-        for key in ("instruction", "output"):
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is not the paper's file ({why})") from None
+    for number, row in enumerate(rows, start=1):
+        for key, what in (("instruction", "question"), ("output", "rationale")):
             if not isinstance(row[key], str):
-                what = "question" if key == "instruction" else "rationale"
-                raise UserError(f"{path}, item {number + 1}: the {what} is not a text")
+                raise UserError(f"{path}, item {number}: the {what} is not a text")
     return rows
 
 

@@ -55,9 +55,8 @@ def turn_end(tokenizer: Tokenizer, template: str | None = None) -> int | None:
         return None
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = render_text(
-            template, messages, add_generation_prompt=False, special=tokenizer.special_tokens
-        )
+        special = tokenizer.special_tokens
+        text = render_text(template, messages, add_generation_prompt=False, special=special)
     except UserError:
         return None
     _, answer, after = text.rpartition(ANSWER)

@@ -45,12 +45,10 @@ def choices(
             "need two to compare (eval.scoring=generate)"
         )
     _, before = encode_prompt(tokenizer, row, template)
-    whole = {
-        label: tokenizer.encode(
-            template.whole(row | {"output": form.format(label)}), bos=not template.chat
-        )
-        for label in labels
-    }
+    whole = {}
+    for label in labels:
+        text = template.whole(row | {"output": form.format(label)})
+        whole[label] = tokenizer.encode(text, bos=not template.chat)
     # The same context for all options, so that their likelihoods compare.
     start = min(shared_start(before, ids) for ids in whole.values())
     return {label: (ids[:start], ids[start:]) for label, ids in whole.items()}

@@ -85,10 +85,6 @@ class Options:
             ids = targets[some].to(logits.device)
             log_probs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
             pieces.append((log_probs, logits[:, : self.vocab_size].argmax(dim=-1) == ids))
-        log_probs, greedy = (
-            torch.cat(parts).cpu().split(lengths) for parts in zip(*pieces, strict=True)
-        )
-        return [
-            (float(logs.double().sum()), bool(first.all()))
-            for logs, first in zip(log_probs, greedy, strict=True)
-        ]
+        both = (torch.cat(parts).cpu().split(lengths) for parts in zip(*pieces, strict=True))
+        pairs = zip(*both, strict=True)
+        return [(float(logs.double().sum()), bool(first.all())) for logs, first in pairs]

@@ -39,10 +39,8 @@ def predictions(model: LanguageModel, rows: list[Example]) -> Iterator[tuple[Ten
     for row in rows:
         ids = torch.tensor([row.ids], device=model.input_embedding.weight.device)
         counted = torch.tensor(row.weights[1:], device=ids.device) > 0
-        yield (
-            model.logits(model.hidden(ids)[0, :-1][counted]).log_softmax(dim=-1).cpu(),
-            ids[0, 1:][counted].cpu(),
-        )
+        log_probs = model.logits(model.hidden(ids)[0, :-1][counted]).log_softmax(dim=-1)
+        yield log_probs.cpu(), ids[0, 1:][counted].cpu()
 
 
 def compare(
@@ -58,6 +56,5 @@ def compare(
         for number, log_probs in enumerate((p, q)):
             losses[number] -= log_probs.gather(1, targets[:, None]).sum().item()
         divergence += (p.exp() * (p - q)).sum().item()
-    return Fidelity(
-        tokens, math.exp(losses[0] / tokens), math.exp(losses[1] / tokens), divergence / tokens
-    )
+    perplexities = [math.exp(loss / tokens) for loss in losses]
+    return Fidelity(tokens, *perplexities, divergence / tokens)

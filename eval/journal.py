@@ -47,20 +47,16 @@ def journal_of(path: Path, rank: int) -> Path:
 
 def journals(path: Path) -> list[Path]:
     """The files that exist, of however many processes there were."""
-    return [
-        file
-        for file in sorted(path.parent.glob(f"{path.name}*"))
-        if file == path or file.name.removeprefix(path.name).isdigit()
-    ]
+    files = sorted(path.parent.glob(f"{path.name}*"))
+    return [file for file in files if file == path or file.name[len(path.name) :].isdigit()]
 
 
 def answers_in(path: Path, fingerprint: str) -> dict[int, dict]:
     """The answers in all of them, by number. Raises UserError."""
-    return {
-        number: answer
-        for file in journals(path)
-        for number, answer in Journal(file, fingerprint).done.items()
-    }
+    found: dict[int, dict] = {}
+    for file in journals(path):
+        found |= Journal(file, fingerprint).done
+    return found
 
 
 def remove_journals(path: Path) -> None:

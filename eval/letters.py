@@ -144,9 +144,8 @@ def without_options(text: str, pattern: Letters) -> str:
     parts, done = [], 0
     for run in option_runs(text, pattern, LONGEST_OPTION):
         before = text[max(0, run[0].start() - 10) : run[0].start()]
-        if len(run) >= min(3, len(pattern.labels)) and not re.search(
-            r"\b(?:is|are):? ?\W?$", before
-        ):
+        several = len(run) >= min(3, len(pattern.labels))
+        if several and not re.search(r"\b(?:is|are):? ?\W?$", before):
             parts.append(text[done : run[0].start()])
             done = run[-1].end()
     return "".join([*parts, text[done:]])

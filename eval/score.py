@@ -117,17 +117,14 @@ def score_table(
     columns["paper's reader"] = scores(after, "paper_right")
     sets = list(columns[title])
     rows = [
-        [
-            Cell(shown),
-            *(c[name].cell() if name in c else Cell("none is clean") for c in columns.values()),
-        ]
+        [shown, *(c[name].cell() if name in c else "none is clean" for c in columns.values())]
         for name, shown in set_names(data, sets).items()
     ]
     by_column = [means(column, data) for column in columns.values()]
     for name in means(columns[title], data) if len(sets) > 1 else ():
         found = [column.get(name) for column in by_column]
-        cells = [percent_cell(m[0], m[1:]) if m else Cell("none is clean") for m in found]
-        rows.append([Cell(name), *cells])
+        cells = [percent_cell(m[0], m[1:]) if m else "none is clean" for m in found]
+        rows.append([name, *cells])
     return Table(("test set", *columns), rows)
 
 

@@ -21,11 +21,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Heads and rows of cells; the first `names` columns hold names, the others figures."""
+    """Heads and rows of cells or texts; the first `names` columns are names, the others figures."""
 
     heads: tuple[str, ...]
-    rows: list[list[Cell]]
+    rows: list[list[Cell | str]]  # when made, cells only
     names: int = 1
+
+    def __post_init__(self):
+        cells = [[Cell(c) if isinstance(c, str) else c for c in row] for row in self.rows]
+        object.__setattr__(self, "rows", cells)
 
     def to_text(self) -> list[str]:
         """Lines with aligned columns: names and details on the left, figures on the right."""
@@ -51,11 +55,8 @@ class Table:
     def to_html(self) -> str:
         """A <table> within a box that scrolls sideways where the page is narrow."""
         kinds = ["" if number < self.names else ' class="n"' for number in range(len(self.heads))]
-        heads = "".join(
-            f"<th{kind}>{html.escape(head)}</th>"
-            for kind, head in zip(kinds, self.heads, strict=True)
-        )
-        rows = ""
+        pairs, rows = zip(kinds, self.heads, strict=True), ""
+        heads = "".join(f"<th{kind}>{html.escape(head)}</th>" for kind, head in pairs)
         for row in self.rows:
             cells = (f"<td{kind}>{cell_html(c)}</td>" for kind, c in zip(kinds, row, strict=True))
             rows += f"<tr>{''.join(cells)}</tr>"

@@ -18,6 +18,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from files.errors import UserError, unknown
+from files.toml import flat
 from train.settings import Settings
 
 Values = dict[str, Any]  # path of a setting -> its value
@@ -93,14 +94,6 @@ def nth(axes: dict[str, list], number: int) -> Values:
         number, place = divmod(number, len(options))
         values[name] = options[place]
     return {name: values[name] for name in axes}
-
-
-def flat(table: dict, path: str = "") -> Values:
-    """{"adapter": {"r": 4}} -> {"adapter.r": 4}."""
-    values = {}
-    for key, value in table.items():
-        values |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
-    return values
 
 
 def as_table(values: Values) -> dict:

@@ -135,6 +135,11 @@ def dtype_named(name: str) -> torch.dtype | None:
     return DTYPES.get(name)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype as settings name it: "float16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def load_base(s: Settings, processes: Processes = SINGLE) -> LanguageModel:
     """The model of the settings on its device; with `shard`, this process's part of it.
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from data.prompts import Template
 from eval.score import read_predictions, score_table
+from experiments.history import history_text
 from experiments.results import read_result
-from experiments.text import history_text
 from files.toml import read_toml, table_text
 from files.writing import write_text
 

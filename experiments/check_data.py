@@ -9,7 +9,7 @@ from data.fetch import cache_folder, known_sums, sum_of
 from data.leakage import leakage
 from data.sources import SOURCES, Data, files_of, known_name, load_data
 from eval.answers import MODES, is_right, reaches, read_answer
-from experiments.labels import check_labels, reading_lines
+from experiments.measured import check_labels, reading_lines
 
 PUBLISHED_ROWS = {"math-v1": 3260}  # besides those of SOURCES
 

@@ -61,7 +61,10 @@ class Comparison:
         whole = [pair for pair in self.pairs if pair.tests == ALL]
         by_set = [pair for pair in self.pairs if pair.tests != ALL]
         names = tuple(run.name for run in self.runs)
-        rows = [[Cell(key), *map(cell_of, values)] for key, values in self.differing.items()]
+        rows = [
+            [key, *(value_text(one) if one != "" else "-" for one in values)]
+            for key, values in self.differing.items()
+        ]
         found = [
             ("All problems", pair_table(whole)),
             ("By test set", pair_table(by_set)),
@@ -122,22 +125,23 @@ def pairs_of(shares: dict[str, Shares]) -> list[Pair]:
 # ---------------------------------------------------------------- showing
 def pair_table(pairs: Sequence[Pair]) -> Table:
     heads = ("first", "second", "test set", "first", "second", "first - second, points")
-    rows = [
-        [
-            *map(Cell, (pair.first, pair.second, pair.tests)),
-            *(Cell(f"{100 * share:.1f}%") for share in pair.accuracy),
-            difference_cell(pair.difference),
-            *map(Cell, (f"{pair.only[0]} / {pair.only[1]}", p_text(pair.difference.p))),
-            Cell(p_text(pair.p_holm)),
-            Cell("differ" if pair.differ else "not told apart"),
-        ]
-        for pair in pairs
-    ]
+    rows = []
+    for pair in pairs:
+        shares = (f"{100 * share:.1f}%" for share in pair.accuracy)
+        only = f"{pair.only[0]} / {pair.only[1]}"
+        found = difference_cell(pair.difference), only, *verdict_cells(pair)
+        rows.append([pair.first, pair.second, pair.tests, *shares, *found])
     return Table((*heads, "only first / second right", "p", "p (Holm)", ""), rows, names=3)
 
 
 def difference_cell(d: Difference) -> Cell:
     return Cell(f"{100 * d.mean:+.1f}", f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+
+
+def verdict_cells(pair) -> tuple[str, str, str]:
+    """p, Holm's p, and whether the two differ; pair: a Pair or a PairVerdict."""
+    end = "differ" if pair.differ else "not told apart"
+    return p_text(pair.difference.p), p_text(pair.p_holm), end
 
 
 def p_text(p: float) -> str:
@@ -163,16 +167,12 @@ def cost_table(runs: Sequence[Run]) -> Table:
         cost = cost_of(run)
         memory = cost.get("peak_memory_bytes")
         cells = [
-            Cell(f"{cost['trainable_parameters']:,}" if "trainable_parameters" in cost else "-"),
-            Cell(f"{memory / 1e6:,.0f} MB" if memory else "-"),
-            Cell(f"{cost['seconds']:,}" if "seconds" in cost else "-"),
+            f"{cost['trainable_parameters']:,}" if "trainable_parameters" in cost else "-",
+            f"{memory / 1e6:,.0f} MB" if memory else "-",
+            f"{cost['seconds']:,}" if "seconds" in cost else "-",
         ]
-        rows.append([Cell(run.name), *cells])
+        rows.append([run.name, *cells])
     return Table(("run", "trained parameters", "peak memory", "seconds"), rows)
-
-
-def cell_of(value: object) -> Cell:
-    return Cell(value_text(value) if value != "" else "-")
 
 
 def as_text(comparison: Comparison) -> str:

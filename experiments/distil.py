@@ -13,7 +13,7 @@ from adapters import load_adapter
 from adapters.in_use import parameters
 from adapters.merge import check
 from eval.score import percent_cell, scores
-from eval.table import Cell, Table
+from eval.table import Table
 from experiments.base import load_base
 from experiments.compare import ALL, Pair, difference_cell, p_text, pairs_of
 from experiments.exporting import takers
@@ -141,12 +141,11 @@ def keep_predictions(settings: Settings, folder: Path) -> list[Path]:
     if any(getattr(settings, key) != getattr(of_run, key) for key in same):
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"predictions.jsonl": TEACHERS, "predictions-base.jsonl": "predictions-base.jsonl"}
-    names = {name: copy for name, copy in names.items() if (source / name).is_file()}
-    copies = {name: folder / copy for name, copy in names.items() if not (folder / copy).exists()}
-    for name, copy in copies.items():
-        shutil.copyfile(source / name, copy)
-    return list(copies.values())
+    base, copies = "predictions-base.jsonl", []
+    for name, copy in (("predictions.jsonl", folder / TEACHERS), (base, folder / base)):
+        if (source / name).is_file() and not copy.exists():
+            copies.append(shutil.copyfile(source / name, copy))
+    return copies
 
 
 def comparison(folder: Path) -> tuple[list[Pair], dict[str, list[tuple[float, float]]]]:
@@ -171,7 +170,7 @@ def table_of(tests: list[Pair], intervals: dict[str, list[tuple[float, float]]])
         both = zip(pair.accuracy, intervals[pair.tests], strict=True)
         shares = [percent_cell(share, interval) for share, interval in both]
         change = difference_cell(pair.difference)
-        rows.append([Cell(pair.tests), *shares, change, Cell(p_text(pair.p_holm))])
+        rows.append([pair.tests, *shares, change, p_text(pair.p_holm)])
     return Table(("test set", "teacher", "student", "teacher - student, points", "p (Holm)"), rows)
 
 

@@ -17,13 +17,10 @@ from eval.score import mark_leaks, scores, tables, write_predictions
 from experiments.base import check_base, toy_lines
 from experiments.comparable import Conditions, compare
 from experiments.folders import check_whole, fresh_folder, write_json
-from experiments.held_out import measure_loss, unseen_examples
-from experiments.history import held_out_seen, history_of, seen_in_training
-from experiments.labels import check_labels, reading_lines
+from experiments.history import held_out_seen, history_of, history_text, seen_in_training
 from experiments.loading import load_with_adapter
-from experiments.prepare import first_items
+from experiments.measured import first_problems, measure_loss, reading_lines, unseen_examples
 from experiments.rows import data_of
-from experiments.text import history_text
 from files.errors import UserError
 from files.reading import read_json
 from files.typed import from_table
@@ -92,10 +89,9 @@ def measure(job: Arguments, folder: Path, processes: Processes) -> Evaluation:
     s = job.settings
     check_base(s)
     data = data_of(s)
-    tests = first_items(data.tests, s.eval.items)
+    tests = first_problems(data, s)
     if not (tests or data.held_out or (data.is_text and s.test_share)):
         raise UserError(f"data {data.name} has no test set: choose some with --tests NAME,NAME")
-    check_labels(tests, data.reads)
     model, tokenizer, prompt, runs = load_with_adapter(
         s,
         job.adapters,

@@ -13,9 +13,8 @@ from data.prompts import AUTO
 from eval.score import scores, tables
 from experiments.base import toy_lines
 from experiments.comparable import compare, conditions_of
-from experiments.history import short
+from experiments.history import history_text, short
 from experiments.prepare import Prepared
-from experiments.text import history_text
 from model.language import LanguageModel
 from model.quantize import quantized_weights
 from model.sites import base_parameters

@@ -1,6 +1,6 @@
 """What to change where a run does not fit its devices, tried out on the plan."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from experiments.layout import Planned, Target, planned, raw_config, with_adapter
@@ -17,6 +17,10 @@ def advice(s: Settings, plan: Planned, target: Target) -> str | None:
     Tried in this order: recomputation, fewer rows at once; the same with weights in fewer bits;
     all that with a second card, or, of several processes, with `--shard` and with more of them.
     """
+
+    def counted(changed: Settings, where: Target) -> Planned:
+        return plan if (changed, where) == (s, target) else planned(changed, where)
+
     _, _, path = describe(s.model, s.revision or None)
     is_quantized = quantization_of(raw_config(s, path), path)[0]
     for where, base, more in targets_to_try(s, plan, target):
@@ -26,15 +30,17 @@ def advice(s: Settings, plan: Planned, target: Target) -> str | None:
             static = sum(tensor.nbytes for tensor in tensors) + sum(plan.step.optimizer)
             if not base.shard and static > sum(where.room):
                 continue  # too much even without activations
-            if changed := first_that_fits(stored, where):
+            if changed := first_that_fits(stored, where, counted):
                 return " ".join([*options_for(s, changed), *more])
     return None
 
 
-def first_that_fits(s: Settings, target: Target) -> Settings | None:
+def first_that_fits(
+    s: Settings, target: Target, counted: Callable[[Settings, Target], Planned]
+) -> Settings | None:
     """The run with the first change for training, and then for answering, that makes it fit."""
     for changed in for_training(s, target.length):
-        plan = planned(changed, target)
+        plan = counted(changed, target)
         if target.fits(plan.training):
             answers = for_answers(changed)
             return next((a for a in answers if target.fits(plan.answering(a, target))), None)

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from adapters.config import independent_presets, overlay
 from data.sources import load_data
-from experiments.axes import check_names, flat, flat_axes
+from experiments.axes import check_names, flat_axes
 from experiments.base import check_model
 from experiments.published import table_for
 from files.errors import UserError, unknown
-from files.toml import parse_set, read_toml
+from files.toml import flat, parse_set, read_toml
 from files.typed import Range, from_table, typed_values
 from model.registry import pocket_names
 

@@ -33,11 +33,20 @@ def short(run: dict) -> dict:
     return {key: value for key, value in run.items() if key not in ("loaded", "template_text")}
 
 
-def loaded_in(run: dict) -> list[dict]:
-    """The `run` sections of the frozen adapters that an adapter was trained on top of."""
-    loaded = run.get("loaded")
-    sections = loaded.values() if isinstance(loaded, dict) else []
-    return [section for section in sections if isinstance(section, dict)]
+def history_text(run: dict) -> str:
+    """A run that trained an adapter, from the `run` section of the adapter's file:
+    "rows.jsonl, 300 steps, seed 0, template alpaca"."""
+    data = run.get("data")
+    if not isinstance(data, str) or not data:
+        return "data that its file does not name"
+    steps, seed, template = (run.get(key) for key in ("steps", "seed", "template"))
+    parts = [
+        f"{steps:,} steps" if type(steps) is int else "",
+        f"seed {seed}" if type(seed) is int else "",
+        f"template {template}" if isinstance(template, str) and template else "",
+        "rows with right rationales only" if run.get("only_right") is True else "",
+    ]
+    return ", ".join(filter(None, [data, *parts]))
 
 
 def seen_in_training(
@@ -50,8 +59,11 @@ def seen_in_training(
     """
     entries: list[dict] = []
     for run in runs:
-        for section in (*loaded_in(run), run):
-            entries += [entry for entry in history_of(section) if entry not in entries]
+        below = run.get("loaded")
+        below = below.values() if isinstance(below, dict) else []
+        for section in (*below, run):
+            if isinstance(section, dict):
+                entries += [entry for entry in history_of(section) if entry not in entries]
     leaks, notes = [], []
     for entry in entries:
         found, lines = seen_in(entry, tests, data_dir, len(entries) > 1, named)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.score import Score, read_predictions
-from experiments.results import read_result
-from experiments.text import history_text, loss_text
+from experiments.history import history_text
+from experiments.results import loss_text, read_result
 from files.errors import UserError, unknown
 
 FILE = "predictions.jsonl"

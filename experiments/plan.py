@@ -5,13 +5,14 @@ read, or, for a model of the registry, not even that.
 """
 
 import math
+import re
 
 import torch
 
 from adapters.attach import adapter_names, adapters_named
 from adapters.formats.folders import native_tensors
 from adapters.show import trained
-from experiments.base import check_together
+from experiments.base import check_together, dtype_name
 from experiments.comparable import compare, conditions_of
 from experiments.fitting import advice
 from experiments.layout import Planned, Target, batches_of, planned
@@ -23,6 +24,8 @@ from train.plan.advice import check_room, measured_rate, own_use, parse_memory, 
 from train.plan.dry_run import matrices_of
 from train.plan.phases import gathered
 from train.settings import Settings
+
+DEVICE = r"(cpu|cuda)(:(0|[1-9]\d?))?"
 
 
 def plan_run(
@@ -75,7 +78,7 @@ def target_of(
     if sizes and len(sizes) > 1 and names == ["cuda"]:
         names = [f"cuda:{number}" for number in range(len(sizes))]
     kinds = {name.partition(":")[0] for name in names}
-    if len(kinds) > 1 or not kinds <= {"cpu", "cuda"} or not all(map(is_device, names)):
+    if len(kinds) > 1 or not all(re.fullmatch(DEVICE, name) for name in names):
         raise UserError(
             f"device {','.join(names)!r:.50}: a plan is for cpu, for cuda, or for several cuda "
             "devices, cuda:0,cuda:1"
@@ -98,14 +101,6 @@ def target_of(
     if not 0 < labelled <= 1:
         raise UserError(f"--labelled {labelled} should be a share, above 0 and at most 1")
     return Target(names, sizes, length, labelled, processes)
-
-
-def is_device(name: str) -> bool:
-    try:
-        torch.device(name)
-    except RuntimeError:
-        return False
-    return True
 
 
 def measured_rate_of(target: Target, dtype: torch.dtype) -> float:
@@ -173,7 +168,7 @@ def run_facts(plan: Planned, s: Settings, target: Target) -> dict:
     return {
         "own_use_bytes": own_use(target.kind, target.processes),
         "host_bytes": step.host,
-        "dtype": str(plan.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(plan.model.dtype),
         "quantize": plan.model.quantize,
         "length": target.length,
         "labelled": target.labelled,

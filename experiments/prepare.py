@@ -19,12 +19,11 @@ from data.leakage import Leak
 from data.prompts import AUTO, NAMES, Template
 from data.sources import Data
 from eval.room import positions_of, room_lines
-from experiments.base import check_base, choose_devices, load_base
+from experiments.base import check_base, choose_devices, dtype_name, load_base
 from experiments.continued import Start, load_start, template_of
-from experiments.held_out import HeldOut, hold_out_share
 from experiments.history import held_out_seen, seen_in_training
-from experiments.labels import check_labels, reading_lines
 from experiments.loading import named_data
+from experiments.measured import HeldOut, first_problems, hold_out_share, reading_lines
 from experiments.rows import (
     Encoded,
     check_earlier,
@@ -90,8 +89,7 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
     if s.template not in (*NAMES, AUTO) and not s.continue_from:
         raise unknown("prompt template", s.template, (*NAMES, AUTO))
     data, kept = load_rows(s)
-    tests = first_items(data.tests, s.eval.items)
-    check_labels(tests, data.reads)
+    tests = first_problems(data, s)
     leaks = check_leakage(data, tests, s.train_on_test)
     if len(devices) > 1 and not s.layers_per_device:
         from experiments.layout import layers_for  # slow to import
@@ -138,7 +136,7 @@ def prepare(s: Settings, processes: Processes) -> Prepared:
         s,
         template=template.name,
         device=here if processes.world == 1 else model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         layers_per_device=[stage.end - stage.first for stage in model.stages],
     )
     fingerprints = {
@@ -188,11 +186,6 @@ def check_teacher(s: Settings) -> None:
             f"{s.teacher} holds several adapters, and one is learned from: combine makes one of "
             f"them, or give one, such as {Path(s.teacher) / 'default'}"
         )
-
-
-def first_items(tests: dict[str, list[dict]], items: int) -> dict[str, list[dict]]:
-    """The first `items` problems of each test set; 0: all."""
-    return {name: rows[:items] if items else rows for name, rows in tests.items()}
 
 
 def learned_tokens(

@@ -10,7 +10,7 @@ from adapters.config import AdapterConfig, resolve
 from data.sources import source_rows
 from eval.answers import MODES, is_right, read_answer
 from eval.score import Score, mean_score
-from eval.table import Cell, Table
+from eval.table import Table
 from files.toml import read_toml
 from files.typed import from_table, typed_values
 
@@ -143,17 +143,14 @@ def tables_for(data: str) -> list[Published]:
     return sorted(tables, key=lambda table: not table.grid)
 
 
-def figures_table(title: str, rows: dict[str, Figures], digits: int = 1) -> Table:
+def figures_table(title: str, rows_of: dict[str, Figures], digits: int = 1) -> Table:
     """A column for each set and their average, a line for each row, in percent."""
-    names = list(next(iter(rows.values())))
-    cells = [
-        [
-            Cell(name),
-            *(Cell(f"{row[key]:{'+' if name == 'difference' else ''}.{digits}f}") for key in names),
-        ]
-        for name, row in rows.items()
-    ]
-    return Table((title, *(SPELLED.get(key, key) for key in names)), cells)
+    names = list(next(iter(rows_of.values())))
+    rows = []
+    for name, row in rows_of.items():
+        sign = "+" if name == "difference" else ""
+        rows.append([name, *(f"{row[key]:{sign}.{digits}f}" for key in names)])
+    return Table((title, *(SPELLED.get(key, key) for key in names)), rows)
 
 
 def percents(measured: dict[str, Score], sets: Sequence[str]) -> Figures:

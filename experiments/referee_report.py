@@ -6,7 +6,7 @@ from statistics import fmean
 
 from eval.table import Cell, Table
 from experiments.axes import value_text
-from experiments.compare import difference_cell, p_text
+from experiments.compare import difference_cell, p_text, verdict_cells
 from experiments.page import page, paragraph
 from experiments.trials import ENOUGH, PairVerdict, Ranking, Verdict
 from files.writing import write_text
@@ -90,12 +90,12 @@ def ranking_table(verdict: Verdict) -> Table:
         memory = max(one.peak_memory_bytes for one in results)
         cells = [
             Cell(f"{100 * main.accuracy(method):.1f}%", spread),
-            Cell(value_text(trials.rate(method))),
-            Cell(f"{results[0].trainable_parameters:,}"),
-            Cell(f"{fmean(one.seconds for one in results):.0f}"),
-            Cell(f"{memory / 1e6:,.0f} MB"),
+            value_text(trials.rate(method)),
+            f"{results[0].trainable_parameters:,}",
+            f"{fmean(one.seconds for one in results):.0f}",
+            f"{memory / 1e6:,.0f} MB",
         ]
-        rows.append([Cell(method), *cells])
+        rows.append([method, *cells])
     heads = ("method", "accuracy [lowest, highest seed]", "rate", "parameters", "seconds", "memory")
     return Table(heads, rows)
 
@@ -115,14 +115,7 @@ def edge_notes(verdict: Verdict) -> list[str]:
 
 def pair_table(pairs: Sequence[PairVerdict]) -> Table:
     rows = [
-        [
-            Cell(pair.first),
-            Cell(pair.second),
-            difference_cell(pair.difference),
-            Cell(p_text(pair.difference.p)),
-            Cell(p_text(pair.p_holm)),
-            Cell("differ" if pair.differ else "not told apart"),
-        ]
+        [pair.first, pair.second, difference_cell(pair.difference), *verdict_cells(pair)]
         for pair in pairs
     ]
     heads = ("first", "second", "difference in points [95%]", "p", "p (Holm)", "verdict")
@@ -143,7 +136,7 @@ def change_table(verdict: Verdict) -> Table:
         for ranking in verdict.rankings:
             rank = ranking.order.index(method) + 1
             cells.append(Cell(f"{100 * ranking.accuracy(method):.1f}", f"({rank})"))
-        rows.append([Cell(method), *cells])
+        rows.append([method, *cells])
     return Table(("method", *(ranking.title for ranking in verdict.rankings)), rows)
 
 
@@ -181,5 +174,5 @@ def rate_table(verdict: Verdict) -> Table:
             right = fmean(trials.right(job).mean() for job in trials.jobs[method][rate])
             chosen = " *" * (rate == trials.rate(method))
             cells.append(Cell(f"{trials.loss(method, rate):.4f}{chosen}", f"{100 * right:.1f}%"))
-        rows.append([Cell(method), *cells])
+        rows.append([method, *cells])
     return Table(("method", *map(value_text, rates)), rows)

@@ -14,13 +14,12 @@ import torch
 from adapters.config import AdapterConfig
 from adapters.show import marked_sites
 from eval.score import Score, clean, score_table, scores
-from eval.table import Cell, Table
+from eval.table import Table
 from experiments.comparable import Conditions, beside_published
 from experiments.curves import loss_chart, read_log
-from experiments.explain import explanation
+from experiments.history import history_text
 from experiments.inspect import place
-from experiments.page import esc, page, paragraph
-from experiments.text import history_text
+from experiments.page import esc, explanation, page, paragraph
 from files.writing import write_text
 from model.language import LanguageModel
 
@@ -210,12 +209,12 @@ def answer(title: str, prediction: dict) -> str:
 
 def made_by(folder: Path, toml: str) -> str:
     """How the run was made: command, environment, and, folded, all settings."""
-    rows = [[Cell(key), Cell(value)] for key, value in environment().items()]
+    software = Table(("", ""), list(environment().items()), names=2)
     again = f"python run.py --config {shlex.quote(str(folder / 'run.toml'))}"
     return f"""<h2>How it was made</h2>
 <p>Started by <code>{esc(shlex.join(sys.argv))}</code>;
 <code>{esc(again)}</code> repeats the run.</p>
-<details><summary>Environment</summary>{Table(("", ""), rows, names=2).to_html()}</details>
+<details><summary>Environment</summary>{software.to_html()}</details>
 <details><summary>Settings (run.toml)</summary><pre>{esc(toml)}</pre></details>"""
 
 

@@ -1,10 +1,11 @@
-"""result.json as typed values: of a run, or of an evaluation, whoever wrote it."""
+"""Results: result.json as typed values, of a run or an evaluation, whoever wrote it; as text."""
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from eval.score import Score
+from eval.score import Score, score_table
+from experiments.comparable import Conditions, beside_published
 from files.errors import UserError
 from files.reading import read_json
 from files.typed import Range, from_table
@@ -92,3 +93,38 @@ def known(cls: type[T], table: object, where: str) -> T:
         raise UserError(f"{where} should be a table, not {table!r:.100}")
     names = [one.name for one in fields(cls)]
     return from_table(cls, {key: table[key] for key in names if key in table}, where, "key")
+
+
+def score_lines(
+    before: list[dict], after: list[dict], title: str, before_title: str, ours: Conditions
+) -> list[str]:
+    """The table of scores, notes on answers that ran out of tokens or positions, and our figures
+    beside the published ones."""
+    lines = score_table(before, after, title, before_title, ours.trained_on).to_text()
+    if cut := sum(prediction.get("cut", False) for prediction in after):
+        lines.append(
+            f"{cut} of {len(after)} answers ran out of tokens (eval.max_new_tokens) and were read "
+            "as far as they went"
+        )
+    if too_long := sum(prediction.get("too_long", False) for prediction in after):
+        lines.append(
+            f"{too_long} of {len(after)} prompts are longer than the model's positions and count "
+            "as wrong"
+        )
+    tables, notes = beside_published(ours, after)
+    published = [line for table in tables for line in [*table.to_text(), ""]] + notes
+    return [*lines, *([""] if published else []), *published]
+
+
+def loss_text(loss: object) -> str:
+    """The held_out_loss of a result.json: "3.0000 before, 2.0000 after (rows: 3)", in nats per
+    token, or the one figure of an evaluation; "" where there is none."""
+    figures = loss if isinstance(loss, dict) else {}
+    names = {"before": " before", "after": " after", "loss": ""}
+    texts = [
+        f"{figures[key]:.4f}{name}"
+        for key, name in names.items()
+        if isinstance(figures.get(key), float)
+    ]
+    rows = f" (rows: {figures['rows']:,})" if isinstance(figures.get("rows"), int) else ""
+    return ", ".join(texts) + rows * bool(texts)

@@ -15,7 +15,7 @@ from experiments.comparable import conditions_of
 from experiments.curves import read_log
 from experiments.facts import announce, facts_of, run_section
 from experiments.folders import check_whole, write_json
-from experiments.held_out import measure_loss
+from experiments.measured import measure_loss
 from experiments.prepare import FREE_OF_TRAIN, Prepared, prepare
 from experiments.report import validation_text, write_report
 from experiments.tracker import TRACKERS

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.axes import flat
 from experiments.inspect import predictions_in
 from experiments.results import Result, read_result
 from files.errors import UserError
-from files.toml import read_toml
+from files.toml import flat, read_toml
 
 OF_MACHINE = (
     "device",

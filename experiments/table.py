@@ -12,7 +12,7 @@ from experiments.entries import Entry, axes_of
 from experiments.page import page, paragraph
 from experiments.plots import plots
 from experiments.published import SPELLED, Published
-from experiments.text import loss_text
+from experiments.results import loss_text
 from files.writing import write_text
 
 HEADS = ("model", "adapter")  # then the axes of the grid, then these
@@ -130,10 +130,7 @@ def summary(entries: Sequence[Entry], table: Published | None) -> Table:
     costs = COSTS if any(e.held_out for e in entries) else COSTS[:-1]
     heads = (*HEADS, *map(short, axes), *costs)
     rows = [
-        [
-            *map(Cell, (*line.heads(axes)[: len(heads)], line.reader)),
-            *(line.cell(name) for name in sets),
-        ]
+        [*line.heads(axes)[: len(heads)], line.reader, *(line.cell(name) for name in sets)]
         for line in lines_of(entries)
     ]
     marked = {k: v for e in entries for k, v in set_names(e.data, names).items() if k != v}
@@ -166,7 +163,7 @@ def long_table(entries: Sequence[Entry]) -> Table:
             total = totals[name] if name else None
             values = (*run, name, line.reader, *rounded, total, published, difference, *held_out)
             values += tuple(value_text(e.values[path]) if path in e.values else "" for path in axes)
-            rows.append([Cell("" if value is None else str(value)) for value in values])
+            rows.append(["" if value is None else str(value) for value in values])
     return Table((*CSV_HEADS, *axes), rows)
 
 

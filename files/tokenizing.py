@@ -5,6 +5,8 @@ always (model/tokenizer_sentencepiece.py).
 """
 
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from files.bounded import SECONDS, Budget, call
 from files.errors import UserError
@@ -88,10 +90,8 @@ def keep(request: list) -> None:
     """The tokenizer of this key, in place of the one before."""
     key, what, kind, source = request
     kept.clear()
-    try:
+    with said_of(f"{what} cannot be read"):
         kept[key] = {"Json": Json, "Pieces": Pieces}[kind](source), Budget(8.0, 0.005)
-    except BaseException as error:
-        raise unusable(f"{what} cannot be read", error) from None
 
 
 def run(request: list) -> list | None:
@@ -100,18 +100,19 @@ def run(request: list) -> list | None:
     if key not in kept:
         return None
     tokenizer, budget = kept[key]
-    try:
-        with budget.piece(what):
-            answer, size, given = getattr(tokenizer, name)(value, flag)
-    except BaseException as error:
-        raise unusable(f"{what} cannot be used", error) from None
+    with said_of(f"{what} cannot be used"), budget.piece(what):
+        answer, size, given = getattr(tokenizer, name)(value, flag)
     if size > LONGEST * (1000 + given):
         raise UserError(f"{what} makes {size:,} of {given:,}")
     return answer
 
 
-def unusable(what: str, error: BaseException) -> BaseException:
-    """The error to raise for what a library raised; a panic of Rust is no Exception."""
-    if isinstance(error, MemoryError):
-        return error
-    return UserError(f"{what}: {error!s:.200}")
+@contextmanager
+def said_of(what: str) -> Iterator[None]:
+    """Within this block, what a library raises is a UserError; a panic of Rust is no Exception."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except BaseException as error:
+        raise UserError(f"{what}: {error!s:.200}") from None

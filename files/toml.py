@@ -47,6 +47,14 @@ def parse_set(text: str) -> dict:
     return parsed
 
 
+def flat(table: dict, path: str = "") -> dict:
+    """{"adapter": {"r": 4}} -> {"adapter.r": 4}."""
+    values = {}
+    for key, value in table.items():
+        values |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+    return values
+
+
 def in_64_bits(value):
     """The value of a TOML text. Raises ValueError for an integer of more than 64 bits, which TOML
     does not have: Python reads it, but cannot print it if it is long."""

@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -177,8 +178,8 @@ class Server:
                 raise Problem(400, said, "context_length_exceeded")
             limit = min(wanted.limit or room, room)
             for _ in range(wanted.n):
-                drawn, more = (sampling, seed + len(questions)), (wanted.stops, wanted.likely)
-                questions.append(Question(ids, limit, adapter, *drawn, *more))
+                question = Question(ids, limit, adapter, sampling, seed + len(questions))
+                questions.append(replace(question, stops=wanted.stops, logprobs=wanted.likely))
         return questions
 
     async def body(self, request: Request):

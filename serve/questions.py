@@ -1,6 +1,6 @@
 """What the loop is asked, and what comes back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ from eval.text import TextStream
 
 if TYPE_CHECKING:
     from serve.adapters import Served
+
+Scored = tuple[int, float, list[tuple[int, float]]]  # a token, its log-probability, the likeliest
 
 
 class Refused(Exception):
@@ -37,21 +39,12 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A token with its log-probability and the likeliest ones [(id, log-probability)]."""
-
-    token: int
-    logprob: float
-    likeliest: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
 class Piece:
     """New text of an answer. The last one has `ended`, or `error`."""
 
     text: str = ""
     tokens: int = 0
-    scored: tuple[Scored, ...] = ()
+    scored: Sequence[Scored] = ()
     ended: str = ""  # why: "stop" or "length"
     error: str = ""
 
@@ -79,5 +72,5 @@ class Answer:
             text += stream.finish()
         self.tokens += len(event.tokens)
         pairs = zip(event.tokens, event.scores, strict=False)
-        scored = tuple(Scored(token, *scores) for token, scores in pairs)
+        scored = [(token, *scores) for token, scores in pairs]
         return Piece(text, len(event.tokens), scored, "stop" if stream.stopped else ended)

@@ -64,18 +64,19 @@ class Reply:
         if self.request.likely is None:
             return None
         if self.is_chat:
-            return {"content": [self.of_chat(one) for one in scored]}
-        names = [self.name(one.token) for one in scored]
+            return {
+                "content": [
+                    self.entry(token, logprob) | {"top_logprobs": [self.entry(*one) for one in top]}
+                    for token, logprob, top in scored
+                ]
+            }
+        names = [self.name(token) for token, _, _ in scored]
         return {
             "tokens": names,
-            "token_logprobs": [one.logprob for one in scored],
-            "top_logprobs": [{self.name(t): p for t, p in one.likeliest} for one in scored],
+            "token_logprobs": [logprob for _, logprob, _ in scored],
+            "top_logprobs": [{self.name(t): p for t, p in top} for _, _, top in scored],
             "text_offset": [sum(map(len, names[:i])) for i in range(len(names))],
         }
-
-    def of_chat(self, scored: Scored) -> dict:
-        likeliest = [self.entry(token, logprob) for token, logprob in scored.likeliest]
-        return self.entry(scored.token, scored.logprob) | {"top_logprobs": likeliest}
 
     def entry(self, token: int, logprob: float) -> dict:
         name = self.name(token)

@@ -1,9 +1,13 @@
 """Every method in a tiny size, for tests that hold for all of them."""
 
+from itertools import cycle, product
+
 import torch
+from families import TINY
 
 from adapters import attach
 from adapters.config import AdapterConfig, presets, resolve
+from model.sites import Linear
 
 IDS = torch.randint(3, 61, (2, 7), generator=torch.Generator().manual_seed(2))
 SIZES = {  # kind -> options that make it tiny
@@ -77,6 +81,15 @@ CROSSED = {  # one preset a kind, and what names sites by family: tested in ever
     "full embedding and norm",
 }
 VARIANTS = {*ALL} - CROSSED  # tested in one family (conftest.py)
+# what sees more than the rows of one Linear: tokens, positions, keys, other adapters
+BEYOND_A_LINEAR = ["parallel", "prefix", "prompt", "p-tuning", "loreft", "unipelt", "fusion"]
+IN_TURN = [
+    *product(TINY, BEYOND_A_LINEAR),
+    *zip(cycle(TINY), sorted(CROSSED.difference(BEYOND_A_LINEAR))),
+    *(("llama", name) for name in ("series", "prefix-projection", "p-tuning-lstm", "mam")),
+    *(("llama", name) for name in ("lora-bias", "learned-parallel", "full head")),
+    *(("llama", name) for name in ("lora on the embedding", "lora on the head")),
+]  # (family, method), for what methods and families share: what differs by options is left out
 MERGEABLE = [
     "lora",
     "paper-lora",
@@ -152,3 +165,9 @@ def randomise(model, size: float = 0.3) -> None:
             for parameter in adapter.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.data = parameter.data + size * noise.to(parameter.device)
+
+
+def linear_sites(model) -> list[str]:
+    """The names of a block's sites that are Linears."""
+    block = model.blocks[0]
+    return [s for s, at in model.sites.items() if isinstance(block.get_submodule(at), Linear)]

@@ -10,6 +10,7 @@ import torch
 from in_command import command
 from obeyed import watched
 from options_given import as_settings, options_of, plan, row, rows_for, settings_in
+from plans import of_layers
 from processes import ROOT
 
 from adapters import load_adapter
@@ -43,6 +44,7 @@ def facts_of_a_plan(here):
     assert (facts["model"], facts["batch_size"]) == ("pocket-gptj", 5)
     assert (facts["micro_batch_size"], facts["answers_at_once"]) == (3, 7)
 
+    of_layers(1, here.monkeypatch, "llama-7b")
     of_v1 = plan(here, "--model", "llama-7b", "--adapter", "paper-lora", "--data", "math-v1")
     assert {one["row"] for one in of_v1["published"]} >= {
         "llama-7b LoRA of Table 1 of arXiv 2304.01933v1"
@@ -256,7 +258,7 @@ def grids(here):
         running.append(launcher.at_once)
         return jobs
 
-    here.monkeypatch.setattr("experiments.grid_jobs.run_jobs", run_jobs)
+    here.monkeypatch.setattr("experiments.jobs.run_jobs", run_jobs)
     recipe = here.path / "r.toml"
     recipe.write_text("[train]\nbatch_size = 3\n")
 
@@ -310,7 +312,7 @@ def launches(here, words, running) -> None:
 def methods_with_equal_budgets(here):
     running = []
     here.monkeypatch.setattr(
-        "experiments.referee.run_jobs",
+        "experiments.jobs.run_jobs",
         lambda jobs, launcher, *more: running.append(launcher.at_once) or jobs,
     )
 

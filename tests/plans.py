@@ -19,7 +19,15 @@ LAYERS = 4
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch) -> None:
     """A plan takes as long as the model has layers: SmolLM2 has 4 here, in place of 30."""
-    monkeypatch.setitem(REGISTRY["smollm2-135m"].config, "num_hidden_layers", LAYERS)
+    of_layers(LAYERS, monkeypatch, "smollm2-135m")
+
+
+def of_layers(layers: int, monkeypatch, *names: str) -> None:
+    """Let the models of these names have so many layers."""
+    for name in names:
+        config = REGISTRY[name].config
+        field = "n_layer" if config["model_type"] in ("bloom", "gptj") else "num_hidden_layers"
+        monkeypatch.setitem(config, field, layers)
 
 
 def model_of(

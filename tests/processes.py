@@ -50,7 +50,7 @@ class Started:
 
 
 def start(*words, cwd=None, environment: dict | None = None, limit: int | None = None) -> Started:
-    """Start `python SCRIPT ARGUMENTS` or `python -c CODE`.
+    """Start `python SCRIPT ARGUMENTS` or `python -c CODE ARGUMENTS`.
 
     environment: changed variables. limit: bytes that a file which it writes may have at most.
     """
@@ -100,7 +100,7 @@ def become(words: list[str], cwd: str, environment: dict, outputs: list[str], li
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if words[0] == "-c":
-        sys.argv = ["-c"]
+        sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv = words

@@ -172,7 +172,9 @@ def load_checkpoint(
         path = paths.pop()
         try:
             state = read_checkpoint(path)
-            changed = changed_facts(state["fingerprints"], fingerprints)
+            saved = state["fingerprints"]
+            keys = sorted(saved.keys() | fingerprints.keys())
+            changed = [key for key in keys if saved.get(key) != fingerprints.get(key)]
             if not changed:
                 checked(path, check, state)
             break
@@ -190,12 +192,6 @@ def load_checkpoint(
         )
     tqdm.write(f"continuing from {path}")
     return state
-
-
-def changed_facts(saved: dict[str, str], fingerprints: dict[str, str]) -> list[str]:
-    """The names of the fingerprints that differ, or that only one of both has."""
-    keys = sorted(saved.keys() | fingerprints.keys())
-    return [key for key in keys if saved.get(key) != fingerprints.get(key)]
 
 
 def checked(path: Path, check: Callable[[dict], None], state: dict) -> None:

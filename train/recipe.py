@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adapters.config import named, overlay
 from files.errors import UserError, unknown
-from files.toml import read_toml
+from files.toml import flat, read_toml
 from files.typed import from_table
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -63,14 +63,9 @@ def for_run(table: dict, where: str, model: str, data: str, adapter: str) -> dic
     return table
 
 
-def keys(table: dict) -> set[tuple[str, ...]]:
+def keys(table: dict) -> set[str]:
     """The paths of all values of a recipe or a file, without a recipe's [adapters], [[when]]."""
-    paths = set()
-    for key, value in table.items():
-        if key not in ("adapters", "when"):
-            inner = keys(value) if isinstance(value, dict) else [()]
-            paths |= {(key, *rest) for rest in inner}
-    return paths
+    return {path for path in flat(table) if path.split(".")[0] not in ("adapters", "when")}
 
 
 def preset_tables(tables, where: str) -> dict[str, dict]:

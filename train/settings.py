@@ -183,8 +183,7 @@ def settings(
         ("the command line", options or {}),
         *((f"--set {text}", parse_set(text)) for text in sets),
     ]
-    models = [table["model"] for _, table in tables if "model" in table] or [Settings.model]
-    if recipe_name is None and str(models[-1]).startswith("pocket-"):
+    if recipe_name is None and named_run(tables)[0].startswith("pocket-"):
         recipe_name = "pocket-tune"
     presets: dict[str, dict] = {}
     if recipe_name:

@@ -6,16 +6,15 @@ from torch import Tensor
 from adapters.base import PREFIX, Adapter
 from adapters.compose import Group
 from adapters.config import AdapterConfig
-from adapters.formats.base_model import base_name
+from adapters.formats.base_model import common
 from adapters.formats.paper import ACTS, PARALLEL, series_kind, targeted
+from adapters.formats.peft_beside import Written
 from adapters.formats.peft_places import leaves
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.lora import LoRA
 from files.errors import UserError
 from model.language import LanguageModel
 from model.sites import Linear
-
-Written = tuple[dict, dict[str, Tensor]]  # fields of adapter_config.json, tensors
 
 
 def write(model: LanguageModel, config: AdapterConfig, adapters: dict[str, Adapter]) -> Written:
@@ -42,16 +41,9 @@ def write(model: LanguageModel, config: AdapterConfig, adapters: dict[str, Adapt
         )
     bottlenecks = config.kind == "bottleneck"
     fields, tensors = (write_bottlenecks if bottlenecks else write_lora)(model, adapters)
-    header = {
-        "peft_type": "BOTTLENECK" if bottlenecks else "LORA",
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        "base_model_name_or_path": base_name(model),
-        "target_modules": as_targets(model, list(adapters)),
-        "bias": "none",
-        "modules_to_save": None,
-    }
-    return header | fields, tensors
+    header = common(model, "BOTTLENECK" if bottlenecks else "LORA")
+    header["target_modules"] = as_targets(model, list(adapters))
+    return header | {"bias": "none", "modules_to_save": None} | fields, tensors
 
 
 def write_bottlenecks(model: LanguageModel, adapters: dict[str, Bottleneck]) -> Written:
@@ -92,10 +84,8 @@ def write_lora(model: LanguageModel, adapters: dict[str, LoRA]) -> Written:
     r, dropout = same("r", [o.r for o in options]), same("dropout", [o.dropout for o in options])
     scale = same("scale (alpha / r)", [o.scale for o in options])
     tensors = LoRA.to_file(adapters)
-    merged = all(
-        path.endswith("query_key_value") and in_thirds(adapter.lora_B)
-        for path, adapter in adapters.items()
-    )
+    fused = all(path.endswith("query_key_value") for path in adapters)
+    merged = fused and all(in_thirds(adapter.lora_B) for adapter in adapters.values())
     if merged:
         r //= 2
         for path, adapter in adapters.items():

@@ -51,20 +51,17 @@ def write_lora(model: LanguageModel, kind: str, adapters: Adapters) -> Written:
 
 def lora_fields(model: LanguageModel, ranks: dict[str, int], alphas: dict[str, float]) -> dict:
     r, alpha = most_common(ranks.values()), most_common(alphas.values())
-    return (
-        common(model, "LORA")
-        | as_targets(model, list(ranks))
-        | {
-            "r": r,
-            "lora_alpha": whole(alpha),
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "init_lora_weights": True,
-            "rank_pattern": {path: rank for path, rank in ranks.items() if rank != r},
-            "alpha_pattern": {path: whole(a) for path, a in alphas.items() if a != alpha},
-        }
-    )
+    fields = common(model, "LORA") | as_targets(model, list(ranks))
+    return fields | {
+        "r": r,
+        "lora_alpha": whole(alpha),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != r},
+        "alpha_pattern": {path: whole(a) for path, a in alphas.items() if a != alpha},
+    }
 
 
 def with_biases_of_B(adapters: Adapters, fields: dict, tensors: dict[str, Tensor]) -> Written:

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.attach import in_order
 from adapters.base import Adapter
 from adapters.compose import Composition
 from adapters.formats.merged_model import CLASSES, changes, name_tokenizer, write_model
 from adapters.in_use import parts_of
-from adapters.merge import folded
+from adapters.merge import folded, set_values
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.fusion import Fusion
 from adapters.methods.invertible import Invertible
@@ -166,9 +166,7 @@ def fold(
                 f"a {parts[done].config.kind} adapter there"
             )
         new = bias if site.bias is None and isinstance(site, Linear) else None
-        for leaf, value in (("weight", weight), ("bias", bias)):
-            if value is not getattr(site, leaf) and value is not new:
-                setattr(site, leaf, nn.Parameter(value.detach(), requires_grad=False))
+        set_values(site, weight, bias if new is None else None)
         if new is not None:
             return parts[done:], [Spec("bias", {"bias": new})]
     return parts[done:], []

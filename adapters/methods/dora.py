@@ -73,9 +73,8 @@ class DoRA(LoRA):
     def fold(self, f: Folded) -> Folded:
         f.check_base(self, "weight", "bias")
         turned = f.weight + self.scale * self.lora_B @ self.lora_A
-        return replace(
-            f, weight=turned * (self.lora_magnitude_vector / turned.norm(dim=1))[:, None]
-        )
+        ratio = self.lora_magnitude_vector / turned.norm(dim=1)
+        return replace(f, weight=turned * ratio[:, None])
 
     def factors(self) -> tuple[Tensor, Tensor]:
         raise UserError(

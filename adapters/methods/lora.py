@@ -78,10 +78,8 @@ class LoRA(LowRank):
 
     @classmethod
     def build(cls, options: list, sites: list[Site], model: LanguageModel) -> list[Adapter]:
-        return [
-            EmbeddingLoRA(o, site) if isinstance(site, Embedding) else cls(o, site)
-            for o, site in zip(options, sites, strict=True)
-        ]
+        kinds = [EmbeddingLoRA if isinstance(site, Embedding) else cls for site in sites]
+        return [kind(o, site) for kind, o, site in zip(kinds, options, sites, strict=True)]
 
     def __init__(self, options: Options, site: Site):
         super().__init__()

@@ -26,7 +26,6 @@ class OFT(Adapter):
     works_on = ("Linear",)
     changes_input = True
     peft_type = "OFT"
-    keys = {"oft_R": "oft_R.weight"}
 
     @dataclass(frozen=True)
     class Options:

@@ -33,11 +33,9 @@ class PiSSA(LoRA):
         self.register_buffer("lora_B_start", self.lora_B.detach().clone())
 
     def update(self, x: Tensor) -> Tensor:
+        A, B = self.cast(self.lora_A_start, x), self.cast(self.lora_B_start, x)
         trained = self.linear(self.linear(x, self.lora_A), self.lora_B, self.lora_B_bias)
-        at_start = self.linear(
-            self.linear(x, self.cast(self.lora_A_start, x)), self.cast(self.lora_B_start, x)
-        )
-        return self.scale * (trained - at_start)
+        return self.scale * (trained - self.linear(self.linear(x, A), B))
 
     # ---- files, merging, sums
 

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import Adapter, Size
+from adapters.methods.prompt import KEY
 from adapters.tensors import Tensors
 from files.errors import UserError
 from files.typed import Range
 from model.language import LanguageModel
 from model.sites import Site
-
-KEY = "prompt_embeddings"  # PEFT's name
 
 
 class Prefix(Adapter):
@@ -120,7 +119,6 @@ class Prefix(Adapter):
         if sources:
             tensors.check_derived(KEY, table, cls.to_file(adapters)[KEY])
             return
-        for adapter, part in zip(
-            adapters.values(), table.float().chunk(len(adapters), dim=1), strict=True
-        ):
+        parts = table.float().chunk(len(adapters), dim=1)
+        for adapter, part in zip(adapters.values(), parts, strict=True):
             adapter.prefix.copy_(part / adapter.options.scale)

@@ -56,9 +56,8 @@ class Prompt(SoftPrompt):
 
     @classmethod
     def build(cls, options: list, sites: list[Site], model: LanguageModel) -> list["Prompt"]:
-        return [
-            cls(o, site, text_ids(model, o.text)) for o, site in zip(options, sites, strict=True)
-        ]
+        pairs = zip(options, sites, strict=True)
+        return [cls(o, site, text_ids(model, o.text)) for o, site in pairs]
 
     def __init__(self, options: Options, site: Site, ids: list[int]):
         super().__init__()

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from conftest import write_checkpoint
-from methods import ALL, IDS, attach_small, randomise
+from methods import ALL, IDS, IN_TURN, attach_small, randomise
 from safetensors.torch import load_file, save_file
 
 from adapters import (
@@ -26,21 +26,21 @@ from adapters.places import all_sites
 from model import UserError, load_model
 
 
-@pytest.mark.parametrize("method", ALL)
-def test_saved_and_loaded_is_the_same_to_the_last_parameter(any_folder, tmp_path, method):
-    model = load_model(str(any_folder))
+@pytest.mark.parametrize(
+    ("any_family", "method"), dict.fromkeys([*(("llama", name) for name in ALL), *IN_TURN])
+)
+def test_saved_and_loaded_is_the_same_to_the_last_parameter(loaded, any_family, tmp_path, method):
+    model, other = loaded(any_family), loaded(any_family)
     if method == "fusion":
         attach_small(model, method)
         randomise(model)
         save_adapters(model, tmp_path / "saved", run={"template": "alpaca"})
-        other = load_model(str(any_folder))
         assert load_adapters(other, tmp_path / "saved") == {"template": "alpaca"}
         name = "default"
     else:
         attach_small(model, method, as_name="math")
         randomise(model)
         save_adapter(model, tmp_path / "saved", name="math", run={"template": "alpaca"})
-        other = load_model(str(any_folder))
         assert load_adapter(other, tmp_path / "saved", name="again") == {"template": "alpaca"}
         name = "again"
     torch.testing.assert_close(other(IDS), model(IDS), rtol=1e-5, atol=1e-5)

@@ -1,10 +1,9 @@
 """The drawing of a model with its adapters, and the paper's parameter counts."""
 
 import pytest
-from methods import attach_small
+from methods import attach_small, linear_sites
 
 from adapters import attach
-from adapters.places import linear_sites
 from adapters.show import draw, marked_sites, trained
 
 

@@ -215,8 +215,8 @@ THEIRS = {
 }
 SOFT = ("prefix", "prefix projection", "prompt", "p-tuning", "p-tuning lstm")
 IN_EVERY_FAMILY = (
-    *("lora", "dora", "patterns", "all-linear", "head", "embedding and norm saved"),
-    *("whole MLPs saved", "bias all", "embedding", "tokens", "everything", "ia3"),
+    *("all-linear", "head", "embedding and norm saved"),
+    *("whole MLPs saved", "bias all", "embedding", "tokens", "ia3"),
     *("ln tuning", "prefix", "ln-tuning"),
     *("lora on the embedding", "lora with overrides"),
 )

@@ -7,8 +7,9 @@ from methods import SIZES, randomise
 
 from adapters import attach, parameters, remove
 from adapters.attach import adapters_named
-from adapters.config import METHODS, layer_numbers, presets, resolve
+from adapters.config import METHODS, presets, resolve
 from adapters.in_use import rates
+from adapters.parts import layer_numbers
 from adapters.places import all_sites, named_sites
 from adapters.show import trained
 from model import UserError, load_model

@@ -3,11 +3,12 @@
 import json
 import re
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
-from families import batch, difference
+from families import TINY, batch, difference
 from in_command import command
 from methods import attach_small, randomise
 
@@ -63,7 +64,11 @@ def check(model, folder: Path) -> None:
     assert generated[:, ids.shape[1] :].tolist() == answers
 
 
-@pytest.mark.parametrize("methods", MIXED, ids="+".join)
+@pytest.mark.parametrize(
+    ("any_family", "methods"),
+    zip(cycle(TINY), MIXED + MIXED[-1:] + MIXED[:-1]),
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
 def test_the_same_logits_and_answers(any_tiny, tmp_path, methods):
     for number, method in enumerate(methods):
         form = {"form": "direft"} if number and method == "loreft" else {}

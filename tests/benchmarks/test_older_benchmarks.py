@@ -1,9 +1,18 @@
 """The scripts that measure a step, loading and whole runs."""
 
+import contextlib
+import io
+import json
+import sys
+from unittest import mock
+
 import pytest
 import torch
 
+from benchmarks import fits
+from benchmarks.process import run_python
 from benchmarks.random_weights import random_checkpoint
+from files.errors import UserError
 from model import load_model
 from run import main
 from train import loop
@@ -75,7 +84,23 @@ def test_random_files_are_a_model(tmp_path):
     assert all(0.01 < one.float().std() < 0.03 for one in model.parameters())
 
 
-def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys):
+def run_here(code: str, *words: str):
+    """process.run_python in this process, which need not import torch."""
+    told = io.StringIO()
+    with mock.patch.object(sys, "argv", ["-c", *words]), contextlib.redirect_stdout(told):
+        exec(code, {})
+    yield from map(json.loads, told.getvalue().splitlines())
+
+
+def test_python_runs_code_and_reads_the_json_it_prints():
+    code = "import os, sys, files; print('{\"a\": \"%s\"}' % (sys.argv[1] + os.environ['WHERE']))"
+    assert list(run_python(f"print('said'); {code}", "in ", WHERE="env")) == [{"a": "in env"}]
+    with pytest.raises(UserError, match="the measurement ended with: gone"):
+        list(run_python("import sys; sys.exit('gone')"))
+
+
+def test_a_run_from_files_to_the_adapter_is_measured_stage_by_stage(capsys, monkeypatch):
+    monkeypatch.setattr(fits, "run_python", run_here)
     assert (
         main(["benchmark", "--case", "llama-7b-fits", "--model", "pocket-gptj", "--tokens", "16"])
         == 0

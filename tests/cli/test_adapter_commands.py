@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import write_sums
+from plans import of_layers
 from training_runs import same
 
 import run as command_line
@@ -161,11 +162,12 @@ def test_a_mixture_is_trained_repeated_and_resumed_from_its_own_file(tmp_path, s
     assert "length = 3" in (tmp_path / "mix" / "run.toml").read_text()
 
 
-def test_the_plan_and_the_drawing_on_the_command_line(capsys):
+def test_the_plan_and_the_drawing_on_the_command_line(capsys, monkeypatch):
+    of_layers(2, monkeypatch, "llama-7b", "gptj-6b", "bloom-7b1")
     assert main("plan", "--model", "llama-7b", "--adapter", "paper-parallel", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["trainable_parameters"] == 201_326_592
+    assert json.loads(capsys.readouterr().out)["trainable_parameters"] == 201_326_592 // 16
     assert main("plan", "--model", "gptj-6b", "--adapter", "lora", "--set", "adapter.r=4") == 0
-    assert "1,835,008 parameters" in capsys.readouterr().out
+    assert "131,072 parameters" in capsys.readouterr().out
     assert main("show", "--model", "bloom-7b1", "--adapter", "lora+prefix") == 0
     shown = capsys.readouterr().out
     assert "{qkv} ─ {kv}" in shown

@@ -8,7 +8,7 @@ import run as command_line
 from data.sources import load_data
 from eval.answers import fits, is_right
 from eval.predict import judge
-from experiments.labels import check_labels, reading_lines
+from experiments.measured import check_labels, reading_lines
 from model import UserError
 
 

@@ -26,8 +26,17 @@ UNITS = [
     "yes no ",
     "flu-", "flu-b", "not flu ", "e\u0301", "ा", "١", "\u00a0", "\n", ". ", "? ", "Check: ",
     "1\n2. ",
+    "1,", " ", "9", "1/", "### ", "\\boxed{a", "\\frac{1", "^", "- ", '"a', "A. ", "A) B ", "one ",
+    "million ", "is the answer ", "A: 5 B: 6 ", "1 000", "total is 5. ",
 ]  # fmt: skip
-READERS = ("number", "letters:A|B|C|D|1|2|3", "labels:flu|flu-b|no|yes", "text")
+READERS = (
+    "number",
+    "number:comma",
+    "letter",
+    "letters:A|B|C|D|1|2|3",
+    "labels:flu|flu-b|no|yes",
+    "text",
+)
 
 
 def seconds(unit: str, length: int, reader: str) -> float:
@@ -38,9 +47,9 @@ def seconds(unit: str, length: int, reader: str) -> float:
 
 @pytest.mark.parametrize("reader", READERS)
 def test_every_reader_is_linear_in_the_text(reader):
-    """A linear reader takes 0.03 s for 12,000 characters, and four times as long as for 3,000."""
+    """A linear reader takes 0.01 s for 4,000 characters, and four times as long as for 1,000."""
     for unit in UNITS:
-        if seconds(unit, 12_000, reader) > 0.15:  # the least of some times is the undisturbed one
+        if seconds(unit, 4_000, reader) > 0.02:  # the least of some times is the undisturbed one
             short, long = (
                 min(seconds(unit, length, reader) for _ in range(3)) for length in (3_000, 12_000)
             )
@@ -50,4 +59,4 @@ def test_every_reader_is_linear_in_the_text(reader):
 @pytest.mark.parametrize("unit", ["_", "111 ", "#### a", "((a", "1,1,", "answer is answer is "])
 def test_forty_thousand_characters_take_less_than_a_second(unit):
     for reader in READERS:
-        assert min(seconds(unit, 40_000, reader) for _ in range(2)) < 1, reader
+        assert any(seconds(unit, 40_000, reader) < 1 for _ in range(2)), reader

@@ -27,6 +27,7 @@ WAYS = {
 def test_the_same_answers_at_any_batch_size_and_order(way, pocket, problems):
     if way == "likelihood":
         problems = {"piqa": PIQA, "aqua": problems["aqua"]}
+    problems = {name: rows[:5] for name, rows in problems.items()}
     how = replace(HOW, **WAYS[way])
     reference = answers(pocket, problems, replace(how, batch_size=1))
     assert all(
@@ -36,7 +37,7 @@ def test_the_same_answers_at_any_batch_size_and_order(way, pocket, problems):
     )
     assert any(one["right"] for one in reference)
     assert not all(one["right"] for one in reference)
-    for size in (64,) if way == "beams" else (3, 64):
+    for size in (3, 64) if way == "greedy" else (64,):
         found = answers(pocket, problems, replace(how, batch_size=size))
         if way == "likelihood":
             for one, other in zip(found, reference, strict=True):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from plans import of_layers
 
 from adapters.config import resolve
 from cli.main import main
@@ -176,7 +177,8 @@ def test_the_papers_own_table_comes_first():
     assert tables_for("math_10k")[0].grid[-1] == "final-lora"
 
 
-def test_plan_says_what_a_run_can_be_compared_with(capsys):
+def test_plan_says_what_a_run_can_be_compared_with(capsys, monkeypatch):
+    of_layers(1, monkeypatch, "llama-7b")
     words = ["plan", "--model", "llama-7b", "--adapter", "lora", "--set", "data=math_10k"]
     assert main(words) == 0
     said = capsys.readouterr().out

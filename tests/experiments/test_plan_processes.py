@@ -8,6 +8,7 @@ from plans import (
     LAYERS,
     command,
     model_of,
+    of_layers,
     peak,
     shallow,  # noqa: F401
 )
@@ -15,7 +16,6 @@ from plans import (
 from adapters import attach, remove
 from adapters.config import resolve
 from benchmarks import plan_check
-from model.registry import REGISTRY
 from train.plan.advice import usable
 from train.plan.dry_run import training_step
 from train.settings import Train
@@ -85,7 +85,7 @@ def test_processes_that_hold_the_base_together(capsys, monkeypatch):
         )
         == one["training_bytes"]
     )
-    monkeypatch.setitem(REGISTRY["llama-7b"].config, "num_hidden_layers", 6)
+    of_layers(6, monkeypatch, "llama-7b")
     deep = facts_of(
         capsys,
         *(

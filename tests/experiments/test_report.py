@@ -17,7 +17,7 @@ from eval.table import Cell, Table
 from experiments.comparable import Conditions
 from experiments.curves import loss_chart, smooth, ticks
 from experiments.entries import Entry
-from experiments.explain import ABOUT, explanation
+from experiments.page import ABOUT, explanation
 from experiments.published import published
 from experiments.report import write_report
 from experiments.results import PublishedRow

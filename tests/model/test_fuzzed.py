@@ -18,13 +18,18 @@ from safetensors.torch import load_file
 
 from model.registry import POCKET
 
-FUZZ = settings(
-    max_examples=75,
-    deadline=20_000,
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-    database=None,
-)
+
+@pytest.fixture(params=[40, pytest.param(400, marks=pytest.mark.slow)])
+def fuzz(request):
+    """How a function is called with that many examples."""
+    how = settings(
+        max_examples=request.param,
+        deadline=20_000,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
+    return lambda *examples: lambda function: how(given(*examples)(function))()
 
 
 # ---------------------------------------------------------------- fuzzing
@@ -66,23 +71,20 @@ def checkpoints():
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_fuzzed_configs(checkpoints, family):
+def test_fuzzed_configs(fuzz, checkpoints, family):
     fields = sorted({*config_of(family), *CONFIG_FIELDS[family]})
 
-    @FUZZ
-    @given(
+    @fuzz(
         st.dictionaries(st.sampled_from(fields), JSON, min_size=1, max_size=2),
         st.one_of(st.none(), ROPE),
         st.booleans(),
     )
-    def fuzz(changes, rope, spelled_new):
+    def _(changes, rope, spelled_new):
         config = config_of(family) | changes
         if rope is not None and family == "llama":
             config["rope_parameters" if spelled_new else "rope_scaling"] = rope
         (checkpoints[family] / "config.json").write_text(json.dumps(config))
         check(checkpoints[family])
-
-    fuzz()
 
 
 CONFIG_FIELDS = {
@@ -130,7 +132,7 @@ CONFIG_FIELDS = {
 }
 
 
-def test_fuzzed_headers(folder):
+def test_fuzzed_headers(fuzz, folder):
     """The header of a real file with entries changed, and arbitrary bytes in front of the data."""
     raw = (folder / "model.safetensors").read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
@@ -138,13 +140,12 @@ def test_fuzzed_headers(folder):
     entry = st.fixed_dictionaries({}, optional={"dtype": JSON, "shape": JSON, "data_offsets": JSON})
     places = st.sampled_from(["dtype", "shape", "data_offsets"])
 
-    @FUZZ
-    @given(
+    @fuzz(
         st.dictionaries(st.sampled_from(sorted(header)),
             st.one_of(entry, JSON, st.tuples(places, JSON)), min_size=1, max_size=3),
         st.one_of(st.none(), st.binary(max_size=40)), st.integers(0, len(raw) + 8),
     )  # fmt: skip
-    def fuzz(changes, noise, at):
+    def _(changes, noise, at):
         made = dict(header)
         for name, change in changes.items():
             made[name] = (
@@ -158,10 +159,8 @@ def test_fuzzed_headers(folder):
             (folder / "model.safetensors").write_bytes(raw[:at] + noise + raw[at + len(noise) :])
             check(folder)
 
-    fuzz()
 
-
-def test_fuzzed_bins_and_indexes(folder):
+def test_fuzzed_bins_and_indexes(fuzz, folder):
     raw = io.BytesIO()
     torch.save(
         {key: tensor[:1] for key, tensor in load_file(str(folder / "model.safetensors")).items()},
@@ -170,9 +169,8 @@ def test_fuzzed_bins_and_indexes(folder):
     raw = raw.getvalue()
     (folder / "model.safetensors").unlink()
 
-    @settings(FUZZ, max_examples=40)
-    @given(st.binary(min_size=1, max_size=30), st.integers(0, len(raw)), st.booleans(), JSON)
-    def fuzz(noise, at, cut, index):
+    @fuzz(st.binary(min_size=1, max_size=30), st.integers(0, len(raw)), st.booleans(), JSON)
+    def _(noise, at, cut, index):
         (folder / "pytorch_model.bin").write_bytes(
             raw[:at] + noise + (b"" if cut else raw[at + len(noise) :])
         )
@@ -182,35 +180,30 @@ def test_fuzzed_bins_and_indexes(folder):
         check(folder)
         (folder / "pytorch_model.bin.index.json").unlink()
 
-    fuzz()
 
-
-def test_fuzzed_tokenizers(tmp_path):
+def test_fuzzed_tokenizers(fuzz, tmp_path):
     folder = tmp_path / "pocket"
     shutil.copytree(POCKET / "llama", folder)
     raw = (folder / "tokenizer.json").read_bytes()
     made = json.loads(raw)
     model = made.pop("model")
 
-    @settings(FUZZ, max_examples=40)
-    @given(
+    @fuzz(
         st.dictionaries(st.sampled_from(sorted(made)), JSON, max_size=2),
         st.dictionaries(st.sampled_from(sorted(model)), JSON, max_size=2),
         st.dictionaries(st.sampled_from(["bos_token", "eos_token", "pad_token", "add_bos_token"]),
             JSON, max_size=2),
         st.binary(max_size=20), st.integers(0, len(raw)),
     )  # fmt: skip
-    def fuzz(outer, inner, names, noise, at):
+    def _(outer, inner, names, noise, at):
         (folder / "tokenizer_config.json").write_text(json.dumps(names))
         (folder / "tokenizer.json").write_text(json.dumps(made | outer | {"model": model | inner}))
         check(folder, "--prompt", "Tom has 3 pens.")
         (folder / "tokenizer.json").write_bytes(raw[:at] + noise + raw[at + len(noise) :])
         check(folder, "--prompt", "Tom has 3 pens.")
 
-    fuzz()
 
-
-def test_fuzzed_sentencepiece_models(tmp_path):
+def test_fuzzed_sentencepiece_models(fuzz, tmp_path):
     """A small model made for the test, with bytes changed."""
     import sentencepiece
 
@@ -228,10 +221,7 @@ def test_fuzzed_sentencepiece_models(tmp_path):
     )
     raw = made.getvalue()
 
-    @settings(FUZZ, max_examples=40)
-    @given(st.binary(min_size=1, max_size=8), st.integers(0, len(raw)))
-    def fuzz(noise, at):
+    @fuzz(st.binary(min_size=1, max_size=8), st.integers(0, len(raw)))
+    def _(noise, at):
         (folder / "tokenizer.model").write_bytes(raw[:at] + noise + raw[at + len(noise) :])
         check(folder, "--prompt", "Tom has 3 pens.")
-
-    fuzz()

@@ -20,6 +20,7 @@ from eval.sampling import Sampling
 from experiments.layout import with_adapter
 from model import graphs, load_model
 from model.devices import split
+from model.registry import REGISTRY
 from train.plan.footprint import kernels_of
 from train.settings import settings
 
@@ -199,29 +200,46 @@ def one_token(model) -> Launches:
     return launches
 
 
+def with_layers(monkeypatch, name: str, count: int) -> None:
+    """The registry's model of this name has so many layers: they are all alike."""
+    key = "n_layer" if name.startswith(("bloom", "gptj")) else "num_hidden_layers"
+    monkeypatch.setitem(REGISTRY[name].config, key, count)
+
+
 @pytest.mark.parametrize("adapter", ["lora", "prefix", "parallel", "dora"])
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "bloom-560m", "opt-350m", "gptj-6b"])
-def test_a_pass_over_one_token_makes_nothing_on_the_cpu(name, adapter):
+def test_a_pass_over_one_token_makes_nothing_on_the_cpu(monkeypatch, name, adapter):
     """A copy from there to the card cannot be captured."""
+    with_layers(monkeypatch, name, 2)
     table = {"model": name, "dtype": "bfloat16", "adapter": {"preset": adapter}}
-    assert one_token(with_adapter(settings(options=table), "cuda")).on_cpu == []
+    model = with_adapter(settings(options=table), "cuda")
+    assert len(model.blocks) == 2
+    assert one_token(model).on_cpu == []
 
 
 @pytest.mark.parametrize(
     ("adapter", "quantize", "most"),
     [(None, "", 1700), ("lora", "", 2100), (None, "int8", 2600), (None, "nf4", 4400)],
 )
-def test_launches_of_a_token(adapter, quantize, most):
-    """Of LLaMA-7B's shape, on torch's meta device, which writes out what CUDA's norm fuses."""
+def test_launches_of_a_token(monkeypatch, adapter, quantize, most):
+    """Of LLaMA-7B's shape, on torch's meta device, which writes out what CUDA's norm fuses.
+
+    Of its 32 layers each takes as many, so that two of them are counted.
+    """
     table = {"model": "llama-7b", "dtype": "bfloat16", "quantize": quantize}
-    model = with_adapter(
-        settings(options=table | {"adapter": {"preset": adapter or "lora"}}), "cuda"
-    )
-    if adapter is None:
-        use(model, [])
-    launches = one_token(model)
-    print(f"{adapter or 'no adapter'} {quantize or 'bfloat16'}: {launches.count:,} a token")
-    assert 1000 < launches.count <= most
+    table["adapter"] = {"preset": adapter or "lora"}
+    counts = []
+    for layers in (1, 2, 3):
+        with_layers(monkeypatch, "llama-7b", layers)
+        model = with_adapter(settings(options=table), "cuda")
+        if adapter is None:
+            use(model, [])
+        counts.append(one_token(model).count)
+    one, two, three = counts
+    assert three - two == two - one
+    launches = one + 31 * (two - one)
+    print(f"{adapter or 'no adapter'} {quantize or 'bfloat16'}: {launches:,} a token")
+    assert 1000 < launches <= most
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

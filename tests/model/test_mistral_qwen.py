@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import write_checkpoint
 from families import LAYER_TYPES, MISTRAL, QWEN2, QWEN3, WINDOW, batch, difference
 from likelihoods import PAIRS, assert_same, directly
 from merged import merged_and_exported
-from methods import ALL, IDS, VARIANTS, attach_small, randomise
+from methods import BEYOND_A_LINEAR, CROSSED, IDS, attach_small, randomise
 from peft_bases import compare, generates_as_in_one_pass, loaded_by_peft, theirs_from
 from plans import model_of, peak, step_of
 from reference import PROMPTS, by_transformers, positions_of, reference
@@ -129,7 +130,13 @@ PEFTS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
-@pytest.mark.parametrize("method", PEFTS)
+@pytest.mark.parametrize(
+    ("row", "method"),
+    [
+        *product(ROWS, ["prefix", "long prefix", "prompt"]),
+        *(("mistral", "lora"), ("qwen2", "ia3"), ("qwen3", "norms"), ("qwen2", "lora")),
+    ],
+)
 def test_adapters_equal_peft(folder, tmp_path, method):
     """Logits and gradients of PEFT's adapters, and PEFT's logits of ours; soft prompts and
     prefixes move out of the windows as real tokens do."""
@@ -146,10 +153,15 @@ def test_adapters_equal_peft(folder, tmp_path, method):
     compare(ours, loaded_by_peft(base, tmp_path / "ours"), gradients=False, soft=soft)
 
 
-@pytest.mark.parametrize("method", [name for name in ALL if name not in VARIANTS])
-@pytest.mark.parametrize("changes", [MIXED, WINDOWED["qwen3"]], ids=["qwen2", "qwen3"])
-def test_every_method_attaches_and_learns(tmp_path, changes, method):
-    model = load_model(str(write_checkpoint(tmp_path, **changes)))
+IN_WINDOWS = [
+    *product(["qwen2", "qwen3"], BEYOND_A_LINEAR),
+    *zip(cycle(["qwen2", "qwen3"]), sorted(CROSSED.difference(BEYOND_A_LINEAR))),
+]
+
+
+@pytest.mark.parametrize(("row", "method"), IN_WINDOWS)
+def test_every_method_attaches_and_learns(folder, method):
+    model = load_model(str(folder))
     attach_small(model, method)
     randomise(model)
     ids = torch.cat((IDS, IDS), dim=1)  # past the windows
@@ -165,7 +177,10 @@ def test_adapters_on_the_norms_of_q_and_k(tmp_path):
     merged_and_exported(model, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3", "full embedding and norm"])
+@pytest.mark.parametrize(
+    ("row", "method"),
+    [*((row, "lora") for row in ROWS), ("qwen2", "ia3"), ("qwen3", "full embedding and norm")],
+)
 def test_a_merged_model_is_read_by_transformers(folder, tmp_path, method, row):
     model = load_model(str(folder))
     attach_small(model, method)

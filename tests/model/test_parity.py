@@ -107,20 +107,19 @@ def test_cached_steps_equal_the_full_pass(pair):
 
 def test_greedy_tokens_depend_on_nothing_but_the_row(pair):
     ours, theirs, by_row = pair
-    alone = [generate(ours, torch.tensor([row]), max_new_tokens=8)[0] for row in PROMPTS]
-    assert generate(ours, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=8) == alone
-    assert generate(ours, *left_pad(PROMPTS[::-1], 0, "cpu"), max_new_tokens=8) == alone[::-1]
+    alone = [generate(ours, torch.tensor([row]), max_new_tokens=5)[0] for row in PROMPTS]
+    assert generate(ours, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=5) == alone
+    assert generate(ours, *left_pad(PROMPTS[::-1], 0, "cpu"), max_new_tokens=5) == alone[::-1]
     if by_row:
         return
-    for row, new in list(zip(PROMPTS, alone, strict=True))[1:3]:
-        out = theirs.generate(
-            torch.tensor([row]),
-            max_new_tokens=8,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        assert out[0, len(row) :].tolist() == new
+    out = theirs.generate(
+        torch.tensor(PROMPTS[1:2]),
+        max_new_tokens=5,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert out[0, len(PROMPTS[1]) :].tolist() == alone[1]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -195,8 +194,9 @@ def test_a_position_the_table_has_not_is_an_error(tmp_path, family):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_forward_pass_is_differentiable_for_adapters_alone(tmp_path, family, checkpointing):
+    from methods import linear_sites
+
     from adapters import attach, parameters
-    from adapters.places import linear_sites
 
     model = load_model(str(write_checkpoint(tmp_path, family)))
     torch.manual_seed(0)

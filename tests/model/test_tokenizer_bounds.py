@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from files import tokenizing
 from files.errors import UserError
 from model.added_tokens import read_added_tokens
 from model.tokenizer import Tokenizer
@@ -18,8 +19,16 @@ ENDLESS = {
     "behavior": "Isolated",
     "invert": False,
 }
-LIMITS = r"needs more than 1024 MB|takes longer than 2 s|makes [\d,]+ of"
+LIMITS = r"needs more than 256 MB|takes longer than 0.5 s|makes [\d,]+ of"
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.fixture(autouse=True)
+def low_limits(monkeypatch):
+    """A quarter of what a user has, so that as little is computed in vain."""
+    assert (tokenizing.SECONDS, tokenizing.MEMORY) == (2, 2**30)
+    monkeypatch.setattr(tokenizing, "SECONDS", 0.5)
+    monkeypatch.setattr(tokenizing, "MEMORY", 2**28)
 
 
 def folder(path, model: dict | None = None, **parts):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import write_checkpoint
 from families import MISTRAL
-from methods import ALL, attach_small, randomise
+from methods import IN_TURN, attach_small, randomise
 from training_runs import S, examples, run, state
 
 from adapters import parameters
@@ -58,7 +58,7 @@ def assert_same(found, expected, share: float = 2e-5) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=share * largest)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize(("any_family", "method"), IN_TURN)
 def test_packed_rows_have_the_loss_and_gradients_of_single_rows(any_folder, method):
     model, rows = model_with(any_folder, method), examples(5)
     # the softmax of a fusion magnifies rounding: batches by the plain attention differ by 2e-5
@@ -73,8 +73,13 @@ def test_windows_and_angles_are_those_of_a_row(tmp_path, config, method):
     assert_same(packed(model, examples(5)), one_by_one(model, examples(5)))
 
 
-@pytest.mark.parametrize("checkpointing", [0, 2])
-@pytest.mark.parametrize("method", ["parallel", "prompt"])
+@pytest.mark.parametrize(
+    ("any_family", "method", "checkpointing"),
+    [
+        *(("llama", method, every) for method in ("parallel", "prompt") for every in (0, 2)),
+        *((family, "prompt", 2) for family in ("bloom", "opt", "gptj")),
+    ],
+)
 def test_stages_and_recomputation_take_packed_rows(any_folder, method, checkpointing):
     model = model_with(any_folder, method)
     expected = one_by_one(model, examples(9))

@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 from conftest import write_checkpoint, write_sums
-from families import TINY, batch
-from methods import ALL, IDS, attach_small, randomise
+from families import batch
+from methods import IDS, IN_TURN, attach_small, randomise
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_runs import S, examples, model_with, run, same, state
@@ -165,8 +165,13 @@ def test_every_kind_of_adapter_lies_beside_its_block_and_gets_the_same_gradient(
         assert a.abs().sum() > 0
 
 
-@pytest.mark.parametrize("checkpointing", [0, 1, 2])
-@pytest.mark.parametrize("counts", [[1, 2], [1, 1, 1]])
+@pytest.mark.parametrize(
+    ("any_family", "counts", "checkpointing"),
+    [
+        *(("llama", counts, every) for counts in ([1, 2], [1, 1, 1]) for every in (0, 1, 2)),
+        *((family, [1, 1, 1], 1) for family in ("bloom", "opt", "gptj")),
+    ],
+)
 def test_the_pipeline_has_the_losses_and_gradients_of_one_device(any_folder, counts, checkpointing):
     found = []
     for devices in (1, len(counts)):
@@ -359,15 +364,15 @@ def test_the_test_itself_notices_mixed_devices():
         torch.ones(2, 2) @ torch.ones(2, 2, device="meta")
 
 
-@pytest.mark.parametrize(
-    "method", [name for name in ALL if name not in ("fusion", "token rows", "p-tuning-lstm")]
-)
-@pytest.mark.parametrize("family", TINY)
-def test_on_two_devices_every_tensor_lies_where_it_is_used(tmp_path, family, method, monkeypatch):
+LIE_APART = [pair for pair in IN_TURN if pair[1] not in ("fusion", "token rows", "p-tuning-lstm")]
+
+
+@pytest.mark.parametrize(("any_family", "method"), LIE_APART)
+def test_on_two_devices_every_tensor_lies_where_it_is_used(any_tiny, method, monkeypatch):
     """cpu and meta stand for two GPUs: shapes and devices are computed, no values. From meta
     there is no way back, so that what several sites share is kept on the first.
     """
-    model = load_model(str(write_checkpoint(tmp_path / "tiny", family)))
+    model = any_tiny
     split(model, [CPU, torch.device("meta")], [1, 2])
     true_to, shared = torch.nn.Module.to, (".shared.", ".table.")
 

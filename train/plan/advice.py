@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 
@@ -14,6 +15,7 @@ CONTEXT = 500_000_000  # bytes that CUDA takes on a card; Python and torch take 
 NCCL = 700_000_000  # bytes that its buffers and cuBLAS's second workspace take, with processes
 # share of a device's memory that fragmentation and the workspaces of kernels take
 SLACK = {"cpu": 0.05, "cuda": 0.1}
+RATE_SIZE, RATE_SECONDS = 2048, 1.0  # rows of the matrices of `measured_rate`, and how long
 UNITS = {
     "": 10**9,
     "MB": 10**6,
@@ -54,19 +56,19 @@ def parse_rate(text: str) -> float:
     return rate
 
 
-def measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs per second of a product of two square matrices of this dtype on this device.
 
-    They have 2048 rows; on a GPU, whose cores that leaves idle, 8192.
+    On a GPU they are larger, as 2048 rows leave its cores idle.
     """
-    size = 8192 if device.type == "cuda" else 2048
+    size = 8192 if device.type == "cuda" else RATE_SIZE
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
     for _ in range(2):  # the first products load the kernels
         a @ b
     wait(device)
     done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < RATE_SECONDS:
         for _ in range(1 if device.type == "cpu" else 10):
             a @ b
             done += 1
@@ -132,15 +134,12 @@ def fewer_bits(s: Settings) -> list[str]:
 
 def options_for(s: Settings, changed: Settings) -> list[str]:
     """The options of the command line that turn the first settings into the second."""
+    train = ("checkpointing", "micro_batch_size", "tokens_per_batch")
+    keys = [f"train.{key}" for key in train] + ["eval.decode_memory", "eval.batch_size"]
     options = [
-        f"--set train.{key}={getattr(changed.train, key)}"
-        for key in ("checkpointing", "micro_batch_size", "tokens_per_batch")
-        if getattr(changed.train, key) != getattr(s.train, key)
-    ]
-    options += [
-        f"--set eval.{key}={getattr(changed.eval, key)}"
-        for key in ("decode_memory", "batch_size")
-        if getattr(changed.eval, key) != getattr(s.eval, key)
+        f"--set {key}={attrgetter(key)(changed)}"
+        for key in keys
+        if attrgetter(key)(changed) != attrgetter(key)(s)
     ]
     if changed.quantize != s.quantize:
         options.append(f"--quantize {changed.quantize}")

@@ -1,18 +1,75 @@
-"""The loss on held-out rows, before and after: what is measured where data has no answers."""
+"""What a run is measured on: test problems whose labels can be compared, or, where data has no
+answers, the loss on held-out rows."""
 
 from dataclasses import dataclass
 
+from data.answer_kinds import kind_in_words
 from data.batches import Example
 from data.prompts import Template
 from data.sources import Data
+from eval.answers import fits, gold_number, is_numeric, kind_of
 from experiments.rows import encode_rows, hold_out
-from files.errors import short_of_memory
+from files.errors import UserError, short_of_memory
 from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 from train.measure import mean_loss
 from train.parallel import Processes
 from train.settings import Settings
 from train.teacher import Teacher
+
+NAMED = 5  # labels that a line names
+
+
+def first_problems(data: Data, s: Settings) -> dict[str, list[dict]]:
+    """The first s.eval.items problems of each test set (0: all), whose labels can be compared.
+
+    Raises UserError.
+    """
+    items = s.eval.items
+    tests = {name: rows[:items] if items else rows for name, rows in data.tests.items()}
+    check_labels(tests, data.reads)
+    return tests
+
+
+def check_labels(problems: dict[str, list[dict]], reads: dict[str, str] | None = None) -> None:
+    """Raise UserError for a label of a known set that cannot be compared.
+
+    Such labels of the user's own sets (`reads`) are compared as texts (`reading_lines`).
+    """
+    for name, rows in problems.items():
+        if name in (reads or {}) or not is_numeric(name):
+            continue
+        for number, row in enumerate(rows):
+            try:
+                gold_number(row["answer"])
+            except UserError as error:
+                raise UserError(f"{name}, problem {number + 1}: {error}") from None
+
+
+def reading_lines(problems: dict[str, list[dict]], reads: dict[str, str]) -> list[str]:
+    """A line on how the answers of these sets are read, and one for each of the user's own sets
+    with labels of another kind. reads: set -> kind of its answers, where its name does not say it.
+    """
+    sets: dict[str, list[str]] = {}
+    lines = []
+    for name, rows in problems.items():
+        kind = kind_of(reads.get(name, name))
+        sets.setdefault(kind_in_words(kind), []).append(name)
+        labels = [row["answer"] for row in rows]
+        others = [(n, label) for n, label in enumerate(labels, 1) if not fits(kind, label)]
+        if others and name in reads:
+            named = ", ".join(
+                f"{label.strip()[:40] or 'blank'} (problem {n})" for n, label in others[:NAMED]
+            )
+            more = f", and {len(others) - NAMED} more" if len(others) > NAMED else ""
+            lines.append(
+                f"{name}: {len(others)} of {len(rows):,} labels do not fit and are compared as "
+                f"texts: {named}{more}"
+            )
+    if not sets:
+        return []
+    how = "; ".join(f"as {kind} ({', '.join(names)})" for kind, names in sets.items())
+    return [f"answers are read {how}", *lines]
 
 
 @dataclass(frozen=True)
