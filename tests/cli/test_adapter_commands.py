@@ -22,7 +22,7 @@ SHORT = (
     4,
     "--items",
     2,
-    *"--set eval.before=false --set eval.max_new_tokens=4".split(),
+    *"--set eval.before=false --set eval.max_new_tokens=4 --set train.batch_size=4".split(),
 )
 
 
