@@ -108,9 +108,15 @@ def make_opt(folder: Path, source: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole_opt_folder(tmp_path_factory, gpt_folder):
+    return make_opt(tmp_path_factory.mktemp("opt"), gpt_folder)
+
+
 @pytest.fixture
-def opt_folder(tmp_path, gpt_folder):
-    return make_opt(tmp_path, gpt_folder)
+def opt_folder(tmp_path, whole_opt_folder):
+    """A copy to be changed."""
+    return shutil.copytree(whole_opt_folder, tmp_path, dirs_exist_ok=True)
 
 
 def package_file(package: str, *path: str) -> Path:

@@ -9,7 +9,7 @@ from composed import (
     out,
     several,  # noqa: F401
 )
-from methods import ALONE, attach_small, randomise
+from methods import ALONE, IN_TURN, attach_small, randomise
 
 from adapters import (
     Average,
@@ -80,7 +80,7 @@ def test_an_adapter_subtracted_from_itself_is_the_base(several):
     torch.testing.assert_close(out(several, "l", "negated"), base, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("method", sorted({method for _, method in IN_TURN} & {*ALONE}))
 def test_weights_added(tiny, method):
     """1 x an adapter is the adapter, 0 x is what changes nothing where the method has that,
     halves of two are their mean.

@@ -32,6 +32,7 @@ from model import UserError, load_model
 from train.loss import summed_loss
 
 
+@pytest.mark.parametrize("any_family", ["llama"])
 def test_a_folder_that_does_not_fit_leaves_the_model_as_it_was(several, tmp_path):
     save_adapters(several, tmp_path / "all")
     again = load_model(str(several.folder))

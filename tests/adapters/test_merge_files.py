@@ -1,6 +1,7 @@
 """Merged models on the disk: precision, files of several shards, and what is not written."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -78,9 +79,12 @@ def test_the_dtype_in_config_json_is_that_of_the_weights(tmp_path):
     assert after == before | {"torch_dtype": "float32", "architectures": ["LlamaForCausalLM"]}
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 5000, 20_000])
-def test_shards(any_folder, tmp_path, shard_bytes):
-    model = load_model(str(any_folder))
+@pytest.mark.parametrize(
+    ("any_family", "shard_bytes"),
+    [("llama", 1), ("llama", 5000), ("llama", 20_000), *product(("bloom", "opt", "gptj"), [5000])],
+)
+def test_shards(any_tiny, tmp_path, shard_bytes):
+    model = any_tiny
     files = export_model(model, tmp_path / "out", shard_bytes=shard_bytes)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     shards = [path for path in files if path.suffix == ".safetensors"]

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from conftest import write_checkpoint
+from families import crossed
 from methods import IDS, randomise
 from paper_code import ACTS, BLOOM_LORA, FIRST, LAST, QKV, make, make_merged, targeted
 
@@ -16,45 +17,39 @@ from adapters.attach import adapters_named
 from adapters.formats.folders import read_tensors
 from model import load_model
 
+BOTTLENECKS = {  # name -> (target modules of a family, the other fields)
+    "series H": (lambda f: [*FIRST[f], LAST[f]], {}),
+    "series P": (lambda f: [LAST[f]], {"use_adapterp": True}),
+    "series at the input": (lambda f: FIRST[f], {"scaling": 0.5, "non_linearity": "relu"}),
+    "series learned": (
+        lambda f: [*FIRST[f], LAST[f]],
+        {"scaling": "learned", "non_linearity": "gelu"},
+    ),
+    "parallel": (lambda f: QKV[f], {"use_parallel_adapter": True}),
+    "parallel mixed": (
+        lambda f: [QKV[f][-1], LAST[f]],
+        {
+            "use_parallel_adapter": True,
+            "scaling": 4.0,
+            "non_linearity": "swish",
+            "init_weights": "mam_adapter",
+        },
+    ),
+    "parallel MLP": (
+        lambda f: [*FIRST[f], LAST[f]],
+        {"use_parallel_adapter": True, "scaling": "learned", "non_linearity": "linear"},
+    ),
+    "expression": (lambda f: rf".*\.[02]\..*({'|'.join([*FIRST[f], LAST[f]])})", {"scaling": 2}),
+}
+IN_EVERY_FAMILY = ("series H", "series learned", "parallel", "expression")
+
 
 @pytest.mark.filterwarnings("ignore")  # of the base's name
-@pytest.mark.parametrize(
-    ("targets", "changes"),
-    [
-        (lambda f: [*FIRST[f], LAST[f]], {}),
-        (lambda f: [LAST[f]], {"use_adapterp": True}),
-        (lambda f: FIRST[f], {"scaling": 0.5, "non_linearity": "relu"}),
-        (lambda f: [*FIRST[f], LAST[f]], {"scaling": "learned", "non_linearity": "gelu"}),
-        (lambda f: QKV[f], {"use_parallel_adapter": True}),
-        (
-            lambda f: [QKV[f][-1], LAST[f]],
-            {
-                "use_parallel_adapter": True,
-                "scaling": 4.0,
-                "non_linearity": "swish",
-                "init_weights": "mam_adapter",
-            },
-        ),
-        (
-            lambda f: [*FIRST[f], LAST[f]],
-            {"use_parallel_adapter": True, "scaling": "learned", "non_linearity": "linear"},
-        ),
-        (lambda f: rf".*\.[02]\..*({'|'.join([*FIRST[f], LAST[f]])})", {"scaling": 2}),
-    ],
-    ids=[
-        "series H",
-        "series P",
-        "series at the input",
-        "series learned",
-        "parallel",
-        "parallel mixed",
-        "parallel MLP",
-        "expression",
-    ],
-)
+@pytest.mark.parametrize(("any_family", "row"), crossed(BOTTLENECKS, IN_EVERY_FAMILY))
 def test_bottlenecks_compute_what_the_papers_code_does_and_are_written_back(
-    any_folder, tmp_path, targets, changes
+    any_folder, tmp_path, row
 ):
+    targets, changes = BOTTLENECKS[row]
     model, reference = load_model(str(any_folder)), load_model(str(any_folder))
     expected = make(tmp_path / "theirs", reference, target_modules=targets(model.family), **changes)
     base = model(IDS)

@@ -27,7 +27,7 @@ def test_beams_find_what_transformers_finds(tmp_path, family):
     free = [generate(model, torch.tensor([row]), max_new_tokens=10, beams=3)[0] for row in PROMPTS]
     lengths = set()
     for beams, stop_ids in itertools.product(
-        (2, 3, 5), ([], [free[0][3]], [free[1][4], free[3][2], free[4][5]], range(45))
+        (2, 5), ([], [free[0][3]], [free[1][4], free[3][2], free[4][5]], range(45))
     ):
         found = generate(
             model, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=10, beams=beams, stop_ids=stop_ids
@@ -44,8 +44,10 @@ def test_beams_find_what_transformers_finds(tmp_path, family):
     )
 
 
-@pytest.mark.parametrize("preset", ["parallel", "prefix", "prompt", "unipelt"])
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize(
+    ("family", "preset"),
+    [*itertools.product(TINY, ["prompt", "unipelt"]), ("llama", "parallel"), ("opt", "prefix")],
+)
 def test_beams_with_adapters_on(tmp_path, family, preset):
     model = load_model(str(write_checkpoint(tmp_path, family)))
     torch.manual_seed(0)

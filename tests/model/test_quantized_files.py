@@ -60,7 +60,10 @@ def test_loading_holds_the_quantised_model_and_one_tensor(tmp_path):
     assert all(0.5 * 16.8 < each < 1.5 * 16.8 for each in more)
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    ("any_family", "how"),
+    [*(("llama", how) for how in HOW), ("bloom", "nf4"), ("opt", "int8"), ("gptj", "nf4")],
+)
 def test_saved_and_loaded_to_the_bit(any_folder, tmp_path, how):
     model = load_model(str(any_folder), quantize=how)
     attach(model, "lora")
@@ -191,8 +194,14 @@ def test_weights_that_are_not_finite_are_refused(folder):
 
 
 # ---------------------------------------------------------------- merging, commands
-@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "ia3", "full head"])
-@pytest.mark.parametrize("how", ["int8", "nf4"])
+@pytest.mark.parametrize(
+    ("any_family", "method", "how"),
+    [
+        *(("llama", name, how) for name in ("lora", "dora", "pissa") for how in ("int8", "nf4")),
+        *(("llama", "full head", "nf4"), ("bloom", "ia3", "nf4")),
+        *(("bloom", "lora", "int8"), ("opt", "dora", "nf4"), ("gptj", "pissa", "int8")),
+    ],
+)
 def test_merging_makes_plain_weights(any_folder, tmp_path, how, method):
     model = load_model(str(any_folder), quantize=how)
     attach(model, "parallel", name="other", size=3)

@@ -5,12 +5,20 @@ import json
 import shutil
 
 import pytest
-from tokenizer_folders import TEXTS, gpt_folder, llama_folder, opt_folder  # noqa: F401
+from tokenizer_folders import (
+    TEXTS,
+    gpt_folder,  # noqa: F401
+    llama_folder,  # noqa: F401
+    opt_folder,  # noqa: F401
+    whole_opt_folder,  # noqa: F401
+)
 
 from model import UserError, load_tokenizer
 
 
-@pytest.fixture(params=["pocket-llama", "llama_folder", "gpt_folder", "opt_folder"])
+@pytest.fixture(
+    scope="module", params=["pocket-llama", "llama_folder", "gpt_folder", "whole_opt_folder"]
+)
 def any_tokenizer(request):
     return load_tokenizer(
         request.param

@@ -73,8 +73,13 @@ def test_windows_and_angles_are_those_of_a_row(tmp_path, config, method):
     assert_same(packed(model, examples(5)), one_by_one(model, examples(5)))
 
 
-@pytest.mark.parametrize("checkpointing", [0, 2])
-@pytest.mark.parametrize("method", ["parallel", "prompt"])
+@pytest.mark.parametrize(
+    ("any_family", "method", "checkpointing"),
+    [
+        *(("llama", method, every) for method in ("parallel", "prompt") for every in (0, 2)),
+        *((family, "prompt", 2) for family in ("bloom", "opt", "gptj")),
+    ],
+)
 def test_stages_and_recomputation_take_packed_rows(any_folder, method, checkpointing):
     model = model_with(any_folder, method)
     expected = one_by_one(model, examples(9))

@@ -117,19 +117,11 @@ def test_other_commands_are_for_one_process(monkeypatch, capsys):
         assert capsys.readouterr().err == said
 
 
-def test_two_processes_answer_and_write_what_one_does(tmp_path):
-    """The whole job, begun under torchrun, where one process is killed (kill -9) and the job ends
-    at once, the last whole step saved; continued by two, without it; one, to the same.
-    """
+def killed_under_torchrun(folder: Path, command: list[str]) -> None:
     torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
-    script = [
-        str(ROOT / "tests" / "at_moments.py"),
-        json.dumps([("micro-batch", 7, 0, signal.SIGKILL, 1)]),
-    ]  # in the fourth step: each has two of four
-    words = [*rows_of_sums(tmp_path), *"--max-steps 12 --set train.save_every=2 --out two".split()]
     job = subprocess.run(
-        [*torchrun, *script, *words],
-        cwd=tmp_path,
+        [*torchrun, *command],
+        cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -139,10 +131,32 @@ def test_two_processes_answer_and_write_what_one_does(tmp_path):
     assert (
         "forcefully exiting via" not in job.stderr
     )  # torchrun's word for a process that has not ended half a minute after it was told to
-    assert not (tmp_path / "two" / "result.json").exists()
     assert (
         job.stderr.count("another process of this job ended or does not answer") <= 1
     )  # torchrun may have ended the other before it says so
+
+
+def killed_without_it(folder: Path, command: list[str]) -> None:
+    (left, _, said), (killed, *_) = finish(launch(2, *command, cwd=folder))
+    assert left != 0
+    assert killed == -signal.SIGKILL
+    assert said.count("another process of this job ended or does not answer") == 1
+
+
+@pytest.mark.parametrize(
+    "is_killed", [killed_without_it, pytest.param(killed_under_torchrun, marks=pytest.mark.slow)]
+)
+def test_two_processes_answer_and_write_what_one_does(tmp_path, is_killed):
+    """The whole job: one process is killed (kill -9) and the job ends at once, the last whole step
+    saved; continued by two; by one, to the same.
+    """
+    script = [
+        str(ROOT / "tests" / "at_moments.py"),
+        json.dumps([("micro-batch", 7, 0, signal.SIGKILL, 1)]),
+    ]  # in the fourth step: each has two of four
+    words = [*rows_of_sums(tmp_path), *"--max-steps 12 --set train.save_every=2 --out two".split()]
+    is_killed(tmp_path, [*script, *words])
+    assert not (tmp_path / "two" / "result.json").exists()
     assert [torch.load(path)["step"] for path in checkpoints(tmp_path / "two")] == [3]
 
     for status, _, error in finish(launch(2, ROOT / "run.py", "--resume", "two", cwd=tmp_path)):

@@ -165,8 +165,13 @@ def test_every_kind_of_adapter_lies_beside_its_block_and_gets_the_same_gradient(
         assert a.abs().sum() > 0
 
 
-@pytest.mark.parametrize("checkpointing", [0, 1, 2])
-@pytest.mark.parametrize("counts", [[1, 2], [1, 1, 1]])
+@pytest.mark.parametrize(
+    ("any_family", "counts", "checkpointing"),
+    [
+        *(("llama", counts, every) for counts in ([1, 2], [1, 1, 1]) for every in (0, 1, 2)),
+        *((family, [1, 1, 1], 1) for family in ("bloom", "opt", "gptj")),
+    ],
+)
 def test_the_pipeline_has_the_losses_and_gradients_of_one_device(any_folder, counts, checkpointing):
     found = []
     for devices in (1, len(counts)):
