@@ -138,9 +138,7 @@ def beside_bias(model: LanguageModel, here: Adapters, main: Adapters, full: Adap
             f"too, and not those at just these places; {KEEPS}"
         )
     leaf = {path: "base_layer.bias" if path in main else "bias" for path in here}
-    return {"bias": word}, {
-        f"{PREFIX}{path}.{leaf[path]}": adapter.bias for path, adapter in here.items()
-    }
+    return {"bias": word}, {f"{PREFIX}{path}.{leaf[path]}": here[path].bias for path in here}
 
 
 def beside_rows(model: LanguageModel, here: Adapters, main: Adapters, full: Adapters) -> Written:
