@@ -135,11 +135,8 @@ def in_order(model: LanguageModel) -> list[Entry]:
 
 def names_in(entries: list[Entry]) -> list[str]:
     """The adapters that these entries name, in a composition or not."""
-    return [
-        name
-        for entry in entries
-        for name in (entry.names if isinstance(entry, Composition) else [entry])
-    ]
+    lists = [entry.names if isinstance(entry, Composition) else [entry] for entry in entries]
+    return [name for names in lists for name in names]
 
 
 def switch(model: LanguageModel, on: list[Entry], train: list[str] | None) -> None:

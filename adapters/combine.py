@@ -37,7 +37,7 @@ OPTIONS = {  # ways to combine -> the options they have
     "ties": ("density",), "dare": ("density", "seed"),
 }  # fmt: skip
 
-WHILE_IT_RUNS = "evaluate --average, use(model, [Average(...)]) in Python, adds them as it runs"
+RUNNING = "evaluate --average, use(model, [Average(...)]) in Python, adds them as it runs"
 
 
 @torch.no_grad()
@@ -181,38 +181,34 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
     """
     kinds, options, tensors = set(), {}, {}
     for path in dict.fromkeys(path for adapters in loaded.values() for path in adapters):
-        weighted = [
-            (loaded[name][path], weight) for name, weight in weights.items() if path in loaded[name]
-        ]
+        here = [name for name in weights if path in loaded[name]]
+        weighted = [(loaded[name][path], weights[name]) for name in here]
         adapters = [adapter for adapter, _ in weighted]
         alike = len({type(adapter) for adapter in adapters}) == 1
         if not alike and not all(isinstance(adapter, LowRank) for adapter in adapters):
             named = " and ".join(sorted(adapter.config.kind for adapter in adapters))
-            raise UserError(
-                f"the outputs of {named} adapters at {path} have no sum; {WHILE_IT_RUNS}"
-            )
+            raise UserError(f"the outputs of {named} adapters at {path} have no sum; {RUNNING}")
         if any(isinstance(adapter, Group) for adapter in adapters):
             raise UserError(
-                f"the adapter at {path} is a mixture, of which there is no sum; {WHILE_IT_RUNS}"
+                f"the adapter at {path} is a mixture, of which there is no sum; {RUNNING}"
             )
         if not isinstance(adapters[0], Summable):
             raise UserError(
                 f"what {adapters[0].config.kind} adapters add has no sum: weights combines them"
             )
-        kind, here, values = adapters[0].side_by_side(weighted)
+        kind, own, values = adapters[0].side_by_side(weighted)
         if how == "svd":
             if kind != "lora":
                 raise UserError(f"{kind} adapters are not of low rank: outputs combines them")
             leaves = adapters[0].leaves
             A, B = truncate(*map(values.get, leaves), rank or largest_rank(loaded))
             values |= dict(zip(leaves, (A, B), strict=True))
-            here = replace(here, r=len(A), alpha=float(len(A)))
+            own = replace(own, r=len(A), alpha=float(len(A)))
         kinds.add(kind)
-        options[path], tensors[path] = here, values
+        options[path], tensors[path] = own, values
     if len(kinds) > 1:
-        raise UserError(
-            f"the sum would be made of {' and '.join(sorted(kinds))}: add adapters of one kind"
-        )
+        both = " and ".join(sorted(kinds))
+        raise UserError(f"the sum would be made of {both}: add adapters of one kind")
     base = next(iter(options.values()))
     overrides = {}
     for path, here in options.items():
@@ -228,9 +224,7 @@ def add_outputs(loaded: Loaded, weights: dict[str, float], how: str, rank: int |
 
 
 def largest_rank(loaded: Loaded) -> int:
-    return max(
-        len(adapter.factors()[0]) for adapters in loaded.values() for adapter in adapters.values()
-    )
+    return max(len(a.factors()[0]) for adapters in loaded.values() for a in adapters.values())
 
 
 def same_place(configs: list[AdapterConfig]) -> Part | None:

@@ -65,9 +65,8 @@ def presets() -> dict[str, dict]:
 
 def independent_presets() -> list[str]:
     """The presets that need nothing beside a base: neither loaded adapters nor quantisation."""
-    return [
-        n for n, table in presets().items() if not METHODS.get(table.get("kind"), Adapter).needs
-    ]
+    tables = presets().items()
+    return [name for name, t in tables if not METHODS.get(t.get("kind"), Adapter).needs]
 
 
 def resolve(

@@ -39,11 +39,8 @@ def by_part(adapters: dict[str, Adapter]) -> dict[str, dict[str, Adapter]]:
 
 def named_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
     """The parameters of the adapters that are on and trained, by path; shared ones once."""
-    return {
-        name: parameter
-        for name, parameter in once(model, nn.Module.named_parameters).items()
-        if parameter.requires_grad
-    }
+    every = once(model, nn.Module.named_parameters).items()
+    return {name: parameter for name, parameter in every if parameter.requires_grad}
 
 
 def named_buffers(model: LanguageModel) -> dict[str, Tensor]:

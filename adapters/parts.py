@@ -54,9 +54,9 @@ class Part:
         if not self.sites:
             raise UserError("adapter: sites = [] names no site")
         if isinstance(self.sites, dict):
+            known = ["any", *FAMILIES]
             for family in self.sites:
-                if family not in ("any", *FAMILIES):
-                    known = ["any", *FAMILIES]
+                if family not in known:
                     raise UserError(f"adapter: sites: {unknown('family', family, known)}")
             if "any" not in self.sites:
                 raise UserError("adapter: sites has no 'any', the sites of all other families")

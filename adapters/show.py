@@ -29,9 +29,8 @@ def picture_of(adapter: Adapter) -> str:
 
     "" if the file has none.
     """
-    blocks = re.findall(
-        r"(?:^ {4}.*\n?)+", sys.modules[type(adapter).__module__].__doc__ or "", re.M
-    )
+    text = sys.modules[type(adapter).__module__].__doc__ or ""
+    blocks = re.findall(r"(?:^ {4}.*\n?)+", text, re.M)
 
     def fits(block: str) -> int:  # -1: drawn for other options
         options = re.findall(r'(\w+) = "(\w+)"', block)
@@ -48,9 +47,9 @@ def draw(model: LanguageModel, name: str = "default") -> str:
     adapters = adapters_named(model, name)
     config = next(iter(adapters.values())).config
     marked = marked_sites(model, name)
-    drawing = re.sub(
-        r"\[(\w+)\]", lambda site: f"{{{site[1]}}}" if site[1] in marked else site[0], model.picture
-    )
+    drawing = model.picture
+    for site in marked:
+        drawing = drawing.replace(f"[{site}]", f"{{{site}}}")
     outside = ", ".join(site for site in model.outer_sites if site in marked)
     also = f"; outside of the blocks: {outside}" if outside else ""
     lines = [drawing, "", f"{{ }} holds the adapter{also}", ""]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,15 +40,13 @@ class Started(LoRA):
         raise NotImplementedError
 
 
-def check_principal(options: LoRA.Options, site: Site) -> None:
+def check_principal(o: LoRA.Options, site: Site) -> None:
     """Raise UserError where a start from r singular values, divided by sqrt(s), does not exist."""
-    if options.alpha <= 0:
+    if o.alpha <= 0:
+        raise UserError(f"alpha = {o.alpha} must be positive: the start is divided by its root")
+    if o.r > min(site.in_features, site.out_features):
         raise UserError(
-            f"alpha = {options.alpha} must be positive: the start is divided by its root"
-        )
-    if options.r > min(site.in_features, site.out_features):
-        raise UserError(
-            f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no "
+            f"r = {o.r}: a weight of {site.out_features} x {site.in_features} has no "
             "more than its smaller side of singular values"
         )
 
@@ -111,7 +110,8 @@ def activations(
     seen: dict[str, Components] = {}
     recent: list = [None, None]  # the last x, and its components
 
-    def look(path: str, x: Tensor) -> None:
+    def look(path: str, site: Site, inputs: tuple) -> None:
+        x = inputs[0]
         if x is not recent[0]:
             options = adapters[path].options
             found = seen.setdefault(path, Components(round(options.rho * options.r)))
@@ -119,12 +119,8 @@ def activations(
             recent[:] = x, found
         seen[path] = recent[1]
 
-    hooks = [
-        model.get_submodule(path).register_forward_pre_hook(
-            lambda site, inputs, path=path: look(path, inputs[0])
-        )
-        for path in adapters
-    ]
+    sites = {path: model.get_submodule(path) for path in adapters}
+    hooks = [site.register_forward_pre_hook(partial(look, path)) for path, site in sites.items()]
     was_training = model.training
     left = max(adapter.options.rows for adapter in adapters.values())
     model.eval()

@@ -39,15 +39,8 @@ def render_all(
 
 
 def render_one(text: str, kind: str, messages: Messages, ask: bool, special: dict[str, str]):
-    """`render_all` of one chat. Raises RefusedMessages."""
+    """`render_all` of one chat. Raises UserError."""
     (result,) = render_all(text, kind, [(messages, ask)], special)
     if isinstance(result, RefusedMessages):
         raise result
     return result
-
-
-def render_text(
-    text: str, messages: Messages, *, add_generation_prompt: bool, special: dict[str, str]
-) -> str:
-    """What the chat template `text` makes of messages {role, content}. Raises UserError."""
-    return render_one(text, "plain", messages, add_generation_prompt, special)

@@ -34,9 +34,7 @@ class Layout:
 
     def notes(self) -> list[str]:
         """What a user should know: columns read under another name, columns not used."""
-        renamed = [
-            f"{field} from {name!r}" for field, name in self.columns.items() if name != field
-        ]
+        renamed = [f"{key} from {name!r}" for key, name in self.columns.items() if name != key]
         lines = [f"columns: {', '.join(renamed)}"] if renamed else []
         if self.unused:
             more = f" and {len(self.unused) - 8} more" if len(self.unused) > 8 else ""

@@ -16,6 +16,7 @@ from files.errors import UserError
 RULE = "*" * 25
 TRIGGER = re.compile(r"\n?Therefore,? [^\n]*?the answer(?: \([^)\n]*\))? is")
 THINK = "Let's think step by step."  # unless the options at the top of the log say otherwise
+SAMPLE = re.compile(r"(?ms)^Q: (.*?)\nA: ?(.*?)\npred_before : ?(.*?)\npred_after : ?(.*?)$")
 TOLERANCE = 1e-3
 
 
@@ -55,10 +56,8 @@ def samples(record: str) -> list[str]:
     if len(parts) < 2:
         return []
     gold = re.search(r"^GT : .*$", parts[-1], flags=re.MULTILINE)
-    return [
-        part if "\nGT : " in part or gold is None else f"{part.rstrip()}\n{gold[0]}\n"
-        for part in parts[1:]
-    ]
+    end = f"\n{gold[0]}\n" if gold else ""
+    return [part if "\nGT : " in part or not gold else part.rstrip() + end for part in parts[1:]]
 
 
 def thinking(text: str) -> str:
@@ -72,11 +71,7 @@ def thinking(text: str) -> str:
 
 def row_from(sample: str, think: str, keep_wrong: bool) -> tuple[dict | None, str]:
     """(the row of one sample, or None; why)."""
-    found = re.search(
-        r"^Q: (.*?)\nA: ?(.*?)\npred_before : ?(.*?)\npred_after : ?(.*?)$",
-        sample,
-        flags=re.MULTILINE | re.DOTALL,
-    )
+    found = SAMPLE.search(sample)
     gold = re.search(r"^GT : *(.*?)\s*$", sample, flags=re.MULTILINE)
     if not found or not gold or not gold[1]:
         return None, "left out: cut short"

@@ -70,9 +70,8 @@ def read_note(path: Path) -> tuple[str, dict[str, list[str]]] | None:
     """(commit, split -> files) as hub_tables wrote them; None without a readable note."""
     try:
         commit, chosen = json.loads(path.read_text(encoding="utf-8"))
-        fits = isinstance(commit, str) and all(
-            isinstance(name, str) for names in chosen.values() for name in names
-        )
+        texts = [commit, *(name for names in chosen.values() for name in names)]
+        fits = all(isinstance(text, str) for text in texts)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return (commit, chosen) if fits else None

@@ -118,9 +118,8 @@ def nearest(problems: list[list[str]], train: list[dict]) -> dict[int, int]:
 def words(row: dict) -> str:
     """Instruction and input of a row, and what a chat has before them but system messages:
     words and signs of arithmetic alone; where there is none of these, all signs."""
-    earlier = " ".join(
-        message["content"] for message in row.get("history", ()) if message["role"] != "system"
-    )
+    before = [one for one in row.get("history", ()) if one["role"] != "system"]
+    earlier = " ".join(message["content"] for message in before)
     text = f"{earlier} {row['instruction']} {row.get('input') or ''}".lower().replace("\u2212", "-")
     return " ".join(WORD.findall(text) or text.split())
 

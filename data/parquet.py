@@ -23,14 +23,13 @@ def rows(path: Path) -> Iterator[dict]:
     """The rows of a parquet file. Raises UserError."""
     if not path.is_file():  # a pipe would be waited for
         raise UserError(f"{path} is not a file")
-    left, what = MOST + 20 * path.stat().st_size, f"reading {path}"
+    size, what = path.stat().st_size, f"reading {path}"
+    left = MOST + 20 * size
     call("data.parquet:begin", [str(path.resolve()), str(path)], what, SECONDS, MEMORY)
     while (batch := call("data.parquet:more", None, what, SECONDS, MEMORY)) is not None:
         left -= held(batch)
         if left < 0:
-            raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes and expands to too many rows"
-            )
+            raise UserError(f"{path} has {size:,} bytes and expands to too many rows")
         yield from batch
 
 

@@ -12,10 +12,7 @@ from files.errors import UserError, unknown
 
 WRITE = " Write a response that appropriately completes the request."
 TASK = "Below is an instruction that describes a task." + WRITE
-PAIRED = (
-    "Below is an instruction that describes a task, paired with an input that provides further"
-    " context." + WRITE
-)
+PAIRED = TASK.replace(" task.", " task, paired with an input that provides further context.")
 PREAMBLE, RESPONSE = TASK + "\n\n### Instruction:\n", "\n\n### Response:\n"
 GAP = 16 * " "  # before every line of the paper's v1 prompt but the first, blank lines too
 LARGEST = 100_000  # characters of a chat template
@@ -70,10 +67,10 @@ class Template:
 
     def conversations(self, rows: Sequence[dict]) -> Iterator[Conversation | RefusedMessages]:
         """`conversation` of many rows in one go, with an error in place of a refused one."""
-        chats = [
-            ([*self.question(row), {"role": "assistant", "content": self.response(row)}], False)
-            for row in rows
-        ]
+        chats = []
+        for row in rows:
+            reply = {"role": "assistant", "content": self.response(row)}
+            chats.append(([*self.question(row), reply], False))
         for chat in render_all(self.text, "as_conversation", chats, self.special):
             if isinstance(chat, RefusedMessages):
                 yield chat
@@ -159,10 +156,8 @@ class Template:
 
 def paper(task: str, end: str, *sections: str) -> str:
     """The training prompt of the paper's repository to the byte, with its source's indentation."""
-    blocks = [
-        f"{GAP}### {name}:\n{GAP}{slot}"
-        for name, slot in zip(sections[::2], sections[1::2], strict=True)
-    ]
+    pairs = zip(sections[::2], sections[1::2], strict=True)
+    blocks = [f"{GAP}### {name}:\n{GAP}{slot}" for name, slot in pairs]
     return f"{task}{end}\n\n" + f"\n{GAP}\n".join(blocks)
 
 

@@ -98,9 +98,8 @@ class Sandboxed:
                     parts.append(part)
                     length += len(part)
                     if length > longest:
-                        raise UserError(
-                            f"the chat template writes more than {longest:,} characters"
-                        )
+                        said = f"the chat template writes more than {longest:,} characters"
+                        raise UserError(said)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever a template can make Jinja raise
@@ -123,9 +122,7 @@ class Sandboxed:
             )
 
 
-@lru_cache(maxsize=8)
-def sandboxed(text: str) -> Sandboxed:
-    return Sandboxed(text)
+sandboxed = lru_cache(maxsize=8)(Sandboxed)
 
 
 def spans_between(marked: str, before: str, after: str) -> list[tuple[int, int]] | None:

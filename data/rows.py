@@ -74,9 +74,8 @@ def read_rows(
         for name, value in entry.items() if isinstance(entry, dict) else ():
             if isinstance(name, str) and first.get(name) in (None, "", []):
                 first[name] = value
-    if not first:
-        layout = Layout("rows", {}, [])
-    else:
+    layout = Layout("rows", {}, [])
+    if first:
         layout = layout_of(path, first, list(first), columns or {}, need)
     if "answer" in need and layout.form != "rows":
         what = "conversations" if layout.form == "chat" else "plain text"
@@ -101,9 +100,8 @@ def read_rows(
             left_out.append(f"{where}: {fault_text(faults, layout.columns)}")
         else:
             rows.append(row)
-    shared = "answer" in layout.columns and (
-        layout.columns["answer"] == layout.columns.get("output")
-    )
+    answer = layout.columns.get("answer")
+    shared = answer is not None and answer == layout.columns.get("output")
     table = Table(
         rows, left_out, [*layout.notes(), *said, *final], len(listed),
         is_text=layout.form == "text", answer_is_output=shared and not final,
@@ -117,7 +115,7 @@ def fault_text(faults: dict[str, str], columns: dict[str, str]) -> str:
     """What is wrong with a row, by field ("" for the row as a whole, said last)."""
     named = [field for field in NAMES if field in faults]
     parts = [f"{columns.get(field, field)} {faults[field]}" for field in named]
-    return ", ".join([*parts, *([faults[""]] if "" in faults else [])])
+    return ", ".join([*parts, *filter(None, [faults.get("")])])
 
 
 def result(read, entry, layout: Layout) -> tuple[dict | None, dict[str, str]]:
@@ -195,10 +193,7 @@ def prompt_row(asked: list, replied) -> dict:
         replied = [{"role": "assistant", "content": replied}]
     if not isinstance(replied, list):
         raise Unusable("has a prompt of messages without a completion")
-    earlier = [
-        message | {"weight": 0} if message["role"] == "assistant" else message
-        for message in messages
-    ]
+    earlier = [one | {"weight": 0} if one["role"] == "assistant" else one for one in messages]
     return row_of([*earlier, *map(message_of, replied)])
 
 
@@ -213,9 +208,8 @@ def text_of(value, field: str) -> tuple[str, str]:
     if isinstance(value, bool):
         return str(value).lower(), ""
     if isinstance(value, int | float):
-        if isinstance(value, int) or math.isfinite(value):
-            return str(value), ""
-        return "", f"is {value}, no number to compare with"
+        finite = isinstance(value, int) or math.isfinite(value)
+        return (str(value), "") if finite else ("", f"is {value}, no number to compare with")
     lines = field == "input" and isinstance(value, list)
     if lines and all(isinstance(line, str) for line in value):
         return "\n".join(value), ""

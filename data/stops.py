@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from data.chat_template import render_text
+from data.chat_template import render_one
 from files.errors import UserError
 from files.reading import read_json, resolve_inside
 from model.added_tokens import is_token_id
@@ -55,9 +55,7 @@ def turn_end(tokenizer: Tokenizer, template: str | None = None) -> int | None:
         return None
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = render_text(
-            template, messages, add_generation_prompt=False, special=tokenizer.special_tokens
-        )
+        text = render_one(template, "plain", messages, False, tokenizer.special_tokens)
     except UserError:
         return None
     _, answer, after = text.rpartition(ANSWER)

@@ -78,10 +78,9 @@ def json_lines(text: str) -> Iterator[tuple[str, object]]:
 
 def is_list_of_rows(text: str) -> bool:
     """Whether a text that begins with [ is one JSON list, and not a list on each line."""
-    first_line = parse_json(text.lstrip().partition("\n")[0])
-    return first_line is BROKEN or (
-        isinstance(first_line, list) and any(isinstance(entry, dict) for entry in first_line)
-    )
+    line = parse_json(text.lstrip().partition("\n")[0])
+    holds_rows = isinstance(line, list) and any(isinstance(entry, dict) for entry in line)
+    return line is BROKEN or holds_rows
 
 
 def json_objects(path: Path, text: str) -> Iterator[tuple[str, object]]:

@@ -126,10 +126,8 @@ def is_right(answer: float | str | None, gold: float | str) -> bool:
         return False
     if isinstance(answer, float):
         return abs(answer - gold_number(gold, isinstance(answer, CommaNumber))) <= TOLERANCE
-    answer, gold = (
-        plain(str(text)).replace(FINAL, "").casefold().strip(" \n").rstrip(" .\n")
-        for text in (answer, gold)
-    )
+    answer, gold = (plain(str(text)).replace(FINAL, "").casefold() for text in (answer, gold))
+    answer, gold = (text.strip(" \n").rstrip(" .\n") for text in (answer, gold))
     words = r"\s".join(map(re.escape, gold.split()))
     return bool(words) and re.match(rf"{words}(?:$|[.!?]+\s|\n)", answer) is not None
 

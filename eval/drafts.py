@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from eval.engine import Engine
 
 MOST = 8  # guessed tokens of a row in a pass
-TOKENS = {"cpu": 32}  # of a pass with guesses, by kind of device; elsewhere there are none
+TOKENS = {"cpu": 24}  # of a pass with guesses, by kind of device; elsewhere there are none
 
 
 class Text:

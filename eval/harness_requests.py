@@ -15,10 +15,7 @@ from model.language import LanguageModel
 from model.tokenizer import Tokenizer
 
 LENGTH = 2048  # tokens of a text, where the model has no limit (BLOOM was trained on so many)
-SETTINGS = (  # of generation_kwargs
-    *("until", "max_gen_toks", "max_new_tokens", "do_sample"),
-    *("temperature", "top_k", "top_p", "num_beams"),
-)
+SETTINGS = "until max_gen_toks max_new_tokens do_sample temperature top_k top_p num_beams".split()
 
 
 def harness(module: str):
@@ -105,25 +102,21 @@ class Requests:
             pairs.append((context[-room:], continuation))
             cut += len(context) > room
         self.warn_of(cut)
-        return log_likelihoods(
-            self.net, pairs, batch_size=self.batch_size, vocab_size=self.tokens.size
-        )
+        sizes = {"batch_size": self.batch_size, "vocab_size": self.tokens.size}
+        return log_likelihoods(self.net, pairs, **sizes)
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """For whole texts, in windows as long as the model's positions; each token is predicted
         once, the first one after the BOS (or EOS) token."""
         utils, windows, owners = harness("utils"), [], []
         for number, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0])
-            for window in utils.get_rolling_token_windows(
-                ids, self.prefix_token_id, self.max_length, context_len=1
-            ):
+            of = self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length
+            for window in utils.get_rolling_token_windows(*of, context_len=1):
                 windows.append(utils.make_disjoint_window(window))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for number, (log_prob, _) in zip(
-            owners, log_likelihoods(self.net, windows, batch_size=self.batch_size), strict=True
-        ):
+        found = log_likelihoods(self.net, windows, batch_size=self.batch_size)
+        for number, (log_prob, _) in zip(owners, found, strict=True):
             totals[number] += log_prob
         return totals
 

@@ -53,11 +53,10 @@ def journals(path: Path) -> list[Path]:
 
 def answers_in(path: Path, fingerprint: str) -> dict[int, dict]:
     """The answers in all of them, by number. Raises UserError."""
-    return {
-        number: answer
-        for file in journals(path)
-        for number, answer in Journal(file, fingerprint).done.items()
-    }
+    found: dict[int, dict] = {}
+    for file in journals(path):
+        found |= Journal(file, fingerprint).done
+    return found
 
 
 def remove_journals(path: Path) -> None:

@@ -40,8 +40,7 @@ def best_beam(model: LanguageModel, request: Request, vocab_size: int | None) ->
     while going_on:
         texts = [[*request.ids, *text] for text in beams.texts]
         hidden = model.hidden(torch.tensor(texts, device=model.device))
-        ((totals, parents, tokens),) = candidates(
-            model.logits(hidden[:, -1])[None], [beams], vocab_size
-        )
+        logits = model.logits(hidden[:, -1])[None]
+        ((totals, parents, tokens),) = candidates(logits, [beams], vocab_size)
         going_on = beams.advance(totals, parents, tokens) is not None
     return beams.best

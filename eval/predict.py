@@ -172,16 +172,14 @@ def pairs_of(
     return [choices(tokenizer, job.row, template, *stated[job.prediction["set"]]) for job in jobs]
 
 
-def rooms_of(
-    model: LanguageModel, jobs: list[Job], pairs: list[Pairs], max_new_tokens: int
-) -> list[int]:
-    """For each job, how many new tokens the model has positions for; 0: its prompt is too long.
+def rooms_of(model: LanguageModel, jobs: list[Job], pairs: list[Pairs], most: int) -> list[int]:
+    """For each job, how many new tokens (at `most`) there are positions for; 0: it is too long.
 
     With `pairs`, whether the longest option fits.
     """
     positions = positions_of(model)
     if not pairs:
-        return [room_for(positions, len(job.ids), max_new_tokens) for job in jobs]
+        return [room_for(positions, len(job.ids), most) for job in jobs]
     longest = (max(len(context) + len(own) for context, own in p.values()) for p in pairs)
     return [room_for(positions, tokens - 1, 1) for tokens in longest]
 

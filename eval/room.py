@@ -78,19 +78,15 @@ def room_lines(
             if room < wanted:
                 (short if room else none).append(f"{name} row {number} ({tokens} tokens)")
     total = sum(map(len, tests.values()))
-    lines = []
-    if none:
-        lines.append(
-            f"{len(none)} of {total} test prompts are longer than the model's {positions} "
-            f"positions and count as wrong: {first_of(none)}"
-        )
-    if short:
-        lines.append(
-            f"{len(short)} of {total} test prompts leave less than eval.max_new_tokens = "
-            f"{wanted} of the model's {positions} positions to the answer, which ends "
-            f"there: {first_of(short)}"
-        )
-    return lines
+    reasons = {
+        f"are longer than the model's {positions} positions and count as wrong": none,
+        f"leave less than eval.max_new_tokens = {wanted} of the model's {positions} positions to "
+        "the answer, which ends there": short,
+    }
+    return [
+        f"{len(names)} of {total} test prompts {reason}: {first_of(names)}"
+        for reason, names in reasons.items() if names
+    ]  # fmt: skip
 
 
 def first_of(names: list[str]) -> str:

@@ -55,11 +55,8 @@ class Table:
     def to_html(self) -> str:
         """A <table> within a box that scrolls sideways where the page is narrow."""
         kinds = ["" if number < self.names else ' class="n"' for number in range(len(self.heads))]
-        heads = "".join(
-            f"<th{kind}>{html.escape(head)}</th>"
-            for kind, head in zip(kinds, self.heads, strict=True)
-        )
-        rows = ""
+        pairs, rows = zip(kinds, self.heads, strict=True), ""
+        heads = "".join(f"<th{kind}>{html.escape(head)}</th>" for kind, head in pairs)
         for row in self.rows:
             cells = (f"<td{kind}>{cell_html(c)}</td>" for kind, c in zip(kinds, row, strict=True))
             rows += f"<tr>{''.join(cells)}</tr>"

@@ -152,7 +152,7 @@ class Worker:
         self.owner = 0  # the process that started it: a fork of ours starts another
         self.lock = threading.Lock()
 
-    def call(self, name: str, request, what: str, seconds: float, memory: int):
+    def call(self, name: str, request, what: str, seconds: float = SECONDS, memory: int = MEMORY):
         """What the function "module:function" answers to the request.
 
         what: its subject in messages. Raises UserError where the function does, and where a limit
@@ -217,8 +217,4 @@ class Worker:
 
 WORKER = Worker()
 atexit.register(WORKER.close)
-
-
-def call(name: str, request, what: str, seconds: float = SECONDS, memory: int = MEMORY):
-    """`Worker.call` of the one child of this process."""
-    return WORKER.call(name, request, what, seconds, memory)
+call = WORKER.call  # of the one child of this process

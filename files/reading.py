@@ -15,10 +15,8 @@ JSON_SIGNS = {"{": 200, "[": 72, ",": 60, "\n": 60, '"': 25}  # bytes that value
 def read_json(path: Path) -> dict:
     """A JSON object from a file, or UserError naming the file."""
     try:
-        if path.stat().st_size > LONGEST_JSON:
-            raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes, too many for what it should hold"
-            )
+        if (size := path.stat().st_size) > LONGEST_JSON:
+            raise UserError(f"{path} has {size:,} bytes, too many for what it should hold")
         text = read_file(path).decode("utf-8")
         check_expansion(path, text)
         value = json.loads(text, object_pairs_hook=reject_duplicate_keys)

@@ -1,5 +1,6 @@
 """Which kernels compute attention, norms and dropout on a device."""
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class Kernels:
 
 
 FEW = 9  # queries of a row up to which answers are made by `attention_of_few`
+MANY_KEYS = 2048  # of all rows and heads, from which `attention_by_products` is faster (measured)
+KEYS = 32  # steps of the number of keys of its products
 
 TORCH = Kernels()
 
@@ -32,6 +35,11 @@ META_KERNELS = ContextVar("META_KERNELS", default=TORCH)  # train/plan counts th
 def kernels(x: Tensor) -> Kernels:
     """Torch's own; for a tensor on "meta", those of the device that is planned for."""
     return META_KERNELS.get() if x.is_meta else TORCH
+
+
+def device_of(x: Tensor) -> str:
+    """The kind of device that x is on, or that is planned for."""
+    return kernels(x).device if x.is_meta else x.device.type
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -53,7 +61,7 @@ def attention(
     multiplied in float32, as the fused kernels do (float16 may overflow).
     """
     B, H, T, D = q.shape
-    device = kernels(q).device if q.is_meta else q.device.type
+    device = device_of(q)
     is_few = T == 1 or (T <= FEW and mask is not None and not torch.is_grad_enabled())
     if is_few and (device != "cpu" or q.dtype != torch.float16):
         out = attention_of_few(q, k, v, mask)
@@ -78,11 +86,13 @@ def is_flash(q: Tensor, mask: Tensor | None) -> bool:
 
 
 def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`attention` of few queries -> [B, H, T, D], multiplied in float32: those of all query heads
-    of one key/value head are the queries of the fused kernel, which reads k and v once.
+    """`attention` of few queries -> [B, H, T, D]: those of all query heads of one key/value head
+    are the queries of one head, so that k and v are read once.
 
-    mask None: T is 1.
+    The fused kernel multiplies in float32. mask None: T is 1.
     """
+    if device_of(q) == "cpu" and q.dtype == torch.bfloat16 and k[..., 0].numel() >= MANY_KEYS:
+        return attention_by_products(q, k, v, mask)
     (B, H, T, D), K = q.shape, k.shape[1]
     rows = q.reshape(B, K, -1, D)  # [B, K, H / K * T, D]
     if mask is not None and mask.shape[1] > 1:  # of each head
@@ -91,3 +101,35 @@ def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
         mask = mask.repeat(1, 1, H // K, 1)
     fused = kernels(q).attention
     return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, T, D)
+
+
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention_of_few` by two products over all rows and heads, for many keys in bfloat16.
+
+    oneDNN compiles a product for each size, so k and v get zeros up to the next multiple of KEYS.
+    It would copy a part of a cache in any case.
+    """
+    (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
+    width = S + -S % KEYS
+    keys, values = widened(k, width), widened(v, width)  # [B*K, width, D]
+    if mask is None:
+        mask = q.new_zeros(1, 1, T, S)
+    mask = mask.unflatten(1, (1, 1) if mask.shape[1] == 1 else (K, -1))
+    bias = q.new_full((*mask.shape[:-1], width), -math.inf)
+    if mask.dtype == torch.bool:
+        bias[..., :S].masked_fill_(mask, 0)
+    else:
+        bias[..., :S] = mask
+    scores = q.new_empty(B, K, H // K, T, width).copy_(bias).view(B * K, -1, width)
+    scores.baddbmm_(q.reshape(B * K, -1, D), keys.transpose(1, 2), alpha=1 / math.sqrt(D))
+    p = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    return torch.bmm(p, values).view(B, H, T, D)
+
+
+def widened(x: Tensor, keys: int) -> Tensor:
+    """x [B, K, S, D] -> [B*K, keys, D], zeros after S."""
+    B, K, S, D = x.shape
+    wide = x.new_empty(B, K, keys, D)
+    wide[:, :, :S] = x
+    wide[:, :, S:] = 0
+    return wide.flatten(0, 1)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -59,8 +60,8 @@ class Server:
                 routes("/metrics", self.metrics),
                 routes("/v1/models", self.models),
                 routes("/v1/models/{name:path}", self.model),
-                routes("/v1/completions", self.completions, **post),
-                routes("/v1/chat/completions", self.chats, **post),
+                routes("/v1/completions", partial(self.answer, kind=Completion), **post),
+                routes("/v1/chat/completions", partial(self.answer, kind=Chat), **post),
                 routes("/v1/load_lora_adapter", self.load, **post),
                 routes("/v1/unload_lora_adapter", self.unload, **post),
             ],
@@ -130,12 +131,6 @@ class Server:
         return name
 
     # ---- answers
-
-    async def completions(self, request: Request) -> Response:
-        return await self.answer(request, Completion)
-
-    async def chats(self, request: Request) -> Response:
-        return await self.answer(request, Chat)
 
     async def answer(self, request: Request, kind: type[Asked]) -> Response:
         wanted = asked(kind, await self.body(request))

@@ -40,6 +40,12 @@ class Conversation:
         """Of who answers."""
         return self.adapter or self.base
 
+    @property
+    def said(self) -> list[dict]:
+        """The messages so far."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.turns]
+
     def switch(self, name: str) -> None:
         """Let another answer, with the conversation as it is. Raises UserError."""
         names = [self.base, *self.loop.shelf.named]
@@ -83,10 +89,8 @@ class Conversation:
         finally:
             for stream in streams:
                 stream.close()
-        self.turns += [
-            {"role": "user", "content": text},
-            {"role": "assistant", "content": answers[self.adapter]},
-        ]
+        self.turns.append({"role": "user", "content": text})
+        self.turns.append({"role": "assistant", "content": answers[self.adapter]})
         return {name or self.base: answer for name, answer in answers.items()}
 
     def compare_last(self) -> dict[str, str]:
@@ -103,9 +107,7 @@ class Conversation:
 
     def question(self, text: str, adapter: str) -> Question:
         """Raises UserError where there is no room for an answer."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*system, *self.turns, {"role": "user", "content": text}]
-        ids = self.loop.prompt(adapter, messages)
+        ids = self.loop.prompt(adapter, [*self.said, {"role": "user", "content": text}])
         question = Question(ids, 1, adapter, self.sampling, self.seed)
         room = self.loop.room(question)
         if room < 1:
@@ -124,8 +126,7 @@ class Conversation:
             raise UserError("nothing was said yet: there is nothing to save")
         if Path(path).exists():
             raise UserError(f"{path} exists: give another name")
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        write_text(Path(path), json.dumps({"messages": [*system, *self.turns]}) + "\n")
+        write_text(Path(path), json.dumps({"messages": self.said}) + "\n")
 
 
 def toy_notes(base: str) -> list[str]:

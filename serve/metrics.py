@@ -17,11 +17,12 @@ class Histogram:
         self.sum += seconds
 
     def lines(self, name: str, about: str) -> list[str]:
-        lines, total = [f"# HELP {name} {about}", f"# TYPE {name} histogram"], 0
+        figures, total = {}, 0
         for bound, count in zip((*SECONDS, "+Inf"), self.counts, strict=True):
             total += count
-            lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
-        return [*lines, f"{name}_sum {self.sum:.6f}", f"{name}_count {total}"]
+            figures[f'_bucket{{le="{bound}"}}'] = total
+        figures |= {"_sum": f"{self.sum:.6f}", "_count": total}
+        return described(name, about, "histogram", figures)
 
 
 class Metrics:
@@ -42,30 +43,29 @@ class Metrics:
         """All of it; now: name -> (about, value) of gauges."""
         lines = []
         for name, (about, value) in now.items():
-            lines += described(name, about, "gauge", [f"{PREFIX}_{name} {value}"])
-        requests = [
-            f'{PREFIX}_requests_total{{model="{escaped(model)}",status="{status}"}} {count}'
+            lines += described(name, about, "gauge", {"": value})
+        requests = {
+            f'{{model="{escaped(model)}",status="{status}"}}': count
             for (model, status), count in sorted(self.requests.items())
-        ]
+        }
         lines += described("requests_total", "Requests by model and status.", "counter", requests)
-        prompts = [
-            f'{PREFIX}_prompt_tokens_total{{model="{escaped(model)}"}} {count}'
-            for model, count in sorted(self.prompt_tokens.items())
-        ]
+        counts = sorted(self.prompt_tokens.items())
+        prompts = {f'{{model="{escaped(model)}"}}': count for model, count in counts}
         lines += described("prompt_tokens_total", "Tokens of prompts.", "counter", prompts)
-        tokens = [f"{PREFIX}_generated_tokens_total {self.tokens}"]
+        tokens = {"": self.tokens}
         lines += described("generated_tokens_total", "Tokens of answers.", "counter", tokens)
-        lines += self.first.lines(
-            f"{PREFIX}_time_to_first_token_seconds", "From the question to its first token."
-        )
-        lines += self.between.lines(
-            f"{PREFIX}_time_between_tokens_seconds", "From a token of an answer to the next."
-        )
+        about = "From the question to its first token."
+        lines += self.first.lines("time_to_first_token_seconds", about)
+        about = "From a token of an answer to the next."
+        lines += self.between.lines("time_between_tokens_seconds", about)
         return "\n".join(lines) + "\n"
 
 
-def described(name: str, about: str, kind: str, lines: list[str]) -> list[str]:
-    return [f"# HELP {PREFIX}_{name} {about}", f"# TYPE {PREFIX}_{name} {kind}", *lines]
+def described(name: str, about: str, kind: str, figures: dict[str, object]) -> list[str]:
+    """The lines of a metric; figures: its labels, or the end of its name -> value."""
+    name = f"{PREFIX}_{name}"
+    lines = [f"{name}{labels} {value}" for labels, value in figures.items()]
+    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *lines]
 
 
 def escaped(text: str) -> str:

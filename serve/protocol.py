@@ -35,7 +35,11 @@ class StreamOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What both kinds of request have in common."""
+    """What both kinds of request have in common.
+
+    Each has a `limit`, new tokens of a choice (None: what there is room for), and `likely`, the
+    likely tokens beside each new one (None: no figures).
+    """
 
     model: str
     max_tokens: Annotated[int, Range(1)] | None = None
@@ -51,16 +55,6 @@ class Asked:
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    @property
-    def limit(self) -> int | None:
-        """New tokens of a choice; None: what there is room for."""
-        return self.max_tokens
-
-    @property
-    def likely(self) -> int | None:
-        """Likely tokens beside each new one; None: no figures."""
-        return None
 
     def check(self) -> None:
         if len(self.stops) > 16 or not all(0 < len(stop) <= 1000 for stop in self.stops):

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,6 +39,21 @@ sources.TRAIN_ROWS = 500  # all of them take every run of a pocket model two sec
 pretrain.TOKENIZER_LINES = 3_000  # as well
 os.fsync = lambda handle: None  # a kill loses nothing without it, and no test cuts the power
 advice.RATE_SIZE, advice.RATE_SECONDS = 64, 0.01  # a rate is measured at once
+
+
+@functools.cache
+def word_problems(data_dir: str, seed: int, rows: int) -> sources.Data:
+    return sources.word_problems(data_dir, seed)
+
+
+def copied_word_problems(data_dir: str, seed: int) -> sources.Data:
+    """The data set "wordproblems", generated once."""
+    made = word_problems(data_dir, seed, sources.TRAIN_ROWS)
+    tests = {name: list(map(dict, rows)) for name, rows in made.tests.items()}
+    return replace(made, train=list(map(dict, made.train)), tests=tests)
+
+
+sources.EXPERIMENTS["wordproblems"] = copied_word_problems
 
 DEVICES = [
     "cpu",

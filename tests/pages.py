@@ -82,7 +82,7 @@ def command_name(arguments: list[str]) -> str:
 
 
 def is_short(command: Command, shown: bool) -> bool:
-    """Whether a command that trains is to run two steps instead of all."""
+    """Whether a command that trains is to run two short steps instead of all."""
     return (
         command_name(command.arguments) == "train"
         and not shown
@@ -94,7 +94,7 @@ def execute(command: Command, shown: bool) -> str:
     """Run a command in this process; what it printed, with its messages on stderr."""
     arguments = list(command.arguments)
     if is_short(command, shown):
-        arguments += SHORT
+        arguments += [*SHORT, "--set", "train.batch_size=8"]
         if not {"--data", "--continue"} & set(arguments):
             arguments += ["--data", "sums.json"]
     out, err = io.StringIO(), io.StringIO()

@@ -94,28 +94,21 @@ def native_tensors(config: AdapterConfig, adapters: dict[str, Adapter]) -> dict[
     }
 
 
-def write_adapter(
-    folder: Path, fields: dict, tensors: dict[str, Tensor], as_bin: bool = False
-) -> None:
+def write_adapter(folder: Path, fields: dict, tensors: dict[str, Tensor], as_bin: bool) -> None:
     """Write both files and read the tensors back.
 
     Raises UserError; nothing is written of an adapter that is not finite.
     """
-    tensors = {
-        key: tensor.detach().float().cpu().contiguous().clone() for key, tensor in tensors.items()
-    }
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(
-                f"the adapter holds NaN or infinite values at {key}; nothing was written"
-            )
+    tensors = {k: t.detach().float().cpu().contiguous().clone() for k, t in tensors.items()}
+    wrong = next((key for key, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if wrong:
+        raise UserError(f"the adapter holds NaN or infinite values at {wrong}; nothing was written")
     make_folder(folder)
     if as_bin:
         write_atomically(folder / OLD_WEIGHTS, lambda path: torch.save(tensors, path))
     else:
-        write_atomically(
-            folder / WEIGHTS, lambda path: save_file(tensors, str(path), metadata={"format": "pt"})
-        )
+        form = {"format": "pt"}
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, str(path), form))
     write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
     # Of the adapter that was here before.
     (folder / (WEIGHTS if as_bin else OLD_WEIGHTS)).unlink(missing_ok=True)

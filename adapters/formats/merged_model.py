@@ -23,6 +23,7 @@ from model.shards import check_empty, check_room, compare, copy_tokenizer, write
 from model.sites import base_parameters
 from model.weights import DTYPES
 
+SHARD = 5_000_000_000  # bytes of tensors in one file
 CLASSES = {  # model_type -> the class of transformers
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -34,9 +35,7 @@ CLASSES = {  # model_type -> the class of transformers
 }
 
 
-def export_model(
-    model: LanguageModel, folder: str | Path, shard_bytes: int = 5_000_000_000
-) -> list[Path]:
+def export_model(model: LanguageModel, folder: str | Path, shard_bytes: int = SHARD) -> list[Path]:
     """Write a plain or merged model into `folder`, new or empty; returns the files.
 
     transformers and our own load_model read it. Shards hold at most shard_bytes of tensors each, or

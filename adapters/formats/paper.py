@@ -23,7 +23,7 @@ from adapters.base import PREFIX
 from adapters.config import AdapterConfig, resolve
 from adapters.formats.peft_defaults import default_targets
 from adapters.formats.peft_fields import FIELDS, NO_EFFECT, NOT_COMPUTED, File, checked
-from adapters.formats.peft_places import Absent, pass_over, placement
+from adapters.formats.peft_places import no_such, pass_over, placement
 from adapters.places import all_sites
 from files.errors import UserError, unknown
 from files.patterns import match
@@ -111,8 +111,8 @@ def read(
     if lora and targets is None:
         targets = default_targets("LORA", model)
     paths, absent = targeted(model, targets, where)
-    places = [f"{PREFIX}{path}." for path in paths]
-    pass_over(model, [Absent("target_modules", absent)], tensors, places, where)
+    places = tuple(f"{PREFIX}{path}." for path in paths)
+    pass_over(model, {"target_modules": absent} if absent else {}, tensors, places, where)
     values = typed_values(kind, {key: raw[key] for key in raw if key in own}, where)
     if lora and "lora_alpha" not in values:
         raise UserError(f"{where}: lora_alpha = None should be a number")
@@ -194,7 +194,7 @@ def targeted(model: LanguageModel, targets, where: str) -> tuple[list[str], list
             '["q_proj", "v_proj"]'
         )
     if not paths:
-        raise UserError(f"{where}: {Absent('target_modules', absent).unknown(model)}")
+        raise UserError(f"{where}: {no_such(model, 'target_modules', absent)}")
     return paths, absent
 
 

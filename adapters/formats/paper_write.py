@@ -84,10 +84,8 @@ def write_lora(model: LanguageModel, adapters: dict[str, LoRA]) -> Written:
     r, dropout = same("r", [o.r for o in options]), same("dropout", [o.dropout for o in options])
     scale = same("scale (alpha / r)", [o.scale for o in options])
     tensors = LoRA.to_file(adapters)
-    merged = all(
-        path.endswith("query_key_value") and in_thirds(adapter.lora_B)
-        for path, adapter in adapters.items()
-    )
+    fused = all(path.endswith("query_key_value") for path in adapters)
+    merged = fused and all(in_thirds(adapter.lora_B) for adapter in adapters.values())
     if merged:
         r //= 2
         for path, adapter in adapters.items():

@@ -46,10 +46,8 @@ def more_parts(file: File) -> tuple[dict[str, dict], dict[str, str]]:
             for leaf in ("weight", "bias"):
                 if getattr(modules[path], leaf) is not None:
                     owners[f"{PREFIX}{path}.{leaf}"] = f"full:{PREFIX}{path}.{leaf}"
-    biases = []
-    if fields.bias not in ("none", ""):
-        biases = [path for path in with_bias(model) if path not in whole]
-        biases = [path for path in biases if fields.bias == "all" or path in paths]
+    trained = {"none": (), "": (), "all": with_bias(model)}.get(fields.bias, paths)
+    biases = [path for path in with_bias(model) if path in trained and path not in whole]
     if biases:
         parts["biases"] = {"kind": "bitfit", **placement(model, biases)}
         for path in biases:
@@ -138,9 +136,7 @@ def beside_bias(model: LanguageModel, here: Adapters, main: Adapters, full: Adap
             f"too, and not those at just these places; {KEEPS}"
         )
     leaf = {path: "base_layer.bias" if path in main else "bias" for path in here}
-    return {"bias": word}, {
-        f"{PREFIX}{path}.{leaf[path]}": adapter.bias for path, adapter in here.items()
-    }
+    return {"bias": word}, {f"{PREFIX}{path}.{leaf[path]}": here[path].bias for path in here}
 
 
 def beside_rows(model: LanguageModel, here: Adapters, main: Adapters, full: Adapters) -> Written:

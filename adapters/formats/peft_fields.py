@@ -202,10 +202,7 @@ def is_set(value) -> bool:
 
 def listed(raw: dict, names: list[str]) -> str:
     """These fields with their values, eight at most, in one line."""
-    shown = [
-        f"{name if name.isidentifier() else repr(name):.50} = {raw[name]!r:.60}"
-        for name in names[:8]
-    ]
+    shown = [f"{n if n.isidentifier() else repr(n):.50} = {raw[n]!r:.60}" for n in names[:8]]
     return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -243,8 +240,6 @@ def checked(raw: dict, where: str, known: set[str], not_computed: set[str], kind
             f"{kind} adapter would give other logits; {converted}{MERGE}"
         )
     if strange:
-        warnings.warn(
-            f"{where}: passed over {listed(raw, strange)}: no setting of {kind} adapters",
-            stacklevel=2,
-        )
+        said = f"{where}: passed over {listed(raw, strange)}: no setting of {kind} adapters"
+        warnings.warn(said, stacklevel=2)
     return {name: value for name, value in raw.items() if name in known}

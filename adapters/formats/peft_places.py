@@ -8,7 +8,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from adapters.places import all_sites, site_of
 from files.errors import UserError, unknown
@@ -16,6 +15,7 @@ from files.patterns import match
 from model.language import LanguageModel
 from model.sites import Site
 
+Absent = dict[str, list]  # field -> its names that the model lacks: PEFT passes them over
 MODULES = ("Linear", "embedding", "norm")  # sites that are modules of their own elsewhere, too
 
 
@@ -72,56 +72,45 @@ def layer_in(path: str, pattern: str | list[str] | None) -> int | None:
     return None
 
 
-@dataclass
-class Absent:
-    """Names of a field that the model lacks: passed over, as PEFT does, if no tensor needs them."""
-
-    field: str  # target_modules, modules_to_save, layers_to_transform
-    names: list
-
-    def unknown(self, model: LanguageModel) -> UserError:
-        """The error for the first of them, with the nearest name of the model."""
-        if self.field == "layers_to_transform":
-            layers = f"the model has layers 0 to {len(model.blocks) - 1}"
-            return UserError(f"layers_to_transform names layer {self.names[0]!r:.100}: {layers}")
-        what = "target module" if self.field == "target_modules" else "module to save"
-        parts = [path.split(".") for path in peft_modules(model)]
-        tails = dict.fromkeys(".".join(names[n:]) for names in parts for n in range(len(names)))
-        listed = f"choose from {', '.join(leaves(peft_modules(model)))}"
-        return unknown(f"{what} of a {model.family} model", self.names[0], tails, listed=listed)
+def no_such(model: LanguageModel, field: str, names: list) -> UserError:
+    """The error for the first name of a field that the model lacks, with its nearest name."""
+    if field == "layers_to_transform":
+        layers = f"the model has layers 0 to {len(model.blocks) - 1}"
+        return UserError(f"layers_to_transform names layer {names[0]!r:.100}: {layers}")
+    what = "target module" if field == "target_modules" else "module to save"
+    parts = [path.split(".") for path in peft_modules(model)]
+    tails = dict.fromkeys(".".join(part[n:]) for part in parts for n in range(len(part)))
+    listed = f"choose from {', '.join(leaves(peft_modules(model)))}"
+    return unknown(f"{what} of a {model.family} model", names[0], tails, listed=listed)
 
 
 def absent_names(
     model: LanguageModel, targets: str | list[str], saved_names: list[str], layers
-) -> list[Absent]:
-    """The names of each field that mean none of the model's modules or layers."""
+) -> Absent:
+    """The names of target_modules, modules_to_save and layers_to_transform that mean nothing."""
     several = [[name] for name in targets] if isinstance(targets, list) else [targets]
     unmeant = [as_list(one)[0] for one in several if not targeted(model, one)]
     unsaved = [name for name in saved_names if not saved(model, [name])]
     beyond = [number for number in as_list(layers) if not 0 <= number < len(model.blocks)]
     found = {"target_modules": unmeant, "modules_to_save": unsaved, "layers_to_transform": beyond}
-    return [Absent(field, names) for field, names in found.items()]
+    return {field: names for field, names in found.items() if names}
 
 
 def pass_over(
-    model: LanguageModel,
-    absent: list[Absent],
-    keys: Iterable[str],
-    prefixes: Iterable[str],
-    where: str,
+    model: LanguageModel, absent: Absent, keys: Iterable[str], prefixes: tuple[str, ...], where: str
 ) -> None:
     """Warn of names that the model lacks, if every key of the file has one of the prefixes.
 
     Raises UserError otherwise, naming the nearest module.
     """
-    absent, prefixes = [field for field in absent if field.names], tuple(prefixes)
     if not absent:
         return
     left = next((key for key in keys if not key.startswith(prefixes)), None)
     if left is not None:
+        first = no_such(model, *next(iter(absent.items())))
         without = f"Tensor {left!r:.200} of the file has no place without it"
-        raise UserError(f"{where}: {absent[0].unknown(model)}. {without}")
-    named = [f"{a.field} names {', '.join(map(repr, a.names)):.200}" for a in absent]
+        raise UserError(f"{where}: {first}. {without}")
+    named = [f"{field} names {', '.join(map(repr, n)):.200}" for field, n in absent.items()]
     warnings.warn(
         f"{where}: {' and '.join(named)}, which this {model.family} model does not have; every "
         "tensor of the file has its place, so they are passed over, as PEFT does",

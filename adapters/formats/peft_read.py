@@ -23,6 +23,7 @@ from adapters.formats.peft_places import (
     absent_names,
     fits,
     fitting,
+    no_such,
     part,
     pass_over,
     peft_modules,
@@ -75,7 +76,7 @@ def read(
     return resolve(parts), tensors | {f"base:{PREFIX}{name}": copy for name, copy in copies.items()}
 
 
-def chosen(model: LanguageModel, fields: Fields, peft_type: str) -> tuple[list[str], list[Absent]]:
+def chosen(model: LanguageModel, fields: Fields, peft_type: str) -> tuple[list[str], Absent]:
     """(the paths of the modules that get an adapter, the names that the model lacks).
 
     Raises UserError if there is no such module.
@@ -96,9 +97,9 @@ def chosen(model: LanguageModel, fields: Fields, peft_type: str) -> tuple[list[s
     paths = targeted(model, targets, layers, fields.layers_pattern)
     paths = [path for path in paths if path not in whole and not (exclude and fits(exclude, path))]
     if not paths:
-        lacking = [a for a in absent if a.names and a.field != "modules_to_save"]
+        lacking = [(field, n) for field, n in absent.items() if field != "modules_to_save"]
         restricted = "leaves no module after the fields that restrict it"
-        raise lacking[0].unknown(model) if lacking else fields.error("target_modules", restricted)
+        raise no_such(model, *lacking[0]) if lacking else fields.error("target_modules", restricted)
     return paths, absent
 
 

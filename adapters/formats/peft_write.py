@@ -111,9 +111,7 @@ def split_parts(
     """(the method, its adapters, those of each other kind beside it). Raises UserError."""
     groups, kinds = by_part(adapters), {name: part.kind for name, part in config.parts.items()}
     alone = len(kinds) == 1
-    mains = [
-        name for name in kinds if kinds[name] in WRITERS and (kinds[name] not in MORE or alone)
-    ]
+    mains = [n for n, kind in kinds.items() if kind in WRITERS and (kind not in MORE or alone)]
     if len(mains) != 1:
         raise UserError(f"PEFT has no place for {config.kind} adapters in one file; {KEEPS}")
     kind = kinds[mains[0]]

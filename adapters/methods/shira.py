@@ -75,10 +75,9 @@ class SHiRA(Adapter):
         """The places are those of the file. Raises UserError for one outside of the weight."""
         super().from_file(adapters, tensors)
         for path, adapter in adapters.items():
-            rows, columns = adapter.shira_indices
-            out, width = adapter.shape
-            outside = not (rows.min() >= 0 and rows.max() < out)
-            if outside or not (columns.min() >= 0 and columns.max() < width):
+            places = adapter.shira_indices
+            within = (places >= 0) & (places < places.new_tensor(adapter.shape)[:, None])
+            if not within.all():
                 raise UserError(f"{tensors.where}: shira_indices of {path} are not in its weight")
 
 

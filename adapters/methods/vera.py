@@ -97,10 +97,7 @@ class VeRA(LowRank):
 def projections(r: int, seed: int, sites: list[Site]) -> tuple[Tensor, Tensor]:
     """A [r, largest in] and B [largest out, r] of a seed, Kaiming uniform as in PEFT."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = (
-        (r, max(site.in_features for site in sites)),
-        (max(site.out_features for site in sites), r),
-    )
+    shapes = (r, max(s.in_features for s in sites)), (max(s.out_features for s in sites), r)
     bounds = [math.sqrt(6 / columns) for _, columns in shapes]
     return tuple(
         torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -4,7 +4,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from data.chat_template import render_one, render_text
+from data.chat_template import render_one
 from data.rendering import PRIVATE_USE, Sandboxed, compiled
 from model import UserError
 
@@ -112,9 +112,7 @@ def test_text_and_spans_are_those_of_transformers(characters, name, ask):
     )
     expected = characters.apply_chat_template(CHAT, tokenize=False, **asked)
     text, spans = render_one(template, "with_spans", CHAT, ask, special)
-    assert (
-        text == expected == render_text(template, CHAT, add_generation_prompt=ask, special=special)
-    )
+    assert text == expected == render_one(template, "plain", CHAT, ask, special)
     assert len(text) == len(theirs["input_ids"])
     assert mask_of(spans, len(text)) == theirs["assistant_masks"]
     assert all(start < end for start, end in spans)
@@ -145,7 +143,7 @@ def test_spans_in_what_jinja_collects_before_it_writes():
 def test_spans_that_a_filter_moved_are_refused(changed):
     block = "{% set x %}{% generation %} b {% endgeneration %}!{% endset %}"
     template = block + "{{ " + changed + " }}"
-    assert render_text(template, CHAT, add_generation_prompt=False, special={})
+    assert render_one(template, "plain", CHAT, False, {})
     with pytest.raises(UserError, match="cannot be found in the text"):
         spans_of(template)
 

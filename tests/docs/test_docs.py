@@ -33,6 +33,7 @@ from pages import (
     results,
     tidy,
 )
+from plans import of_layers
 
 import run as command_line
 
@@ -52,6 +53,8 @@ def prepared(tmp_path_factory) -> Path:
 def test_a_page_runs_and_prints_what_it_shows(page, plans, prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    if page not in PLANS:
+        of_layers(2, monkeypatch, "llama-3.2-1b")
     for block, printed in results(BY_NAME[page], plans):
         if block.shown is not None:
             assert pattern_of(block.shown).fullmatch(tidy(printed)), (

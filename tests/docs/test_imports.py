@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from processes import ROOT
@@ -22,9 +23,15 @@ OF_THE_SERVER = {"serve/app.py", "serve/stream.py"}  # themselves imported insid
 # ---------------------------------------------------------------- imports
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -64,7 +71,7 @@ def test_optional_extras_are_imported_where_they_are_needed():
     """Inside of functions: with the import at its top a module could not be loaded without."""
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for node in parsed(path).body:
                 names = [getattr(node, "module", None) or ""]
                 if isinstance(node, ast.Import):
                     names = [alias.name for alias in node.names]

@@ -9,7 +9,7 @@ from gguf_reader import LlamaCpp, needs_llama_cpp
 from in_command import command
 
 from adapters import attach, load_adapter, save_adapter
-from data.chat_template import render_text
+from data.chat_template import render_one
 from data.prompts import TEMPLATES, Template, prompt
 from experiments.exporting_gguf import jinja, modelfile
 from files.errors import UserError
@@ -30,7 +30,7 @@ def test_the_chat_template_gives_the_prompt_of_the_training(name):
     text, row = jinja(TEMPLATES[name]), {"instruction": "And 2?"}
     asked = {"role": "user", "content": "And 2?"}
     for before in ([], HISTORY[1:], HISTORY):
-        made = render_text(text, [*before, asked], add_generation_prompt=True, special={})
+        made = render_one(text, "plain", [*before, asked], True, {})
         assert made == TEMPLATES[name].prompt(row | {"history": before})
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import write_checkpoint
 from plans import (
     command,
     shallow,  # noqa: F401
@@ -15,6 +16,8 @@ from model import load_model
 from model.onednn import is_usable
 from model.quantize import save_quantized
 from train.plan.advice import parse_memory, parse_rate
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 344, "vocab_size": 900}  # of pocket-llama
 
 
 def test_the_table_and_what_to_change(capsys):
@@ -38,8 +41,9 @@ def test_the_table_and_what_to_change(capsys):
     [(), pytest.param(("--quantize", "int8"), marks=pytest.mark.slow), ("--processes", "2")],
 )
 def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path, words):
-    save_quantized(load_model("pocket-llama", quantize="int8"), tmp_path / "int8")
-    little, more = ("1337MB", "1350MB") if "--processes" in words else ("557MB", "575MB")
+    write_checkpoint(tmp_path / "plain", num_hidden_layers=2, **SHAPE)
+    save_quantized(load_model(str(tmp_path / "plain"), quantize="int8"), tmp_path / "int8")
+    little, more = ("1336MB", "1350MB") if "--processes" in words else ("557MB", "570MB")
     words = ("--model", tmp_path / "int8", "--adapter", "lora", *words)
     found = facts_of(capsys, *words, "--memory", little, status=1)
     assert found["quantize"] == "int8"
@@ -48,8 +52,9 @@ def test_a_folder_that_is_quantised_stays_so_whatever_would_fit(capsys, tmp_path
     assert found["advice"].startswith("--set")
 
 
-def test_copies_of_weights_for_answers_are_planned(capsys):
-    small = ("--model", "pocket-llama", "--dtype", "bfloat16", "--set", "eval.batch_size=1")
+def test_copies_of_weights_for_answers_are_planned(capsys, tmp_path):
+    write_checkpoint(tmp_path / "one", num_hidden_layers=1, num_key_value_heads=4, **SHAPE)
+    small = ("--model", tmp_path / "one", "--dtype", "bfloat16", "--set", "eval.batch_size=1")
 
     def device(*words):
         return facts_of(capsys, *small, *words)["devices"][0]
@@ -57,7 +62,7 @@ def test_copies_of_weights_for_answers_are_planned(capsys):
     plain = device("--device", "cpu", "--set", "eval.decode_memory=plain")
     auto = device("--device", "cpu")
     packed = device("--device", "cpu", "--set", "eval.decode_memory=packed")
-    linears = 4 * (4 * 128 * 128 + 3 * 128 * 344) + 900 * 128
+    linears = 4 * 128 * 128 + 3 * 128 * 344 + 900 * 128
     expected = 2 * linears if is_usable(torch.bfloat16) else None
     assert "packed_bytes" not in plain
     assert auto.get("packed_bytes") == packed.get("packed_bytes") == expected

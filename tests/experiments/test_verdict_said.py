@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import processes
 from conftest import write_sums
 
 import run as command_line
+from experiments import jobs
 from experiments.base import toy_lines
 from model.registry import POCKET
 from train import pipeline
@@ -45,7 +47,10 @@ def test_a_run_that_blew_up_says_so_everywhere_and_ends_with_status_1(tmp_path, 
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_grid_takes_a_run_that_went_wrong_as_complete_and_ends_with_status_1(tmp_path, capsys):
+def test_a_grid_takes_a_run_that_went_wrong_as_complete_and_ends_with_status_1(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(jobs, "subprocess", processes)
     words = (
         *"table --pocket --models pocket-llama --adapters lora --data".split(),
         write_sums(tmp_path / "sums.json"),

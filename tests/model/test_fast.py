@@ -1,6 +1,7 @@
 """Fast forms beside the plain ones: outputs and gradients are the same, in less memory."""
 
 import sys
+import unittest.mock
 
 import pytest
 import torch
@@ -86,6 +87,46 @@ def test_attention_by_blocks(monkeypatch, H, K, kind, kept):
         )
         if kind != "ALiBi":  # whose mask has the dtype of the scores
             no_further(*forms, exact)
+
+
+@pytest.fixture
+def nan_in_new_memory():
+    """New memory is filled with NaN, so that a value read before it is written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_in_new_memory")
+@pytest.mark.parametrize("kind", ["one query", "holes", "ALiBi"])
+@pytest.mark.parametrize("S", [64, 70])
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (6, 2)])
+def test_attention_of_few_queries_by_products(monkeypatch, H, K, S, kind):
+    monkeypatch.setattr(kernels, "MANY_KEYS", B * K * S)
+    by_products = unittest.mock.Mock(side_effect=kernels.attention_by_products)
+    monkeypatch.setattr(kernels, "attention_by_products", by_products)
+    torch.manual_seed(0)
+    queries, K = (1 if kind == "one query" else 3), (H if kind == "ALiBi" else K)
+    q = torch.randn(B, H, queries, D)
+    k, v = torch.randn(2, B, K, S + 9, D)[..., :S, :]  # parts of a cache
+    mask = None
+    if kind != "one query":
+        looks = torch.ones(B, 1, queries, S, dtype=torch.bool).tril(S - queries)
+        looks[1, :, :, 3:9] = False
+        bias = (torch.arange(S) - S) * torch.tensor([0.5**i for i in range(H)])[:, None, None]
+        mask = looks if kind == "holes" else bias.bfloat16().masked_fill(~looks, -torch.inf)
+    bf16 = [t.bfloat16() for t in (q, k, v)]
+    exact = plain_attention(*(t.float() for t in bf16), mask)
+    assert not by_products.called
+    with torch.set_grad_enabled(kind == "one query"):
+        found = kernels.attention(*bf16, mask)
+    assert by_products.called
+    no_further([found], [plain_attention(*bf16, mask)], [exact])
+    if kind == "one query":
+        gradients = results(lambda *qkv: kernels.attention(*qkv, mask), bf16)
+        plain = results(lambda *qkv: plain_attention(*qkv, mask), bf16)
+        exact = results(lambda *qkv: plain_attention(*qkv, mask), [t.float() for t in bf16])
+        no_further(gradients, plain, exact)
 
 
 def test_nothing_is_kept_where_there_is_no_backward_pass():
