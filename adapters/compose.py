@@ -90,18 +90,14 @@ class Average(Composition):
     """The sum of weight x what each adapter adds; weights are 1 / n unless given."""
 
     def __init__(self, *names: str, weights: list[float] | None = None):
-        self.names = names
-        self.weights = [1 / len(names)] * len(names) if weights is None else list(weights)
+        weights = [1 / len(names)] * len(names) if weights is None else list(weights)
+        self.names, self.weights = names, weights
         different = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-        if not names or not different or len(self.weights) != len(names):
-            raise UserError(
-                f"Average takes different names and as many weights, not {list(names)} and "
-                f"{self.weights}"
-            )
-        if not all(type(w) in (int, float) and math.isfinite(w) for w in self.weights):
-            raise UserError(
-                f"the weights of an Average should be finite numbers, not {self.weights}"
-            )
+        if not names or not different or len(weights) != len(names):
+            given = f"{list(names)} and {weights}"
+            raise UserError(f"Average takes different names and as many weights, not {given}")
+        if not all(type(w) in (int, float) and math.isfinite(w) for w in weights):
+            raise UserError(f"the weights of an Average should be finite numbers, not {weights}")
 
     def __repr__(self) -> str:
         return f"Average({', '.join(map(repr, self.names))}, weights={self.weights})"

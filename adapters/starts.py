@@ -40,15 +40,13 @@ class Started(LoRA):
         raise NotImplementedError
 
 
-def check_principal(options: LoRA.Options, site: Site) -> None:
+def check_principal(o: LoRA.Options, site: Site) -> None:
     """Raise UserError where a start from r singular values, divided by sqrt(s), does not exist."""
-    if options.alpha <= 0:
+    if o.alpha <= 0:
+        raise UserError(f"alpha = {o.alpha} must be positive: the start is divided by its root")
+    if o.r > min(site.in_features, site.out_features):
         raise UserError(
-            f"alpha = {options.alpha} must be positive: the start is divided by its root"
-        )
-    if options.r > min(site.in_features, site.out_features):
-        raise UserError(
-            f"r = {options.r}: a weight of {site.out_features} x {site.in_features} has no "
+            f"r = {o.r}: a weight of {site.out_features} x {site.in_features} has no "
             "more than its smaller side of singular values"
         )
 

@@ -100,11 +100,9 @@ def write_adapter(folder: Path, fields: dict, tensors: dict[str, Tensor], as_bin
     Raises UserError; nothing is written of an adapter that is not finite.
     """
     tensors = {k: t.detach().float().cpu().contiguous().clone() for k, t in tensors.items()}
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(
-                f"the adapter holds NaN or infinite values at {key}; nothing was written"
-            )
+    wrong = next((key for key, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if wrong:
+        raise UserError(f"the adapter holds NaN or infinite values at {wrong}; nothing was written")
     make_folder(folder)
     if as_bin:
         write_atomically(folder / OLD_WEIGHTS, lambda path: torch.save(tensors, path))

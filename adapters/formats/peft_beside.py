@@ -46,10 +46,8 @@ def more_parts(file: File) -> tuple[dict[str, dict], dict[str, str]]:
             for leaf in ("weight", "bias"):
                 if getattr(modules[path], leaf) is not None:
                     owners[f"{PREFIX}{path}.{leaf}"] = f"full:{PREFIX}{path}.{leaf}"
-    biases = []
-    if fields.bias not in ("none", ""):
-        biases = [path for path in with_bias(model) if path not in whole]
-        biases = [path for path in biases if fields.bias == "all" or path in paths]
+    trained = {"none": (), "": (), "all": with_bias(model)}.get(fields.bias, paths)
+    biases = [path for path in with_bias(model) if path in trained and path not in whole]
     if biases:
         parts["biases"] = {"kind": "bitfit", **placement(model, biases)}
         for path in biases:
