@@ -32,6 +32,10 @@ class Packable(nn.Module):
         """[out, in] in `packed_dtype`: what is packed."""
         return self.weight
 
+    def output_scale(self) -> Tensor | None:
+        """[out], by which a product by `matrix` is multiplied; None: by nothing."""
+        return None
+
     def train(self, mode: bool = True) -> "Packable":
         if mode:
             self.packed = None  # training needs the memory

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model import onednn
 from model.language import LanguageModel
+from model.quantize.int8 import scaled
 from model.quantize.linear import QuantizedLinear
 from model.sites import Linear
 from model.together import Together
@@ -39,6 +40,7 @@ class Packed:
         if together is None:
             matrix = linear.matrix().detach()
             self.weight = onednn.lay_out(matrix) if self.laid_out else matrix
+            self.scale = linear.output_scale()
         sources = tuple(linear.sources())
         self.key = [(source, source.data_ptr(), source._version) for source in sources]
         self.storages = [
@@ -69,7 +71,8 @@ class Packed:
         """x [..., in] -> x W^T + bias [..., out]."""
         if self.together is not None:
             return self.together.product(x, self.place)
-        return (onednn.multiply if self.laid_out else F.linear)(x, self.weight, bias)
+        y = (onednn.multiply if self.laid_out else F.linear)(x, self.weight, bias)
+        return y if self.scale is None else scaled(y, self.scale)
 
 
 def pack(model: LanguageModel) -> bool:
@@ -120,7 +123,7 @@ def lays_out(linear: Linear, device: str | None = None) -> bool:
 
 def can_share(linears: list[Linear]) -> bool:
     """Whether these Linears, which read the same x, can have one copy in oneDNN's layout."""
-    alike = {(x.packed_dtype, x.in_features, fewest(x) == 1) for x in linears}
+    alike = {(type(x), x.packed_dtype, x.in_features, fewest(x) == 1) for x in linears}
     plain = all(lays_out(x) and x.bias is None for x in linears)
     return plain and len(alike) == 1
 

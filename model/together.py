@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model import onednn
+from model.quantize.int8 import scaled
 from model.sites import Linear
 
 
@@ -17,6 +18,8 @@ class Together:
 
     def __init__(self, linears: Sequence[Linear]):
         self.weight = onednn.lay_out(torch.cat([linear.matrix().detach() for linear in linears]))
+        scales = [linear.output_scale() for linear in linears]
+        self.scale = None if scales[0] is None else torch.cat(scales)
         self.sizes = [linear.out_features for linear in linears]
         self.x: Tensor | None = None  # what `parts` are products of; None: nothing waits
         self.parts: list[Tensor | None] = []
@@ -28,7 +31,9 @@ class Together:
         """
         if self.x is not x or self.parts[place] is None:
             self.x = x
-            self.parts = list(onednn.multiply(x, self.weight).split(self.sizes, dim=-1))
+            y = onednn.multiply(x, self.weight)
+            y = y if self.scale is None else scaled(y, self.scale)
+            self.parts = list(y.split(self.sizes, dim=-1))
         part, self.parts[place] = self.parts[place], None
         if not any(waiting is not None for waiting in self.parts):
             self.x = None

@@ -9,17 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (requirements-dev.txt)")
 needs_llama_cpp = pytest.mark.skipif(
     find_spec("llama_cpp") is None,
     reason="llama.cpp is not installed: pip install llama-cpp-python",
 )
 
 
+def package():
+    """gguf, which takes half a second to import."""
+    return pytest.importorskip("gguf", reason="gguf is not installed (requirements-dev.txt)")
+
+
 class File:
     """A GGUF file: `file[key]` is a field, `tensors` in float32 by name, `types` of the tensors."""
 
     def __init__(self, path: Path):
+        gguf = package()
         reader = gguf.GGUFReader(path)
         self.fields = reader.fields
         self.types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}

@@ -54,10 +54,13 @@ class Int8(QuantizedLinear):
 
     def multiply_packed(self, x: Tensor) -> Tensor:
         few = packs(x, FEW // 2)
-        return scaled(packed_product(x, self.codes) if few else self.packed.product(x), self.scale)
+        return scaled(packed_product(x, self.codes), self.scale) if few else self.packed.product(x)
 
     def matrix(self) -> Tensor:
         return in_units(self.codes, self.dtype)
+
+    def output_scale(self) -> Tensor:
+        return self.scale
 
 
 def scaled(y: Tensor, scale: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from gguf_reader import LlamaCpp, gguf, needs_llama_cpp
+from gguf_reader import LlamaCpp, needs_llama_cpp, package
 from tokenizer_folders import (
     TEXTS,
     gpt_folder,  # noqa: F401
@@ -132,7 +132,7 @@ def test_byte_level(name, tmp_path):
     assert [fields["tokens"].index(token) for token in vocab] == [*vocab.values()]
     end = ["<eos>", "<tool>", *(f"[PAD{size + 2 + n}]" for n in range(3))]
     assert fields["tokens"][size:] == end
-    types = gguf.TokenType
+    types = package().TokenType
     kinds = [*size * [types.NORMAL], types.CONTROL, types.USER_DEFINED, *3 * [types.UNUSED]]
     assert fields["token_type"] == kinds
     assert fields["eos_token_id"] == fields["padding_token_id"] == size
@@ -149,7 +149,7 @@ def test_sentencepiece(kind, request, tmp_path):
     assert fields["model"] == "llama"
     assert fields["add_bos_token"]
     assert fields["bos_token_id"] == tokenizer.bos_id == 1
-    types = gguf.TokenType
+    types = package().TokenType
     assert fields["token_type"][fields["tokens"].index("<0x0A>")] == types.BYTE
     assert fields["token_type"][1] == types.CONTROL
     for text in [*TEXTS, *MORE]:

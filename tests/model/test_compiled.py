@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-import torch._dynamo
 from conftest import write_checkpoint
 from families import TINY, batch
 from in_command import command
@@ -31,6 +30,8 @@ IN_FAMILIES = [("llama", "mam"), *(pytest.param(f, "lora", marks=pytest.mark.slo
 
 @pytest.fixture(autouse=True)
 def forgotten():
+    import torch._dynamo
+
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
