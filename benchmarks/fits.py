@@ -11,11 +11,11 @@ import torch
 from adapters import attach, named_parameters, save_adapter
 from benchmarks.machine import memory_of_process
 from benchmarks.process import run_python
-from benchmarks.random_weights import random_checkpoint, random_row
+from benchmarks.random_weights import random_checkpoint
+from benchmarks.training import random_rows, timed_training
 from files.errors import UserError
 from model import load_model
 from model.show import size_text
-from train.loop import train
 from train.settings import Train
 
 CODE = "import sys; from benchmarks.fits import stages; stages(*sys.argv[1:])"
@@ -54,8 +54,7 @@ def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> No
         print(json.dumps({"stage": stage, "seconds": seconds, "peak": peak}), flush=True)
         began = time.perf_counter()
 
-    folder, out = Path(work) / "model", Path(work) / "run"
-    out.mkdir()
+    folder = Path(work) / "model"
     report(f"{size_text(random_checkpoint(name, folder))} of bfloat16 files written")
     model = load_model(str(folder), quantize=None if quantize == "none" else quantize)
     report(f"loaded, {model.quantize or 'as it is'}")
@@ -63,10 +62,9 @@ def stages(name: str, quantize: str, adapter: str, tokens: str, work: str) -> No
     parameters = named_parameters(model)
     report(f"{adapter}: {sum(p.numel() for p in parameters.values()):,} parameters")
     s = Train(max_steps=1, batch_size=1, micro_batch_size=1, checkpointing="block", warmup_steps=0)
-    entries: list[dict] = []
-    train(model, parameters, [random_row(model, int(tokens))], s, folder=out, log=entries.append)
+    entries, _ = timed_training(model, random_rows(model, 1, int(tokens)), s)
     if entries[0]["skipped"]:
         raise UserError(f"the step was skipped, its gradient was not finite: {entries[0]}")
     report("a training step, checkpoint saved")
-    save_adapter(model, out / "adapter")
+    save_adapter(model, Path(work) / "adapter")
     report("adapter saved")

@@ -6,23 +6,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
-from pathlib import Path
 from subprocess import PIPE, STDOUT
-from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import torch
 
 from adapters import attach, named_parameters
-from benchmarks.machine import reset_peak, synchronize
+from benchmarks.machine import reset_peak
 from benchmarks.process import ROOT
-from benchmarks.random_weights import random_model, random_row
+from benchmarks.random_weights import random_model
+from benchmarks.training import random_rows, timed_training
 from eval.generate import generate, left_pad
 from files.typed import from_table
 from model.devices import split
 from model.language import LanguageModel
-from train.loop import train
 from train.loss import summed_loss
 from train.settings import Train
 
@@ -154,22 +150,10 @@ def loop(model: LanguageModel, o: dict) -> dict:
         "learning_rate": 1e-3,
     }
     s = from_table(Train, table | o.get("train", {}), "the benchmark")
-    rows = [random_row(model, o["tokens"], seed) for seed in range(o["rows"])]
-    entries: list[dict] = []
-    ends: list[float] = []
-
-    def log(entry: dict) -> None:
-        synchronize(o["device"])
-        ends.append(perf_counter())
-        entries.append(entry)
-
-    parameters = named_parameters(model)
-    with TemporaryDirectory() as folder:
-        train(model, parameters, rows, s, folder=Path(folder), log=log)
+    entries, spent = timed_training(model, random_rows(model, o["rows"], o["tokens"]), s)
     digest = hashlib.sha256()
-    for parameter in parameters.values():
+    for parameter in named_parameters(model).values():
         digest.update(parameter.detach().cpu().numpy().tobytes())
-    spent = [end - begin for begin, end in pairwise(ends)]
     return {
         "step": min(spent[len(spent) // 3 :]),
         "losses": [entry["loss"] for entry in entries],

@@ -8,6 +8,7 @@ FAMILIES = ("llama-7b", "bloom-7b1", "opt-6.7b", "gptj-6b")
 STEP = {"random": True, "rows": 4, "tokens": 512, "micro": 4}
 DECODE = {"random": True, "adapter": "", "tokens": 512, "new": 64, "first": True}
 LOOP = {"dtype": "bfloat16", "adapter": "lora", "rows": 4, "tokens": 512, "steps": 6}
+SPLIT = {"rows": 2, "tokens": 128, "devices": ["cuda", "cpu"], "weights": "cpu"}
 CARD_TESTS = "cuda or card or offload or split"
 WORDS = {"bfloat16": "bf16", "int8": "int8", "nf4": "nf4"}
 
@@ -31,32 +32,22 @@ class Part:
         return self.work.startswith("benchmarks.peer:")
 
 
-def compiled(part: Part) -> Part:
-    """The same with compiled blocks."""
-    o = part.options | {"compile": True}
-    name = f"{part.name} compiled"
-    return replace(part, name=name, options=o, limit=100, against=part.name, card=True)
-
-
-def without_graphs(part: Part) -> Part:
-    o = part.options | {"graphs": False}
-    name = f"{part.name} without graphs"
+def variant(part: Part, word: str, **more) -> Part:
+    """The same with other options: `word` stands after the name."""
+    name, o = f"{part.name} {word}", part.options | more
     return replace(part, name=name, options=o, against=part.name, card=True)
 
 
-def without_copies(part: Part) -> Part:
-    """The same by the stored codes, without copies."""
-    name = f"{part.name} by its codes"
-    return replace(part, name=name, options=part.options | {"memory": "plain"}, card=True)
+def compiled(part: Part) -> Part:
+    return replace(variant(part, "compiled", compile=True), limit=100)
 
 
 def step(model: str, adapter: str, stored: str = "bfloat16", block: bool = False) -> Part:
     o = options(model=model, adapter=adapter, checkpointing=block, **STEP)
     o |= {"quantize": "" if stored == "bfloat16" else stored}
-    names = [f"{model} {adapter} {word}{' block' * block}" for word in (WORDS[stored], "bf16")]
-    against = names[1] if o["quantize"] else ""
-    part = Part(names[0], "benchmarks.ours:step", o, "step", warm=2, repeats=5)
-    return replace(part, against=against)
+    name, plain = (f"{model} {adapter} {w}{' block' * block}" for w in (WORDS[stored], "bf16"))
+    against = plain if o["quantize"] else ""
+    return Part(name, "benchmarks.ours:step", o, "step", warm=2, repeats=5, against=against)
 
 
 def decode(batch: int, adapter: str = "", stored: str = "bfloat16") -> Part:
@@ -64,8 +55,8 @@ def decode(batch: int, adapter: str = "", stored: str = "bfloat16") -> Part:
     o |= {"quantize": "" if stored == "bfloat16" else stored}
     name = f"decode batch {batch} {WORDS[stored]}{f' with {adapter}' * bool(adapter)}"
     plain = f"decode batch {batch} bf16"
-    part = Part(name, "benchmarks.ours:decode", o, "decode", warm=1, repeats=3)
-    return replace(part, against=plain if name != plain else "")
+    against = plain if name != plain else ""
+    return Part(name, "benchmarks.ours:decode", o, "decode", warm=1, repeats=3, against=against)
 
 
 def of_peer(part: Part) -> Part:
@@ -87,13 +78,11 @@ def parts() -> list[Part]:
     """All of them, for a card of 40 GB and more."""
     size = {"size": 8192, "copy": 2**32, "dtypes": ["bfloat16", "float16", "float32"]}
     tests = {"keyword": CARD_TESTS, "words": ["-n", "8"], "seconds": 100}
-    compared = {
-        "models": [*((f"pocket-{name}", 0) for name in ("llama", "bloom", "opt", "gptj"))],
-        "dtypes": ["float32", "bfloat16", "float16"],
-        "tokens": 300,
-    }
-    compared["models"].append(("qwen3-0.6b", 2))  # heads of 128
-    drawn = {"models": compared["models"], "tokens": 100, "new": 24}
+    models = [(f"pocket-{name}", 0) for name in POCKET.values()]
+    models.append(("qwen3-0.6b", 2))  # heads of 128
+    dtypes = ["float32", "bfloat16", "float16"]
+    compared = {"models": models, "dtypes": dtypes, "tokens": 300}
+    drawn = {"models": models, "tokens": 100, "new": 24}
     found = [
         Part("rates", "benchmarks.machine:rates", size, card=True),
         Part("CUDA tests", "benchmarks.gpu_checks:suite", tests, limit=120, card=True),
@@ -106,21 +95,16 @@ def parts() -> list[Part]:
         found += both(step("llama-7b", adapter, block=True))
     found += [*both(decode(1)), decode(8), decode(64)]
     found += [step("llama-7b", "lora", stored, block=True) for stored in ("int8", "nf4")]
-    found.append(without_graphs(decode(1)))
+    found.append(variant(decode(1), "without graphs", graphs=False))
     found.append(decode(1, "lora"))
     for stored in ("int8", "nf4"):
-        found += [decode(1, stored=stored), without_copies(decode(1, stored=stored))]
+        part = decode(1, stored=stored)
+        by_codes = variant(part, "by its codes", memory="plain")  # without copies
+        found += [part, replace(by_codes, against=part.against)]
     found += [compiled(step("llama-7b", "lora")), compiled(decode(1)), compiled(decode(64))]
     found += [
         loop("float16 loss scaling", "scaled", steps=30),
-        loop(
-            "layers on cuda and cpu",
-            "alike",
-            rows=2,
-            tokens=128,
-            devices=["cuda", "cpu"],
-            weights="cpu",
-        ),
+        loop("layers on cuda and cpu", "alike", **SPLIT),
         loop("offload", "alike", train={"offload": True}),
         loop("plain run twice", "repeated"),
         loop("deterministic run twice", "repeated", train={"deterministic": True}),

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from benchmarks.compare import same_loss
+from benchmarks.compare import Context, measured, same_loss
 from benchmarks.machine import machine
 from benchmarks.peer import missing
-from benchmarks.process import in_turn
 from benchmarks.report import Report, megabytes, ratio, seconds
 from benchmarks.work import options
 from experiments.base import DTYPES
@@ -43,10 +42,11 @@ def growth_lines(
     yield report.machine_line()
     if without := missing():
         report.note(without)
+    context = Context(model, repeats=1 if smoke else repeats, peer=not without, smoke=smoke)
     for name in names:
         points = []
         for value in values_of(name, model, smoke):
-            points.append(point(name, value, model, dtype, repeats, smoke, not without))
+            points.append(point(name, value, dtype, context))
             yield report.add(points[-1])
         for row in fits(name, points):
             yield report.add(row)
@@ -65,21 +65,17 @@ def values_of(name: str, model: str, smoke: bool) -> Sequence[int]:
     return (*(value for value in values if value < most), most)
 
 
-def point(
-    name: str, value: int, model: str, dtype: str, repeats: int, smoke: bool, with_peer: bool
-) -> dict:
+def point(name: str, value: int, dtype: str, context: Context) -> dict:
     work, grows, _, others = SERIES[name]
-    o = options(model=model, random=True, dtype=dtype) | others | {grows: value}
+    o = options(model=context.model, random=True, dtype=dtype) | others | {grows: value}
     o["micro"] = 4 if work == "epoch" else o["rows"]
-    sides = {"ours": (f"benchmarks.ours:{work}", o)}
-    if with_peer:
-        sides["peer"] = (f"benchmarks.peer:{work}", o)
-    found = in_turn(sides, 1 if smoke else repeats, warm=int(not smoke), fresh=not smoke)
+    found = measured(work, o, context)
     same_loss(found, "bfloat16" if dtype != "float32" else dtype)
     row = {"series": name, "size": value}
-    for side, measured in found.items():
-        above = max(measured.peak - measured.loaded, 0)
-        row[side] = {"seconds": measured.seconds, "memory": above, "loss": measured.facts["loss"]}
+    for side, runs in found.items():
+        above = max(runs.peak - runs.loaded, 0)
+        facts = {"seconds": runs.seconds, "memory": above, "loss": runs.facts["loss"]}
+        row[side.removesuffix(" dynamic")] = facts
     return row
 
 

@@ -58,13 +58,19 @@ def memory_of_process(key: str) -> int:
     return 1024 * int(STATUS.read_text().split(f"{key}:")[1].split()[0])
 
 
+def cuda(device: str):
+    """torch.cuda for a GPU, None for the CPU, which needs no torch."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda
+
+
 def held(device: str) -> int:
     """Bytes in use now: of tensors on a GPU, of the process on the CPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.memory_allocated(device)
-    return memory_of_process("VmRSS")
+    card = cuda(device)
+    return card.memory_allocated(device) if card else memory_of_process("VmRSS")
 
 
 def give_back_memory() -> None:
@@ -75,38 +81,28 @@ def give_back_memory() -> None:
 
 
 def reset_peak(device: str) -> None:
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(device)
+    if card := cuda(device):
+        card.reset_peak_memory_stats(device)
     else:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
 
 
 def peak_of(device: str) -> int:
     """Most bytes in use since the start or `reset_peak`: as `held`."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return memory_of_process("VmHWM")
+    card = cuda(device)
+    return card.max_memory_allocated(device) if card else memory_of_process("VmHWM")
 
 
 def reserved(device: str) -> int:
     """Most bytes that torch's allocator took from a GPU; 0 on the CPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_reserved(device)
-    return 0
+    card = cuda(device)
+    return card.max_memory_reserved(device) if card else 0
 
 
 def synchronize(device: str) -> None:
     """Wait for a GPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.synchronize(device)
+    if card := cuda(device):
+        card.synchronize(device)
 
 
 # ---------------------------------------------------------------- rates

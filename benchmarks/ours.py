@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from adapters import attach, named_parameters
 from benchmarks.random_weights import random_model
+from benchmarks.training import timed_training
 from benchmarks.work import (
     LORA,
     answering,
@@ -23,11 +22,11 @@ from eval.generate import generate
 from model.compiled import check_compiler, compiled
 from model.language import LanguageModel
 from model.load import load_model
-from train.loop import train
 from train.loss import summed_loss
 from train.settings import Train
 
 Run = Callable[[], dict]
+UNTIL_THE_END = ExitStack()
 
 
 def base(o: dict) -> LanguageModel:
@@ -69,12 +68,13 @@ def step(o: dict) -> Run:
         rows = slice(first, first + o["micro"])
         return summed_loss(model, ids[rows], weights[rows]) / count
 
-    return kept(training_step(list(named.values()), loss_of, o), compiling(model, o))
+    compile_blocks(model, o)
+    return training_step(list(named.values()), loss_of, o)
 
 
 def epoch(o: dict) -> Run:
     """An epoch of the training loop over rows of real lengths, 16 rows a step."""
-    model, named = adapted(o)
+    model, _ = adapted(o)
     rows = rows_of_real_lengths(o, model.config.vocab_size)
     examples = [Example(ids, [1.0] * len(ids)) for ids in rows]
     size = min(16, o["rows"])
@@ -88,12 +88,8 @@ def epoch(o: dict) -> Run:
     )
 
     def run() -> dict:
-        losses: list[float] = []
-        with TemporaryDirectory() as folder:
-            log = losses.append
-            train(
-                model, named, examples, s, folder=Path(folder), log=lambda entry: log(entry["loss"])
-            )
+        entries, _ = timed_training(model, examples, s)
+        losses = [entry["loss"] for entry in entries]
         return {"loss": sum(losses) / len(losses), "tokens": sum(map(len, rows))}
 
     return run
@@ -106,26 +102,15 @@ def decode(o: dict) -> Run:
     ids = prompts(o, model.config.vocab_size).to(o["device"])
     run = answering(lambda new: generate(model, ids, max_new_tokens=new, beams=o["beams"]), o)
     read = bytes_read(model, o)
-    return kept(lambda: run() | {"read": read}, compiling(model, o, answers=True))
+    compile_blocks(model, o, answers=True)
+    return lambda: run() | {"read": read}
 
 
-def compiling(model: LanguageModel, o: dict, answers: bool = False) -> ExitStack:
-    """The blocks are compiled until this is closed, if the options say so. Raises UserError."""
-    stack = ExitStack()
+def compile_blocks(model: LanguageModel, o: dict, answers: bool = False) -> None:
+    """Compile the blocks for the rest of the process, if the options say so. Raises UserError."""
     if o["compile"]:
         check_compiler(torch.device(o["device"]), "compile")
-        stack.enter_context(compiled(model, answers))
-    return stack
-
-
-def kept(run: Run, context: ExitStack) -> Run:
-    """The same work, which keeps its context alive."""
-
-    def work() -> dict:
-        assert context is not None
-        return run()
-
-    return work
+        UNTIL_THE_END.enter_context(compiled(model, answers))
 
 
 def bytes_read(model: LanguageModel, o: dict) -> int:

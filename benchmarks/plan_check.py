@@ -2,19 +2,17 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from adapters import attach, named_parameters
+from adapters import attach
 from benchmarks.machine import held, memory_of_process, peak_of, reset_peak
 from benchmarks.process import run_python
-from benchmarks.random_weights import noise, random_row, shaped
+from benchmarks.random_weights import named_noise, shaped
+from benchmarks.training import random_rows, timed_training
 from eval.generate import generate
 from files.errors import UserError
 from model.config import describe
@@ -22,7 +20,6 @@ from model.fsdp import first_pass, shard
 from model.language import LanguageModel
 from model.load import put
 from model.show import parameters, size_text
-from train.loop import train
 from train.parallel import Processes, started
 from train.plan.dry_run import answer, matrices_of, training_step
 from train.settings import Eval, Train
@@ -135,12 +132,8 @@ def planned(case: Case, device: str) -> dict[str, int]:
 
 def measured(case: Case, device: str, environment: dict[str, str]) -> dict[str, int]:
     """The same in a fresh process; the largest of several. Raises UserError when it fails."""
-    launcher = ()
-    if case.processes > 1:
-        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
-        launcher = (*torchrun, "--nproc-per-node", str(case.processes))
     arguments = json.dumps(asdict(case)), device
-    *_, peaks = run_python(CODE, *arguments, launcher=launcher, **environment)
+    *_, peaks = run_python(CODE, *arguments, processes=case.processes, **environment)
     return peaks
 
 
@@ -166,7 +159,7 @@ def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
     if processes.sharded:
         shard(model, processes.mesh(torch.device(device)))
     for name, parameter in list(model.named_parameters()):
-        put(model, name, noise(parameter, device))
+        put(model, name, named_noise(name, parameter, device))
     if tied:
         model.tie()
     if processes.sharded:
@@ -181,8 +174,7 @@ def run(case: Case, device: str, processes: Processes) -> dict[str, int]:
     answers = peak_of(device)
     reset_peak(device)
     s = case.train
-    rows = [random_row(model, case.tokens, seed) for seed in range(s.batch_size * s.max_steps)]
-    with TemporaryDirectory() as folder:
-        trained = named_parameters(model)
-        train(model, trained, rows, s, folder=Path(folder), processes=processes)
+    timed_training(
+        model, random_rows(model, s.batch_size * s.max_steps, case.tokens), s, processes=processes
+    )
     return {"step": peak_of(device), "answers": answers}

@@ -10,11 +10,11 @@ import importlib
 import json
 import os
 import resource
+import select
 import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -101,27 +101,17 @@ class Worker:
 
     def read(self) -> dict:
         """The next line. Raises UserError when the process ends or takes too long."""
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            self.kill()
-
-        left = threading.TIMEOUT_MAX
+        left = None
         if self.timeout is not None:
             left = max(0.0, self.timeout - (time.monotonic() - self.began))
-        timer = threading.Timer(left, stop)
-        timer.daemon = True
-        timer.start()
-        line = self.process.stdout.readline()
-        timer.cancel()
-        if line:
+        if not select.select([self.process.stdout], [], [], left)[0]:
+            self.close()
+            raise UserError(f"stopped after {self.timeout:.0f} s")
+        if line := self.process.stdout.readline():
             return json.loads(line)
         self.process.wait()
         reason = last_line(self.errors, self.process.returncode)
         self.close()
-        if late.is_set():
-            raise UserError(f"stopped after {self.timeout:.0f} s")
         raise UserError(f"the measurement ended with: {reason}")
 
     def close(self) -> None:
@@ -195,13 +185,16 @@ def run_command(command: Sequence[str]) -> dict:
 
 
 def run_python(
-    code: str, *arguments: str, launcher: tuple[str, ...] = (), **environment: str
+    code: str, *arguments: str, processes: int = 1, **environment: str
 ) -> Iterator[dict]:
     """Run code in a fresh Python process with this project on its path; yields its JSON lines.
 
-    launcher: words before "python", such as torchrun's. Raises UserError when the process fails.
+    processes: so many by torchrun. Raises UserError when one fails.
     """
-    command = [*launcher, sys.executable, "-c", code, *arguments]
+    command = [sys.executable, "-c", code, *arguments]
+    if processes > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+        command = [*torchrun, "--nproc-per-node", str(processes), *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     with (
         TemporaryFile("w+") as errors,

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.batches import Example
 from files.errors import UserError
 from files.writing import make_folder, write_text
 from model.config import describe, skeleton, with_layers
@@ -21,13 +20,9 @@ from model.show import size_text
 SHARD = 500_000_000  # bytes of a file
 
 
-def noise(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Normal values of the shape and dtype of `like`."""
-    return torch.empty(like.shape, dtype=like.dtype, device=device).normal_(std=0.02)
-
-
 def named_noise(name: str, like: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """The same, decided by the parameter's name: two processes make one model.
+    """Normal values of the shape and dtype of `like`, decided by the parameter's name: two
+    processes make one model.
 
     The scales of norms, which are vectors, lie around 1.
     """
@@ -35,13 +30,6 @@ def named_noise(name: str, like: Tensor, device: torch.device | str = "cpu") -> 
     values = torch.empty(like.shape, dtype=like.dtype, device=device)
     values.normal_(std=0.02, generator=generator)
     return values + 1 if like.dim() == 1 and name.endswith("weight") else values
-
-
-def random_row(model: LanguageModel, tokens: int, seed: int = 0) -> Example:
-    """A row of random token ids, all labelled."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, model.config.vocab_size, (tokens,), generator=generator)
-    return Example(ids.tolist(), [1.0] * tokens)
 
 
 def shaped(name: str, dtype: torch.dtype, quantize: str = "", layers: int = 0) -> LanguageModel:

@@ -2,26 +2,23 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from adapters import attach, named_parameters
+from adapters import attach
 from benchmarks.machine import machine
 from benchmarks.process import run_python
-from benchmarks.random_weights import random_model, random_row
+from benchmarks.random_weights import random_model
 from benchmarks.report import Report, percent, seconds
+from benchmarks.training import random_rows, timed_training
 from eval.predict import predict
 from files.errors import UserError
 from model import load_model, load_tokenizer
 from model.language import LanguageModel
 from model.registry import POCKET, find
-from train.loop import train
 from train.parallel import Processes, started
 from train.settings import Eval, Train
 
@@ -46,7 +43,9 @@ def scaling_lines(model: str, out: str, repeats: int, processes: int, smoke: boo
     facts = machine() | {"model": o["model"], "threads of each": torch.get_num_threads()}
     report = Report("Several processes over gloo", out, facts, HEADS, cells)
     yield report.machine_line()
-    alone, together = by(1, o), by(processes, o)
+    (alone,), (together,) = (
+        run_python(CODE, json.dumps(o), processes=count) for count in (1, processes)
+    )
     differ = []
     for work in ("training", "evaluation"):
         one, several = alone[work], together[work]
@@ -60,16 +59,6 @@ def scaling_lines(model: str, out: str, repeats: int, processes: int, smoke: boo
     yield from report.lines()
     if differ:
         raise UserError(f"several processes gave other results: {' and '.join(differ)}")
-
-
-def by(processes: int, o: dict) -> dict:
-    """What so many fresh processes measure. Raises UserError."""
-    launcher = ()
-    if processes > 1:
-        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
-        launcher = (*torchrun, "--nproc-per-node", str(processes))
-    *_, found = run_python(CODE, json.dumps(o), launcher=launcher)
-    return found
 
 
 def measure(text: str) -> None:
@@ -91,7 +80,7 @@ def training(model: LanguageModel, o: dict, processes: Processes) -> dict:
     """Seconds of the fastest step, and the losses."""
     torch.manual_seed(0)
     attach(model, "lora")
-    rows = [random_row(model, o["tokens"], seed) for seed in range(o["rows"])]
+    rows = random_rows(model, o["rows"], o["tokens"])
     s = Train(
         batch_size=o["rows"],
         micro_batch_size=2,
@@ -99,19 +88,8 @@ def training(model: LanguageModel, o: dict, processes: Processes) -> dict:
         warmup_steps=0,
         save_every=10**6,
     )
-    losses: list[float] = []
-    ends = [time.perf_counter()]
-
-    def log(entry: dict) -> None:
-        losses.append(entry["loss"])
-        ends.append(time.perf_counter())
-
-    with TemporaryDirectory() as folder:
-        where = Path(processes.exchange(folder)[0])
-        train(model, named_parameters(model), rows, s, folder=where, log=log, processes=processes)
-        processes.barrier()  # before the folder goes
-    spent = [end - begin for begin, end in pairwise(ends)]
-    return {"seconds": min(spent[1:]), "result": losses}
+    entries, spent = timed_training(model, rows, s, processes=processes)
+    return {"seconds": min(spent), "result": [entry["loss"] for entry in entries]}
 
 
 def answering(model: LanguageModel, folder: str, o: dict, processes: Processes) -> dict:

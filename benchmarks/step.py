@@ -1,23 +1,17 @@
 """A training step of a true shape on this device: time, memory, and share of the peak FLOPs."""
 
-import time
 from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
-
-from adapters import attach, named_parameters
-from benchmarks.machine import peak_of, reserved
-from benchmarks.random_weights import random_model, random_row, shaped
+from adapters import attach
+from benchmarks.machine import peak_of, reserved, reset_peak
+from benchmarks.random_weights import random_model, shaped
+from benchmarks.training import random_rows, timed_training
 from experiments.base import DTYPES
 from files.errors import UserError, short_of_memory
 from files.typed import from_table
 from model.devices import device_named
 from model.language import LanguageModel
 from model.show import size_text
-from train.loop import train
 from train.plan.advice import measured_rate
 from train.plan.dry_run import training_step
 from train.settings import Train
@@ -84,16 +78,10 @@ def step_lines(
 
 def timed_steps(model: LanguageModel, s: Train, tokens: int) -> list[float]:
     """Seconds of each step of the training loop after the first few."""
-    ends: list[float] = []
 
-    def end(entry: dict) -> None:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-            if len(ends) < WARM:
-                torch.cuda.reset_peak_memory_stats(model.device)
-        ends.append(time.perf_counter())
+    def reset(entry: dict) -> None:
+        if model.device.type == "cuda" and entry["step"] <= WARM:
+            reset_peak(str(model.device))
 
-    with TemporaryDirectory() as work:
-        rows = [random_row(model, tokens, seed) for seed in range(s.batch_size)]
-        train(model, named_parameters(model), rows, s, folder=Path(work), log=end)
-    return [end - begin for begin, end in pairwise(ends[WARM - 1 :])]
+    rows = random_rows(model, s.batch_size, tokens)
+    return timed_training(model, rows, s, reset)[1][WARM - 1 :]

@@ -30,6 +30,7 @@ class Source:
 
     files: tuple[File, ...]
     about: str
+    problems: str = ""
     rows: int = 0
     tests: Sequence[str] = ()
     licence: str = "ODC-By 1.0"

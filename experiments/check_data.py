@@ -10,6 +10,7 @@ from data.leakage import leakage
 from data.sources import SOURCES, Data, files_of, known_name, load_data
 from eval.answers import MODES, is_right, reaches, read_answer
 from experiments.measured import check_labels, reading_lines
+from experiments.rows import leak_line
 
 PUBLISHED_ROWS = {"math-v1": 3260}  # besides those of SOURCES
 
@@ -112,9 +113,4 @@ def training_lines(data: Data) -> list[str]:
             "trains on these alone)"
         )
     leaks = leakage(data.train, data.tests, near=not data.from_forms, is_text=data.is_text)
-    for test, leak in leaks.items():
-        lines.append(
-            f"leakage    {test}: {leak.count('twin')} of {leak.total} test problems are in the "
-            f"training rows word for word, {leak.count('near')} nearly so"
-        )
-    return lines
+    return lines + [f"leakage    {leak_line(test, leak)}" for test, leak in leaks.items()]

@@ -3,6 +3,7 @@ file, and result.json."""
 
 import resource
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,7 +135,5 @@ def facts_of(job: Prepared, outcome: Outcome, result: "Result", world: int, seco
         "decoding": s.eval.decoding,
         "before": tables(result.before),
         "after": tables(result.after),
-        "problems": result.verdict.problems,
-        "notes": result.verdict.notes,
-        "status": result.verdict.status,
+        **asdict(result.verdict),  # problems, notes, status
     }

@@ -47,19 +47,14 @@ def launcher(
     elif launch:
         if "{}" not in launch:
             raise UserError(f"--launch {launch!r} needs {{}} where a run's line is to stand")
-        yield Launcher(through(launch), at_once, TRIES)
+
+        def start_through(job: Job, log: TextIO) -> Started:
+            line = launch.replace("{}", shlex.join(job.command()))
+            return start_process(["sh", "-c", line], log)
+
+        yield Launcher(start_through, at_once, TRIES)
     else:
         yield Launcher(at_once=at_once or 1)
-
-
-def through(template: str):
-    """A start that puts the job's line into a shell command."""
-
-    def start(job: Job, log: TextIO) -> Started:
-        line = template.replace("{}", shlex.join(job.command()))
-        return start_process(["sh", "-c", line], log)
-
-    return start
 
 
 @contextmanager

@@ -75,14 +75,16 @@ def check_earlier(leaks: list[dict[str, Leak]], allowed: bool) -> None:
         )
 
 
-def leak_lines(leaks: dict[str, Leak]) -> list[str]:
-    """What of the tests is in the training rows, a line for each set."""
-    lines = [
+def leak_line(name: str, leak: Leak) -> str:
+    return (
         f"{name}: {leak.count('twin')} of {leak.total} test problems are in the training rows word "
         f"for word, {leak.count('near')} nearly so"
-        for name, leak in leaks.items()
-        if leak.found
-    ]
+    )
+
+
+def leak_lines(leaks: dict[str, Leak]) -> list[str]:
+    """What of the tests is in the training rows, a line for each set of which something is."""
+    lines = [leak_line(name, leak) for name, leak in leaks.items() if leak.found]
     seen = seen_sets(leaks)
     return [*lines, *([f"TRAINED ON THE TEST SET: {', '.join(seen)}"] if seen else [])]
 

@@ -1,6 +1,6 @@
 """Runs that were measured on the same problems, and which of their answers are right."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def check_same_problems(first: Run, second: Run) -> None:
             raise UserError(f"{why}: {name} {index} has another {part}")
 
 
-def leaked_in(runs: Sequence[Run]) -> set[Problem]:
+def leaked_in(runs: Iterable[Run]) -> set[Problem]:
     """The problems that the training of any of the runs has seen."""
     return {(p["set"], p["index"]) for run in runs for p in run.predictions if "leak" in p}
 

@@ -65,16 +65,13 @@ class Trials:
         return {job.folder: read_result(job.folder, is_run=True) for job in self.all_jobs()}
 
     @cached_property
-    def predictions(self) -> dict[Path, list[dict]]:
+    def runs(self) -> dict[Path, Run]:
         """Raises UserError unless all jobs were measured on the same problems."""
-        found = {
-            job.folder: read_predictions(job.folder / "predictions.jsonl")
-            for job in self.all_jobs()
-        }
-        runs = [Run(folder.name, answers) for folder, answers in found.items()]
+        folders = [job.folder for job in self.all_jobs()]
+        runs = [Run(at.name, read_predictions(at / "predictions.jsonl")) for at in folders]
         for first, second in pairwise(runs):
             check_same_problems(first, second)
-        return found
+        return dict(zip(folders, runs, strict=True))
 
     def all_jobs(self) -> Iterator[Job]:
         for rates in self.jobs.values():
@@ -100,12 +97,12 @@ class Trials:
 
     def right(self, job: Job, reader: str = "strict", without=()) -> np.ndarray:
         """[problems], right or wrong, of all test sets one after another."""
-        shares = right_shares(self.predictions[job.folder], reader, without)
+        shares = right_shares(self.runs[job.folder].predictions, reader, without)
         return np.concatenate(list(shares.values()))
 
     def leaked(self) -> set:
         """The problems that the training of any job has seen."""
-        return leaked_in([Run(str(at), answers) for at, answers in self.predictions.items()])
+        return leaked_in(self.runs.values())
 
     def ranking(self, title: str, chosen: dict[str, list[Job]], reader="strict", without=()):
         """The Ranking of these jobs: accuracy on all problems, and every pair's verdict."""

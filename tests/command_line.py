@@ -11,7 +11,7 @@ from processes import ROOT
 
 import run as command_line
 
-QUICK = ["--max-steps", "3", "--items", "4"]
+QUICK = "--max-steps 3 --items 2 --set train.batch_size=4".split()
 
 
 def in_process(*arguments, cwd=None):

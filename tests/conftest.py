@@ -36,7 +36,7 @@ pytest.register_assert_rewrite(*SHARED)  # a failed assert of theirs tells its v
 
 ALL_WORD_PROBLEMS = sources.TRAIN_ROWS
 sources.TRAIN_ROWS = 500  # all of them take every run of a pocket model two seconds
-pretrain.TOKENIZER_LINES = 3_000  # as well
+pretrain.TOKENIZER_LINES = 1_000  # as well
 os.fsync = lambda handle: None  # a kill loses nothing without it, and no test cuts the power
 advice.RATE_SIZE, advice.RATE_SECONDS = 64, 0.01  # a rate is measured at once
 

@@ -11,7 +11,8 @@ import run as command_line
 from adapters import load_adapter
 from model import load_model
 
-FAST = ("--set", "eval.before=false", "--set", "eval.max_new_tokens=2", "--items", "1")
+FAST = "--set eval.before=false --set eval.max_new_tokens=2 --items 1".split()
+FAST += "--set train.batch_size=4".split()
 STILL = ("--max-steps", "1", "--set", "train.learning_rate=1e-12")  # one step that moves nothing
 IDS = torch.tensor([[5, 9, 2, 7, 40, 41]])
 WEIGHTS = "adapter/adapter_model.safetensors"

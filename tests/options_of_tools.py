@@ -437,8 +437,8 @@ def what_is_measured_of_a_step(here):
 def models_from_scratch(here):
     recipe = here.path / "mine.toml"
     source = ROOT / "train" / "recipes" / "pocket.toml"
-    text = source.read_text()
-    recipe.write_text(text.replace("save_every = 500", "save_every = 1"))
+    text = source.read_text().replace("save_every = 500", "save_every = 1")
+    recipe.write_text(text.replace("batch_size = 32", "batch_size = 4"))
     sizes = []
     for seed in (1, 2):
         out = here.path / str(seed)

@@ -19,10 +19,10 @@ def main(*words) -> int:
 
 SHORT = (
     "--max-steps",
-    4,
+    2,
     "--items",
     2,
-    *"--set eval.before=false --set eval.max_new_tokens=4".split(),
+    *"--set eval.before=false --set eval.max_new_tokens=4 --set train.batch_size=4".split(),
 )
 
 

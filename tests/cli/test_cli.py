@@ -53,11 +53,11 @@ def test_a_run_leaves_everything_behind(finished):
         json.loads(line)["step"] for line in (finished / "log.jsonl").read_text().splitlines()
     ] == [1, 2, 3]
     result = json.loads((finished / "result.json").read_text())
-    assert result["after"]["multiarith"]["total"] == result["before"]["multiarith"]["total"] == 4
+    assert result["after"]["multiarith"]["total"] == result["before"]["multiarith"]["total"] == 2
     predictions = [
         json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()
     ]
-    assert len(predictions) == 4 * 7
+    assert len(predictions) == 2 * 7
     page = (finished / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
@@ -85,7 +85,7 @@ def test_evaluate_repeats_the_runs_own_numbers(finished, tmp_path):
     ).read_text()
     assert f"adapter {finished / 'adapter'}, data wordproblems" in done.stdout
     assert "with adapter" in done.stdout
-    base = run("evaluate", "--model", "pocket-llama", "--items", 4, "--out", tmp_path / "b")
+    base = run("evaluate", "--model", "pocket-llama", "--items", 2, "--out", tmp_path / "b")
     assert base.returncode == 0, base.stderr
     assert "no adapter, data wordproblems" in base.stdout
     assert "with adapter" not in base.stdout

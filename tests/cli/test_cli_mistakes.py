@@ -132,8 +132,15 @@ def test_a_tokenizer_larger_than_the_embedding(checked, tmp_path):
     )
 
 
-def test_a_mistake_in_a_process_of_its_own():
-    done = in_process("--model", "pocket-lama")
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda *words: processes.finish(ROOT / "run.py", *words),
+        pytest.param(in_process, marks=pytest.mark.slow),  # with all that Python imports
+    ],
+)
+def test_a_mistake_in_a_process_of_its_own(start):
+    done = start("--model", "pocket-lama")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr

@@ -11,13 +11,14 @@ import pytest
 
 from adapters import attach
 from adapters.config import resolve
+from data.sources import SOURCES
 from eval.answers import KINDS
 from eval.score import Score
 from eval.table import Cell, Table
 from experiments.comparable import Conditions
 from experiments.curves import loss_chart, smooth, ticks
 from experiments.entries import Entry
-from experiments.page import ABOUT, explanation
+from experiments.page import explanation
 from experiments.published import published
 from experiments.report import write_report
 from experiments.results import PublishedRow
@@ -132,7 +133,8 @@ def test_a_report_holds_what_a_reader_asks_for(full):
     assert page.count("<small>base</small>") == page.count("<small>with adapter</small>") == 10
     assert "What is 0 + 1 &lt;now&gt;?" in page
     for name in published()["math-v1"].sets:
-        assert f"<dt>{name}</dt><dd>{ABOUT[name.lower()].replace('&', '&amp;')}</dd>" in page
+        text = SOURCES[name].problems.replace("&", "&amp;")
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
     assert "Not comparable: llama-7b Parallel of Table 1 of arXiv 2304.01933v1" in page
     assert "here MultiArith 20 of 120" in page
     assert "Problem: the loss ended above where it began" in page
@@ -199,7 +201,8 @@ def test_the_loss_is_drawn_raw_smoothed_and_on_validation_rows():
 
 
 def test_every_test_set_is_explained():
-    assert {name.removesuffix("-unseen") for name in KINDS} == ABOUT.keys()
+    explained = {name.lower() for name, source in SOURCES.items() if source.problems}
+    assert {name.removesuffix("-unseen") for name in KINDS} == explained
     assert explanation("multiarith-unseen", "wordproblems").endswith("training did not have")
     assert "generated" in explanation("gsm8k", "wordproblems")
     assert "generated" not in explanation("gsm8k", "math-v1")
