@@ -25,7 +25,7 @@ from train.plan.dry_run import matrices_of
 from train.plan.phases import gathered
 from train.settings import Settings
 
-DEVICE = r"(cpu|cuda)(:(0|[1-9]\d?))?"
+DEVICE = r"(cpu|cuda)(:(0|[1-9][0-9]{0,8}))?"  # what torch takes
 
 
 def plan_run(

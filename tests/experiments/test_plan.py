@@ -170,6 +170,8 @@ def test_sizes_and_rates_are_read_strictly():
         (("--memory", "24GB", "--device", "cuda:0,cuda:1"), "1 given, for the devices of the plan"),
         (("--device", "tpu"), "a plan is for cpu"),
         (("--device", "cpu,cuda"), "a plan is for cpu"),
+        (("--device", "cuda:1\N{ARABIC-INDIC DIGIT THREE}"), "a plan is for cpu"),
+        (("--device", "cuda:100", "--memory", "2GB,2GB"), "the plan: cuda:100"),
         (("--length", "1"), "2 or more"),
         (("--labelled", "0"), "share"),
         (("--labelled", "nan"), "share"),
