@@ -29,18 +29,13 @@ class Benchmark:
         yield from measure(**{name.replace("-", "_"): value for name, value in given.items()})
 
 
+MODEL = "smollm2-135m"
 BENCHMARKS = {
     "table": Benchmark(
         "table.table_lines",
         "this project beside transformers + peft: training, decoding, evaluation, start",
-        {
-            "model": "smollm2-135m",
-            "data-dir": "",
-            "only": "",
-            "out": "runs/benchmark",
-            "repeats": 3,
-            "smoke": False,
-        },
+        {"model": MODEL, "data-dir": "", "only": ""}
+        | {"out": "runs/benchmark", "repeats": 3, "smoke": False},
     ),
     "gpu": Benchmark(
         "gpu.gpu_lines",
@@ -50,25 +45,14 @@ BENCHMARKS = {
     "growth": Benchmark(
         "growth.growth_lines",
         "how time and memory grow with length, batch, layers, adapters and rows: exponents",
-        {
-            "model": "smollm2-135m",
-            "only": "",
-            "out": "runs/benchmark-growth",
-            "repeats": 2,
-            "dtype": "bfloat16",
-            "smoke": False,
-        },
+        {"model": MODEL, "only": "", "out": "runs/benchmark-growth"}
+        | {"repeats": 2, "dtype": "bfloat16", "smoke": False},
     ),
     "processes": Benchmark(
         "scaling.scaling_lines",
         "efficiency of several processes over gloo, for training and for evaluation",
-        {
-            "model": "smollm2-135m",
-            "out": "runs/benchmark-processes",
-            "repeats": 3,
-            "processes": 2,
-            "smoke": False,
-        },
+        {"model": MODEL, "out": "runs/benchmark-processes"}
+        | {"repeats": 3, "processes": 2, "smoke": False},
     ),
     "rates": Benchmark(
         "rates.rates_lines",
@@ -78,32 +62,23 @@ BENCHMARKS = {
     "load": Benchmark(
         "loading.load_lines",
         "time and memory from files (of a folder, or random weights) to a model",
-        {"model": "smollm2-135m", "repeats": 3},
+        {"model": MODEL, "repeats": 3},
     ),
     "quantize": Benchmark(
         "quantize.quantize_lines",
         "a model's quantised forms beside the plain one: bytes, a LoRA step, decoding",
-        {"model": "smollm2-135m", "repeats": 3},
+        {"model": MODEL, "repeats": 3},
     ),
     "step": Benchmark(
         "step.step_lines",
         "time and memory of a training step",
-        {
-            "model": "smollm2-135m",
-            "quantize": "none",
-            "adapter": "lora",
-            "tokens": 256,
-            "rows": 4,
-            "checkpointing": "none",
-            "device": "cpu",
-            "dtype": "bfloat16",
-            "repeats": 3,
-        },
+        {"model": MODEL, "quantize": "none", "adapter": "lora", "tokens": 256, "rows": 4}
+        | {"checkpointing": "none", "device": "cpu", "dtype": "bfloat16", "repeats": 3},
     ),
     "plan": Benchmark(
         "plan_check.plan_lines",
         "the plan of a training step and of answers against measured peaks of memory",
-        {"model": "smollm2-135m", "tokens": 128, "processes": 1},
+        {"model": MODEL, "tokens": 128, "processes": 1},
     ),
     "llama-7b-fits": Benchmark(
         "fits.fits_lines",

@@ -44,17 +44,11 @@ def options_of(row: Row, context: Context, **changes) -> dict:
     return o
 
 
-def step_row(row: Row, context: Context) -> dict:
-    """A training step: equal losses, seconds, memory, share of the matmul peak."""
-    return trained_row(row, context, "step", rows=1, micro=1)
-
-
-def epoch_row(row: Row, context: Context) -> dict:
-    """An epoch over rows of real lengths."""
-    return trained_row(row, context, "epoch", rows=4)
-
-
-def trained_row(row: Row, context: Context, work: str, **smaller) -> dict:
+def trained_row(row: Row, context: Context) -> dict:
+    """A training step, or an epoch over rows of real lengths: equal losses, seconds, memory, and
+    of a step the share of the matmul peak."""
+    work = row.kind
+    smaller = {"rows": 1, "micro": 1} if work == "step" else {"rows": 4}
     o = options_of(row, context)
     check = options_of(row, context, **smaller, dtype="float32")
     same_loss(measured(work, check, context, once=True), "float32")

@@ -17,7 +17,7 @@ from benchmarks.ours import put_adapters
 from benchmarks.peer import missing
 from benchmarks.process import in_turn
 from benchmarks.random_weights import shaped
-from benchmarks.report import Report, percent, ratio, seconds
+from benchmarks.report import Report, is_wanted, percent, ratio, seconds
 from benchmarks.work import step_flops
 from files.errors import UserError
 from train.plan.dry_run import training_step
@@ -45,7 +45,7 @@ def gpu_lines(out: str, only: str, minutes: int, smoke: bool) -> Iterator[str]:
     if device == "cpu" and not smoke:
         raise UserError("the case gpu needs a GPU; --smoke runs it on the CPU with tiny shapes")
     end = monotonic() + 60 * minutes
-    wanted = [part for part in parts() if any(w.strip() in part.name for w in only.split(","))]
+    wanted = [part for part in parts() if is_wanted(part.name, only)]
     if not wanted:
         raise UserError(f"--only {only!r:.60} is in the name of no part")
     if smoke:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.compare import Context, measured, same_loss
 from benchmarks.machine import machine
 from benchmarks.peer import missing
-from benchmarks.report import Report, megabytes, ratio, seconds
+from benchmarks.report import Report, is_wanted, megabytes, ratio, seconds
 from benchmarks.work import options
 from experiments.base import DTYPES
 from files.errors import UserError, unknown
@@ -33,7 +33,7 @@ def growth_lines(
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    names = [name for name in SERIES if any(w.strip() in name for w in only.split(","))]
+    names = [name for name in SERIES if is_wanted(name, only)]
     if not names:
         raise unknown("series", only, SERIES)
     model = "pocket-llama" if smoke else model

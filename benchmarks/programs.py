@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +30,7 @@ def start_row(row: Row, context: Context) -> dict:
         for side, name in zip(sides.values(), names, strict=True):
             imports, call = LOADERS[name]
             code = f"{imports}\nmodel = {call.format(repr(context.model))}"
-            if context.smoke:
-                run = here(lambda code=code: exec(code, {}))
-            else:
-                run = run_command((sys.executable, "-c", code))
+            run = timed((sys.executable, "-c", code), lambda code=code: exec(code, {}), context)
             if turn or context.smoke:
                 side.runs.append(run)
     return summary(row.name, sides) | {"equal": "-"}
@@ -45,8 +42,10 @@ def help_row(row: Row, context: Context) -> dict:
     return summary(row.name, {"ours": found}) | {"equal": "-"}
 
 
-def here(work: Callable[[], object]) -> dict:
-    """A smoke run's form of `run_command`: in this process."""
+def timed(command: Sequence[str], work: Callable[[], object], context: Context) -> dict:
+    """Run the command; in a smoke run do its work in this process."""
+    if not context.smoke:
+        return run_command(command)
     began = time.perf_counter()
     work()
     return {"seconds": time.perf_counter() - began, "peak": 0}
@@ -84,10 +83,8 @@ def answered(work: Path, o: dict, context: Context, dtype: str, repeats: int) ->
             write_jobs(work / "jobs.json", problems, context.model, o, dtype)
         if context.peer:
             files = (str(work / "jobs.json"), str(work / "answers.json"))
-            if context.smoke:
-                run = here(lambda files=files: peer_answers.main(context.model, *files))
-            else:
-                run = run_command((*PEER, context.model, *files))
+            words = (context.model, *files)
+            run = timed((*PEER, *words), lambda words=words: peer_answers.main(*words), context)
             peer.runs.append(run | {"seconds": run["seconds"] * o["items"] / o["peer"]["items"]})
     result = summary("", {"ours": ours} | ({"peer": peer} if context.peer else {}))
     if not context.peer:
@@ -122,15 +119,16 @@ def evaluated(o: dict, context: Context, dtype: str, out: Path) -> dict:
         "beams": o["ours"]["beams"],
         "max_new_tokens": o["new"],
     }
-    if context.smoke:
-        s = settings(options=plain | {"eval": answers})
-        out.mkdir()
-        with redirect_stdout(io.StringIO()):
-            return here(lambda: evaluate(s, [], out))
     words = [*RUN, "evaluate", "--out", str(out)]
     for key, value in (plain | answers).items():
         words += [f"--{key.replace('_', '-')}", str(value)] if value else []
-    return run_command(words)
+
+    def here() -> None:
+        out.mkdir()
+        with redirect_stdout(io.StringIO()):
+            evaluate(settings(options=plain | {"eval": answers}), [], out)
+
+    return timed(words, here, context)
 
 
 def problems_of(path: Path, items: int, wanted: int) -> list[dict]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from adapters.config import independent_presets
+from benchmarks.report import is_wanted
 from eval.predict import predict
 from eval.score import scores
 from experiments.find_rate import short_runs
@@ -24,7 +25,7 @@ def rates_lines(model: str, only: str) -> Iterator[str]:
     yield "| adapter | " + " | ".join(f"{rate:g}" for rate in RATES) + " |"
     yield "|---" * (1 + len(RATES)) + "|"
     for preset in independent_presets():
-        if not only or any(part in preset for part in only.split(",")):
+        if is_wanted(preset, only):
             yield row(model, preset)
 
 

@@ -73,6 +73,11 @@ class Report:
         figure.savefig(self.folder / "benchmark.png", dpi=150)
 
 
+def is_wanted(name: str, only: str) -> bool:
+    """Whether a name holds one of the words of --only, which commas separate."""
+    return any(word.strip() in name for word in only.split(","))
+
+
 def megabytes(size: float | None) -> str:
     return "-" if not size else f"{size / 1e6:,.0f}"
 

@@ -4,20 +4,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.compare import Context, Different, Row, decode_row, epoch_row, own_row, step_row
+from benchmarks.compare import Context, Different, Row, decode_row, own_row, trained_row
 from benchmarks.machine import machine
 from benchmarks.peer import missing
 from benchmarks.process import in_turn
 from benchmarks.programs import evaluate_row, help_row, start_row
 from benchmarks.random_weights import random_checkpoint
-from benchmarks.report import Report, megabytes, percent, ratio, seconds
+from benchmarks.report import Report, is_wanted, megabytes, percent, ratio, seconds
 from files.errors import UserError
 from model.registry import POCKET, find, resolve
 from model.shards import copy_tokenizer
 
 KINDS: dict[str, Callable[[Row, Context], dict]] = {
-    "step": step_row,
-    "epoch": epoch_row,
+    "step": trained_row,
+    "epoch": trained_row,
     "decode": decode_row,
     "own": own_row,
     "evaluate": evaluate_row,
@@ -73,7 +73,7 @@ def table_lines(
     its shape are written to a temporary folder. only: rows whose name holds one of these words,
     separated by commas. smoke: pocket-llama, tiny shapes, once, in this process.
     """
-    wanted = [row for row in ROWS if any(w.strip() in row.name for w in only.split(","))]
+    wanted = [row for row in ROWS if is_wanted(row.name, only)]
     if not wanted:
         raise UserError(f"--only {only!r:.60} is in no row: {'; '.join(r.name for r in ROWS)}")
     without = missing()

@@ -3,7 +3,7 @@
 import pytest
 from methods import attach_small, linear_sites
 
-from adapters import attach
+from adapters import attach, remove
 from adapters.show import draw, marked_sites, trained
 
 
@@ -69,11 +69,12 @@ def test_the_papers_parameter_counts(name, presets):
     from model.show import count
 
     counts = []
+    model = skeleton(*family_and_config(REGISTRY[name].config, "registry"))
+    base = count(model)
     for preset in presets:
-        model = skeleton(*family_and_config(REGISTRY[name].config, "registry"))
-        base = count(model)
         attach(model, preset)
         counts.append(trained(model))
+        remove(model, "default")
     assert tuple(counts) == COUNTS[name, presets]
     if presets == FINAL and name in SHARES:
         shares = [round(100 * n / (base + n), 3) for n in counts]

@@ -1,10 +1,12 @@
 """Merging where the head is tied to the embedding, and where a whole copy stands."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
 from conftest import write_checkpoint
+from families import TINY
 from merged import (
     apart,
     merged_and_exported,
@@ -64,19 +66,13 @@ def test_a_full_copy_from_before_its_linear_got_a_bias(tiny):
 
 
 # ---------------------------------------------------------------- tied heads
-@pytest.mark.parametrize("family", ["llama", "bloom", "opt", "gptj"])
+AT_THE_ENDS = ["token rows", "full embedding and norm"]
+MORE = ["lora on the embedding", "lora on the head", "full head", "lora", "bitfit head"]
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    "method",
-    [
-        "token rows",
-        "lora on the embedding",
-        "lora on the head",
-        "full head",
-        "full embedding and norm",
-        "lora",
-        "bitfit head",
-    ],
+    ("family", "method"), [*product(TINY, AT_THE_ENDS), *product(["llama"], MORE)]
 )
 def test_tied_heads_stay_tied_where_both_change_alike_and_are_untied_elsewhere(
     tmp_path, family, tied, method

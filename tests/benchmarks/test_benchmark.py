@@ -74,7 +74,7 @@ def test_both_sides_do_the_same_work(model):
     context = Context(model, smoke=True)
     some = {"random": True, "dtype": "float32"}
     for more in ({"adapters": 2}, {"adapter": "parallel", "checkpointing": True}):
-        row = compare.step_row(Row("step", "step", some | more), context)
+        row = compare.trained_row(Row("step", "step", some | more), context)
         assert row["equal"] == "loss"
         assert row["ours"]["norm"] == pytest.approx(row["peer"]["norm"], rel=1e-4)
     for more in ({}, {"beams": 2}):

@@ -92,7 +92,8 @@ def run_here(code: str, *words: str):
     yield from map(json.loads, told.getvalue().splitlines())
 
 
-def test_python_runs_code_and_reads_the_json_it_prints():
+def test_python_runs_code_and_reads_the_json_it_prints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where Python finds no module of this project
     code = "import os, sys, files; print('{\"a\": \"%s\"}' % (sys.argv[1] + os.environ['WHERE']))"
     assert list(run_python(f"print('said'); {code}", "in ", WHERE="env")) == [{"a": "in env"}]
     with pytest.raises(UserError, match="the measurement ended with: gone"):

@@ -170,7 +170,7 @@ def test_any_bytes_give_rows_or_one_line(tmp_path, ending):
     path = tmp_path / f"a{ending}"
 
     @settings(
-        max_examples=150,
+        max_examples=60,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
         derandomize=True,
@@ -198,7 +198,7 @@ def test_a_parquet_file_with_any_byte_changed(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"instruction": ["a", "b"], "answer": ["1", "2"]})
     whole = path.read_bytes()
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(st.integers(0, len(whole) - 1), st.integers(0, 255))
     def check(at, byte):
         path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from model.registry import POCKET
 
 
-@pytest.fixture(params=[40, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.fixture(params=[25, pytest.param(400, marks=pytest.mark.slow)])
 def fuzz(request):
     """How a function is called with that many examples."""
     how = settings(

@@ -89,15 +89,15 @@ def test_cached_steps_equal_the_full_pass(pair):
     ours, _, by_row = pair
     if by_row:
         pytest.skip("keys in the cache were rotated for the length of their time")
-    for side in SIDES:
+    for side in ("plain", "left", "holes"):
         ids, mask = batch(side)
         full = ours(ids, mask)
         cache = ours.new_cache(3, 9)
         pieces = [
             ours(ids[:, :4], mask[:, :4], cache=cache),
-            ours(ids[:, 4:6], mask[:, :6], cache=cache),
+            ours(ids[:, 4:7], mask[:, :7], cache=cache),
         ]
-        pieces += [ours(ids[:, t : t + 1], mask[:, : t + 1], cache=cache) for t in range(6, 9)]
+        pieces += [ours(ids[:, t : t + 1], mask[:, : t + 1], cache=cache) for t in (7, 8)]
         assert difference(torch.cat(pieces, dim=1), full, mask) < 1e-4
         if side == "plain":
             cache = ours.new_cache(3, 9)
