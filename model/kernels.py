@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model import onednn
 from model.fast import block_attention
 from model.parts import attention_plain
 
@@ -91,7 +92,7 @@ def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
     The fused kernel multiplies in float32. mask None: T is 1.
     """
-    if device_of(q) == "cpu" and q.dtype == torch.bfloat16 and k[..., 0].numel() >= MANY_KEYS:
+    if has_fast_products(q, k):
         return attention_by_products(q, k, v, mask)
     (B, H, T, D), K = q.shape, k.shape[1]
     rows = q.reshape(B, K, -1, D)  # [B, K, H / K * T, D]
@@ -101,6 +102,17 @@ def attention_of_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
         mask = mask.repeat(1, 1, H // K, 1)
     fused = kernels(q).attention
     return fused(rows, k, v, mask, is_causal=False, enable_gqa=False).reshape(B, H, T, D)
+
+
+def has_fast_products(q: Tensor, k: Tensor) -> bool:
+    """Whether `attention_by_products` is faster than the fused kernel."""
+    return (
+        device_of(q) == "cpu"
+        and q.dtype == torch.bfloat16
+        and k.numel() >= MANY_KEYS * k.shape[-1]
+        and not torch.compiler.is_compiling()
+        and onednn.is_usable(torch.bfloat16)
+    )
 
 
 def attention_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
