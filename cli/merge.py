@@ -25,12 +25,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from experiments.merging import merge_model
+    from experiments.merging import check_to_write, merge_model
 
     settings, adapters = measuring_settings(options)
     settings, out = replace(settings, dtype=options.dtype or "auto"), Path(options.out)
+    check_to_write(settings, adapters, out)
     merged = merge_model(settings, adapters, out, options.average, options.shard_size)
-    print("\n".join(merged.lines))
+    stored, computed = (str(d).removeprefix("torch.") for d in (merged.stored, merged.computed))
+    print(
+        f"merged    {merged.adapters} into {settings.model}: {merged.parameters:,} parameters, "
+        f"{stored}\nchecked   largest logit difference {merged.difference:.2g} on "
+        f"{merged.compared_on}, computed in {computed}; standard deviation of the logits "
+        f"{merged.deviation:.2g}"
+    )
     print_files(out, merged.files)
     print(
         f"use it    as --model {out} of any command (prompt template: {merged.template.name}), or "

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cli.options import MODEL, REQUIRED, SHARD_SIZE, add, given, pick
+from cli.options import MODEL, REQUIRED, SHARD_SIZE, add, pick
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +25,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from experiments.quantize import quantize_model
 
-    model, out = options.model or "pocket-llama", Path(options.out)
-    names = ("revision", "device", "dtype", "text", "tokens", "shard_size")
-    quantized = quantize_model(model, out, options.to, **given(options, names))
-    print("\n".join(quantized.lines))
+    quantized = quantize_model(
+        options.model or "pocket-llama",
+        Path(options.out),
+        options.to,
+        revision=options.revision,
+        device=options.device or "auto",
+        dtype=options.dtype,
+        text=options.text,
+        tokens=options.tokens,
+        shard_size=options.shard_size,
+    )
+    print("\n".join(quantized.lines()))
     return 0

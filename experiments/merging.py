@@ -14,7 +14,7 @@ from adapters.in_use import in_use
 from adapters.merge import merge_and_compare
 from data.batches import encode_prompt
 from data.prompts import Template
-from experiments.base import check_model, choose_devices, dtype_name
+from experiments.base import check_model, choose_devices
 from experiments.card import write_card
 from experiments.facts import count_base
 from experiments.folders import fresh_folder
@@ -33,9 +33,15 @@ PROBE = "Emma baked 12 pies and ate 4. Each box holds 2. How many boxes are ther
 class Merged:
     """The result of `merge_model`."""
 
+    adapters: str  # in words
+    parameters: int
     files: list[Path]
+    stored: torch.dtype
+    computed: torch.dtype  # in which the logits were compared
+    difference: float  # the largest of the logits, before and after
+    deviation: float  # standard deviation of the logits
+    compared_on: str
     template: Template
-    lines: list[str]  # what was merged, and what that changed
 
 
 def merge_model(
@@ -50,7 +56,6 @@ def merge_model(
     The weights keep the checkpoint's dtype unless the settings state one; they are merged in
     float32 and rounded once. shard_size: largest file, in GB. Raises UserError.
     """
-    check_to_write(settings, adapters, folder)
     if not 0 < shard_size < 1e6:
         raise UserError(f"--shard-size {shard_size} should be a number of GB")
     model, template, runs = load_stored(settings, adapters, average)
@@ -63,13 +68,11 @@ def merge_model(
         list(zip(adapters, runs, strict=True)), template,
         f'AutoModelForCausalLM.from_pretrained("{folder.name}")',
     )  # fmt: skip
-    stored, computed = map(dtype_name, (model.input_embedding.weight.dtype, model.dtype))
-    lines = [
-        f"merged    {described} into {settings.model}: {count_base(model):,} parameters, {stored}",
-        f"checked   largest logit difference {difference:.2g} on {compared_on}, computed in "
-        f"{computed}; standard deviation of the logits {deviation:.2g}",
-    ]
-    return Merged(sorted(folder.iterdir()), template, lines)
+    files = sorted(folder.iterdir())
+    return Merged(
+        described, count_base(model), files, model.input_embedding.weight.dtype, model.dtype,
+        difference, deviation, compared_on, template,
+    )  # fmt: skip
 
 
 def check_to_write(settings: Settings, adapters: Sequence[Path], folder: Path) -> None:

@@ -9,7 +9,7 @@ from data.batches import Example, encode_row
 from data.prompts import template
 from data.wordproblems import TRAINED, problems
 from eval.fidelity import Fidelity, compare, predictions, windows
-from experiments.base import DTYPES, check_model, choose_devices, dtype_name
+from experiments.base import DTYPES, check_model, choose_devices
 from experiments.folders import fresh_folder
 from files.errors import UserError, unknown
 from model import load_model, load_tokenizer
@@ -22,11 +22,34 @@ MEASURED_ON = "solutions of word problems"
 
 @dataclass(frozen=True)
 class Quantized:
-    """The result of `quantize_model`."""
+    """The result of `quantize_model`; sizes are bytes of all parameters and buffers."""
 
+    model: str
+    to: str
+    folder: Path
     files: list[Path]
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+    dtype: str  # of the computation
     fidelity: Fidelity | None  # None: not measured
-    lines: list[str]  # sizes, what was measured, files
+    text: str  # what was measured on
+
+    def lines(self) -> list[str]:
+        lines = [
+            f"quantised {self.model} to {self.to}: {self.parameters:,} parameters, "
+            f"{size_text(self.bytes_before)} before, {size_text(self.bytes_after)} now"
+        ]
+        if found := self.fidelity:
+            lines.append(
+                f"measured  perplexity {found.reference:.4f} before, {found.other:.4f} now, mean "
+                f"KL divergence {found.divergence:.2g} nats a token, on {found.tokens:,} tokens of "
+                f"{self.text}, computed in {self.dtype}"
+            )
+        names = ", ".join(path.name for path in self.files[:12])
+        total = size_text(sum(path.stat().st_size for path in self.files))
+        lines.append(f"written   {self.folder}: {names}, {total} in all")
+        return [*lines, f"use it    as --model {self.folder} of any command"]
 
 
 def quantize_model(
@@ -80,21 +103,11 @@ def quantize_model(
     net = load(to)
     fidelity = compare(reference, predictions(net, rows)) if rows else None
     files = save_quantized(net, folder, int(shard_size * 1e9))
-    lines = [
-        f"quantised {model} to {to}: {count(net):,} parameters, {size_text(bytes_before)} before, "
-        f"{size_text(size(net))} now"
-    ]
-    if fidelity:
-        lines.append(
-            f"measured  perplexity {fidelity.reference:.4f} before, {fidelity.other:.4f} now, mean "
-            f"KL divergence {fidelity.divergence:.2g} nats a token, on {fidelity.tokens:,} tokens "
-            f"of {text or MEASURED_ON}, computed in {dtype_name(net.dtype)}"
-        )
-    names = ", ".join(path.name for path in files[:12])
-    total = size_text(sum(path.stat().st_size for path in files))
-    lines.append(f"written   {folder}: {names}, {total} in all")
-    lines.append(f"use it    as --model {folder} of any command")
-    return Quantized(files, fidelity, lines)
+    dtype = str(net.dtype).removeprefix("torch.")
+    return Quantized(
+        model, to, folder, files, count(net), bytes_before, size(net), dtype, fidelity,
+        text or MEASURED_ON,
+    )  # fmt: skip
 
 
 def rows_to_measure(
