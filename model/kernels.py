@@ -139,7 +139,7 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) 
 
 
 def widened(x: Tensor, keys: int) -> Tensor:
-    """x [B, K, S, D] -> [B*K, keys, D], zeros after S."""
+    """x [B, K, S, D] -> [B*K, keys, D], zeros after S: `F.pad` fills all of it first."""
     B, K, S, D = x.shape
     wide = x.new_empty(B, K, keys, D)
     wide[:, :, :S] = x

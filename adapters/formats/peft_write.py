@@ -110,8 +110,8 @@ def split_parts(
 ) -> tuple[str, Adapters, dict[str, Adapters]]:
     """(the method, its adapters, those of each other kind beside it). Raises UserError."""
     groups, kinds = by_part(adapters), {name: part.kind for name, part in config.parts.items()}
-    alone = len(kinds) == 1
-    mains = [n for n, kind in kinds.items() if kind in WRITERS and (kind not in MORE or alone)]
+    is_single = len(kinds) == 1
+    mains = [n for n, kind in kinds.items() if kind in WRITERS and (kind not in MORE or is_single)]
     if len(mains) != 1:
         raise UserError(f"PEFT has no place for {config.kind} adapters in one file; {KEEPS}")
     kind = kinds[mains[0]]

@@ -35,7 +35,7 @@ def logits_are_equal(ours, theirs, by_row, side) -> None:
     ids, mask = batch(side)
     with torch.no_grad():
         # the reference lets the longest row decide for the whole batch; ours gives each row what
-        # it gets alone
+        # it gets by itself
         if by_row:
             rows = [
                 copy.deepcopy(theirs)(
@@ -107,9 +107,9 @@ def test_cached_steps_equal_the_full_pass(pair):
 
 def test_greedy_tokens_depend_on_nothing_but_the_row(pair):
     ours, theirs, by_row = pair
-    alone = [generate(ours, torch.tensor([row]), max_new_tokens=5)[0] for row in PROMPTS]
-    assert generate(ours, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=5) == alone
-    assert generate(ours, *left_pad(PROMPTS[::-1], 0, "cpu"), max_new_tokens=5) == alone[::-1]
+    single = [generate(ours, torch.tensor([row]), max_new_tokens=5)[0] for row in PROMPTS]
+    assert generate(ours, *left_pad(PROMPTS, 0, "cpu"), max_new_tokens=5) == single
+    assert generate(ours, *left_pad(PROMPTS[::-1], 0, "cpu"), max_new_tokens=5) == single[::-1]
     if by_row:
         return
     out = theirs.generate(
@@ -119,7 +119,7 @@ def test_greedy_tokens_depend_on_nothing_but_the_row(pair):
         eos_token_id=None,
         pad_token_id=0,
     )
-    assert out[0, len(PROMPTS[1]) :].tolist() == alone[1]
+    assert out[0, len(PROMPTS[1]) :].tolist() == single[1]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -236,13 +236,13 @@ def test_a_finished_row_takes_no_positions_from_the_others(tmp_path):
     long = torch.randint(3, 61, (62,), generator=torch.Generator().manual_seed(4)).tolist()
     stop = generate(model, torch.tensor([long]), max_new_tokens=1)[0]
     rows = [long, *PROMPTS]
-    alone = [
+    single = [
         generate(
             model, torch.tensor([row]), max_new_tokens=10 if row is not long else 2, stop_ids=stop
         )[0]
         for row in rows
     ]
-    assert generate(model, *left_pad(rows, 0, "cpu"), max_new_tokens=10, stop_ids=stop) == alone
+    assert generate(model, *left_pad(rows, 0, "cpu"), max_new_tokens=10, stop_ids=stop) == single
 
 
 def test_bloom_takes_positions_of_all_keys(tmp_path):

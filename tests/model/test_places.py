@@ -10,11 +10,11 @@ MASK = [[1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize(
-    ("prompts", "behind"), [(None, [[1, 0], [1, 0]]), ([2, 4], [[0, -1], [1, 0]])]
+    ("prompts", "left"), [(None, [[1, 0], [1, 0]]), ([2, 4], [[0, -1], [1, 0]])]
 )
 @pytest.mark.parametrize("given", ["a mask", "starts"])
-def test_queries_after_a_cache(given, prompts, behind):
-    """The last two tokens of each row, of which `behind` come after in its prompt."""
+def test_queries_after_a_cache(given, prompts, left):
+    """The last two tokens of each row, of which `left` come after in its prompt."""
     ids = torch.zeros(2, 2, dtype=torch.long)
     mask = torch.tensor(MASK) if given == "a mask" else None
     starts = torch.tensor([3, 4]) if given == "starts" else None  # virtual ones, 1 or 2 tokens
@@ -22,4 +22,4 @@ def test_queries_after_a_cache(given, prompts, behind):
     found = tokens.places(None if prompts is None else torch.tensor(prompts))
     numbers = [[1, 2], [2, 3]]
     assert found[..., 0].tolist() == numbers
-    assert found[..., 1].tolist() == behind
+    assert found[..., 1].tolist() == left
