@@ -27,7 +27,7 @@ HEADS = ("work", "1 process, s", "processes", "all together, s", "speed", "effic
 
 
 def scaling_lines(model: str, out: str, repeats: int, processes: int, smoke: bool) -> Iterator[str]:
-    """The same work by one process and by several, each with OMP_NUM_THREADS threads.
+    """The same work by one process and by several, each with OMP_NUM_THREADS threads, or one.
 
     Training: steps of 16 rows of 128 tokens in micro-batches of 2, the losses must agree.
     Evaluation: 32 answers of 32 tokens, the texts must be the same. Weights of a folder are used,
@@ -40,11 +40,13 @@ def scaling_lines(model: str, out: str, repeats: int, processes: int, smoke: boo
         )
     o = {"model": "pocket-llama" if smoke else model, "repeats": 1 if smoke else repeats}
     o |= {"rows": 4, "tokens": 16, "new": 2} if smoke else {"rows": 16, "tokens": 128, "new": 32}
-    facts = machine() | {"model": o["model"], "threads of each": torch.get_num_threads()}
+    threads = os.environ.get("OMP_NUM_THREADS", "1")  # as torchrun has it
+    facts = machine() | {"model": o["model"], "threads of each": threads}
     report = Report("Several processes over gloo", out, facts, HEADS, cells)
     yield report.machine_line()
     (alone,), (together,) = (
-        run_python(CODE, json.dumps(o), processes=count) for count in (1, processes)
+        run_python(CODE, json.dumps(o), processes=count, OMP_NUM_THREADS=threads)
+        for count in (1, processes)
     )
     differ = []
     for work in ("training", "evaluation"):
